@@ -1,0 +1,57 @@
+"""What the host side speaks of: problems, rewards, tasks. Plain data; no jax."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with a verifiable answer.
+
+    id: unique within a run, the same in every run; randomness and visit counts are keyed by it.
+    prompt: what the user says, without any chat template.
+    answer: the gold answer as text ("42").
+    language: ISO 639-1 code of the language the chain of thought should be in ("en", "zh", "ko", "uk").
+    level: difficulty from 1 up; 0 where the data does not know it.
+    meta: whatever the data source or a reward needs besides; JSON values only, for it travels to worker processes.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    language: str = "en"
+    level: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+Problems = Sequence[Problem]
+"""Random access: `len(problems)` and `problems[i]`; cheap to index, never a list of everything."""
+
+Reward = Callable[[Problem, str], float]
+"""Scores one completion's text. A module-level function of an importable module: worker processes import it by name."""
+
+
+class Source(Protocol):
+    """Where problems come from; `config.data` is one. Both may raise UserError."""
+
+    def train(self) -> Problems: ...
+
+    def heldout(self) -> Problems: ...
+
+
+@dataclass
+class Weighted:
+    """A reward and its weight in the sum that advantages are made of."""
+
+    function: Reward
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned: problems, rewards by name, and the name of the reward whose value 1.0 means solved."""
+
+    problems: Problems
+    rewards: dict[str, Weighted]
+    solved_by: str
