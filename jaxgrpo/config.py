@@ -1,21 +1,35 @@
 """A run's settings as plain dataclasses; reading a config file, overriding it from the command line, checking it.
 
 A config is a Python file with `get_config()` that returns a `Config`. The command line changes values
-(`--config.sampling.temperature=0.8`); files change code.
+(`--config.sampling.temperature=0.8`); files change code. --help shows a docstring's line `name: ...` with its setting.
 """
 
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
 
+from jaxgrpo import command_line, settings
+from jaxgrpo.errors import UserError
 from jaxgrpo.losses.grpo import GRPO
 from jaxgrpo.problems import Source, Weighted
+from jaxgrpo.settings import describe
 
 
 @dataclass
 class Sampling:
     """How completions are drawn.
 
-    temperature divides the logits, in the sampler and in the scorer alike; prompt_width W and max_new_tokens are in
-    tokens; prompts is the number of prompts a launch samples at once (0: as many as the batch has groups).
+    temperature: divides the logits, in the sampler and in the scorer alike
+    prompt_width: W, in tokens
+    max_new_tokens: N, in tokens
+    prompts: prompts that a launch samples at once (0: as many as the batch has groups)
     """
 
     temperature: float = 1.0
@@ -28,8 +42,10 @@ class Sampling:
 class Filter:
     """Which groups train the policy, by pass rate p (arXiv 2504.03380).
 
-    rule: "band" keeps low <= p <= high, "dapo" keeps 0 < p < 1 (arXiv 2503.14476), "off" keeps all.
-    max_prompts: the refill's bound, in prompts sampled a step as a multiple of the batch's groups.
+    rule: "band" keeps low <= p <= high, "dapo" keeps 0 < p < 1 (arXiv 2503.14476), "off" keeps all
+    low: the band's lower end
+    high: the band's upper end
+    max_prompts: the refill's bound, in prompts sampled a step as a multiple of the batch's groups
     """
 
     rule: str = "band"
@@ -40,8 +56,12 @@ class Filter:
 
 @dataclass
 class Batch:
-    """groups: prompts in an update (N); group_size: completions of each (G); micro_batch: rows of one forward pass
-    (0: all groups * group_size rows at once)."""
+    """What an update is made of.
+
+    groups: prompts in an update
+    group_size: completions of each prompt, G
+    micro_batch: rows of one forward pass (0: all groups * group_size rows at once)
+    """
 
     groups: int = 8
     group_size: int = 8
@@ -50,8 +70,16 @@ class Batch:
 
 @dataclass
 class Optimizer:
-    """AdamW. warmup_steps of linear warm-up, then schedule "constant", "linear" or "cosine" down to 0 at the last step;
-    gradients are clipped to a global norm of max_grad_norm."""
+    """AdamW.
+
+    learning_rate: at the end of the warm-up
+    warmup_steps: of linear warm-up
+    schedule: what follows: "constant", or "linear" or "cosine" down to 0 at the last step
+    weight_decay: on matrices
+    b1: decay of the gradient's running mean
+    b2: decay of its square's
+    max_grad_norm: gradients are clipped to this global norm
+    """
 
     learning_rate: float = 1e-6
     warmup_steps: int = 10
@@ -64,7 +92,11 @@ class Optimizer:
 
 @dataclass
 class Verifier:
-    """The worker processes that compute rewards: how many, and the seconds one verdict may take."""
+    """The worker processes that compute rewards.
+
+    workers: how many
+    deadline: seconds that one verdict may take
+    """
 
     workers: int = 2
     deadline: float = 10.0
@@ -72,7 +104,12 @@ class Verifier:
 
 @dataclass
 class Evaluation:
-    """Before and after training: `problems` held-out problems, `samples` completions of each at `temperature`."""
+    """Before and after training.
+
+    problems: held-out problems (0: no evaluation)
+    samples: completions of each
+    temperature: at which they are drawn
+    """
 
     problems: int = 256
     samples: int = 4
@@ -81,7 +118,12 @@ class Evaluation:
 
 @dataclass
 class Mesh:
-    """Sizes of the device mesh's axes; one of them may be -1: what is left of the devices."""
+    """Sizes of the device mesh's axes; one of them may be -1: what is left of the devices.
+
+    data: rows are split, parameters copied
+    fsdp: rows and parameters are split
+    tensor: matrices are split, within a process
+    """
 
     data: int = -1
     fsdp: int = 1
@@ -90,9 +132,21 @@ class Mesh:
 
 @dataclass
 class Config:
-    """A run. `out` is the folder it writes and resumes from; `model` a Hugging Face folder ("" is the embedded one);
-    `system` a system message before every prompt ("" for none); `rewards` are summed by weight for the advantages, and
-    `solved_by` names the one whose value 1.0 counts as solved (the pass rate)."""
+    """A run.
+
+    data: where problems come from
+    rewards: by name; summed by weight for the advantages
+    solved_by: the reward whose value 1.0 counts as solved: the pass rate
+    out: the folder it writes and resumes from
+    model: a Hugging Face folder ("": the embedded one)
+    system: a system message before every prompt ("": none)
+    dtype: of parameters and activations: "float32" or "bfloat16"
+    seed: all randomness is a function of it
+    steps: updates
+    save_every: steps between checkpoints
+    keep_checkpoints: the newest ones that are kept
+    show_rollouts_every: steps between logged samples (0: none)
+    """
 
     data: Source
     rewards: dict[str, Weighted]
@@ -114,3 +168,185 @@ class Config:
     save_every: int = 20
     keep_checkpoints: int = 2
     show_rollouts_every: int = 10
+
+
+def parse_command_line(argv: list[str], program: str = "jaxgrpo.train") -> Config:
+    """The config that `--config FILE --config.name=value ...` asks for. --help prints the settings and exits with 0.
+
+    Raises UserError for anything that `load` refuses, an unknown flag, and no --config.
+    """
+    path, overrides, wants_help = command_line.split(argv)
+    if path is None and wants_help:
+        print(command_line.help_text(program))
+        sys.exit(0)
+    if path is None:
+        raise UserError(
+            f"no config file given; run python -m {program} --config FILE, for example configs/quickstart.py"
+        )
+    if wants_help:
+        print(command_line.help_text(program, settings.override(_read(path), overrides)))
+        sys.exit(0)
+    return load(path, overrides)
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Config:
+    """The config of a file, with `--config.name=value` flags applied, checked. Raises UserError."""
+    config = settings.override(_read(path), overrides)
+    validate(config)
+    return config
+
+
+def _read(path: str) -> Config:
+    config = command_line.call(path, "get_config")
+    if not isinstance(config, Config):
+        raise UserError(
+            f"{path}: get_config() returned a {type(config).__name__}; it must return a {settings.path_of(Config)}"
+        )
+    return config
+
+
+AT_LEAST = {
+    0: "seed steps batch.micro_batch sampling.prompts optimizer.learning_rate optimizer.warmup_steps "
+    "optimizer.weight_decay optimizer.b1 optimizer.b2 evaluation.problems show_rollouts_every",
+    1: "batch.groups sampling.prompt_width sampling.max_new_tokens filter.max_prompts verifier.workers "
+    "evaluation.samples save_every keep_checkpoints",
+    2: "batch.group_size",
+}
+ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm verifier.deadline evaluation.temperature"
+BELOW_ONE = "optimizer.b1 optimizer.b2"
+ONE_OF = {
+    "dtype": ("float32", "bfloat16"),
+    "filter.rule": ("band", "dapo", "off"),
+    "optimizer.schedule": ("constant", "linear", "cosine"),
+}
+WHY = {
+    "batch.group_size": ": GRPO compares the completions of a prompt with each other",
+    "sampling.temperature": ": log-probabilities at 0 are infinite; for nearly greedy samples take 0.1",
+    "filter.max_prompts": ": a step samples at least one prompt for each group of its batch",
+}
+
+
+def validate(config: Config) -> None:
+    """Raises UserError for the first thing that cannot work and can be known without a device."""
+    _check_types(config)
+    _check_numbers(config)
+    _check_batch(config.batch)
+    _check_filter(config.filter, config.batch.group_size)
+    _check_rewards(config.rewards, config.solved_by)
+    _check_mesh(config.mesh)
+
+
+def _check_types(config: Config) -> None:
+    for part in dataclasses.fields(Config):
+        value = getattr(config, part.name)
+        # Of the others, whatever has the right methods will do.
+        if dataclasses.is_dataclass(part.type) and part.name != "objective" and not isinstance(value, part.type):
+            raise UserError(f"{part.name} is {value!r}: it must be a {settings.path_of(part.type)}(...)")
+    _check_methods("data", config.data, ("train", "heldout"))
+    _check_methods("objective", config.objective, ("advantages", "weights", "token_loss"))
+    for name, setting in settings.fields(config).items():
+        if not name.startswith("data.") and not settings.fits(setting, setting.value):  # a source checks its own
+            raise UserError(f"{name} is {setting.value!r}: it must be {setting.expected}")
+
+
+def _check_methods(name: str, value: Any, methods: tuple[str, ...]) -> None:
+    missing = [f"{method}()" for method in methods if not callable(getattr(value, method, None))]
+    if missing:
+        raise UserError(
+            f"{name} is a {settings.path_of(type(value))} without {', '.join(missing)}: see {where}"
+        )
+
+
+def _check_numbers(config: Config) -> None:
+    for low, names in AT_LEAST.items():
+        _check_each(config, names, lambda value, low=low: value >= low, f"at least {low}")
+    _check_each(config, ABOVE_ZERO, lambda value: value > 0, "above 0")
+    _check_each(config, BELOW_ONE, lambda value: value < 1, "below 1")
+    for name, values in ONE_OF.items():
+        value = attrgetter(name)(config)
+        if value not in values:
+            raise UserError(f"{name} is {value!r}: it must be one of {', '.join(values)}")
+
+
+def _check_each(config: Config, names: str, holds: Callable[[float], bool], what: str) -> None:
+    for name in names.split():
+        value = attrgetter(name)(config)
+        if not (math.isfinite(value) and holds(value)):
+            raise UserError(f"{name} is {value}: it must be {what}{WHY.get(name, '')}")
+
+
+def _check_batch(batch: Batch) -> None:
+    rows, size = batch.groups * batch.group_size, batch.micro_batch
+    if size and rows % size:
+        divisors = [d for d in range(1, rows + 1) if rows % d == 0]
+        near = {max(d for d in divisors if d < size), min((d for d in divisors if d > size), default=rows)}
+        raise UserError(
+            f"batch.micro_batch is {size}: it must divide groups * group_size = {batch.groups} * {batch.group_size} "
+            f"= {rows}; the nearest that do are {' and '.join(map(str, sorted(near)))}"
+        )
+
+
+def _check_filter(rule: Filter, group_size: int) -> None:
+    band = f"filter.low is {rule.low} and filter.high {rule.high}"
+    if not 0 <= rule.low <= rule.high <= 1:
+        raise UserError(f"{band}: they must hold 0 <= low <= high <= 1")
+    rates = [count / group_size for count in range(group_size + 1)]
+    if rule.rule == "band" and not any(rule.low <= rate <= rule.high for rate in rates):
+        raise UserError(
+            f"{band}: no pass rate of {group_size} completions lies there; widen it or raise batch.group_size"
+        )
+
+
+def _check_rewards(rewards: dict[str, Weighted], solved_by: str) -> None:
+    if not isinstance(rewards, dict) or not rewards:
+        raise UserError(f"rewards is {rewards!r}: it must be {{name: Weighted(function, weight)}} with at least one")
+    for name, reward in rewards.items():
+        if not isinstance(reward, Weighted) or not callable(reward.function):
+            raise UserError(f"rewards[{name!r}] is {reward!r}: it must be a Weighted(function, weight)")
+        if not math.isfinite(reward.weight):
+            raise UserError(f"rewards.{name}.weight is {reward.weight}: it must be finite")
+    if solved_by not in rewards:
+        raise UserError(f"solved_by is {solved_by!r}: it must name one of the rewards, {', '.join(map(str, rewards))}")
+
+
+def _check_mesh(mesh: Mesh) -> None:
+    sizes = dataclasses.asdict(mesh)
+    for name, size in sizes.items():
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{name} is {size}: it must be at least 1, or -1 for what is left of the devices")
+    rest = [name for name, size in sizes.items() if size == -1]
+    if len(rest) > 1:
+        raise UserError(f"mesh.{' and mesh.'.join(rest)} are -1: only one axis can take what is left of the devices")
+
+
+MAY_DIFFER = {"out", "steps", "save_every", "keep_checkpoints", "show_rollouts_every", "verifier.workers"}
+"""What a resumed run may change: none of it changes what is computed."""
+
+
+def save(config: Config, out: str) -> None:
+    """Writes the config's description to OUT/config.json, whole or not at all."""
+    path = Path(out) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(describe(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def check_same(config: Config, out: str) -> None:
+    """Raises UserError if OUT/config.json is there and describes a config that computes something else."""
+    path = Path(out) / "config.json"
+    if not path.exists():
+        return
+    try:
+        begun = settings.flat(dict(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError) as error:
+        mend = "give another --config.out, or remove it if you know that the settings are the same"
+        raise UserError(f"{path} cannot be read ({error}); {mend}") from error
+    now = settings.flat(describe(config))
+    # A schedule that ends at the last step depends on which step that is.
+    allowed = MAY_DIFFER if config.optimizer.schedule == "constant" else MAY_DIFFER - {"steps"}
+    changed = [n for n in [*now, *(begun.keys() - now.keys())] if n not in allowed and begun.get(n) != now.get(n)]
+    if changed:
+        listed = ", ".join(f"{n} (then {begun.get(n)!r}, now {now.get(n)!r})" for n in changed[:3])
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(f"{out} holds a run with other settings: {listed}{more}; give another --config.out, or go back")

@@ -2,11 +2,41 @@
 
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
+from jaxgrpo.losses import advantages, terms, weights
+from jaxgrpo.losses.objective import TokenInputs
+
+
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GRPO:
-    """placeholder while the house is being built"""
+    """Group relative policy optimisation (arXiv 2402.03300, equation 3).
+
+        A_i = (r_i - mean(r)) / std(r)
+        loss = 1/rows sum_i 1/|o_i| sum_t [ max(-r_t A_i, -clip(r_t, 1 - clip_low, 1 + clip_high) A_i) + kl * k3_t ]
+
+    r_t is the ratio of the policy's probability of token t to that of the policy that sampled it; k3_t estimates
+    KL(policy || reference). clip_low and clip_high are the paper's epsilon; kl its beta, in loss a nat.
+    """
 
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl: float = 0.04
+
+    def advantages(self, rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
+        return advantages.standardised(rewards)
+
+    def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+        return weights.per_sequence(mask)
+
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
+        log_ratio = inputs.logprobs - inputs.old_logprobs
+        surrogate = terms.clipped_surrogate(log_ratio, inputs.advantages, self.clip_low, self.clip_high)
+        kl = terms.kl_k3(inputs.logprobs, inputs.ref_logprobs)
+        ratio = jnp.exp(log_ratio)
+        gain = inputs.advantages[:, None]
+        clipped = ((ratio < 1 - self.clip_low) & (gain < 0)) | ((ratio > 1 + self.clip_high) & (gain > 0))
+        return surrogate + self.kl * kl, {"policy/kl": kl, "policy/clipped": clipped.astype(jnp.float32)}

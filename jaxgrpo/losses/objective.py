@@ -1,0 +1,53 @@
+"""What every objective is: rewards -> advantages; mask -> how much each token counts; (policy, batch) -> each token's loss.
+
+loss = sum(weights * token_loss). The weights are computed once from the whole batch and sum to 1 (or less), so gradient
+accumulation, sharding and an underfull batch are exact without a word about them.
+"""
+
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class TokenInputs(NamedTuple):
+    """What a token's loss may depend on. Masked entries may hold anything finite."""
+
+    logprobs: Float[Array, "B T"]
+    """Of the policy being trained; the only entry that carries a gradient."""
+    old_logprobs: Float[Array, "B T"]
+    """Of the policy that sampled."""
+    ref_logprobs: Float[Array, "B T"]
+    """Of the reference policy."""
+    advantages: Float[Array, "B"]
+    mask: Bool[Array, "B T"]
+    """Which tokens the policy chose."""
+
+
+class Objective(Protocol):
+    """A frozen dataclass of coefficients, registered as a pytree: changing a coefficient compiles nothing."""
+
+    def advantages(self, rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
+        """Advantages of each prompt's group of completions; NaN marks a missing reward."""
+        ...
+
+    def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+        """How much each token counts; computed from the whole batch."""
+        ...
+
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
+        """The loss at each token, and per-token figures to be logged as means over the chosen tokens."""
+        ...
+
+
+def batch_loss(
+    objective: Objective, weights: Float[Array, "B T"], inputs: TokenInputs
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """sum(weights * token_loss) and, for each figure, its sum over chosen tokens (divide by their number for the mean).
+
+    Sums, not means: those of micro-batches add up to those of the batch. Masked entries are zeroed before they meet a
+    weight, so that what they hold cannot reach the gradient.
+    """
+    token_loss, figures = objective.token_loss(inputs)
+    loss = jnp.sum(jnp.where(inputs.mask, weights * token_loss, 0.0))
+    return loss, {name: jnp.sum(jnp.where(inputs.mask, figure, 0.0)) for name, figure in figures.items()}

@@ -1,0 +1,25 @@
+"""Supervised fine-tuning, as an objective like any other."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxgrpo.losses import weights
+from jaxgrpo.losses.objective import TokenInputs
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Supervised:
+    """loss = mean over the batch's completion tokens of -log p(token): maximum likelihood. Advantages are not used."""
+
+    def advantages(self, rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
+        return jnp.zeros_like(rewards)
+
+    def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+        return weights.per_token(mask)
+
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
+        return -inputs.logprobs, {}

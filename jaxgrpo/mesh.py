@@ -1,0 +1,99 @@
+"""The device mesh, where each array lives on it, and moves between host and device.
+
+Axes: `data` and `fsdp` divide the rows of a batch; `fsdp` and `tensor` divide the matrices. Rules map a parameter's path to
+its axes; optimizer state has the same paths below it and so the same rules.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxgrpo.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = PartitionSpec(("data", "fsdp"))
+
+RULES = (
+    (r"embedding$", PartitionSpec("tensor", "fsdp")),
+    (r"(query|key|value|gate|up)/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"(out|down)/kernel$", PartitionSpec("tensor", "fsdp")),
+    (r"(query|key|value)/bias$", PartitionSpec("tensor")),
+    (r"scale$", PartitionSpec()),
+)
+"""The first pattern found at the end of a path decides; what no pattern finds (counters) is on every device."""
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | None = None) -> Mesh:
+    """A mesh over all devices (or those given); one size may be -1, what the others leave. UserError if they do not fit."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) == 1 and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if -1 in sizes or int(np.prod(sizes)) != len(devices):
+        wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (data, fsdp, tensor), strict=True))
+        raise UserError(f"{wanted} do not multiply to the {len(devices)} devices here; set one of them to -1")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp; every other axis whole."""
+    return NamedSharding(mesh, ROWS)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def row_devices(mesh: Mesh) -> int:
+    """Into how many shards the rows of a batch are divided."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def path_name(path: tuple) -> str:
+    """layers_0/attention/query/kernel"""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def tree_shardings(mesh: Mesh, tree: Any) -> Any:
+    """A sharding for each leaf of parameters, or of a state that holds them, by RULES.
+
+    UserError if a matrix does not divide by its axes, naming it and the sizes.
+    """
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), PartitionSpec())
+        for dimension, axis in enumerate(spec):
+            if leaf.shape[dimension] % mesh.shape[axis]:
+                raise UserError(
+                    f"{name} {tuple(leaf.shape)} cannot be divided by mesh.{axis}={mesh.shape[axis]} "
+                    f"on axis {dimension}: choose a mesh.{axis} that divides {leaf.shape[dimension]}"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def to_device(tree: Any, shardings: Any) -> Any:
+    """Host arrays onto the devices. Every process holds the whole and places its own shards."""
+
+    def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda array: put(array, shardings), tree)
+    return jax.tree.map(put, tree, shardings)
+
+
+def to_host(tree: Any) -> Any:
+    """Device arrays -> numpy, whole on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,0 +1,184 @@
+"""One decoder-only transformer for every family: RMS norms, rotary positions, grouped queries, a gated MLP.
+
+The only file that imports Flax. Modules describe the network; parameters are a plain pytree that travels through the pure
+functions at the end: `init`, `forward`, `output_embedding`. Shapes: B rows, T columns, D model width, H query heads,
+K key-value heads, E head width, S columns of keys and values (T, or a cache's width).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxgrpo.types import Params
+
+KeyValues = tuple[tuple[Array, Array], ...]
+"""One (keys, values) a layer, each Float[B K S E]."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What distinguishes one network from another. Family files make it from a Hugging Face config.json."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    mlp_width: int
+    norm_epsilon: float = 1e-6
+    rope_theta: float = 10_000.0
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+
+
+def rotate(x: Float[Array, "B n T E"], positions: Int[Array, "B T"], theta: float) -> Float[Array, "B n T E"]:
+    """Rotary position embedding (arXiv 2104.09864), halves convention as in Hugging Face checkpoints; angles in float32."""
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[:, None, :, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+def attend(
+    queries: Float[Array, "B H T E"],
+    keys: Float[Array, "B K S E"],
+    values: Float[Array, "B K S E"],
+    mask: Bool[Array, "B T S"],
+) -> Float[Array, "B H T E"]:
+    """Softmax attention of H query heads over K key-value heads; query head h reads key-value head h // (H / K).
+
+    A query whose mask is all False reads the mean of the values: finite, and never looked at.
+    """
+    batch, heads, length, width = queries.shape
+    grouped = queries.reshape(batch, keys.shape[1], -1, width)  # [B, K, H/K * T, E]: one product for a whole group of heads
+    scores = jnp.einsum("bkqe,bkse->bkqs", grouped, keys, preferred_element_type=jnp.float32) * width**-0.5
+    scores = scores.reshape(batch, heads, length, -1)
+    scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    out = jnp.einsum("bkqs,bkse->bkqe", weights.reshape(batch, keys.shape[1], -1, keys.shape[2]), values)
+    return out.reshape(batch, heads, length, width)
+
+
+class RMSNorm(nn.Module):
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, positions, mask, cache, column):
+        config = self.config
+
+        def project(name: str, heads: int) -> Float[Array, "B n T E"]:
+            out = nn.Dense(heads * config.head_width, use_bias=config.qkv_bias, dtype=x.dtype, name=name)(x)
+            return out.reshape(*x.shape[:2], heads, config.head_width).swapaxes(1, 2)
+
+        queries = rotate(project("query", config.heads), positions, config.rope_theta)
+        keys = rotate(project("key", config.kv_heads), positions, config.rope_theta)
+        values = project("value", config.kv_heads)
+        if cache is not None:
+            keys = jax.lax.dynamic_update_slice_in_dim(cache[0], keys, column, axis=2)
+            values = jax.lax.dynamic_update_slice_in_dim(cache[1], values, column, axis=2)
+        out = attend(queries, keys, values, mask).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        return nn.Dense(config.width, use_bias=False, dtype=x.dtype, name="out")(out), (keys, values)
+
+
+class MLP(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        def dense(width: int, name: str) -> nn.Dense:
+            return nn.Dense(width, use_bias=False, dtype=x.dtype, name=name)
+
+        gated = nn.silu(dense(self.config.mlp_width, "gate")(x)) * dense(self.config.mlp_width, "up")(x)
+        return dense(self.config.width, "down")(gated)
+
+
+class Layer(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, positions, mask, cache, column):
+        normed = RMSNorm(self.config.norm_epsilon, name="attention_norm")(x)
+        attended, key_values = Attention(self.config, name="attention")(normed, positions, mask, cache, column)
+        x = x + attended
+        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config.norm_epsilon, name="mlp_norm")(x))
+        return x, key_values
+
+
+class Transformer(nn.Module):
+    config: ModelConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens, positions, mask, cache=None, column=0):
+        config = self.config
+        normal = nn.initializers.normal(0.02)
+        embedding = self.param("embedding", normal, (config.vocab_size, config.width))
+        if not config.tied_embeddings:
+            self.param("output_embedding", normal, (config.vocab_size, config.width))
+        x = embedding.astype(self.dtype)[tokens]
+        key_values = []
+        for i in range(config.layers):
+            layer_cache = None if cache is None else cache[i]
+            x, layer_key_values = Layer(config, name=f"layers_{i}")(x, positions, mask, layer_cache, column)
+            key_values.append(layer_key_values)
+        return RMSNorm(config.norm_epsilon, name="norm")(x), tuple(key_values)
+
+
+def init(config: ModelConfig, key: Array) -> Params:
+    """Random float32 parameters: embeddings normal(0.02), matrices LeCun normal, norms 1."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return Transformer(config).init(key, tokens, tokens, jnp.ones((1, 1, 1), bool))["params"]
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    mask: Bool[Array, "B T S"],
+    cache: KeyValues | None = None,
+    column: Int[Array, ""] | int = 0,
+    dtype: jnp.dtype = jnp.float32,
+) -> tuple[Float[Array, "B T D"], KeyValues]:
+    """The last hidden states, normed, and each layer's keys and values.
+
+    Without a cache S = T: the sequence reads itself. With one, the T tokens' keys and values are written into its columns
+    column .. column + T - 1 first; S is the cache's width. `dtype` is what matrix products are computed in.
+    """
+    return Transformer(config, dtype).apply({"params": params}, tokens, positions, mask, cache, column)
+
+
+def output_embedding(params: Params) -> Float[Array, "V D"]:
+    """The matrix whose product with a hidden state gives the logits; the input embedding where the two are tied."""
+    return params.get("output_embedding", params["embedding"])
+
+
+def sequence_mask(segments: Bool[Array, "B T"] | Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """Which column reads which: those before it and itself within its own text. Segment 0 (or False) is padding."""
+    length = segments.shape[1]
+    same = segments[:, :, None] == segments[:, None, :]
+    return jnp.tril(jnp.ones((length, length), bool)) & same & (segments != 0)[:, None, :]
+
+
+def sequence_positions(segments: Bool[Array, "B T"] | Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Positions that count tokens, not columns: every text starts at 0, whatever stands before it in its row."""
+    columns = jnp.arange(segments.shape[1])
+    starts = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return columns - jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)

@@ -1,0 +1,64 @@
+"""The cold start: supervised fine-tuning on prompts with written-out completions, packed so that nothing is padding.
+
+The update is the trainer's own, with the objective `Supervised` in GRPO's place.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgrpo.losses.sft import Supervised
+from jaxgrpo.mesh import to_device
+from jaxgrpo.steps import Steps
+from jaxgrpo.types import Batch, TrainState
+
+
+class Example(NamedTuple):
+    """Ids of a prompt, which is read, and of its completion, which is learned; the end token is the completion's last."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
+def pack(examples: Iterable[Example], rows: int, width: int, pad: int) -> Iterator[Batch]:
+    """Batches of [rows, width] into which examples are packed whole, each a segment of its own; numpy arrays.
+
+    An example goes into the first row that has room; when none has, the batch goes out and a new one begins, so that order is
+    kept. ValueError for an example longer than the width.
+    """
+    batch, lengths, segments = _empty(rows, width, pad), [0] * rows, [0] * rows
+    for example in examples:
+        ids = example.prompt + example.completion
+        if len(ids) > width:
+            raise ValueError(f"an example of {len(ids)} tokens does not fit into rows of {width}")
+        row = next((row for row in range(rows) if lengths[row] + len(ids) <= width), None)
+        if row is None:
+            yield batch
+            batch, lengths, segments, row = _empty(rows, width, pad), [0] * rows, [0] * rows, 0
+        begin, end = lengths[row], lengths[row] + len(ids)
+        segments[row] += 1
+        batch.tokens[row, begin:end] = ids
+        batch.segments[row, begin:end] = segments[row]
+        batch.completion_mask[row, begin + len(example.prompt) : end] = True
+        lengths[row] = end
+    if any(lengths):
+        yield batch
+
+
+def train(steps: Steps, state: TrainState, batches: Iterable[Batch]) -> Iterator[tuple[TrainState, dict]]:
+    """One update for each batch; yields the new state and its metrics (device scalars: fetching them waits)."""
+    for batch in batches:
+        state, metrics = steps.update(state, None, to_device(batch, steps.rows), Supervised(), 1.0)
+        yield state, metrics
+
+
+def _empty(rows: int, width: int, pad: int) -> Batch:
+    shape = (rows, width)
+    return Batch(
+        tokens=np.full(shape, pad, np.int32),
+        segments=np.zeros(shape, np.int32),
+        completion_mask=np.zeros(shape, bool),
+        advantages=np.zeros(rows, np.float32),
+        old_logprobs=np.zeros(shape, np.float32),
+    )

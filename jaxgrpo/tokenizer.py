@@ -1,0 +1,87 @@
+"""Text <-> tokens through the model folder's own tokenizer and chat template. Host side: no jax."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgrpo.errors import UserError
+
+PLAIN_TEMPLATE = "{system}{prompt}\n"
+"""For base models, whose folders bring no chat template."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What the rest of the program needs of a tokenizer.
+
+    ends: ids that end a completion. pad: the id that fills columns no mask covers. hf: the tokenizer itself.
+    """
+
+    hf: Any
+    ends: tuple[int, ...]
+    pad: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text that holds its own special tokens; none is added."""
+        return self.hf(text, add_special_tokens=False).input_ids
+
+    def decode(self, ids: list[int] | np.ndarray) -> str:
+        """The text of chosen tokens, without the end token and whatever else the tokenizer calls special."""
+        return self.hf.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def prompt(self, prompt: str, system: str = "") -> list[int]:
+        """Ids of a prompt as the model expects it, up to where its answer begins."""
+        if not self.hf.chat_template:
+            return self.encode(PLAIN_TEMPLATE.format(system=system and f"{system}\n\n", prompt=prompt))
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": prompt})
+        return self.encode(self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def load(folder: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder, from local files alone. UserError if there is none or it names no end token.
+
+    The end tokens are those of generation_config.json (chat models end a turn with another token than a text) and the
+    tokenizer's own.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    try:
+        hf = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"no tokenizer can be loaded from {folder} ({reason}): copy its tokenizer files there") from error
+    ends = {hf.eos_token_id, *_generation_ends(folder)} - {None}
+    if not ends:
+        raise UserError(f"the tokenizer in {folder} names no end token: set eos_token in its tokenizer_config.json")
+    pad = hf.pad_token_id if hf.pad_token_id is not None else min(ends)
+    return Tokenizer(hf, tuple(sorted(ends)), pad)
+
+
+def left_padded(rows: list[list[int]], width: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids -> (tokens Int[P W], attention_mask Bool[P W]) with the ids at the right end; masks come from lengths.
+
+    Raises ValueError for a row that is longer than the width: problems too long are refused where they are read.
+    """
+    tokens = np.full((len(rows), width), pad, np.int32)
+    mask = np.zeros((len(rows), width), bool)
+    for i, ids in enumerate(rows):
+        if len(ids) > width:
+            raise ValueError(f"row {i} has {len(ids)} tokens, more than the width {width}")
+        if ids:
+            tokens[i, width - len(ids) :] = ids
+            mask[i, width - len(ids) :] = True
+    return tokens, mask
+
+
+def _generation_ends(folder: Path) -> list[int]:
+    import json
+
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return []
+    ends = json.loads(path.read_text()).get("eos_token_id")
+    return ends if isinstance(ends, list) else [ends]

@@ -1,0 +1,58 @@
+"""The arrays that travel between stages, and the legend of their axes.
+
+    P prompts   G completions of each prompt   B = P * G rows   W prompt width   N new tokens   T = W + N
+    V vocabulary   D model width   L layers   H query heads   K key-value heads   E head width
+
+Per-token arrays are [B, T] like `tokens`; entry t is about choosing token t. Prompts are padded on the left to W columns,
+so the completion of every row begins at column W. Masks are made from lengths by whoever makes the tokens and travel with
+them; nobody compares ids with a pad or end token again.
+"""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+Params = Any
+"""A plain pytree of arrays: nested dictionaries, as Flax names them."""
+
+
+class Prompts(NamedTuple):
+    """Tokenized prompts, padded on the left. A row without any True in its mask is filler and samples nothing useful."""
+
+    tokens: Int[Array, "P W"]
+    attention_mask: Bool[Array, "P W"]
+    keys: UInt32[Array, "P G 2"]
+    """Random key data of each completion: a function of (seed, step, purpose, problem, sample)."""
+
+
+class Rollout(NamedTuple):
+    """Sampled completions; row p * G + g is completion g of prompt p."""
+
+    tokens: Int[Array, "B T"]
+    attention_mask: Bool[Array, "B T"]
+    """True on prompt and completion tokens, the end token included."""
+    completion_mask: Bool[Array, "B T"]
+    """True on the tokens that the policy chose, the end token included."""
+    logprobs: Float[Array, "B T"]
+    """The sampler's own log-probability of each chosen token, at the sampling temperature; 0 elsewhere."""
+    finished: Bool[Array, "B"]
+    """Whether the row chose an end token within the N it was given."""
+
+
+class Batch(NamedTuple):
+    """What an update needs. A row whose completion_mask is empty counts nothing: an underfull batch is padded with them."""
+
+    tokens: Int[Array, "B T"]
+    segments: Int[Array, "B T"]
+    """Which text of its row a token belongs to, from 1; 0 is padding. Rollouts have one text a row, packed rows several."""
+    completion_mask: Bool[Array, "B T"]
+    advantages: Float[Array, "B"]
+    old_logprobs: Float[Array, "B T"]
+
+
+class TrainState(NamedTuple):
+    """What learns. Data only: no functions, no random state."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any

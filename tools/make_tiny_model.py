@@ -1,0 +1,223 @@
+"""Makes the embedded model, jaxgrpo/tiny: a tokenizer, then supervised training from scratch on the embedded problems.
+
+    python -m tools.make_tiny_model --out jaxgrpo/tiny
+
+Its pre-training is unequal on purpose, for it is the laboratory of the two papers that this project stands on: see the
+README.md that this program writes beside the weights.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import sentencepiece
+from tqdm import tqdm
+
+from jaxgrpo import sft, tokenizer
+from jaxgrpo.data import arithmetic
+from jaxgrpo.mesh import make_mesh, to_device
+from jaxgrpo.models import transformer, weights
+from jaxgrpo.optimizer import adamw, schedule
+from jaxgrpo.problems import Problem
+from jaxgrpo.rewards.math import accuracy
+from jaxgrpo.rollout import Sampler
+from jaxgrpo.steps import compile_steps
+
+LANGUAGES = {"en": 0.55, "zh": 0.15, "ko": 0.15, "uk": 0.15}
+"""How much of the text is in each language."""
+
+LEVELS = {1: 0.32, 2: 0.27, 3: 0.22, 4: 0.12, 5: 0.05, 6: 0.02}
+"""How much of it is of each level: long problems are rare, so that the model is left something to learn."""
+
+ENGLISH_REASONING = 0.15
+"""How much of what is asked in another language is reasoned about in English."""
+
+VOCABULARY, PROMPT_WIDTH, NEW_TOKENS = 1024, 80, 120
+ROWS, WIDTH = 32, 256
+
+HF_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": True,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "dtype": "float32",
+}
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}"
+    "{% if message.role == 'assistant' %}<|end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
+WHOLE = ["<think>", "</think>", "\\boxed{", "\n"]
+"""Pieces that are always one token."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=weights.EMBEDDED)
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--evaluate-every", type=int, default=150)
+    arguments = parser.parse_args()
+    started = time.time()
+    folder = arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    make_tokenizer(folder, arguments.seed)
+    report = train(folder, arguments)
+    report["minutes"] = round((time.time() - started) / 60, 1)
+    print(json.dumps(report, indent=1))
+
+
+def make_tokenizer(folder: Path, seed: int) -> None:
+    """SentencePiece BPE with digits apart and byte fallback, trained on the embedded problems; loads as a LlamaTokenizer."""
+    text = folder / "corpus.txt"
+    with text.open("w") as file:
+        for problem in arithmetic.Problems(seed=seed, size=20_000):
+            thought = arithmetic.solution(problem).removeprefix("<think>").split("</think>")[0]
+            file.write(f"{problem.prompt}\n{thought}\n")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=VOCABULARY,
+        split_digits=True,
+        byte_fallback=True,
+        character_coverage=1.0,
+        required_chars="".join(map(chr, range(33, 127))),
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        unk_id=0,
+        bos_id=-1,
+        eos_id=1,
+        eos_piece="<|end|>",
+        pad_id=2,
+        pad_piece="<|pad|>",
+        control_symbols=ROLES,
+        user_defined_symbols=WHOLE,
+        num_threads=1,
+        minloglevel=2,
+    )
+    text.unlink()
+    (folder / "tokenizer.vocab").unlink()
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_prefix_space": False,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "legacy": False,
+        "bos_token": None,
+        "eos_token": "<|end|>",
+        "pad_token": "<|pad|>",
+        "unk_token": "<unk>",
+        "model_max_length": HF_CONFIG["max_position_embeddings"],
+        "chat_template": CHAT_TEMPLATE,
+    }
+    write_json(folder / "config.json", HF_CONFIG)
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
+    """An endless stream of the pre-training text, in the proportions stated above."""
+    rng = random.Random(seed)
+    sources = {
+        (language, level): arithmetic.Problems((language,), (level,), seed=seed + 1, size=10**6)
+        for language in LANGUAGES
+        for level in LEVELS
+    }
+    drawn: dict[tuple[str, int], int] = defaultdict(int)
+    while True:
+        language = rng.choices(list(LANGUAGES), list(LANGUAGES.values()))[0]
+        level = rng.choices(list(LEVELS), list(LEVELS.values()))[0]
+        problem = sources[language, level][drawn[language, level]]
+        drawn[language, level] += 1
+        thought_in = "en" if rng.random() < ENGLISH_REASONING else language
+        completion = tokens.encode(arithmetic.solution(problem, thought_in))
+        yield sft.Example(tokens.prompt(problem.prompt), [*completion, tokens.ends[0]])
+
+
+def train(folder: Path, arguments: argparse.Namespace) -> dict:
+    """Trains from scratch, writes the weights and returns the last held-out accuracies."""
+    tokens = tokenizer.load(folder)
+    config = weights.load_config(folder)
+    mesh = make_mesh()
+    optimizer = adamw(
+        schedule("cosine", arguments.learning_rate, 50, arguments.steps), b1=0.9, b2=0.98, weight_decay=0.1, max_grad_norm=1.0
+    )
+    shared = {"ends": tokens.ends, "pad": tokens.pad}
+    steps = compile_steps(config, optimizer, mesh, prompt_width=1, new_tokens=NEW_TOKENS, micro_batch=8, **shared)
+    sampler = Sampler(steps, tokens, PROMPT_WIDTH, rows=192, seed=arguments.seed)
+    params = to_device(transformer.init(config, jax.random.key(arguments.seed)), steps.params_shardings)
+    state = steps.init(params)
+    batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad)
+    progress = tqdm(total=arguments.steps, unit="step")
+    report = {}
+    for step, (state, metrics) in enumerate(sft.train(steps, state, batches), 1):
+        progress.update()
+        if step % 10 == 0:
+            progress.set_postfix(loss=f"{float(metrics['update/loss']):.3f}")
+        if step % arguments.evaluate_every == 0 or step == arguments.steps:
+            report = measure(sampler, state.params, heldout(288))
+            progress.write(f"step {step}  {json.dumps(report)}")
+            write_weights(folder, state.params)
+        if step == arguments.steps:
+            break
+    return report
+
+
+def heldout(count: int) -> list[Problem]:
+    problems = arithmetic.Arithmetic().heldout()
+    return [problems[i] for i in range(count)]
+
+
+def measure(sampler: Sampler, params, problems: list[Problem]) -> dict:
+    """Sampled accuracy at temperature 1, overall and by level and language."""
+    right = defaultdict(list)
+    places = sampler.rows // 2
+    for start in range(0, len(problems), places):
+        for group in sampler(params, problems[start : start + places], 2, 1.0, 0, "evaluation"):
+            score = np.mean([accuracy(group.problem, text) for text in group.texts])
+            for key in ("overall", group.problem.language, group.problem.level):
+                right[key].append(score)
+    return {str(key): round(float(np.mean(right[key])), 3) for key in ["overall", *LANGUAGES, *LEVELS]}
+
+
+def write_weights(folder: Path, params) -> None:
+    target = folder / "saving"
+    shutil.rmtree(target, ignore_errors=True)
+    weights.save(jax.device_get(params), folder, target)
+    (target / "model.safetensors").replace(folder / "model.safetensors")
+    shutil.rmtree(target)
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
