@@ -48,9 +48,7 @@ def help_text(program: str, config: Any = None) -> str:
     usage = f"usage: python -m {program} --config FILE [--config.name=value ...]"
     if config is None:
         return f"{usage}\n\nWith --config FILE, --help lists that file's settings."
-    known = {
-        f"--config.{name}={settings.shown(field.value)}": field.doc for name, field in settings.fields(config).items()
-    }
+    known = {f"--config.{name}={settings.shown(field.value)}": field.doc for name, field in settings.fields(config).items()}
     width = min(max(map(len, known)), 48)
     return "\n".join([usage, "", *(f"  {flag:{width}}  {doc}".rstrip() for flag, doc in known.items())])
 

@@ -106,7 +106,7 @@ class Verifier:
 class Evaluation:
     """Before and after training.
 
-    problems: held-out problems (0: no evaluation)
+    problems: held-out problems, at most
     samples: completions of each
     temperature: at which they are drawn
     """
@@ -180,9 +180,7 @@ def parse_command_line(argv: list[str], program: str = "jaxgrpo.train") -> Confi
         print(command_line.help_text(program))
         sys.exit(0)
     if path is None:
-        raise UserError(
-            f"no config file given; run python -m {program} --config FILE, for example configs/quickstart.py"
-        )
+        raise UserError(f"no config file given; run python -m {program} --config FILE, for example configs/quickstart.py")
     if wants_help:
         print(command_line.help_text(program, settings.override(_read(path), overrides)))
         sys.exit(0)
@@ -199,21 +197,18 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
 def _read(path: str) -> Config:
     config = command_line.call(path, "get_config")
     if not isinstance(config, Config):
-        raise UserError(
-            f"{path}: get_config() returned a {type(config).__name__}; it must return a {settings.path_of(Config)}"
-        )
+        raise UserError(f"{path}: get_config() returned a {type(config).__name__}; it must return a {settings.path_of(Config)}")
     return config
 
 
 AT_LEAST = {
     0: "seed steps batch.micro_batch sampling.prompts optimizer.learning_rate optimizer.warmup_steps "
-    "optimizer.weight_decay optimizer.b1 optimizer.b2 evaluation.problems show_rollouts_every",
+    "optimizer.weight_decay optimizer.b1 optimizer.b2 show_rollouts_every",
     1: "batch.groups sampling.prompt_width sampling.max_new_tokens filter.max_prompts verifier.workers "
-    "evaluation.samples save_every keep_checkpoints",
+    "evaluation.problems evaluation.samples save_every keep_checkpoints",
     2: "batch.group_size",
 }
 ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm verifier.deadline evaluation.temperature"
-BELOW_ONE = "optimizer.b1 optimizer.b2"
 ONE_OF = {
     "dtype": ("float32", "bfloat16"),
     "filter.rule": ("band", "dapo", "off"),
@@ -231,6 +226,7 @@ def validate(config: Config) -> None:
     _check_types(config)
     _check_numbers(config)
     _check_batch(config.batch)
+    _check_launch(config)
     _check_filter(config.filter, config.batch.group_size)
     _check_rewards(config.rewards, config.solved_by)
     _check_mesh(config.mesh)
@@ -252,16 +248,14 @@ def _check_types(config: Config) -> None:
 def _check_methods(name: str, value: Any, methods: tuple[str, ...]) -> None:
     missing = [f"{method}()" for method in methods if not callable(getattr(value, method, None))]
     if missing:
-        raise UserError(
-            f"{name} is a {settings.path_of(type(value))} without {', '.join(missing)}: see {where}"
-        )
+        raise UserError(f"{name} is a {settings.path_of(type(value))}: it must have {', '.join(missing)}")
 
 
 def _check_numbers(config: Config) -> None:
     for low, names in AT_LEAST.items():
         _check_each(config, names, lambda value, low=low: value >= low, f"at least {low}")
     _check_each(config, ABOVE_ZERO, lambda value: value > 0, "above 0")
-    _check_each(config, BELOW_ONE, lambda value: value < 1, "below 1")
+    _check_each(config, "optimizer.b1 optimizer.b2", lambda value: value < 1, "below 1")
     for name, values in ONE_OF.items():
         value = attrgetter(name)(config)
         if value not in values:
@@ -286,15 +280,19 @@ def _check_batch(batch: Batch) -> None:
         )
 
 
+def _check_launch(config: Config) -> None:
+    rows = (config.sampling.prompts or config.batch.groups) * config.batch.group_size
+    if config.evaluation.samples > rows:
+        raise UserError(f"evaluation.samples is {config.evaluation.samples}: it must be at most the {rows} rows of a launch")
+
+
 def _check_filter(rule: Filter, group_size: int) -> None:
     band = f"filter.low is {rule.low} and filter.high {rule.high}"
     if not 0 <= rule.low <= rule.high <= 1:
         raise UserError(f"{band}: they must hold 0 <= low <= high <= 1")
     rates = [count / group_size for count in range(group_size + 1)]
     if rule.rule == "band" and not any(rule.low <= rate <= rule.high for rate in rates):
-        raise UserError(
-            f"{band}: no pass rate of {group_size} completions lies there; widen it or raise batch.group_size"
-        )
+        raise UserError(f"{band}: no pass rate of {group_size} completions lies there; widen it or raise batch.group_size")
 
 
 def _check_rewards(rewards: dict[str, Weighted], solved_by: str) -> None:

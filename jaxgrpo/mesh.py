@@ -58,6 +58,11 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Each leaf of a tree by its path's name."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     """A sharding for each leaf of parameters, or of a state that holds them, by RULES.
 
@@ -76,6 +81,12 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def tree_like(mesh: Mesh, tree: Any) -> Any:
+    """A jax.ShapeDtypeStruct for each leaf, with the sharding that tree_shardings gives it. UserError as there."""
+    place = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+    return jax.tree.map(place, tree, tree_shardings(mesh, tree))
 
 
 def to_device(tree: Any, shardings: Any) -> Any:

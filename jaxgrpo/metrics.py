@@ -12,9 +12,10 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -30,6 +31,7 @@ COLUMNS = {
 """What the console shows of a step: metric name -> label and format."""
 
 
+@runtime_checkable
 class Number(Protocol):
     """A Python, NumPy or JAX scalar."""
 
@@ -72,13 +74,11 @@ class Writer:
     """Writes OUT/metrics.jsonl, OUT/rollouts.jsonl, OUT/tensorboard and the console.
 
     start_step: the first step that will be written; lines of it and of later steps are dropped.
-    steps: the run's number of steps, for the progress line.
+    steps: the run's last step (they count from 1), for the progress line.
     active: False on all processes but one: nothing is read or written.
     """
 
-    def __init__(
-        self, out: str | os.PathLike, start_step: int = 0, steps: int | None = None, active: bool = True
-    ) -> None:
+    def __init__(self, out: str | os.PathLike, start_step: int = 0, steps: int | None = None, active: bool = True) -> None:
         self._active = active
         if not active:
             return
@@ -99,7 +99,8 @@ class Writer:
         values = {name: float(value) for name, value in metrics.items()}
         self._append("metrics", [{"step": step} | {n: v if math.isfinite(v) else None for n, v in values.items()}])
         for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+            if math.isfinite(value):
+                self._tensorboard.add_scalar(name, value, step)
         self._progress.show(step, values)
 
     def rollouts(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
@@ -171,7 +172,7 @@ class Progress:
         self._steps = steps
         self._times = deque([time.monotonic()], maxlen=21)  # the last 20 steps tell how long the rest takes
         terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=steps, initial=start_step, unit="step", leave=False) if terminal else None
+        self._bar = tqdm(total=steps, initial=max(start_step - 1, 0), unit="step", leave=False) if terminal else None
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         self._times.append(time.monotonic())
@@ -195,7 +196,7 @@ def progress_line(step: int, metrics: Mapping[str, float], steps: int | None = N
     for name, (label, form) in COLUMNS.items():
         if name in metrics:
             parts.append(f"{label} {form.format(metrics[name])}".strip())
-    left = steps - 1 - step if steps else 0
+    left = steps - step if steps else 0
     return "  ".join([*parts, f"eta {duration(left * seconds)}"] if left > 0 else parts)
 
 
@@ -216,9 +217,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     widths = [max(len(line[i]) for line in texts) for i in range(len(columns))]
     right = [any(isinstance(row.get(column), int | float) for row in rows) for column in columns]
     lines = (
-        "  ".join(
-            text.rjust(w) if r else text.ljust(w) for text, w, r in zip(line, widths, right, strict=True)
-        ).rstrip()
+        "  ".join(text.rjust(w) if r else text.ljust(w) for text, w, r in zip(line, widths, right, strict=True)).rstrip()
         for line in texts
     )
     return "\n".join(lines)
@@ -244,7 +243,7 @@ PANELS = {
 def plot(out: str | os.PathLike) -> Path | None:
     """Draws OUT/metrics.png from OUT/metrics.jsonl: the steps, and a running mean over a tenth of them.
 
-    Where OUT/summary.json has {"before": {name: value}, "after": {name: value}}, those evaluations are marked at the ends.
+    Where OUT/summary.json has {"before": {name: value}, "after": {name: value}}, the ends are marked with those.
     None, and no file, where there are no steps or Matplotlib is not installed.
     """
     try:
@@ -259,16 +258,56 @@ def plot(out: str | os.PathLike) -> Path | None:
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel, name in zip(panels, names, strict=False):
         _draw(panel, name, records, ends)
-    for panel in list(panels)[len(names) :]:
+    for panel in panels[len(names) :]:
         panel.remove()
-    figure.savefig(Path(out) / "metrics.png", dpi=130)
-    return Path(out) / "metrics.png"
+    path = Path(out) / "metrics.png"
+    figure.savefig(path, dpi=130)
+    return path
 
 
 def _evaluations(path: Path) -> list[dict[str, Any]]:
     """The figures before and after training; [] where there are none."""
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return [summary[when] for when in ("before", "after")] if summary.keys() >= {"before", "after"} else []
+
+
+def _draw(panel: Any, name: str, records: list[dict[str, Any]], ends: list[dict[str, Any]]) -> None:
+    """One metric over the steps; steps that lack it leave a gap."""
+    steps = np.array([record["step"] for record in records])
+    values = np.array([record.get(name) for record in records], float)  # None becomes NaN
+    panel.plot(steps, values, color="#9db8d9", linewidth=1, marker="." if len(steps) < 3 else None)
+    panel.plot(steps, running_mean(values, max(3, len(values) // 10)), color="#1f4e8c", linewidth=2)
+    marks = [end[name] for end in ends if isinstance(end.get(name), int | float)]
+    if len(marks) == 2:
+        for x, y, label, fill in zip((steps[0], steps[-1]), marks, ("before", "after"), ("white", "#c8442f"), strict=True):
+            panel.plot(
+                x,
+                y,
+                "o",
+                color="#c8442f",
+                markerfacecolor=fill,
+                label=f"held out, {label}: {y:.2f}",
+                clip_on=False,
+                zorder=3,
+            )
+        panel.legend(frameon=False, fontsize=8)
+    panel.set_title(PANELS[name], fontsize=10, loc="left")
+    panel.set_xlabel("step", fontsize=8)
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    panel.tick_params(labelsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(alpha=0.25)
+    panel.set_ylim(bottom=min(0.0, np.nanmin(values) * 1.05))
+    panel.margins(x=0.02)
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean of the last `width` values at each place, of those there are; NaN where there is none."""
+    padded = np.concatenate([np.full(width - 1, np.nan), values])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width)
+    present = np.isfinite(windows)
+    count = present.sum(axis=1)
+    return np.where(count > 0, np.where(present, windows, 0.0).sum(axis=1) / np.maximum(count, 1), np.nan)

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from jaxgrpo import sampler
 from jaxgrpo.logprobs import token_logprobs
 from jaxgrpo.losses.objective import Objective, TokenInputs, batch_loss
-from jaxgrpo.mesh import replicated, rows_sharding, tree_shardings
+from jaxgrpo.mesh import replicated, rows_sharding, tree_like
 from jaxgrpo.models import transformer
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.types import Batch, Params, Prompts, Rollout, TrainState
@@ -29,10 +29,13 @@ class Steps:
     """Parameters -> state, a copy: `update` donates its state, so the reference must never share its buffers."""
     sample: Callable[[Params, Prompts, float], Rollout]
     update: Callable[[TrainState, Params | None, Batch, Objective, float], tuple[TrainState, Metrics]]
-    params_shardings: Any
-    state_shardings: TrainState
-    rows: Any
-    """The sharding of everything whose first axis is rows or prompts."""
+    advantages: Callable[[Objective, Float[Array, "P G"]], Float[Array, "P G"]]
+    params_like: Params
+    """jax.ShapeDtypeStruct for each parameter, with its sharding."""
+    state_like: TrainState
+    """The same for the whole state."""
+    rows: NamedSharding
+    """Where everything lives whose first axis is rows or prompts."""
 
 
 def compile_steps(
@@ -52,9 +55,10 @@ def compile_steps(
     prompt_width: the columns before it are never scored (1 scores everything). micro_batch: rows of one forward and backward
     pass; it divides the batch. ends: the ids that end a completion. pad: the id that fills what no mask covers.
     """
-    params = jax.eval_shape(partial(transformer.init, model), jax.random.key(0))
-    state = jax.eval_shape(partial(_init, optimizer), params)
-    params_shardings, state_shardings = tree_shardings(mesh, params), tree_shardings(mesh, state)
+    params = transformer.shapes(model)
+    params_like = tree_like(mesh, params)
+    state_like = tree_like(mesh, jax.eval_shape(partial(_init, optimizer), params))
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state_like)
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
     sample = partial(sampler.sample, model, new_tokens=new_tokens, ends=ends, pad=pad, dtype=dtype)
     update = partial(_update, model, optimizer, prompt_width, micro_batch, dtype)
@@ -62,8 +66,9 @@ def compile_steps(
         init=jax.jit(partial(_init, optimizer), out_shardings=state_shardings),
         sample=jax.jit(sample, out_shardings=rows),
         update=jax.jit(update, out_shardings=(state_shardings, everywhere), donate_argnums=0),
-        params_shardings=params_shardings,
-        state_shardings=state_shardings,
+        advantages=jax.jit(lambda objective, rewards: objective.advantages(rewards), out_shardings=everywhere),
+        params_like=params_like,
+        state_like=state_like,
         rows=rows,
     )
 

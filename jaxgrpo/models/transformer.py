@@ -6,6 +6,7 @@ K key-value heads, E head width, S columns of keys and values (T, or a cache's w
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,11 @@ def init(config: ModelConfig, key: Array) -> Params:
     """Random float32 parameters: embeddings normal(0.02), matrices LeCun normal, norms 1."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     return Transformer(config).init(key, tokens, tokens, jnp.ones((1, 1, 1), bool))["params"]
+
+
+def shapes(config: ModelConfig) -> Params:
+    """What `init` would make, as jax.ShapeDtypeStruct: no memory, no arithmetic."""
+    return jax.eval_shape(partial(init, config), jax.random.key(0))
 
 
 def forward(

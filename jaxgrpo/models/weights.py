@@ -2,9 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.mesh import named_leaves
 from jaxgrpo.models import llama, qwen2, transformer
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.types import Params
@@ -54,16 +54,22 @@ def load_config(folder: Path) -> ModelConfig:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
 
 
+def check_folder(folder: Path) -> ModelConfig:
+    """The network that a folder describes and holds, without reading a tensor. UserError as load_config and load_params."""
+    config = load_config(folder)
+    with ExitStack() as stack:
+        _check_tensors(folder, config, _open_tensors(folder, stack), _wanted(folder, config))
+    return config
+
+
 def load_params(folder: Path, place: Callable[[str, np.ndarray], Any] = lambda _, array: array) -> Params:
     """The parameters of a folder, in float32, one tensor at a time; `place(path, array)` puts each where it belongs.
 
     Raises UserError naming the tensors that are missing, of another shape than config.json says, or unknown.
     """
-    config, weights = load_config(folder), _weights_of(folder)
-    shapes = jax.eval_shape(partial(transformer.init, config), jax.random.key(0))
+    config = load_config(folder)
     with ExitStack() as stack:
-        tensors = _open_tensors(folder, stack)
-        wanted = {_name(weights, path): (path, leaf.shape) for path, leaf in _leaves(shapes)}
+        tensors, wanted = _open_tensors(folder, stack), _wanted(folder, config)
         _check_tensors(folder, config, tensors, wanted)
         params: Params = {}
         for name, (path, _) in wanted.items():
@@ -88,7 +94,7 @@ def save(params: Params, source: Path, target: Path) -> None:
         if file.suffix in (".json", ".model", ".jinja", ".txt") and not file.name.endswith(".safetensors.index.json"):
             shutil.copy(file, partial_target)
     tensors = {}
-    for path, leaf in _leaves(params):
+    for path, leaf in named_leaves(params).items():
         array = np.asarray(leaf)
         tensors[_name(weights, path)] = np.ascontiguousarray(array.T if path.endswith("kernel") else array).astype(dtype)
     save_file(tensors, partial_target / "model.safetensors", metadata={"format": "pt"})
@@ -99,9 +105,10 @@ def _weights_of(folder: Path) -> dict[str, str]:
     return FAMILIES[read_hf_config(folder)["architectures"][0]].WEIGHTS
 
 
-def _leaves(params: Params) -> Iterator[tuple[str, Any]]:
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+def _wanted(folder: Path, config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Each tensor's name in the checkpoint -> our path and shape."""
+    weights = _weights_of(folder)
+    return {_name(weights, path): (path, leaf.shape) for path, leaf in named_leaves(transformer.shapes(config)).items()}
 
 
 def _name(weights: dict[str, str], path: str) -> str:

@@ -1,0 +1,30 @@
+"""GRPO on the embedded model and the embedded problems, in four languages, with the difficulty band and the language reward.
+
+    python -m jaxgrpo.train --config configs/quickstart.py
+"""
+
+from jaxgrpo.config import Batch, Config, Evaluation, Filter, Optimizer, Sampling
+from jaxgrpo.data.arithmetic import Arithmetic
+from jaxgrpo.losses import GRPO
+from jaxgrpo.problems import Weighted
+from jaxgrpo.rewards import format, language, math
+
+
+def get_config() -> Config:
+    return Config(
+        out="out/quickstart",
+        data=Arithmetic(),
+        rewards={
+            "accuracy": Weighted(math.accuracy, 1.0),
+            "format": Weighted(format.think_then_answer, 0.1),
+            "language": Weighted(language.target_word_ratio, 0.3),
+        },
+        solved_by="accuracy",
+        steps=40,
+        objective=GRPO(clip_low=0.2, clip_high=0.2, kl=0.001),
+        batch=Batch(groups=8, group_size=8, micro_batch=8),
+        sampling=Sampling(prompt_width=80, max_new_tokens=120, prompts=16),
+        filter=Filter(rule="band", low=0.2, high=0.8, max_prompts=6),
+        optimizer=Optimizer(learning_rate=3e-4, warmup_steps=4),
+        evaluation=Evaluation(problems=288, samples=4),
+    )

@@ -1,0 +1,97 @@
+"""The TFDS builder of GSM8K, without TensorFlow: prepared as ArrayRecord, read with `as_data_source`.
+
+Importing this module imports tensorflow_datasets and registers "gsm8k" with it.
+"""
+
+import textwrap
+
+import numpy as np
+import requests
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.checksums import UrlInfo
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+from jaxgrpo.data.jsonl import read_rows
+from jaxgrpo.errors import UserError
+
+HOMEPAGE = "https://github.com/openai/grade-school-math"
+FILES = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
+URLS = {"train": f"{FILES}/train.jsonl", "test": f"{FILES}/test.jsonl"}
+
+DESCRIPTION = """\
+GSM8K: grade-school mathematics word problems of two to eight steps, written by people, 7,473 to train on and 1,319 to
+test on, each with a solution in words that ends in "#### " and the number.
+"""
+
+CITATION = """\
+@article{cobbe2021gsm8k,
+  title={Training Verifiers to Solve Math Word Problems},
+  author={Cobbe, Karl and Kosaraju, Vineet and Bavarian, Mohammad and Chen, Mark and Jun, Heewoo and Kaiser, Lukasz and
+          Plappert, Matthias and Tworek, Jerry and Hilton, Jacob and Nakano, Reiichiro and Hesse, Christopher and
+          Schulman, John},
+  journal={arXiv preprint arXiv:2110.14168},
+  year={2021}
+}
+"""
+
+
+def _url_info(size: int, sha256: str) -> UrlInfo:
+    return UrlInfo(size=tfds.core.utils.Size(size), checksum=sha256, filename=None)
+
+
+class GSM8KBuilder(tfds.core.GeneratorBasedBuilder):
+    """GSM8K's official files as question, answer ("... #### 42") and the line they stood on, from 1."""
+
+    name = "gsm8k"
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "The official files of 2021."}  # noqa: RUF012  TFDS's interface
+    # What the downloads must be: a file that was cut short or changed is refused.
+    url_infos = {  # noqa: RUF012  TFDS's interface
+        URLS["train"]: _url_info(4_166_206, "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"),
+        URLS["test"]: _url_info(749_738, "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"),
+    }
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text
+        line = tfds.features.Scalar(np.int64, doc="the line of the official file, from 1")
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=DESCRIPTION,
+            features=tfds.features.FeaturesDict({"question": text(), "answer": text(), "line": line}),
+            homepage=HOMEPAGE,
+            citation=CITATION,
+            license="MIT",
+        )
+
+    def _split_generators(self, dl_manager):
+        _check_reachable(URLS["train"])
+        files = dl_manager.download(URLS)
+        return {split: self._generate_examples(file) for split, file in files.items()}
+
+    def _generate_examples(self, path):
+        for row in read_rows(path):
+            fields = {name: row.text(name, "path") for name in ("question", "answer")}
+            yield row.line, {**fields, "line": row.line}
+
+
+def _check_reachable(url: str) -> None:
+    """Raises OSError at once where there is no network; TFDS alone would retry, with a warning each, for minutes."""
+    requests.head(url, timeout=10)
+
+
+def prepare(data_dir: str = "") -> GSM8KBuilder:
+    """The builder, its data downloaded and prepared in `data_dir` ("": TFDS's own folder) if they were not there.
+
+    Raises UserError where the download or the folder fails, with the way round it.
+    """
+    try:
+        builder = GSM8KBuilder(data_dir=data_dir or None, file_format="array_record")
+        builder.download_and_prepare()
+    except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
+        why = textwrap.shorten(str(error), 160)
+        raise UserError(
+            f"GSM8K is not prepared in {data_dir or tfds.core.constants.DATA_DIR} and could not be downloaded "
+            f"({type(error).__name__}: {why}); fetch {URLS['train']} and test.jsonl beside it by other means and set "
+            "--config.data.path=gsm8k_train.jsonl --config.data.heldout_path=gsm8k_test.jsonl"
+        ) from error
+    return builder

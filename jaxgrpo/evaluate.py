@@ -1,0 +1,121 @@
+"""Accuracy and language on held-out problems; `python -m jaxgrpo.evaluate --config FILE`."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxgrpo.checkpoint import Checkpoints
+from jaxgrpo.command_line import run_main
+from jaxgrpo.config import Config, parse_command_line
+from jaxgrpo.metrics import table
+from jaxgrpo.problems import Problem
+from jaxgrpo.rollout import Group, summarise
+from jaxgrpo.run import Run, prepare
+from jaxgrpo.types import Params
+
+FIGURES = ("accuracy", "target_word_ratio", "english_word_ratio")
+
+
+def evaluate(run: Run, params: Params) -> dict[str, Any]:
+    """Held-out figures of a policy: means over problems of means over samples; every problem and sample counts alike.
+
+    {"reward/accuracy": a, "language/target_word_ratio": r, ..., "by_language": {"ko": {"accuracy": a, ...}},
+    "by_level": {"1": {...}}, "problems": n, "samples": g}. The problems and the random numbers are the same at every call.
+    """
+    wanted = run.config.evaluation
+    problems = run.fitting.first(run.heldout, wanted.problems)
+    groups = sample(run, params, problems)
+    return summarise(groups) | {
+        "by_language": _by(groups, lambda problem: problem.language),
+        "by_level": _by(groups, lambda problem: str(problem.level)),
+        "problems": len(problems),
+        "samples": wanted.samples,
+    }
+
+
+def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[Group]:
+    """Judged groups for every problem, a launch at a time."""
+    wanted = run.config.evaluation
+    places = run.sampler.rows // wanted.samples
+    groups: list[Group] = []
+    for start in tqdm(range(0, len(problems), places), desc="evaluating", unit="launch", leave=False):
+        launch = problems[start : start + places]
+        groups += run.sampler(params, launch, wanted.samples, wanted.temperature, 0, "evaluation")
+    run.judge(groups)
+    return groups
+
+
+def tables(before: dict[str, Any], after: dict[str, Any] | None = None) -> str:
+    """An evaluation as two tables, by language and by level; with a second one, before and after side by side."""
+    reports = {"": before} if after is None else {" before": before, " after": after}
+    blocks = []
+    for key, figures in (("language", FIGURES), ("level", FIGURES[:1])):
+        names = list(before[f"by_{key}"])
+        rows = [
+            {key: name}
+            | {
+                f"{figure.replace('_', ' ')}{when}": report[f"by_{key}"].get(name, {}).get(figure)
+                for figure in figures
+                for when, report in reports.items()
+            }
+            for name in [*names, "all"]
+        ]
+        for figure in figures:
+            for when, report in reports.items():
+                prefix = "reward" if figure == "accuracy" else "language"
+                rows[-1][f"{figure.replace('_', ' ')}{when}"] = report[f"{prefix}/{figure}"]
+        blocks.append(table(rows, list(rows[0])))
+    return "\n\n".join(blocks)
+
+
+def _by(groups: Sequence[Group], key: Callable[[Problem], str]) -> dict[str, dict[str, float]]:
+    parts: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        parts[key(group.problem)].append(group)
+    report = {}
+    for name in sorted(parts):
+        means = summarise(parts[name])
+        report[name] = {
+            "accuracy": means["reward/accuracy"],
+            "target_word_ratio": means["language/target_word_ratio"],
+            "english_word_ratio": means["language/english_word_ratio"],
+            "problems": len(parts[name]),
+        }
+    return report
+
+
+def latest_params(run: Run) -> tuple[Params, str]:
+    """The parameters of the newest checkpoint in the config's `out`, or the model's own where there is none; and which."""
+    with Checkpoints(run.config.out) as checkpoints:
+        step = checkpoints.latest()
+        if step is None:
+            return run.load_params(), f"{run.model_folder}, untrained"
+        return checkpoints.restore_params(run.steps.params_like), f"{run.config.out}, step {step}"
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates the newest checkpoint in --config.out, or the model itself; prints tables, writes OUT/evaluation.json."""
+    config: Config = parse_command_line(argv, "jaxgrpo.evaluate")
+    with prepare(config) as run:
+        params, which = latest_params(run)
+        report = evaluate(run, params)
+    print(f"{which}: {report['problems']} held-out problems, {report['samples']} samples of each\n\n{tables(report)}")
+    path = Path(config.out) / "evaluation.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"of": which, **_plain(report)}, indent=1, ensure_ascii=False) + "\n")
+
+
+def _plain(report: dict[str, Any]) -> dict[str, Any]:
+    """NaN (no verdict to take a mean of) is null in JSON."""
+    plain = lambda value: _plain(value) if isinstance(value, dict) else value
+    absent = lambda value: isinstance(value, float) and bool(np.isnan(value))
+    return {name: None if absent(value) else plain(value) for name, value in report.items()}
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,272 @@
+"""Rewards in worker processes, with a deadline for every verdict that is enforced from outside.
+
+A reward is somebody's code run on a model's text: it may hang, hold the GIL, crash, print, eat memory. So it runs in a
+process that can be killed, and never by an alarm inside it, which works in the main thread only and not in C code.
+
+Workers are started afresh and spoken to in JSON lines. A fork would inherit the hold on the accelerator;
+`multiprocessing` would import the parent's main program, and jax with it, and unpickle what the other side sends.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from jaxgrpo.errors import UserError
+from jaxgrpo.problems import Problem, Reward, Weighted
+from jaxgrpo.rewards.worker import find_reward
+
+_START_SECONDS = 120.0
+# The path is set before anything is imported, so that the worker finds each module where the parent found it.
+_START = "import sys; sys.path[:] = sys.argv[1:]; from jaxgrpo.rewards.worker import main; main()"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A verdict that could not be had. Not a number, so that nobody takes it for 0: leave it out, and count it.
+
+    reason: "timeout", "crash", "not finite", "not a number", or the name of the exception that the reward raised.
+    """
+
+    reason: str
+
+
+Verdicts = dict[str, float | Missing]
+"""One text's rewards, by name."""
+
+
+def reward_name(function: Reward) -> str:
+    """The "module:qualname" by which another process can import `function`. Raises UserError if none can."""
+    module, qualname = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if not module or not qualname or module == "__main__" or "<" in qualname:
+        raise UserError(
+            f"reward {function!r} cannot be imported by a worker process: make it a function at the top level of a "
+            "module that is not the main program (no lambda, no nested function, no partial)"
+        )
+    name = f"{module}:{qualname}"
+    if find_reward(name) != function:
+        raise UserError(f"reward {name}: importing that name finds another object than the one given")
+    return name
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What `submit` gives for `result`. `request` is the problem and the texts in JSON; `size` counts the verdicts."""
+
+    request: bytes
+    size: int
+    verdicts: Future = field(default_factory=Future)
+
+
+class Pool:
+    """Worker processes that compute every reward of every text. A context manager; use `close` otherwise.
+
+    rewards: by name; each must be importable by `reward_name`, in the workers too. workers: how many processes.
+    deadline: seconds that one verdict may take; a worker's imports do not count. memory: bytes of address space that a
+    worker may use; past them a reward gets a MemoryError.
+
+    Raises UserError, before any reward is computed, if one of these is wrong.
+    """
+
+    def __init__(self, rewards: dict[str, Weighted], workers: int, deadline: float, memory: int = 8 * 2**30):
+        if not rewards:
+            raise UserError("the reward pool has no reward to compute")
+        if workers < 1:
+            raise UserError(f"the reward pool needs at least 1 worker, got {workers}")
+        if not 0 < deadline <= 1e6:
+            raise UserError(f"a verdict's deadline must be above 0 and at most 1,000,000 seconds, got {deadline}")
+        self._names = list(rewards)
+        setup = {"rewards": {name: reward_name(rewards[name].function) for name in rewards}, "memory": memory}
+        self._tickets: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._stop, self._stopper = os.pipe()
+        self._closed = False
+        line = json.dumps(setup).encode() + b"\n"
+        self._workers = [_Worker(line, deadline, self._tickets, self._stop) for _ in range(workers)]
+        try:
+            for worker in self._workers:
+                worker.thread.start()
+            for worker in self._workers:
+                worker.ready.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, problem: Problem, texts: list[str]) -> Ticket:
+        """Queue the rewards of a group of texts, without waiting. TypeError: problem.meta holds more than JSON can."""
+        if self._closed:
+            raise RuntimeError("the reward pool is closed")
+        ticket = Ticket(json.dumps([vars(problem), texts]).encode(), len(texts) * len(self._names))
+        self._tickets.put(ticket)
+        return ticket
+
+    def result(self, ticket: Ticket) -> list[Verdicts]:
+        """Wait for a ticket's verdicts: one dict a text, in the order of the texts.
+
+        Raises UserError if a worker had to be replaced and the new one did not start, CancelledError after `close`.
+        """
+        verdicts, width = ticket.verdicts.result(), len(self._names)
+        return [
+            dict(zip(self._names, verdicts[start : start + width], strict=True))
+            for start in range(0, ticket.size, width)
+        ]
+
+    def close(self) -> None:
+        """Kill the workers, whatever they are doing, and cancel what is queued. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        os.write(self._stopper, b"stop")  # never read: from now on every wait of every thread finds it
+        for _ in self._workers:
+            self._tickets.put(None)
+        for worker in self._workers:
+            if worker.thread.ident:
+                worker.thread.join()
+        while not self._tickets.empty():
+            if ticket := self._tickets.get():
+                ticket.verdicts.cancel()
+        os.close(self._stop)
+        os.close(self._stopper)
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class _LostError(Exception):
+    """The process died ("crash") or was too slow ("timeout")."""
+
+
+class _StoppedError(Exception):
+    """The pool is being closed."""
+
+
+class _Worker:
+    """A worker process, and the thread that feeds it, watches the clock, and replaces it.
+
+    The thread starts the process, and lives as long: Linux takes the starting thread's end for the parent's death.
+    """
+
+    def __init__(self, setup: bytes, deadline: float, tickets: queue.SimpleQueue, stop: int):
+        self.ready = Future()
+        self.thread = threading.Thread(target=self._run, name="reward worker", daemon=True)
+        self._setup, self._deadline, self._tickets, self._stop = setup, deadline, tickets, stop
+        self._command = [sys.executable, "-c", _START, *map(os.path.abspath, sys.path)]
+        self._process = None
+
+    def _run(self) -> None:
+        try:
+            self._start_process()
+            self.ready.set_result(None)
+            for ticket in iter(self._tickets.get, None):
+                self._serve(ticket)
+        except _StoppedError:
+            pass
+        except Exception as error:
+            self.ready.set_exception(error)
+        finally:
+            self._kill()
+
+    def _serve(self, ticket: Ticket) -> None:
+        try:
+            ticket.verdicts.set_result(self._judge(ticket))
+        except _StoppedError:
+            ticket.verdicts.cancel()
+            raise
+        except Exception as error:  # for whoever waits for the result; the next ticket gets a process in a known state
+            self._kill()
+            ticket.verdicts.set_exception(error)
+
+    def _judge(self, ticket: Ticket) -> list[float | Missing]:
+        """All verdicts of a ticket. A lost process costs the verdict it was at; another goes on with the next."""
+        verdicts = []
+        while len(verdicts) < ticket.size:
+            if self._process is None or self._process.poll() is not None:
+                self._start_process()
+            try:
+                self._send(b"[%d, %b]\n" % (len(verdicts), ticket.request), self._deadline)
+                while len(verdicts) < ticket.size:
+                    value = self._receive(self._deadline)
+                    verdicts.append(value if isinstance(value, float) else Missing(value))
+            except _LostError as lost:
+                self._kill()
+                verdicts.append(Missing(str(lost)))
+        return verdicts
+
+    def _start_process(self) -> None:
+        """Start a process and wait until it has imported the rewards. Raises UserError if it cannot."""
+        self._kill()
+        self._heard = b""
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # a process group to kill as a whole; and Ctrl-C is for the parent to handle
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},  # whatever a reward imports, the accelerator is the trainer's
+        )
+        os.set_blocking(self._process.stdin.fileno(), False)
+        try:
+            self._send(self._setup, _START_SECONDS)
+            problem = self._receive(_START_SECONDS)
+        except _LostError as lost:
+            problem = f"a worker process did not get through importing the rewards ({lost}); see what it printed above"
+        if problem:
+            self._kill()
+            raise UserError(problem)
+
+    def _send(self, line: bytes, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        stream = self._process.stdin.fileno()
+        while line:
+            self._wait(stream, select.POLLOUT, until)
+            try:
+                line = line[os.write(stream, line) :]
+            except BrokenPipeError:
+                raise _LostError("crash") from None
+
+    def _receive(self, seconds: float) -> float | str | None:
+        until = time.monotonic() + seconds
+        stream = self._process.stdout.fileno()
+        while b"\n" not in self._heard:
+            self._wait(stream, select.POLLIN, until)
+            heard = os.read(stream, 1 << 16)
+            if not heard:
+                raise _LostError("crash")
+            self._heard += heard
+        line, _, self._heard = self._heard.partition(b"\n")
+        try:
+            return json.loads(line)
+        except ValueError:  # a reward wrote to descriptors it does not own
+            raise _LostError("crash") from None
+
+    def _wait(self, stream: int, event: int, until: float) -> None:
+        """Return when the stream is ready. What is ready by now is never late, however long this thread was held up."""
+        poll = select.poll()
+        poll.register(stream, event)
+        poll.register(self._stop, select.POLLIN)
+        ready = dict(poll.poll(max(0.0, until - time.monotonic()) * 1000))
+        if self._stop in ready:
+            raise _StoppedError
+        if not ready:
+            raise _LostError("timeout")
+
+    def _kill(self) -> None:
+        """Kill the process and whatever it started, and wait until it is gone."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process = None

@@ -1,0 +1,125 @@
+"""A reward worker's process: JSON lines in, a JSON line out for every verdict. `pool` starts it and watches the clock.
+
+    in   {"rewards": {name: "module:qualname"}, "memory": bytes}   once
+    out  null, or one line of text: which reward is wrong           once
+    in   [skip, [problem, texts]]                                   a job: all rewards of all texts but `skip` verdicts
+    out  a number, or the reason why there is none                  one a verdict, as soon as it is known
+"""
+
+import contextlib
+import ctypes
+import importlib
+import json
+import math
+import numbers
+import operator
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import traceback
+
+from jaxgrpo.errors import UserError
+from jaxgrpo.problems import Problem, Reward
+
+_SEND_WHEN_PARENT_DIES = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+
+
+def find_reward(name: str) -> Reward:
+    """The function called "module:qualname". Raises UserError if there is no such thing."""
+    module, _, qualname = name.partition(":")
+    try:
+        imported = importlib.import_module(module)
+    except BaseException as error:  # importing somebody's module can raise anything, SystemExit too
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"reward {name}: importing {module} failed with {reason}") from error
+    try:
+        found = operator.attrgetter(qualname)(imported)
+    except AttributeError:
+        raise UserError(f"reward {name}: {module} has no {qualname} at its top level") from None
+    if not callable(found):
+        raise UserError(f"reward {name} is a {type(found).__name__}, not a function of (problem, text)")
+    return found
+
+
+def verdict(reward: Reward, problem: Problem, text: str) -> float | str:
+    """The reward, a finite float, or why there is none: an exception's name, "not a number", "not finite"."""
+    try:
+        value = reward(problem, text)
+        value = value.item() if hasattr(value, "item") else value  # NumPy's scalars
+        if not isinstance(value, numbers.Real):
+            return "not a number"
+        return float(value) if math.isfinite(value) else "not finite"
+    except BaseException as error:  # SystemExit and MemoryError are verdicts that could not be had, like any other
+        _explain_once(reward, error)
+        return type(error).__name__
+
+
+_explained = set()
+
+
+def _explain_once(reward: Reward, error: BaseException) -> None:
+    """Print a reward's first error of a kind: the pool only counts their names, and somebody has to mend the reward."""
+    kind = (reward, type(error))
+    if kind not in _explained:
+        _explained.add(kind)
+        traceback.print_exception(error)
+
+
+def main() -> None:
+    """Serve until the parent closes the pipe, or dies."""
+    requests, reports = _take_pipes()
+    _die_with_parent()
+    lines = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests, lines), daemon=True).start()
+    setup = json.loads(lines.get())
+    try:
+        rewards = [find_reward(name) for name in setup["rewards"].values()]
+    except UserError as error:
+        _report(reports, str(error))
+        return
+    _limit_memory(setup["memory"])
+    _report(reports, None)
+    while True:
+        skip, (problem, texts) = json.loads(lines.get())
+        problem = Problem(**problem)
+        todo = [(reward, text) for text in texts for reward in rewards]
+        for reward, text in todo[skip:]:
+            _report(reports, verdict(reward, problem, text))
+
+
+def _take_pipes() -> tuple[int, int]:
+    """The two pipes to the parent, on descriptors of their own: a reward that prints or reads must not meet them."""
+    requests, reports = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, reports
+
+
+def _die_with_parent() -> None:
+    """Let Linux kill this process when its parent dies. Elsewhere `_read` does, unless a reward holds the GIL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SEND_WHEN_PARENT_DIES, signal.SIGKILL)
+
+
+def _read(requests: int, lines: queue.SimpleQueue) -> None:
+    """Queue what the parent writes, and end the process when it has gone, in the middle of a verdict if need be."""
+    with os.fdopen(requests, "rb") as stream:
+        for line in stream:
+            lines.put(line)
+    os._exit(0)
+
+
+def _limit_memory(limit: int) -> None:
+    """Make an allocation past `limit` bytes of address space a MemoryError. Not every system lets a process do so."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _report(reports: int, what: float | str | None) -> None:
+    os.write(reports, json.dumps(what).encode() + b"\n")

@@ -1,0 +1,159 @@
+"""What a training run and an evaluation both stand on: problems that fit, verifiers, tokenizer, model, compiled programs.
+
+Made in the order in which things can be found wrong most cheaply: nothing touches a device before all input is checked.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxgrpo import config as settings
+from jaxgrpo import tokenizer
+from jaxgrpo.errors import UserError
+from jaxgrpo.mesh import make_mesh, named_leaves, row_devices, to_device
+from jaxgrpo.models import weights
+from jaxgrpo.optimizer import adamw, schedule
+from jaxgrpo.problems import Problem, Problems, Task, Weighted
+from jaxgrpo.rewards import language
+from jaxgrpo.rewards.pool import Pool
+from jaxgrpo.rollout import Judge, Sampler
+from jaxgrpo.steps import Steps, compile_steps
+from jaxgrpo.types import Params
+
+MEASURED = {
+    "language/target_word_ratio": Weighted(language.target_word_ratio, 0.0),
+    "language/english_word_ratio": Weighted(language.english_word_ratio, 0.0),
+}
+"""Computed for every completion whatever the rewards are: nobody should have to ask to see a language collapse."""
+
+SCANNED = 10_000
+"""How many problems are measured against the prompt width before a run begins; the rest are measured when asked."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Those of a sequence of problems whose prompts fit into the width."""
+
+    tokenizer: tokenizer.Tokenizer
+    system: str
+    width: int
+
+    def fits(self, problem: Problem) -> bool:
+        return len(self.tokenizer.prompt(problem.prompt, self.system)) <= self.width
+
+    def check(self, problems: Problems, what: str) -> str | None:
+        """A line that counts the prompts that are too long, if any is. UserError if there is no problem, or none fits."""
+        scanned = min(len(problems), SCANNED)
+        lengths = [len(self.tokenizer.prompt(problems[i].prompt, self.system)) for i in range(scanned)]
+        if not lengths:
+            raise UserError(f"{what}: there are no problems")
+        long = sum(length > self.width for length in lengths)
+        among = f"{long:,} of {'the first ' if scanned < len(problems) else ''}{scanned:,} {what} prompts"
+        if long == scanned:
+            raise UserError(
+                f"{among} are longer than sampling.prompt_width={self.width} tokens, the shortest {min(lengths)}: "
+                f"raise it; {max(lengths)} takes all"
+            )
+        return f"{among} are longer than {self.width} tokens and left out; {max(lengths)} takes all" if long else None
+
+    def first(self, problems: Problems, count: int) -> list[Problem]:
+        """The first `count` problems that fit, or as many as there are."""
+        candidates = (problems[i] for i in range(len(problems)))
+        return list(itertools.islice(filter(self.fits, candidates), count))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config brought to life."""
+
+    config: settings.Config
+    task: Task
+    heldout: Problems
+    fitting: Fitting
+    judge: Judge
+    sampler: Sampler
+    steps: Steps
+    model_folder: Path
+    notes: Sequence[str]
+    """What the person should know before it begins."""
+
+    def load_params(self) -> Params:
+        """The model folder's parameters, each in its place on the mesh."""
+        places = {path: leaf.sharding for path, leaf in named_leaves(self.steps.params_like).items()}
+        return weights.load_params(self.model_folder, lambda path, array: to_device(array, places[path]))
+
+    def close(self) -> None:
+        self.judge.pool.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def prepare(config: settings.Config) -> Run:
+    """Everything that a run needs, checked. UserError for whatever is wrong with the config, data, rewards or model."""
+    settings.validate(config)
+    folder = model_folder(config.model)
+    model = weights.check_folder(folder)
+    tokens = tokenizer.load(folder)
+    if len(tokens.hf) > model.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has {len(tokens.hf)} tokens, the model only {model.vocab_size}")
+    task = Task(config.data.train(), config.rewards, config.solved_by)
+    heldout = config.data.heldout()
+    fitting = Fitting(tokens, config.system, config.sampling.prompt_width)
+    notes = [fitting.check(task.problems, "training"), fitting.check(heldout, "held-out")]
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    rows = config.batch.groups * config.batch.group_size
+    launch = (config.sampling.prompts or config.batch.groups) * config.batch.group_size
+    _check_rows(mesh, rows=rows, launch=launch, micro_batch=config.batch.micro_batch or rows)
+    steps = compile_steps(
+        model,
+        make_optimizer(config),
+        mesh,
+        prompt_width=config.sampling.prompt_width,
+        new_tokens=config.sampling.max_new_tokens,
+        micro_batch=config.batch.micro_batch,
+        ends=tokens.ends,
+        pad=tokens.pad,
+        dtype=jnp.dtype(config.dtype),
+    )
+    pool = Pool(config.rewards | MEASURED, config.verifier.workers, config.verifier.deadline)
+    return Run(
+        config=config,
+        task=task,
+        heldout=heldout,
+        fitting=fitting,
+        judge=Judge(pool, config.rewards, config.solved_by),
+        sampler=Sampler(steps, tokens, config.sampling.prompt_width, launch, config.seed, config.system),
+        steps=steps,
+        model_folder=folder,
+        notes=[note for note in notes if note],
+    )
+
+
+def model_folder(model: str) -> Path:
+    """The Hugging Face folder that a config's `model` means."""
+    return Path(model).expanduser() if model else weights.EMBEDDED
+
+
+def make_optimizer(config: settings.Config) -> Any:
+    """The optimizer that a config describes."""
+    o = config.optimizer
+    rate = schedule(o.schedule, o.learning_rate, o.warmup_steps, config.steps)
+    return adamw(rate, o.b1, o.b2, o.weight_decay, o.max_grad_norm)
+
+
+def _check_rows(mesh: Any, **sizes: int) -> None:
+    shards = row_devices(mesh)
+    for name, size in sizes.items():
+        if size % shards:
+            raise UserError(
+                f"{size} rows of a {name.replace('_', '-')} cannot be divided over mesh.data * mesh.fsdp = {shards} devices: "
+                f"choose batch.groups, batch.group_size, batch.micro_batch and sampling.prompts that do"
+            )

@@ -1,0 +1,18 @@
+"""For every test: shapes and types are checked at run time, on one CPU device, without a network.
+
+Nothing is cached between runs, compiled programs included: a rerun tests what is there now.
+"""
+
+import os
+
+# Before jax is imported. A machine with an accelerator must give the same numbers, and leave it alone.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a tokenizer that has made threads warns when a worker is started
+
+from jaxtyping import install_import_hook
+
+# In tests only: every annotated function of the package checks its arguments' and its result's types and axes.
+install_import_hook("jaxgrpo", "beartype.beartype")

@@ -1,0 +1,125 @@
+"""Rewards that misbehave: what a pool of workers must survive. Importable by name, as a user's own rewards are."""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+
+import numpy
+
+
+def length(problem, text):
+    return len(text)
+
+
+def is_answer(problem, text):
+    return text == problem.answer
+
+
+def numpy_is_answer(problem, text):
+    return numpy.bool_(text == problem.answer)
+
+
+def half(problem, text):
+    return numpy.float32(0.5)
+
+
+def sleep_forever(problem, text):
+    while True:
+        time.sleep(3600)
+
+
+def sleep_on_request(problem, text):
+    if text == "sleep":
+        sleep_forever(problem, text)
+    return len(text)
+
+
+def sleep_a_little(problem, text):
+    time.sleep(0.2)
+    return 1.0
+
+
+def hold_the_gil(problem, text):
+    return float(len(str(9**9**9)))
+
+
+def ignore_signals(problem, text):
+    import signal
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+    sleep_forever(problem, text)
+
+
+def exit_on_request(problem, text):
+    if text == "exit":
+        os._exit(0)
+    return len(text)
+
+
+def exit_after_the_verdict(problem, text):
+    threading.Timer(0.05, os._exit, [1]).start()
+    return 1.0
+
+
+def raise_error(problem, text):
+    raise ZeroDivisionError("two\nlines")
+
+
+def ask_to_exit(problem, text):
+    sys.exit("no more")
+
+
+def not_a_number(problem, text):
+    return float("nan")
+
+
+def infinity(problem, text):
+    return -float("inf")
+
+
+def nothing(problem, text):
+    return None
+
+
+def words(problem, text):
+    return "1.0"
+
+
+def huge(problem, text):
+    return 10**400
+
+
+def eat_memory(problem, text):
+    return len(bytearray(1 << 32))
+
+
+def print_and_read(problem, text):
+    print("1.0\n0.25")
+    os.write(1, b"[]\n")
+    os.system("echo 0.5")
+    return len(sys.stdin.read()) + 7
+
+
+def scribble(problem, text):
+    for descriptor in range(3, 30):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b"{]\n")
+    time.sleep(3600)
+
+
+def process_id(problem, text):
+    return os.getpid()
+
+
+def imports_jax(problem, text):
+    return "jax" in sys.modules
+
+
+def meta_echo(problem, text):
+    return problem.meta["value"] + (problem.language == "ko") + (text == "\ud800 é \u2028 \n")
+
+
+not_callable = 3

@@ -1,0 +1,330 @@
+"""What a person gets wrong is said in one line, with the mend; what is right reaches the config with its type."""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from jaxgrpo import config as configs
+from jaxgrpo import settings
+from jaxgrpo.command_line import run_main
+from jaxgrpo.config import Config, check_same, describe, load, parse_command_line, validate
+from jaxgrpo.errors import UserError
+from jaxgrpo.problems import Weighted
+
+
+@dataclass(frozen=True)
+class Part:
+    share: float = 1
+
+
+@dataclass(frozen=True)
+class Data:
+    """languages: those of the problems"""
+
+    languages: tuple[str, ...] = ("en",)
+    levels: tuple[int, ...] = (1, 2)
+    limit: int | None = None
+    shuffle: bool = True
+    parts: tuple[Part, ...] = (Part(), Part(2))
+
+    def __post_init__(self):
+        if "xx" in self.languages:
+            raise ValueError("no such language: xx")
+
+    def train(self):
+        return []
+
+    heldout = train
+
+
+def right(problem, text):
+    return 1.0
+
+
+def make(**changes):
+    rewards = {"accuracy": Weighted(right), "my-language": Weighted(right, 1)}
+    return Config(**({"data": Data(), "rewards": rewards} | changes))
+
+
+FILE = """
+import test_config
+
+def get_config():
+    return test_config.make()
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))  # restores sys.path, to which load adds the file's folder
+    monkeypatch.setitem(sys.modules, "test_config", sys.modules[__name__])
+    path = tmp_path / "run_config.py"
+    path.write_text(FILE)
+    yield str(path)
+    sys.modules.pop("run_config", None)
+
+
+def message(function, *arguments):
+    with pytest.raises(UserError) as error:
+        function(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "expected"),
+    [
+        ("batch.groups=16", "batch.groups", 16),
+        ("sampling.temperature=1", "sampling.temperature", 1.0),
+        ("optimizer.learning_rate=1e-4", "optimizer.learning_rate", 1e-4),
+        ("objective.kl=0.1", "objective.kl", 0.1),
+        ("rewards.my-language.weight=0.3", "rewards.my-language.weight", 0.3),
+        ("mesh.data=-1", "mesh.data", -1),
+        ("out=a=b", "out", "a=b"),
+        ("out=1e5", "out", "1e5"),
+        ("out=None", "out", "None"),
+        ("model=", "model", ""),
+        ("system=Think\nfirst.", "system", "Think\nfirst."),
+        ('data.languages=("en","ko")', "data.languages", ("en", "ko")),
+        ("data.languages=en,ko", "data.languages", ("en", "ko")),
+        ("data.languages=ko", "data.languages", ("ko",)),
+        ("data.levels=3,4", "data.levels", (3, 4)),
+        ("data.levels=[5]", "data.levels", (5,)),
+        ("data.limit=3", "data.limit", 3),
+        ("data.limit=None", "data.limit", None),
+        ("data.shuffle=false", "data.shuffle", False),
+        ("data.parts.1.share=0.5", "data.parts.1.share", 0.5),
+    ],
+)
+def test_an_override_changes_one_setting(file, flag, name, expected):
+    before, after = (settings.fields(load(file, flags)) for flags in ([], [f"--config.{flag}"]))
+    assert after[name].value == expected
+    assert type(after[name].value) is type(expected)
+    assert {key for key in before if before[key].value != after[key].value} <= {name}
+
+
+def test_the_last_override_wins_and_the_original_is_left_alone():
+    original = make()
+    changed = settings.override(original, ["--config.steps=1", "--config.objective.kl=0.5", "--config.steps=2"])
+    assert (changed.steps, changed.objective.kl) == (2, 0.5)
+    assert original == make()
+
+
+@pytest.mark.parametrize(
+    ("flag", "fragments"),
+    [
+        ("--config.sampling.temprature=1", ["sampling.temprature", "did you mean sampling.temperature"]),
+        ("--config.temperature=1", ["did you mean", "sampling.temperature", "evaluation.temperature"]),
+        ("--config.zzz=1", ["no such setting", "--help"]),
+        ("--config.sampling=1", ["group", "sampling.temperature", "sampling.prompt_width"]),
+        ("--config.data=1", ["group", "data.languages"]),
+        ("--config.rewards.accuracy.function=print", ["no such setting"]),
+        ("--config.steps=twenty", ["steps is a whole number", "'twenty'", "now 100"]),
+        ("--config.steps=2.5", ["steps is a whole number", "'2.5'"]),
+        ("--config.steps=", ["a whole number", "''"]),
+        ("--config.sampling.temperature=hot", ["sampling.temperature is a number", "'hot'", "=1.0"]),
+        ("--config.data.shuffle=maybe", ["true or false", "'maybe'"]),
+        ("--config.data.limit=few", ["a whole number or None"]),
+        ('--config.data.languages=("en",', ["a tuple of str"]),
+        ("--config.data.languages=(1, 2)", ["a tuple of str", "(1, 2)"]),
+        ("--config.data.levels=en", ["a tuple of int", "'en'"]),
+        ("--config.data.languages=xx", ["--config.data.languages=xx", "no such language"]),
+        ("--config.steps", ["--config.name=value"]),
+        ("steps=3", ["--config.name=value"]),
+        ("--config.batch.micro_batch=7", ["is 7", "8 * 8 = 64", "4 and 8"]),
+    ],
+)
+def test_a_wrong_override(file, flag, fragments):
+    text = message(load, file, [flag])
+    assert all(fragment in text for fragment in fragments), text
+
+
+@pytest.mark.parametrize(
+    ("text", "fragments"),
+    [
+        ("", ["no get_config()"]),
+        ("get_config = 3", ["no get_config()"]),
+        ("def get_config():\n    pass", ["returned a NoneType", "jaxgrpo.config:Config"]),
+        ("def get_config():\n    return 1 / 0\n", ["run_config.py, line 2", "ZeroDivisionError: division by zero"]),
+        ("def get_config()\n    pass", ["run_config.py, line 1", "SyntaxError"]),
+        ("import nowhere_to_be_found", ["line 1", "ModuleNotFoundError", "nowhere_to_be_found"]),
+        (FILE.replace("make()", "make(stesp=1)"), ["line 5", "TypeError", "stesp"]),
+        (FILE.replace("make()", "make(steps=-1)"), ["steps is -1", "at least 0"]),
+    ],
+)
+def test_a_wrong_file(file, tmp_path, text, fragments):
+    (tmp_path / "run_config.py").write_text(text)
+    found = message(load, file)
+    assert all(fragment in found for fragment in fragments), found
+
+
+def test_a_missing_file(file):
+    assert "did you mean" in message(load, file.replace("run_config", "run_confg"))
+    assert "no such file" in message(load, "/nowhere/at/all.py")
+
+
+def test_a_file_is_read_anew(file, tmp_path):
+    """Not from the bytecode of what it said a moment ago, which has the same size and time."""
+    for steps in ("11", "12"):
+        (tmp_path / "run_config.py").write_text(FILE.replace("make()", f"make(steps={steps})"))
+        assert load(file).steps == int(steps)
+
+
+def test_rewards_in_a_config_file_can_be_imported_by_name(file, tmp_path):
+    (tmp_path / "run_config.py").write_text(
+        FILE.replace("make()", "make(rewards={'accuracy': test_config.Weighted(mine)})") + "\ndef mine(p, t):\n  return 1"
+    )
+    function = load(file).rewards["accuracy"].function
+    assert (function.__module__, sys.modules["run_config"].mine) == ("run_config", function)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragments"),
+    [
+        ({"batch.group_size": 1}, ["group_size is 1", "at least 2", "compares"]),
+        ({"batch.groups": 0}, ["at least 1"]),
+        ({"batch.micro_batch": -1}, ["at least 0"]),
+        ({"batch.micro_batch": 65}, ["8 * 8 = 64", "64"]),
+        ({"sampling.temperature": 0.0}, ["above 0", "0.1"]),
+        ({"sampling.temperature": float("nan")}, ["temperature is nan"]),
+        ({"sampling.max_new_tokens": 0}, ["at least 1"]),
+        ({"filter.rule": "bnad"}, ["'bnad'", "band, dapo, off"]),
+        ({"filter.low": 0.9}, ["low is 0.9", "high 0.8", "low <= high"]),
+        ({"filter.low": 0.55, "filter.high": 0.6}, ["no pass rate of 8 completions"]),
+        ({"filter.max_prompts": 0.5}, ["at least 1"]),
+        ({"solved_by": "acc"}, ["'acc'", "accuracy, my-language"]),
+        ({"rewards": {}}, ["rewards is {}", "at least one"]),
+        ({"rewards": {"accuracy": right}}, ["rewards['accuracy']", "Weighted(function, weight)"]),
+        ({"rewards": {"accuracy": Weighted(right, float("inf"))}}, ["rewards.accuracy.weight is inf"]),
+        ({"optimizer.learning_rate": -1.0}, ["learning_rate is -1.0", "at least 0"]),
+        ({"optimizer.learning_rate": float("inf")}, ["learning_rate is inf"]),
+        ({"optimizer.b2": 1.0}, ["below 1"]),
+        ({"optimizer.schedule": "step"}, ["constant, linear, cosine"]),
+        ({"dtype": "float16"}, ["'float16'", "float32, bfloat16"]),
+        ({"mesh.fsdp": 0}, ["mesh.fsdp is 0", "at least 1, or -1"]),
+        ({"mesh.fsdp": -1}, ["mesh.data and mesh.fsdp are -1", "only one"]),
+        ({"evaluation.samples": 0}, ["at least 1"]),
+        ({"evaluation.samples": 65}, ["samples is 65", "at most the 64 rows"]),
+        ({"verifier.workers": 0}, ["at least 1"]),
+        ({"verifier.deadline": 0.0}, ["above 0"]),
+        ({"save_every": 0}, ["at least 1"]),
+        ({"keep_checkpoints": 0}, ["at least 1"]),
+        ({"steps": "20"}, ["steps is '20'", "a whole number"]),
+        ({"seed": True}, ["seed is True", "a whole number"]),
+        ({"batch": 8}, ["batch is 8", "jaxgrpo.config:Batch"]),
+        ({"data": None}, ["data is a builtins:NoneType", "train(), heldout()"]),
+        ({"objective": "grpo"}, ["objective is a builtins:str", "token_loss()"]),
+    ],
+)
+def test_validate(changes, fragments):
+    config = make()
+    for name, value in changes.items():
+        *path, last = name.split(".")
+        node = config
+        for part in path:
+            node = getattr(node, part)
+        setattr(node, last, value)
+    text = message(validate, config)
+    assert all(fragment in text for fragment in fragments), text
+
+
+def test_the_defaults_are_valid():
+    validate(make())
+
+
+def test_command_line(file):
+    argv = ["--config", file, "--config.steps", "3", "--config.mesh.data", "-1", "--config.out=a=b"]
+    assert dataclasses.astuple(parse_command_line(argv)) == dataclasses.astuple(make(steps=3, out="a=b"))
+    assert parse_command_line([f"--config={file}"]) == make()
+
+
+@pytest.mark.parametrize(
+    ("argv", "fragment"),
+    [
+        ([], "no config file given"),
+        (["--config"], "nothing comes after it; write --config=FILE"),
+        (["--config="], "nothing comes after it"),
+        (["--config", "a.py", "--config.steps"], "write --config.steps=VALUE"),
+        (["--config.steps", "--config=a.py"], "write --config.steps=VALUE"),
+        (["--config", "a.py", "--config", "b.py"], "given twice"),
+        (["--steps=3"], "did you mean --config.steps=3?"),
+        (["run.py"], "the flags are --config FILE"),
+    ],
+)
+def test_a_wrong_command_line(argv, fragment):
+    assert fragment in message(parse_command_line, argv)
+
+
+def test_help_lists_every_setting_with_its_value(file, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse_command_line(["--config", file, "--help", "--config.steps=7"])
+    text = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert "--config FILE" in text
+    assert "--config.steps=7 " in text
+    assert "--config.data.languages='(\"en\",)'" in text
+    assert "those of the problems" in text
+    documented = [line.split()[0] for line in text.splitlines() if len(line.split()) == 1]
+    ours = {f"--config.{field.name}" for field in dataclasses.fields(Config)}
+    assert not [flag for flag in documented if flag.split("=")[0] in ours], "a setting without a line of documentation"
+    with pytest.raises(SystemExit):
+        parse_command_line(["--help"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [(UserError("a\nb"), 2, "error: a b\n"), (KeyboardInterrupt(), 130, "interrupted\n")],
+)
+def test_run_main_ends_in_one_line(monkeypatch, capsys, error, code, line):
+    def main(argv):
+        assert argv == ["--x"]
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["program", "--x"])
+    with pytest.raises(SystemExit) as exit_:
+        run_main(main)
+    assert (exit_.value.code, capsys.readouterr().err) == (code, line)
+
+
+def test_describe_survives_json_and_names_functions_and_classes():
+    description = describe(make())
+    assert json.loads(json.dumps(description, allow_nan=False)) == description
+    assert description["rewards"]["accuracy"]["function"].endswith("test_config:right")
+    assert description["objective"]["class"] == "jaxgrpo.losses.grpo:GRPO"
+    assert description["data"]["parts"][1]["share"] == 2
+
+
+def test_check_same(tmp_path):
+    out = str(tmp_path / "out")
+    check_same(make(), out)
+    configs.save(make(), out)
+    check_same(make(), out)
+    check_same(make(out="elsewhere", steps=7, save_every=1, keep_checkpoints=9, show_rollouts_every=0), out)
+    workers = make()
+    workers.verifier.workers = 5
+    check_same(workers, out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragments"),
+    [
+        (["seed=1"], ["seed (then 0, now 1)", "another --config.out"]),
+        (["batch.groups=4", "objective.kl=0.5"], ["batch.groups (then 8, now 4)", "objective.kl (then 0.04, now 0.5)"]),
+        (["data.languages=ko"], ["data.languages (then ['en'], now ['ko'])"]),
+        (["seed=1", "dtype=bfloat16", "model=m", "system=s"], ["and 1 more"]),
+        (["optimizer.schedule=linear", "steps=7"], ["steps (then 100, now 7)", "optimizer.schedule"]),
+    ],
+)
+def test_check_same_names_what_differs(tmp_path, changes, fragments):
+    configs.save(make(), str(tmp_path))
+    text = message(check_same, settings.override(make(), [f"--config.{change}" for change in changes]), str(tmp_path))
+    assert all(fragment in text for fragment in fragments), text
+
+
+@pytest.mark.parametrize("text", ["", '{"seed": ', "[1]", "3"])
+def test_a_damaged_config_json(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert "config.json cannot be read" in message(check_same, make(), str(tmp_path))
