@@ -295,7 +295,7 @@ def _check_filter(rule: Filter, group_size: int) -> None:
         raise UserError(f"{band}: no pass rate of {group_size} completions lies there; widen it or raise batch.group_size")
 
 
-def _check_rewards(rewards: dict[str, Weighted], solved_by: str) -> None:
+def _check_rewards(rewards: Any, solved_by: str) -> None:
     if not isinstance(rewards, dict) or not rewards:
         raise UserError(f"rewards is {rewards!r}: it must be {{name: Weighted(function, weight)}} with at least one")
     for name, reward in rewards.items():

@@ -150,7 +150,7 @@ def truncate(path: Path, start_step: int) -> None:
     os.replace(partial, path)
 
 
-def _step(line: bytes) -> float:
+def _step(line: bytes) -> int | float:
     """A line's step; infinity for one that is not whole."""
     try:
         return json.loads(line)["step"] if line.endswith(b"\n") else math.inf

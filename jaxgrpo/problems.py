@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ Reward = Callable[[Problem, str], float]
 """Scores one completion's text. A module-level function of an importable module: worker processes import it by name."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where problems come from; `config.data` is one. Both may raise UserError."""
 

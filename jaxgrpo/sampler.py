@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt32
 
 from jaxgrpo.logprobs import to_logits
 from jaxgrpo.models import transformer
@@ -57,7 +58,7 @@ def uniforms(keys: UInt32[Array, "B 2"], column: Int[Array, ""]) -> Float[Array,
 
 
 def start(
-    config: ModelConfig, params: Params, prompts: Prompts, new_tokens: int, pad: int, dtype: jnp.dtype
+    config: ModelConfig, params: Params, prompts: Prompts, new_tokens: int, pad: int, dtype: DTypeLike
 ) -> SamplerState:
     """Reads each prompt once and hands its keys, values and last hidden state to its G rows."""
     group = prompts.keys.shape[1]
@@ -91,7 +92,7 @@ def decode(
     keys: UInt32[Array, "B 2"],
     temperature: Float[Array, ""],
     ends: tuple[int, ...],
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> SamplerState:
     """Chooses one token for every row that has not ended, writes it, and reads it."""
     column, cache, hidden, rollout = state
@@ -134,7 +135,7 @@ def sample(
     new_tokens: int,
     ends: tuple[int, ...],
     pad: int,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Rollout:
     """G completions of each prompt, each of at most N = new_tokens tokens; stops early when every row has ended.
 

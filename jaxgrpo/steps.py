@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxgrpo import sampler
@@ -48,7 +49,7 @@ def compile_steps(
     micro_batch: int,
     ends: tuple[int, ...],
     pad: int,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Steps:
     """The programs of a run. Temperature and the objective's coefficients are traced: changing them compiles nothing.
 
@@ -83,7 +84,7 @@ def _update(
     optimizer: Any,
     prompt_width: int,
     micro_batch: int,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     state: TrainState,
     reference: Params | None,
     batch: Batch,
@@ -130,7 +131,7 @@ def _update(
 
 
 def _score(
-    model: ModelConfig, prompt_width: int, dtype: jnp.dtype, params: Params, batch: Batch, batch_temperature: Array
+    model: ModelConfig, prompt_width: int, dtype: DTypeLike, params: Params, batch: Batch, batch_temperature: Array
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     positions = transformer.sequence_positions(batch.segments)
     mask = transformer.sequence_mask(batch.segments)

@@ -37,7 +37,7 @@ def sleep_on_request(problem, text):
 
 
 def sleep_a_little(problem, text):
-    time.sleep(0.2)
+    time.sleep(0.1)
     return 1.0
 
 
@@ -60,7 +60,7 @@ def exit_on_request(problem, text):
 
 
 def exit_after_the_verdict(problem, text):
-    threading.Timer(0.05, os._exit, [1]).start()
+    threading.Timer(0.02, os._exit, [1]).start()
     return 1.0
 
 

@@ -45,7 +45,8 @@ def right(problem, text):
 
 
 def make(**changes):
-    rewards = {"accuracy": Weighted(right), "my-language": Weighted(right, 1)}
+    rewards = {"accuracy": Weighted(right), "my-language": Weighted(right)}
+    rewards["my-language"].weight = 1  # as people write it
     return Config(**({"data": Data(), "rewards": rewards} | changes))
 
 

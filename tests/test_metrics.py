@@ -79,13 +79,13 @@ def test_late_gives_each_step_once_and_one_step_later():
 
 
 def test_progress_line_shows_what_there_is():
-    line = metrics.progress_line(12, {"rollout/tokens_per_s": 1234.4, "reward/accuracy": 0.414, "other": 1}, 60, 5 / 3)
+    line = metrics.progress_line(12, {"rollout/tokens_per_s": 1234.4, "reward/accuracy": 0.414, "other": 1.0}, 60, 5 / 3)
     assert line == "step 12/60  accuracy 0.41  1,234 tok/s  eta 1m20s"
     assert metrics.progress_line(60, {}, 60, 1.7) == "step 60/60"
     assert metrics.progress_line(3, {}) == "step 3"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (80, "1m20s"), (7500, "2h05m")])
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (80.0, "1m20s"), (7500.0, "2h05m")])
 def test_duration(seconds, text):
     assert metrics.duration(seconds) == text
 

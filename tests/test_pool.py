@@ -72,11 +72,11 @@ def test_a_verdict_that_takes_too_long_is_missing_and_the_rest_is_not_lost(name)
 @pytest.mark.parametrize(("text", "reward"), [("sleep", "sleep_on_request"), ("exit", "exit_on_request")])
 def test_a_lost_worker_costs_the_verdict_it_was_at(text, reward):
     with start(reward, "length", deadline=0.3) as pool:
-        first = pool.submit(PROBLEM, ["a", text, text, "bb"])
+        first = pool.submit(PROBLEM, ["a", text, "bb"])
         second = pool.submit(PROBLEM, ["ccc"])
         lost = Missing({"sleep": "timeout", "exit": "crash"}[text])
-        assert [values[reward] for values in pool.result(first)] == [1.0, lost, lost, 2.0]
-        assert [values["length"] for values in pool.result(first)] == [1, len(text), len(text), 2]
+        assert [values[reward] for values in pool.result(first)] == [1.0, lost, 2.0]
+        assert [values["length"] for values in pool.result(first)] == [1, len(text), 2]
         assert pool.result(second) == [{reward: 3.0, "length": 3.0}]
 
 
@@ -84,11 +84,11 @@ def test_a_worker_that_dies_between_tickets_costs_nothing():
     with start("exit_after_the_verdict") as pool:
         for _ in range(2):
             assert pool.result(pool.submit(PROBLEM, ["text"])) == [{"exit_after_the_verdict": 1.0}]
-            time.sleep(0.3)
+            time.sleep(0.15)
 
 
 def test_the_deadline_is_for_a_single_verdict():
-    assert verdicts(["sleep_a_little"], ["text"] * 4, deadline=0.5) == [{"sleep_a_little": 1.0}] * 4
+    assert verdicts(["sleep_a_little"], ["text"] * 5, deadline=0.4) == [{"sleep_a_little": 1.0}] * 5
 
 
 def test_submit_does_not_wait_and_other_workers_go_on():
@@ -152,8 +152,6 @@ def named(module, qualname):
         lambda problem, text: 1.0,
         nested(),
         functools.partial(hostile_rewards.length),
-        hostile_rewards.not_callable,
-        None,
         named("__main__", "reward"),
         named("no_such_module", "reward"),
         named("hostile_rewards", "no_such_reward"),
@@ -251,7 +249,7 @@ from jaxgrpo.rewards.pool import Pool
 pool = Pool({{"reward": Weighted(hostile_rewards.{reward})}}, 2, 100.0)
 for _ in range(2):
     pool.submit(Problem("1", "question", "42"), ["text"])
-time.sleep(0.2)
+time.sleep(0.1)
 print("ready", flush=True)
 time.sleep(100)
 """

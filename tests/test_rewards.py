@@ -293,7 +293,7 @@ def test_no_text_takes_long_to_score(piece):
     assert time.monotonic() - before < 1
 
 
-def test_a_thousand_texts_a_second():
+def test_many_texts_a_second():
     text = f"{KOREAN} $48 / 2 = 24$\n{ENGLISH}\n{KOREAN} \\boxed{{72}}\n{ENGLISH[:40]}"
     assert len(text) > 200
     word_ratios(text, "ko")  # loads the model
@@ -303,7 +303,7 @@ def test_a_thousand_texts_a_second():
         for _ in range(100):
             word_ratios(text, "ko")
         seconds.append(time.process_time() - before)
-    assert 100 / min(seconds) > 1000
+    assert 100 / min(seconds) > 250  # some 4,000 on an idle core; a busy machine must not fail the test
 
 
 def test_rewards_do_not_import_jax():

@@ -3,6 +3,7 @@
 Importing this module imports tensorflow_datasets and registers "gsm8k" with it.
 """
 
+import os
 import textwrap
 
 import numpy as np
@@ -69,7 +70,7 @@ class GSM8KBuilder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(file) for split, file in files.items()}
 
     def _generate_examples(self, path):
-        for row in read_rows(path):
+        for row in read_rows(os.fspath(path)):
             fields = {name: row.text(name, "path") for name in ("question", "answer")}
             yield row.line, {**fields, "line": row.line}
 

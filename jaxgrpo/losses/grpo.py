@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, terms, weights
-from jaxgrpo.losses.objective import TokenInputs
+from jaxgrpo.losses.objective import Coefficient, TokenInputs
 
 
 @jax.tree_util.register_dataclass
@@ -19,12 +19,16 @@ class GRPO:
         loss = 1/rows sum_i 1/|o_i| sum_t [ max(-r_t A_i, -clip(r_t, 1 - clip_low, 1 + clip_high) A_i) + kl * k3_t ]
 
     r_t is the ratio of the policy's probability of token t to that of the policy that sampled it; k3_t estimates
-    KL(policy || reference). clip_low and clip_high are the paper's epsilon; kl its beta, in loss a nat.
+    KL(policy || reference).
+
+    clip_low: the ratio is clipped from below at 1 - clip_low; the paper's epsilon
+    clip_high: the ratio is clipped from above at 1 + clip_high; the paper's epsilon, too
+    kl: weight of the KL to the reference; the paper's beta
     """
 
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl: float = 0.04
+    clip_low: Coefficient = 0.2
+    clip_high: Coefficient = 0.2
+    kl: Coefficient = 0.04
 
     def advantages(self, rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
         return advantages.standardised(rewards)

@@ -4,14 +4,18 @@ loss = sum(weights * token_loss). The weights are computed once from the whole b
 accumulation, sharding and an underfull batch are exact without a word about them.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
+Coefficient = float | Float[Array, ""]
+"""A number of an objective's; traced inside a compiled program."""
+
+
 class TokenInputs(NamedTuple):
-    """What a token's loss may depend on. Masked entries may hold anything finite."""
+    """What a token's loss may depend on. Masked entries may hold anything."""
 
     logprobs: Float[Array, "B T"]
     """Of the policy being trained; the only entry that carries a gradient."""
@@ -24,6 +28,7 @@ class TokenInputs(NamedTuple):
     """Which tokens the policy chose."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A frozen dataclass of coefficients, registered as a pytree: changing a coefficient compiles nothing."""
 
@@ -45,9 +50,10 @@ def batch_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """sum(weights * token_loss) and, for each figure, its sum over chosen tokens (divide by their number for the mean).
 
-    Sums, not means: those of micro-batches add up to those of the batch. Masked entries are zeroed before they meet a
-    weight, so that what they hold cannot reach the gradient.
+    Sums, not means: those of micro-batches add up to those of the batch. Masked entries are zeroed before the loss sees them
+    and again after: what they hold reaches neither the loss nor, through an overflow, the gradient.
     """
-    token_loss, figures = objective.token_loss(inputs)
+    zeroed = [jnp.where(inputs.mask, array, 0.0) for array in (inputs.logprobs, inputs.old_logprobs, inputs.ref_logprobs)]
+    token_loss, figures = objective.token_loss(TokenInputs(*zeroed, inputs.advantages, inputs.mask))
     loss = jnp.sum(jnp.where(inputs.mask, weights * token_loss, 0.0))
     return loss, {name: jnp.sum(jnp.where(inputs.mask, figure, 0.0)) for name, figure in figures.items()}

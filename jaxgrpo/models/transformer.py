@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgrpo.types import Params
@@ -124,7 +125,7 @@ class Layer(nn.Module):
 
 class Transformer(nn.Module):
     config: ModelConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, tokens, positions, mask, cache=None, column=0):
@@ -161,7 +162,7 @@ def forward(
     mask: Bool[Array, "B T S"],
     cache: KeyValues | None = None,
     column: Int[Array, ""] | int = 0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """The last hidden states, normed, and each layer's keys and values.
 

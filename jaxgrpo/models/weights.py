@@ -58,7 +58,7 @@ def check_folder(folder: Path) -> ModelConfig:
     """The network that a folder describes and holds, without reading a tensor. UserError as load_config and load_params."""
     config = load_config(folder)
     with ExitStack() as stack:
-        _check_tensors(folder, config, _open_tensors(folder, stack), _wanted(folder, config))
+        _check_tensors(folder, config, _open_tensors(folder, stack), wanted_tensors(folder, config))
     return config
 
 
@@ -69,7 +69,7 @@ def load_params(folder: Path, place: Callable[[str, np.ndarray], Any] = lambda _
     """
     config = load_config(folder)
     with ExitStack() as stack:
-        tensors, wanted = _open_tensors(folder, stack), _wanted(folder, config)
+        tensors, wanted = _open_tensors(folder, stack), wanted_tensors(folder, config)
         _check_tensors(folder, config, tensors, wanted)
         params: Params = {}
         for name, (path, _) in wanted.items():
@@ -105,7 +105,7 @@ def _weights_of(folder: Path) -> dict[str, str]:
     return FAMILIES[read_hf_config(folder)["architectures"][0]].WEIGHTS
 
 
-def _wanted(folder: Path, config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+def wanted_tensors(folder: Path, config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Each tensor's name in the checkpoint -> our path and shape."""
     weights = _weights_of(folder)
     return {_name(weights, path): (path, leaf.shape) for path, leaf in named_leaves(transformer.shapes(config)).items()}

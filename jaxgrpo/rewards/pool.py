@@ -113,10 +113,7 @@ class Pool:
         Raises UserError if a worker had to be replaced and the new one did not start, CancelledError after `close`.
         """
         verdicts, width = ticket.verdicts.result(), len(self._names)
-        return [
-            dict(zip(self._names, verdicts[start : start + width], strict=True))
-            for start in range(0, ticket.size, width)
-        ]
+        return [dict(zip(self._names, verdicts[start : start + width], strict=True)) for start in range(0, ticket.size, width)]
 
     def close(self) -> None:
         """Kill the workers, whatever they are doing, and cancel what is queued. May be called again."""

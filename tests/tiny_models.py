@@ -1,0 +1,61 @@
+"""Small random models for tests: the embedded tokenizer, a network of a few thousand parameters."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxgrpo.models import transformer, weights
+from jaxgrpo.models.transformer import ModelConfig
+
+NETWORK = ModelConfig(
+    vocab_size=48, width=16, layers=2, heads=4, kv_heads=2, head_width=4, mlp_width=24, tied_embeddings=True, qkv_bias=True
+)
+
+
+def random_params(config: ModelConfig, seed: int = 0):
+    """Random parameters of a size at which distributions are far from uniform and norms and biases matter."""
+    params = transformer.init(config, jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def make_folder(folder: Path, architecture: str = "LlamaForCausalLM", seed: int = 0, **changes) -> Path:
+    """A Hugging Face folder with the embedded model's tokenizer and a random network 16 wide."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.model", "tokenizer_config.json", "tokenizer.json"):
+        if (weights.EMBEDDED / name).exists():
+            shutil.copy(weights.EMBEDDED / name, folder)
+    hf = json.loads((weights.EMBEDDED / "config.json").read_text()) | {
+        "architectures": [architecture],
+        "model_type": {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}[architecture],
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        **changes,
+    }
+    (folder / "config.json").write_text(json.dumps(hf))
+    config = weights.load_config(folder)
+    params = jax.device_get(random_params(config, seed))
+    names = {path: name for name, (path, _) in weights.wanted_tensors(folder, config).items()}
+    tensors = {
+        name: np.ascontiguousarray(leaf.T if path.endswith("kernel") else leaf)
+        for path, name in names.items()
+        for leaf in [_at(params, path)]
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _at(tree, path: str):
+    for part in path.split("/"):
+        tree = tree[part]
+    return tree
