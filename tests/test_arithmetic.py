@@ -15,7 +15,7 @@ from jaxgrpo.data import arithmetic
 from jaxgrpo.data.arithmetic import LANGUAGES, Arithmetic, Problems, numeral_form, solution, with_particle
 from jaxgrpo.errors import UserError
 
-FIRST_PROMPT, FIRST_ANSWER = "Mia has 26 stamps. She loses 18. How many stamps does Mia have now?", "8"
+FIRST_PROMPT, FIRST_ANSWER = "Mia has 9 stamps. She loses 6. How many stamps does Mia have now?", "3"
 EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 
 

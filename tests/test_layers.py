@@ -75,9 +75,8 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def modules() -> dict[str, str]:
-    """Every module's source by its name."""
-    return {name_of(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+SOURCES = {name_of(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+PACKAGES = {name_of(path) for path in PACKAGE.rglob("__init__.py")}
 
 
 def is_under(module: str, parent: str) -> bool:
@@ -141,12 +140,11 @@ def violations(module: str, source: str, known: set[str], is_package: bool = Fal
 
 def reached(module: str, sources: dict[str, str]) -> set[str]:
     """Everything that importing the module may import, directly or through other modules of jaxgrpo, by full name."""
-    packages = {name_of(path.parent / "__init__.py") for path in PACKAGE.rglob("__init__.py")}
     todo, seen = [module], {module}
     libraries: set[str] = set()
     while todo:
         current = todo.pop()
-        for full in imported(current, sources[current], set(sources), current in packages):
+        for full in imported(current, sources[current], set(sources), current in PACKAGES):
             if full.split(".")[0] != "jaxgrpo":
                 libraries.add(full.split(".")[0])
                 continue
@@ -157,10 +155,6 @@ def reached(module: str, sources: dict[str, str]) -> set[str]:
                     seen.add(inner)
                     todo.append(inner)
     return libraries | {f"jaxgrpo.{name}" for name in seen}
-
-
-SOURCES = modules()
-PACKAGES = {name_of(path) for path in PACKAGE.rglob("__init__.py")}
 
 
 @pytest.mark.parametrize("module", SOURCES)

@@ -7,6 +7,7 @@ README.md that this program writes beside the weights.
 """
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -78,10 +79,11 @@ WHOLE = ["<think>", "</think>", "\\boxed{", "\n"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=weights.EMBEDDED)
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=900, help="the most there may be")
+    parser.add_argument("--until", type=float, default=0.4, help="held-out accuracy at which to stop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--evaluate-every", type=int, default=150)
+    parser.add_argument("--evaluate-every", type=int, default=50)
     arguments = parser.parse_args()
     started = time.time()
     folder = arguments.out
@@ -167,17 +169,17 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
     config = weights.load_config(folder)
     mesh = make_mesh()
     optimizer = adamw(
-        schedule("cosine", arguments.learning_rate, 50, arguments.steps), b1=0.9, b2=0.98, weight_decay=0.1, max_grad_norm=1.0
+        schedule("constant", arguments.learning_rate, 50, arguments.steps), b1=0.9, b2=0.98, weight_decay=0.1, max_grad_norm=1.0
     )
     shared = {"ends": tokens.ends, "pad": tokens.pad}
     steps = compile_steps(config, optimizer, mesh, prompt_width=1, new_tokens=NEW_TOKENS, micro_batch=8, **shared)
     sampler = Sampler(steps, tokens, PROMPT_WIDTH, rows=192, seed=arguments.seed)
     params = to_device(transformer.init(config, jax.random.key(arguments.seed)), steps.params_shardings)
-    state = steps.init(params)
     batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad)
     progress = tqdm(total=arguments.steps, unit="step")
     report = {}
-    for step, (state, metrics) in enumerate(sft.train(steps, state, batches), 1):
+    learning = sft.train(steps, steps.init(params), itertools.islice(batches, arguments.steps))
+    for step, (state, metrics) in enumerate(learning, 1):
         progress.update()
         if step % 10 == 0:
             progress.set_postfix(loss=f"{float(metrics['update/loss']):.3f}")
@@ -185,8 +187,8 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
             report = measure(sampler, state.params, heldout(288))
             progress.write(f"step {step}  {json.dumps(report)}")
             write_weights(folder, state.params)
-        if step == arguments.steps:
-            break
+            if report["overall"] >= arguments.until:
+                break
     return report
 
 

@@ -25,15 +25,19 @@ import operator
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
 
-SMALLEST, LARGEST = 2, 99
-"""Every amount a story passes through; from 2 up, so that a noun is never singular in English."""
+SMALLEST = 2
+"""Of the amounts that a story passes through; from 2 up, so that a noun is never singular in English."""
 
-LARGEST_START, LARGEST_CHANGE, LARGEST_FACTOR = 60, 49, 4
+LARGEST = {1: (20, 9, 2), 2: (40, 15, 2), 3: (60, 25, 3), 4: (80, 35, 3), 5: (99, 45, 4), 6: (99, 49, 4)}
+"""Level -> the largest amount, the largest number added or taken away, the largest factor. Levels differ in how long a story is
+and in how hard its sums are, so that difficulty is spread wide."""
+
+LARGEST_START = 60
 HELDOUT_BUCKETS = 8
 HELDOUT_SIZE = 1_200
 HELDOUT_SEED = 0
@@ -222,7 +226,7 @@ class Problems(Sequence[Problem]):
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> Problem:  # type: ignore[override]  # one at a time: no slices
+    def __getitem__(self, index: SupportsIndex) -> Problem:  # type: ignore[override]  # one at a time: no slices
         """Problem `index`, from the end where negative. Raises IndexError past either end."""
         place = operator.index(index)
         place = place + self.size if place < 0 else place
@@ -277,10 +281,10 @@ def _story(rng: random.Random, level: int, split: str) -> dict[str, Any]:
 
 
 def _sums(rng: random.Random, level: int) -> tuple[int, list[list[Any]]]:
-    start = amount = _choice(rng, range(SMALLEST, LARGEST_START + 1))
+    start = amount = _choice(rng, range(SMALLEST, min(LARGEST_START, LARGEST[level][0]) + 1))
     steps: list[list[Any]] = []
     for _ in range(level):
-        operands = _operands(amount)
+        operands = _operands(amount, *LARGEST[level])
         operation = _choice(rng, [one for one in ODDS if operands[one]])
         n = _choice(rng, operands[operation])
         amount = OPERATIONS[operation](amount, n)
@@ -288,13 +292,13 @@ def _sums(rng: random.Random, level: int) -> tuple[int, list[list[Any]]]:
     return start, steps
 
 
-def _operands(amount: int) -> dict[str, Sequence[int]]:
-    """What each operation may be done with, so that the amount stays whole and within SMALLEST .. LARGEST."""
-    factors = range(2, LARGEST_FACTOR + 1)
+def _operands(amount: int, most: int, change: int, factor: int) -> dict[str, Sequence[int]]:
+    """What each operation may be done with, so that the amount stays whole and within its bounds."""
+    factors = range(2, factor + 1)
     return {
-        "+": range(2, min(LARGEST - amount, LARGEST_CHANGE) + 1),
-        "-": range(2, min(amount - SMALLEST, LARGEST_CHANGE) + 1),
-        "*": [n for n in factors if amount * n <= LARGEST],
+        "+": range(2, min(most - amount, change) + 1),
+        "-": range(2, min(amount - SMALLEST, change) + 1),
+        "*": [n for n in factors if amount * n <= most],
         "/": [n for n in factors if amount % n == 0 and amount // n >= SMALLEST],
     }
 

@@ -45,9 +45,7 @@ class Row:
         """The field `name` as text that is not blank; numbers are written as JSON writes them."""
         value = self.value(name, setting)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise self.error(
-                f'"{name}" is {_kind(value)}, not text or a number; mend it or set --config.data.{setting}'
-            )
+            raise self.error(f'"{name}" is {_kind(value)}, not text or a number; mend it or set --config.data.{setting}')
         text = str(value)
         if not text.strip():
             raise self.error(f'"{name}" is blank; fill it in, drop the line or set --config.data.{setting}')
@@ -59,8 +57,7 @@ class Row:
         found = re.fullmatch(r"\D*?(\d+)\s*", text, flags=re.ASCII)
         if found is None or "-" in text:
             raise self.error(
-                f'"{name}" is {json.dumps(text)}, not a level like 3 or "Level 3"; mend it or set '
-                f"--config.data.{setting}"
+                f'"{name}" is {json.dumps(text)}, not a level like 3 or "Level 3"; mend it or set --config.data.{setting}'
             )
         return int(found.group(1))
 

@@ -1,0 +1,272 @@
+"""Laws of the compiled programs: how rows are cut, padded, masked or spread over devices does not change an update."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgrpo.logprobs import token_logprobs
+from jaxgrpo.losses import GRPO
+from jaxgrpo.mesh import make_mesh, named_leaves, to_device, to_host
+from jaxgrpo.models import transformer
+from jaxgrpo.optimizer import adamw, schedule
+from jaxgrpo.steps import compile_steps
+from jaxgrpo.types import Batch, Prompts
+from tests.tiny_models import NETWORK, random_params
+
+WIDTH, NEW, PLACES, GROUP = 5, 6, 8, 2
+ROWS = PLACES * GROUP
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
+
+update_laws = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
+
+
+def make_steps(mesh=None, micro_batch=0, **changes):
+    optimizer = adamw(schedule("constant", 1e-3, 0, 100), b1=0.9, b2=0.95, weight_decay=0.1, max_grad_norm=1.0)
+    shapes = {"prompt_width": WIDTH, "new_tokens": NEW, "ends": (7,), "pad": 0}
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    return compile_steps(NETWORK, optimizer, mesh, micro_batch=micro_batch, **shapes, **changes)
+
+
+def make_prompts(steps):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(8, NETWORK.vocab_size, (PLACES, WIDTH)).astype(np.int32)
+    mask = np.arange(WIDTH) >= rng.integers(0, WIDTH, PLACES)[:, None]
+    keys = rng.integers(0, 2**32, (PLACES, GROUP, 2), dtype=np.uint32)
+    return to_device(Prompts(tokens, mask, keys), steps.rows)
+
+
+def make_batch(rollout):
+    """A host's batch of real samples: the first of every group was right, the second wrong."""
+    rollout = to_host(rollout)
+    return Batch(
+        tokens=rollout.tokens,
+        segments=rollout.attention_mask.astype(np.int32),
+        completion_mask=rollout.completion_mask,
+        advantages=np.tile(np.array([1.0, -1.0], np.float32), len(rollout.tokens) // 2),
+        old_logprobs=rollout.logprobs,
+    )
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return make_steps()
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(NETWORK)
+
+
+@pytest.fixture(scope="module")
+def other():
+    """A reference that is not the policy."""
+    return random_params(NETWORK, seed=5)
+
+
+@pytest.fixture(scope="module")
+def batch(steps, params):
+    return make_batch(steps.sample(params, make_prompts(steps), 1.0))
+
+
+@pytest.fixture(scope="module")
+def updated(steps, params, other, batch):
+    """What an update makes of the whole batch."""
+    return jax.device_get(steps.update(steps.init(params), other, batch, GRPO(), 1.0))
+
+
+def leaves(tree):
+    """Bit for bit comparable."""
+    return {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(tree).items()}
+
+
+def assert_close(a, b, atol=1e-6):
+    for name, leaf in named_leaves(a).items():
+        np.testing.assert_allclose(leaf, named_leaves(b)[name], rtol=0, atol=atol, err_msg=name)
+
+
+def assert_same_metrics(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_microbatches_do_not_change_the_update(params, other, batch, updated, micro_batch):
+    steps = make_steps(micro_batch=micro_batch)
+    state, metrics = steps.update(steps.init(params), other, batch, GRPO(), 1.0)
+    assert_close(state.params, updated[0].params)
+    assert_same_metrics(metrics, updated[1])
+
+
+def test_empty_rows_change_nothing(steps, params, other, batch):
+    """An underfull batch is filled with rows whose mask is empty, whatever else they hold."""
+    kept = ROWS - 4
+    underfull = jax.tree.map(lambda x: x[:kept], batch)
+    filled = jax.tree.map(np.copy, batch)
+    filled.completion_mask[kept:] = False
+    filled.segments[kept:] = 0
+    filled.advantages[kept:] = np.nan
+    filled.old_logprobs[kept:] = np.inf
+    alone, alone_metrics = steps.update(steps.init(params), other, underfull, GRPO(), 1.0)
+    state, metrics = steps.update(steps.init(params), other, filled, GRPO(), 1.0)
+    assert_close(state.params, alone.params)
+    assert_same_metrics(metrics, alone_metrics)
+
+
+def test_an_empty_batch_changes_nothing_but_the_step(steps, params, other, batch):
+    state, _ = steps.update(steps.init(params), other, batch, GRPO(), 1.0)  # there is momentum
+    before = jax.device_get(state)
+    empty = batch._replace(completion_mask=np.zeros_like(batch.completion_mask))
+    after, metrics = steps.update(state, other, empty, GRPO(), 1.0)
+    assert leaves(after.params) == leaves(before.params)
+    assert leaves(after.opt_state) == leaves(before.opt_state)
+    assert int(after.step) == int(before.step) + 1
+    assert all(float(value) == 0 for value in metrics.values())
+
+
+def test_what_no_mask_covers_does_not_matter(steps, params, other, batch, updated):
+    rng = np.random.default_rng(1)
+    noise = rng.integers(0, NETWORK.vocab_size, batch.tokens.shape).astype(np.int32)
+    scrambled = batch._replace(
+        tokens=np.where(batch.segments > 0, batch.tokens, noise),
+        old_logprobs=np.where(batch.completion_mask, batch.old_logprobs, rng.choice([np.nan, np.inf, -7.0], noise.shape)),
+    )
+    assert (scrambled.tokens != batch.tokens).any()
+    state, metrics = steps.update(steps.init(params), other, scrambled._replace(
+        old_logprobs=scrambled.old_logprobs.astype(np.float32)), GRPO(), 1.0)
+    assert leaves(state.params) == leaves(updated[0].params)
+    assert leaves(metrics) == leaves(updated[1])
+
+
+def test_the_reference_outlives_the_update(steps, batch):
+    reference = random_params(NETWORK)
+    before = leaves(reference)
+    state = steps.init(reference)
+    state, _ = steps.update(state, reference, batch, GRPO(), 1.0)
+    steps.update(state, reference, batch, GRPO(), 1.0)
+    assert leaves(reference) == before
+    with pytest.raises(RuntimeError, match="deleted"):
+        jax.tree.map(np.asarray, state.params)  # the state, though, was given away
+
+
+def test_settings_compile_nothing(steps, params, other, batch):
+    steps.update(steps.init(params), other, batch, GRPO(), 1.0)
+    before = leaves(steps.update(steps.init(params), other, batch, GRPO(), 1.0)[0].params)
+    programs = steps.update._cache_size()
+    for objective, temperature in ((GRPO(kl=0.5), 1.0), (GRPO(clip_high=0.3), 1.0), (GRPO(), 0.6)):
+        state, _ = steps.update(steps.init(params), other, batch, objective, temperature)
+    assert steps.update._cache_size() == programs
+    assert leaves(state.params) != before
+
+
+def test_the_first_step_is_on_policy(steps, params, batch):
+    """The sampler's log-probabilities are the scorer's, and a policy is at no distance from itself."""
+    _, metrics = steps.update(steps.init(params), params, batch, GRPO(), 1.0)
+    assert metrics["policy/kl"] == 0
+    assert metrics["policy/clipped"] == 0
+    assert metrics["policy/logprob_gap"] < 1e-5
+    assert metrics["policy/logprob_gap_max"] < 1e-4
+    assert metrics["update/tokens"] == batch.completion_mask.sum()
+    assert metrics["update/grad_norm"] > 0
+
+
+def test_the_gap_shows_a_sampler_at_another_temperature(steps, params, batch):
+    _, metrics = steps.update(steps.init(params), params, batch, GRPO(), 0.5)
+    assert metrics["policy/logprob_gap"] > 0.1
+
+
+@jax.jit
+def completion_logprobs(params, batch):
+    """The mean log-probability of a completion's tokens, for each row."""
+    segments = jnp.asarray(batch.segments)
+    positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
+    hidden, _ = transformer.forward(NETWORK, params, jnp.asarray(batch.tokens), positions, mask)
+    logprobs, _ = token_logprobs(hidden, transformer.output_embedding(params), jnp.asarray(batch.tokens), 1.0, start=WIDTH)
+    return jnp.sum(logprobs * batch.completion_mask, axis=1) / batch.completion_mask.sum(axis=1)
+
+
+def test_what_was_rewarded_becomes_likelier_and_what_was_punished_less(steps, params, batch):
+    state, losses = steps.init(params), []
+    before = completion_logprobs(state.params, batch)
+    for _ in range(12):
+        state, metrics = steps.update(state, params, batch, GRPO(), 1.0)
+        losses.append(float(metrics["update/loss"]))
+    gain = np.asarray(completion_logprobs(state.params, batch) - before)
+    assert gain[0::2].mean() > 0.02
+    assert gain[1::2].mean() < -0.02
+    assert losses[-1] < losses[0] - 0.02
+    assert metrics["policy/kl"] > 0
+    assert int(state.step) == 12
+
+
+def test_no_reference_is_no_kl(steps, params, other, batch):
+    without, metrics = steps.update(steps.init(params), None, batch, GRPO(), 1.0)
+    unweighted, _ = steps.update(steps.init(params), other, batch, GRPO(kl=0.0), 1.0)
+    assert_close(without.params, unweighted.params)
+    assert metrics["policy/kl"] == 0
+
+
+def test_bfloat16_stays_near_float32(params, other, batch, updated):
+    steps = make_steps(dtype=jnp.bfloat16)
+    state, metrics = steps.update(steps.init(params), other, batch, GRPO(), 1.0)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    for name in ("update/loss", "update/grad_norm", "policy/kl", "policy/entropy"):
+        np.testing.assert_allclose(metrics[name], updated[1][name], rtol=0.1, atol=0.02, err_msg=name)
+    assert 0 < metrics["policy/logprob_gap"] < 0.1
+    moves, expected = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.tree.map(np.subtract, tree, jax.device_get(params)))])
+        for tree in (jax.device_get(state.params), updated[0].params)
+    )
+    assert moves @ expected / np.linalg.norm(moves) / np.linalg.norm(expected) > 0.9
+
+
+def test_advantages_are_the_objectives(steps):
+    rewards = np.array([[1.0, 0.0], [0.1, 0.1], [np.nan, 1.0]], np.float32)
+    np.testing.assert_allclose(steps.advantages(GRPO(), rewards), [[1, -1], [0, 0], [0, 0]])
+
+
+def compare_meshes():
+    """Run in a process with eight devices: every mesh gives what one device gives."""
+    params, other = (jax.device_get(random_params(NETWORK, seed)) for seed in (0, 5))
+    expected = None
+    for sizes in ((1, 1, 1), *MESHES):
+        mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
+        steps = make_steps(mesh, micro_batch=8)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, steps.params_like)
+        placed, reference = to_device(params, shardings), to_device(other, shardings)
+        rollout = to_host(steps.sample(placed, make_prompts(steps), 1.0))
+        state = steps.init(placed)
+        for _ in range(2):
+            state, metrics = steps.update(state, reference, to_device(make_batch(rollout), steps.rows), GRPO(), 1.0)
+        for like, leaf in zip(jax.tree.leaves(steps.state_like), jax.tree.leaves(state), strict=True):
+            assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim), (leaf.sharding, like.sharding)
+        result = rollout, to_host(state.params), to_host(metrics)
+        expected = expected or result
+        np.testing.assert_array_equal(rollout.tokens, expected[0].tokens)
+        assert_close(result[1], expected[1], atol=1e-5)
+        assert_same_metrics(result[2], expected[2])
+        print("equal", *sizes)
+
+
+def test_every_mesh_gives_the_same_samples_and_updates():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # of XLA's: the programs are compiled for five meshes and run twice
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", "from tests.test_steps import compare_meshes; compare_meshes()"],
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("equal") == 1 + len(MESHES)
