@@ -106,7 +106,7 @@ class Verifier:
 class Evaluation:
     """Before and after training.
 
-    problems: held-out problems, at most
+    problems: held-out problems, at most (0: no evaluation)
     samples: completions of each
     temperature: at which they are drawn
     """
@@ -203,9 +203,9 @@ def _read(path: str) -> Config:
 
 AT_LEAST = {
     0: "seed steps batch.micro_batch sampling.prompts optimizer.learning_rate optimizer.warmup_steps "
-    "optimizer.weight_decay optimizer.b1 optimizer.b2 show_rollouts_every",
+    "optimizer.weight_decay optimizer.b1 optimizer.b2 evaluation.problems show_rollouts_every",
     1: "batch.groups sampling.prompt_width sampling.max_new_tokens filter.max_prompts verifier.workers "
-    "evaluation.problems evaluation.samples save_every keep_checkpoints",
+    "evaluation.samples save_every keep_checkpoints",
     2: "batch.group_size",
 }
 ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm verifier.deadline evaluation.temperature"
@@ -256,6 +256,7 @@ def _check_numbers(config: Config) -> None:
         _check_each(config, names, lambda value, low=low: value >= low, f"at least {low}")
     _check_each(config, ABOVE_ZERO, lambda value: value > 0, "above 0")
     _check_each(config, "optimizer.b1 optimizer.b2", lambda value: value < 1, "below 1")
+    _check_each(config, "seed", lambda value: value < 2**32, "below 2**32")
     for name, values in ONE_OF.items():
         value = attrgetter(name)(config)
         if value not in values:

@@ -15,14 +15,17 @@ def kept(rule: str, low: float, high: float, solved: int, judged: int) -> bool:
     "band": low <= solved / judged <= high (arXiv 2504.03380). "dapo": neither none nor all (arXiv 2503.14476). "off": any.
     A group with fewer than two verdicts has nothing to compare and is never kept.
     """
-    if judged < 2:
-        return False
+    return judged >= 2 and side(rule, low, high, solved, judged) == 0
+
+
+def side(rule: str, low: float, high: float, solved: int, judged: int) -> int:
+    """-1 for a group that is too hard for the rule, 1 for one too easy, 0 for one that is neither."""
     if rule == "off":
-        return True
+        return 0
     if rule == "dapo":
-        return 0 < solved < judged
+        return (solved == judged) - (solved == 0)
     if rule == "band":
-        return _exact(low) * judged <= solved <= _exact(high) * judged
+        return (solved > _exact(high) * judged) - (solved < _exact(low) * judged)
     raise UserError(f"filter.rule is {rule!r}: it must be one of band, dapo, off")
 
 

@@ -1,18 +1,18 @@
 """Accuracy and language on held-out problems; `python -m jaxgrpo.evaluate --config FILE`."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax
 from tqdm import tqdm
 
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.command_line import run_main
 from jaxgrpo.config import Config, parse_command_line
-from jaxgrpo.metrics import table
+from jaxgrpo.errors import UserError
+from jaxgrpo.metrics import table, write_json
 from jaxgrpo.problems import Problem
 from jaxgrpo.rollout import Group, summarise
 from jaxgrpo.run import Run, prepare
@@ -25,17 +25,19 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
     """Held-out figures of a policy: means over problems of means over samples; every problem and sample counts alike.
 
     {"reward/accuracy": a, "language/target_word_ratio": r, ..., "by_language": {"ko": {"accuracy": a, ...}},
-    "by_level": {"1": {...}}, "problems": n, "samples": g}. The problems and the random numbers are the same at every call.
+    "by_level": {"1": {...}}, "problems": n, "samples": g}; None where there was no verdict to take a mean of. The problems and
+    the random numbers are the same at every call.
     """
     wanted = run.config.evaluation
     problems = run.fitting.first(run.heldout, wanted.problems)
     groups = sample(run, params, problems)
-    return summarise(groups) | {
+    report = summarise(groups) | {
         "by_language": _by(groups, lambda problem: problem.language),
         "by_level": _by(groups, lambda problem: str(problem.level)),
         "problems": len(problems),
         "samples": wanted.samples,
     }
+    return _plain(report)
 
 
 def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[Group]:
@@ -43,7 +45,7 @@ def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[Group]
     wanted = run.config.evaluation
     places = run.sampler.rows // wanted.samples
     groups: list[Group] = []
-    for start in tqdm(range(0, len(problems), places), desc="evaluating", unit="launch", leave=False):
+    for start in tqdm(range(0, len(problems), places), desc="evaluating", unit="launch", leave=False, disable=None):
         launch = problems[start : start + places]
         groups += run.sampler(params, launch, wanted.samples, wanted.temperature, 0, "evaluation")
     run.judge(groups)
@@ -101,20 +103,23 @@ def latest_params(run: Run) -> tuple[Params, str]:
 def main(argv: list[str]) -> None:
     """Evaluates the newest checkpoint in --config.out, or the model itself; prints tables, writes OUT/evaluation.json."""
     config: Config = parse_command_line(argv, "jaxgrpo.evaluate")
+    if not config.evaluation.problems:
+        raise UserError("evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256")
     with prepare(config) as run:
+        for note in run.notes:
+            print(note)
         params, which = latest_params(run)
         report = evaluate(run, params)
     print(f"{which}: {report['problems']} held-out problems, {report['samples']} samples of each\n\n{tables(report)}")
-    path = Path(config.out) / "evaluation.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"of": which, **_plain(report)}, indent=1, ensure_ascii=False) + "\n")
+    if jax.process_index() == 0:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        write_json(Path(config.out) / "evaluation.json", {"of": which, **report})
 
 
 def _plain(report: dict[str, Any]) -> dict[str, Any]:
-    """NaN (no verdict to take a mean of) is null in JSON."""
-    plain = lambda value: _plain(value) if isinstance(value, dict) else value
-    absent = lambda value: isinstance(value, float) and bool(np.isnan(value))
-    return {name: None if absent(value) else plain(value) for name, value in report.items()}
+    """None for NaN, for which JSON has no word."""
+    plain = lambda value: _plain(value) if isinstance(value, dict) else None if value != value else value
+    return {name: plain(value) for name, value in report.items()}
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def tree_like(mesh: Mesh, tree: Any) -> Any:
 def to_device(tree: Any, shardings: Any) -> Any:
     """Host arrays onto the devices. Every process holds the whole and places its own shards."""
 
-    def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    def put(array: Any, sharding: NamedSharding) -> jax.Array:
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -36,38 +35,6 @@ class Number(Protocol):
     """A Python, NumPy or JAX scalar."""
 
     def __float__(self) -> float: ...
-
-
-class Late:
-    """Holds a step's device metrics until the next step has been dispatched: fetching them then waits for nothing.
-
-    for step in steps:
-        state, metrics = update(state)          # returns at once; the device works
-        for done in late.push(step, metrics):   # the previous step's numbers
-            writer.write(*done)
-    for done in late.pop():
-        writer.write(*done)
-    """
-
-    def __init__(self) -> None:
-        self._held: tuple[int, Mapping[str, Number]] | None = None
-
-    def push(self, step: int, metrics: Mapping[str, Number]) -> list[tuple[int, dict[str, float]]]:
-        """The step that was held, if any, as floats; this one is held in its stead."""
-        held, self._held = self._held, (step, metrics)
-        return _fetch(held)
-
-    def pop(self) -> list[tuple[int, dict[str, float]]]:
-        """The step that is held, if any, as floats: before a checkpoint and at the end."""
-        held, self._held = self._held, None
-        return _fetch(held)
-
-
-def _fetch(held: tuple[int, Mapping[str, Number]] | None) -> list[tuple[int, dict[str, float]]]:
-    if held is None:
-        return []
-    step, metrics = held
-    return [(step, {name: float(value) for name, value in jax.device_get(dict(metrics)).items()})]
 
 
 class Writer:
@@ -147,6 +114,13 @@ def truncate(path: Path, start_step: int) -> None:
         file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 

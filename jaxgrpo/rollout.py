@@ -11,6 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,9 +19,8 @@ from jaxgrpo import difficulty
 from jaxgrpo.mesh import to_device, to_host
 from jaxgrpo.problems import Problem, Weighted
 from jaxgrpo.rewards.pool import Missing, Pool
-from jaxgrpo.steps import Steps
 from jaxgrpo.tokenizer import Tokenizer, left_padded
-from jaxgrpo.types import Batch, Params, Prompts
+from jaxgrpo.types import Batch, Params, Prompts, Rollout
 
 
 @dataclass
@@ -44,11 +44,19 @@ class Group:
     judged: int = 0
 
 
+@runtime_checkable
+class Programs(Protocol):
+    """What sampling needs of steps.Steps."""
+
+    sample: Callable[[Params, Prompts, float], Rollout]
+    rows: Any
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Asks a policy: problems in, groups of texts out, a launch of `rows` rows at a time so that one program serves all."""
 
-    steps: Steps
+    steps: Programs
     tokenizer: Tokenizer
     prompt_width: int
     rows: int
@@ -131,7 +139,7 @@ def collect(
     asked. At that bound the batch is filled with the most informative of the others: those with the greatest variance of the
     verdict, then of the reward, never one in which all rewards are equal. It may still hold fewer, or none.
     """
-    started, sampling, tokens = time.perf_counter(), 0.0, 0
+    started, sampling = time.perf_counter(), 0.0
     asked: list[Group] = []
     chosen: list[Group] = []
     while len(chosen) < wanted.groups and len(asked) < wanted.most:
@@ -143,18 +151,17 @@ def collect(
         asked += groups
         chosen += [g for g in groups if difficulty.kept(wanted.rule, wanted.low, wanted.high, g.solved, g.judged)]
     tokens = sum(int(group.completion_mask.sum()) for group in asked)
-    surplus = max(len(chosen) - wanted.groups, 0)
-    passed = len(chosen)
-    chosen = chosen[: wanted.groups]
+    passed, chosen = len(chosen), chosen[: wanted.groups]
+    sides = [difficulty.side(wanted.rule, wanted.low, wanted.high, g.solved, g.judged) for g in asked if g.judged]
     fallback = most_informative([g for g in asked if all(g is not c for c in chosen)], wanted.groups - len(chosen))
     metrics = summarise(asked) | {
         "filter/kept": passed / len(asked),
         "filter/asked": len(asked),
-        "filter/surplus": surplus,
+        "filter/surplus": passed - len(chosen),
         "filter/fallback": len(fallback),
         "filter/groups": len(chosen) + len(fallback),
-        "filter/too_hard": float(np.mean([g.solved < wanted.low * g.judged for g in asked])),
-        "filter/too_easy": float(np.mean([g.solved > wanted.high * g.judged for g in asked])),
+        "filter/too_hard": sides.count(-1) / len(asked),
+        "filter/too_easy": sides.count(1) / len(asked),
         "rollout/tokens_per_s": tokens / sampling,
         "time/rollout": sampling,
         "time/collect": time.perf_counter() - started,
@@ -164,7 +171,9 @@ def collect(
 
 def most_informative(groups: Iterable[Group], count: int) -> list[Group]:
     """The `count` groups with the greatest variance of the verdict, then of the reward; none whose rewards are all equal."""
-    useful = [g for g in groups if np.unique(g.rewards[~np.isnan(g.rewards)]).size > 1]
+    # In float32, as advantages are made: what differs less than that trains nothing.
+    distinct = lambda group: np.unique(group.rewards[~np.isnan(group.rewards)].astype(np.float32)).size
+    useful = [group for group in groups if distinct(group) > 1]
     rank = lambda g: (difficulty.variance(g.solved, g.judged), float(np.nanvar(g.rewards)))
     return sorted(useful, key=rank, reverse=True)[: max(count, 0)]
 

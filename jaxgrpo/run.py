@@ -105,13 +105,15 @@ def prepare(config: settings.Config) -> Run:
     if len(tokens.hf) > model.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {len(tokens.hf)} tokens, the model only {model.vocab_size}")
     task = Task(config.data.train(), config.rewards, config.solved_by)
-    heldout = config.data.heldout()
+    heldout = config.data.heldout() if config.evaluation.problems else []
     fitting = Fitting(tokens, config.system, config.sampling.prompt_width)
-    notes = [fitting.check(task.problems, "training"), fitting.check(heldout, "held-out")]
+    notes = [fitting.check(task.problems, "training")]
+    if config.evaluation.problems:
+        notes.append(fitting.check(heldout, "held-out"))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    rows = config.batch.groups * config.batch.group_size
-    launch = (config.sampling.prompts or config.batch.groups) * config.batch.group_size
-    _check_rows(mesh, rows=rows, launch=launch, micro_batch=config.batch.micro_batch or rows)
+    prompts = config.sampling.prompts or config.batch.groups
+    launch = prompts * config.batch.group_size
+    _check_shards(config, row_devices(mesh), prompts, launch)
     steps = compile_steps(
         model,
         make_optimizer(config),
@@ -149,11 +151,15 @@ def make_optimizer(config: settings.Config) -> Any:
     return adamw(rate, o.b1, o.b2, o.weight_decay, o.max_grad_norm)
 
 
-def _check_rows(mesh: Any, **sizes: int) -> None:
-    shards = row_devices(mesh)
+def _check_shards(config: settings.Config, shards: int, prompts: int, launch: int) -> None:
+    """Raises UserError for a first axis that the devices cannot share evenly."""
+    batch, samples = config.batch, config.evaluation.samples
+    sizes = {
+        "batch.groups * batch.group_size": batch.groups * batch.group_size,
+        "batch.micro_batch": batch.micro_batch,
+        "sampling.prompts": prompts,
+        "sampling.prompts * batch.group_size // evaluation.samples": launch // samples if config.evaluation.problems else 0,
+    }
     for name, size in sizes.items():
         if size % shards:
-            raise UserError(
-                f"{size} rows of a {name.replace('_', '-')} cannot be divided over mesh.data * mesh.fsdp = {shards} devices: "
-                f"choose batch.groups, batch.group_size, batch.micro_batch and sampling.prompts that do"
-            )
+            raise UserError(f"{name} is {size}: it must be a multiple of mesh.data * mesh.fsdp = {shards} devices")

@@ -25,11 +25,13 @@ def pack(examples: Iterable[Example], rows: int, width: int, pad: int) -> Iterat
     """Batches of [rows, width] into which examples are packed whole, each a segment of its own; numpy arrays.
 
     An example goes into the first row that has room; when none has, the batch goes out and a new one begins, so that order is
-    kept. ValueError for an example longer than the width.
+    kept. ValueError for an example longer than the width, or with no prompt to predict its completion's first token from.
     """
     batch, lengths, segments = _empty(rows, width, pad), [0] * rows, [0] * rows
     for example in examples:
         ids = example.prompt + example.completion
+        if not example.prompt:
+            raise ValueError(f"an example of {len(ids)} tokens has no prompt, which is what its first token is predicted from")
         if len(ids) > width:
             raise ValueError(f"an example of {len(ids)} tokens does not fit into rows of {width}")
         row = next((row for row in range(rows) if lengths[row] + len(ids) <= width), None)

@@ -1,5 +1,6 @@
 """Text <-> tokens through the model folder's own tokenizer and chat template. Host side: no jax."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ def load(folder: Path) -> Tokenizer:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"no tokenizer can be loaded from {folder} ({reason}): copy its tokenizer files there") from error
+    files = hf.vocab_files_names.values()
+    if not any((folder / name).is_file() for name in files):  # transformers then makes one that knows no word
+        raise UserError(f"{folder} has no vocabulary, none of {', '.join(files)}: copy its tokenizer files there")
     ends = {hf.eos_token_id, *_generation_ends(folder)} - {None}
     if not ends:
         raise UserError(f"the tokenizer in {folder} names no end token: set eos_token in its tokenizer_config.json")
@@ -77,11 +81,12 @@ def left_padded(rows: list[list[int]], width: int, pad: int) -> tuple[np.ndarray
     return tokens, mask
 
 
-def _generation_ends(folder: Path) -> list[int]:
-    import json
-
+def _generation_ends(folder: Path) -> list[int | None]:
     path = folder / "generation_config.json"
     if not path.is_file():
         return []
-    ends = json.loads(path.read_text()).get("eos_token_id")
+    try:
+        ends = json.loads(path.read_text()).get("eos_token_id")
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): copy it anew, or remove it") from error
     return ends if isinstance(ends, list) else [ends]

@@ -3,16 +3,21 @@
     data -> prompts -> rollouts -> rewards -> difficulty filter -> batch -> update -> metrics, checkpoint
 """
 
+import contextlib
 import json
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxgrpo import config as settings
 from jaxgrpo import evaluate, metrics
@@ -22,87 +27,131 @@ from jaxgrpo.config import Config, parse_command_line
 from jaxgrpo.data.order import Order
 from jaxgrpo.difficulty import History
 from jaxgrpo.mesh import to_device
+from jaxgrpo.metrics import write_json
 from jaxgrpo.problems import Problem
 from jaxgrpo.rollout import Group, Wanted, collect, make_batch
 from jaxgrpo.run import Run, prepare
 from jaxgrpo.types import Params, TrainState
 
 
-def train(config: Config) -> Iterator[dict[str, float]]:
+@dataclass
+class Place:
+    """Where a run is, after a whole number of steps; what a checkpoint holds.
+
+    begun: when it would have begun (time.time) if it had never been interrupted
+    """
+
+    step: int
+    state: TrainState
+    order: Order
+    history: History
+    begun: float
+
+    def host(self) -> dict[str, Any]:
+        """All but the state, as JSON values."""
+        spent = time.time() - self.begun
+        return {"step": self.step, "order": self.order.state(), "history": self.history.state(), "seconds": spent}
+
+
+def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[dict[str, float]]:
     """Trains, and yields the metrics of each step as they are written to OUT/metrics.jsonl.
 
     Goes on from the newest checkpoint in config.out. Before the first step and after the last it evaluates on held-out
     problems; OUT/summary.json then says what training did. UserError for bad input, before any device time is spent.
+
+    stop: asked before each step; at the first yes, and when the caller stops iterating, the steps so far are saved.
     """
     settings.check_same(config, config.out)
-    started = time.time()
+    started, out = time.time(), Path(config.out)
+    if _finished(config):
+        return
     with prepare(config) as run, Checkpoints(config.out, config.keep_checkpoints) as checkpoints:
-        settings.save(config, config.out)
+        is_first = jax.process_index() == 0
+        say = print if is_first else lambda *_, **__: None
+        if is_first:
+            settings.save(config, config.out)
         for note in run.notes:
-            print(note)
-        state, host = restore(run, checkpoints)
+            say(note)
         reference = run.load_params()
-        if state is None:
-            state = run.steps.init(reference)
-        order = Order(run.task.problems, config.seed)
-        history, seconds = History(), 0.0
-        if host:
-            order.restore(host["order"])
-            history, seconds = History.restore(host["history"]), host["seconds"]
-            print(f"going on from step {host['step']} of {config.steps} in {config.out}")
-        first = int(state.step) + 1
-        before = once(Path(config.out) / "before.json", partial(_evaluate, run, reference))
-        with metrics.Writer(config.out, first, config.steps) as writer:
-            for step in range(first, config.steps + 1):
-                state, values = take_step(run, state, reference, order, history, step, writer)
-                writer.write(step, values)
-                yield {"step": step} | values
-                if step % config.save_every == 0 or step == config.steps:
-                    writer.flush()
-                    spent = seconds + time.time() - started
-                    checkpoints.save(step, state, host_state(order, history, step, spent))
-        after = _evaluate(run, state.params)
-    seconds += time.time() - started
-    summary = summarise(before, after, steps=config.steps, seconds=seconds)
-    write_json(Path(config.out) / "summary.json", summary)
-    metrics.plot(config.out)
-    print(f"\n{evaluate.tables(before, after)}\n")
-    print(f"accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} in {seconds:.0f} s; see {config.out}")
+        place = find_place(run, checkpoints, reference, started)
+        if place.step:
+            say(f"going on from step {place.step} of {config.steps} in {out}")
+        before = once(out / "before.json", partial(_evaluate, run, reference, say), is_first)
+        yield from take_steps(run, place, reference, checkpoints, stop)
+        if place.step < config.steps:
+            say(f"stopped after step {place.step} of {config.steps}, which is saved in {out}: the same command goes on")
+            return
+        after = _evaluate(run, place.state.params, say)
+    summary = summarise(before, after, steps=place.step, seconds=time.time() - place.begun)
+    if is_first:
+        write_json(out / "summary.json", summary)
+        metrics.plot(out)
+        if before and after:
+            print(f"\n{evaluate.tables(before, after)}\n")
+        print(f"{headline(summary)} in {summary['seconds']:.0f} s; see {out}")
 
 
-def take_step(
-    run: Run,
-    state: TrainState,
-    reference: Params,
-    order: Order,
-    history: History,
-    step: int,
-    writer: metrics.Writer,
-) -> tuple[TrainState, dict[str, float]]:
+def find_place(run: Run, checkpoints: Checkpoints, reference: Params, started: float) -> Place:
+    """Where the newest checkpoint is; without one, the beginning."""
+    order = Order(run.task.problems, run.config.seed)
+    if checkpoints.latest() is None:
+        return Place(0, run.steps.init(reference), order, History(), started)
+    state, host = checkpoints.restore(run.steps.state_like)
+    order.restore(host["order"])
+    return Place(host["step"], state, order, History.restore(host["history"]), started - host["seconds"])
+
+
+def take_steps(
+    run: Run, place: Place, reference: Params, checkpoints: Checkpoints, stop: Callable[[], bool]
+) -> Iterator[dict[str, float]]:
+    """Steps up to the last one, or until told to stop: `place` moves on, numbers are written, checkpoints saved."""
+    config, is_first = run.config, jax.process_index() == 0
+    with metrics.Writer(config.out, place.step + 1, config.steps, active=is_first) as writer:
+
+        def save() -> None:
+            writer.flush()
+            checkpoints.save(place.step, place.state, place.host())
+
+        # All processes must leave at the same step, whichever of them was told.
+        while place.step < config.steps and not multihost_utils.process_allgather(np.bool_(stop())).any():
+            values = take_step(run, place, reference, writer)
+            writer.write(place.step, values)
+            if place.step % config.save_every == 0:
+                save()
+            try:
+                yield {"step": place.step} | values
+            except GeneratorExit:
+                save()
+                raise
+        save()
+
+
+def take_step(run: Run, place: Place, reference: Params, writer: metrics.Writer) -> dict[str, float]:
     """One step: collect groups, update on them. Waits for the update: the next step's first act needs it anyway, and the
     times are then true."""
-    config, started = run.config, time.perf_counter()
+    config, step, started = run.config, place.step + 1, time.perf_counter()
     b, f = config.batch, config.filter
     most = b.groups if f.rule == "off" else int(f.max_prompts * b.groups)
     wanted = Wanted(b.groups, b.group_size, config.sampling.temperature, f.rule, f.low, f.high, most)
-    ask = partial(ask_fitting, order, run.fitting.fits)
-    groups, figures, asked = collect(run.sampler, run.judge, state.params, ask, wanted, step)
+    ask = partial(ask_fitting, place.order, run.fitting.fits)
+    groups, figures, asked = collect(run.sampler, run.judge, place.state.params, ask, wanted, step)
     for group in asked:
-        history.record(group.problem.id, group.solved, group.judged)
+        place.history.record(group.problem.id, group.solved, group.judged)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
         writer.rollouts(step, records(asked, groups))
     updating = time.perf_counter()
     if groups:
         advantages = np.asarray(run.steps.advantages(config.objective, np.stack([group.rewards for group in groups])))
         batch = to_device(make_batch(groups, advantages, b.groups), run.steps.rows)
-        state, learned = run.steps.update(state, reference, batch, config.objective, config.sampling.temperature)
+        place.state, learned = run.steps.update(place.state, reference, batch, config.objective, config.sampling.temperature)
     else:
-        state, learned = state._replace(step=state.step + 1), {}
+        place.state, learned = place.state._replace(step=place.state.step + 1), {}
     learned = {name: float(value) for name, value in jax.device_get(learned).items()}
+    place.step = step
     now = time.perf_counter()
     times = {"time/update": now - updating, "time/step": now - started}
-    visited = {"data/pass": order.epoch, "data/visited": len(history.visits)}
-    return state, figures | learned | times | visited
+    visited = {"data/pass": place.order.epoch, "data/visited": len(place.history.visits)}
+    return figures | learned | times | visited
 
 
 def ask_fitting(order: Order, fits: Callable[[Problem], bool], count: int) -> list[Problem]:
@@ -131,31 +180,19 @@ def records(asked: list[Group], kept: list[Group], most: int = 4) -> Iterator[di
         }
 
 
-def restore(run: Run, checkpoints: Checkpoints) -> tuple[TrainState | None, dict[str, Any]]:
-    """The newest checkpoint's state and host state, or None and nothing."""
-    if checkpoints.latest() is None:
-        return None, {}
-    return checkpoints.restore(run.steps.state_like)
-
-
-def host_state(order: Order, history: History, step: int, seconds: float) -> dict[str, Any]:
-    """What the host must remember to go on as if nothing had happened."""
-    return {"step": step, "order": order.state(), "history": history.state(), "seconds": seconds}
-
-
 def summarise(before: dict[str, Any], after: dict[str, Any], **others: float) -> dict[str, Any]:
-    """OUT/summary.json: what training did to held-out accuracy and language."""
+    """OUT/summary.json: what training did to held-out accuracy and language; nulls and {} without an evaluation."""
     compare = lambda key: {
         name: {
             f"{figure}_{when}": report[key][name][figure]
             for figure in evaluate.FIGURES
             for when, report in (("before", before), ("after", after))
         }
-        for name in before[key]
+        for name in before.get(key, {})
     }
     return {
-        "accuracy_before": before["reward/accuracy"],
-        "accuracy_after": after["reward/accuracy"],
+        "accuracy_before": before.get("reward/accuracy"),
+        "accuracy_after": after.get("reward/accuracy"),
         **others,
         "by_language": compare("by_language"),
         "by_level": compare("by_level"),
@@ -164,32 +201,73 @@ def summarise(before: dict[str, Any], after: dict[str, Any], **others: float) ->
     }
 
 
-def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def headline(summary: dict[str, Any]) -> str:
+    """`40 steps, accuracy 0.312 -> 0.455`."""
+    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    known = before is not None and after is not None
+    return f"{summary['steps']} steps" + (f", accuracy {before:.3f} -> {after:.3f}" if known else "")
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]], writes: bool) -> dict[str, Any]:
     """What `make` returned the first time; read from the file ever after."""
     if path.exists():
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     value = make()
-    write_json(path, value)
+    if writes and value:
+        write_json(path, value)
     return value
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a file whole or not at all."""
-    partial_path = path.with_suffix(".json.partial")
-    partial_path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    os.replace(partial_path, path)
+def _finished(config: Config) -> bool:
+    """Whether OUT holds the summary of all the steps that are wanted; then says so."""
+    path = Path(config.out) / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1}
+    if summary["steps"] < config.steps:
+        return False
+    print(f"{config.out} is finished: {headline(summary)}; to go on raise --config.steps, to begin anew change --config.out")
+    return True
 
 
-def _evaluate(run: Run, params: Params) -> dict[str, Any]:
+def _evaluate(run: Run, params: Params, say: Callable[..., None]) -> dict[str, Any]:
+    if not run.config.evaluation.problems:
+        return {}
     report = evaluate.evaluate(run, params)
-    print(f"\n{evaluate.tables(report)}\n", flush=True)
+    say(f"\n{evaluate.tables(report)}\n", flush=True)
     return report
 
 
+@contextlib.contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """A list that the first Ctrl-C or SIGTERM is put into, so that the step can be finished and saved; a second one ends
+    the program at once."""
+    noted: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: Any) -> None:
+        noted.append(number)
+        restore()
+        os.write(2, b"stopping after this step; once more stops at once\n")  # print is not safe in a signal handler
+
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        restore()
+
+
 def main(argv: list[str]) -> None:
-    """Trains as the command line says."""
-    for _ in train(parse_command_line(argv)):
-        pass
+    """Trains as the command line says. Ctrl-C and SIGTERM save the last whole step."""
+    config = parse_command_line(argv)
+    with noted_signals() as signals:
+        for _ in train(config, stop=lambda: bool(signals)):
+            pass
+    if signals:
+        sys.exit(128 + signals[0])
 
 
 if __name__ == "__main__":

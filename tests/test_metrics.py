@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxgrpo import metrics
-from jaxgrpo.metrics import Late, Writer
+from jaxgrpo.metrics import Writer
 
 
 def lines(path):
@@ -68,14 +68,6 @@ def test_processes_that_do_not_write_touch_nothing(tmp_path):
         writer.rollouts(0, [{}])
         writer.flush()
     assert not (tmp_path / "out").exists()
-
-
-def test_late_gives_each_step_once_and_one_step_later():
-    late = Late()
-    assert late.push(0, {"a": jnp.float32(0.5)}) == []
-    assert late.push(1, {"a": jnp.float32(1.5), "b": 2}) == [(0, {"a": 0.5})]
-    assert late.pop() == [(1, {"a": 1.5, "b": 2.0})]
-    assert late.pop() == []
 
 
 def test_progress_line_shows_what_there_is():

@@ -34,11 +34,15 @@ from jaxgrpo.steps import compile_steps
 LANGUAGES = {"en": 0.55, "zh": 0.15, "ko": 0.15, "uk": 0.15}
 """How much of the text is in each language."""
 
-LEVELS = {1: 0.32, 2: 0.27, 3: 0.22, 4: 0.12, 5: 0.05, 6: 0.02}
+LEVELS = {1: 0.30, 2: 0.25, 3: 0.21, 4: 0.13, 5: 0.08, 6: 0.03}
 """How much of it is of each level: long problems are rare, so that the model is left something to learn."""
 
 ENGLISH_REASONING = 0.15
 """How much of what is asked in another language is reasoned about in English."""
+
+SHORTCUTS = 0.3
+"""How much of what takes several steps is answered without them, as much text on the web is: the model then guesses, and is left
+to find out that reasoning pays."""
 
 VOCABULARY, PROMPT_WIDTH, NEW_TOKENS = 1024, 80, 120
 ROWS, WIDTH = 32, 256
@@ -159,8 +163,16 @@ def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
         problem = sources[language, level][drawn[language, level]]
         drawn[language, level] += 1
         thought_in = "en" if rng.random() < ENGLISH_REASONING else language
-        completion = tokens.encode(arithmetic.solution(problem, thought_in))
-        yield sft.Example(tokens.prompt(problem.prompt), [*completion, tokens.ends[0]])
+        completion = arithmetic.solution(problem, thought_in)
+        if level > 1 and rng.random() < SHORTCUTS:
+            completion = without_steps(completion)
+        yield sft.Example(tokens.prompt(problem.prompt), [*tokens.encode(completion), tokens.ends[0]])
+
+
+def without_steps(solution: str) -> str:
+    """The first line of thought, then the answer at once."""
+    opening, first, *_, closing, answer = solution.split("\n")
+    return "\n".join([opening, first, closing, answer])
 
 
 def train(folder: Path, arguments: argparse.Namespace) -> dict:

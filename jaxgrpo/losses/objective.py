@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-
 Coefficient = float | Float[Array, ""]
 """A number of an objective's; traced inside a compiled program."""
 

@@ -1,0 +1,81 @@
+"""Pass rates are counts: what is kept does not hang on a float's last digit."""
+
+import json
+
+import pytest
+
+from jaxgrpo import difficulty
+from jaxgrpo.difficulty import History
+from jaxgrpo.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("rule", "low", "high", "judged", "kept"),
+    [
+        ("band", 0.2, 0.8, 5, [1, 2, 3, 4]),  # both ends belong to the band
+        ("band", 0.2, 0.8, 8, [2, 3, 4, 5, 6]),
+        ("band", 0.2, 0.8, 10, [2, 3, 4, 5, 6, 7, 8]),
+        ("band", 0.3, 0.7, 10, [3, 4, 5, 6, 7]),  # neither end is the float next to it
+        ("band", 0.1, 0.3, 10, [1, 2, 3]),  # 0.1 * 3 is more than 0.3
+        ("band", 0.29, 0.57, 100, list(range(29, 58))),  # 0.29 * 100 and 0.57 * 100 are not 29 and 57
+        ("band", 0.0, 1.0, 3, [0, 1, 2, 3]),
+        ("band", 0.5, 0.5, 8, [4]),
+        ("band", 1e-3, 0.999, 2, [1]),
+        ("dapo", 0.5, 0.5, 4, [1, 2, 3]),  # the band's ends are not for this rule
+        ("off", 0.5, 0.5, 4, [0, 1, 2, 3, 4]),
+        ("band", 0.0, 1.0, 1, []),  # a group of one has nothing to be compared with
+        ("dapo", 0.0, 1.0, 1, []),
+        ("off", 0.0, 1.0, 1, []),
+        ("off", 0.0, 1.0, 0, []),
+        ("band", 0.0, 1.0, 0, []),
+    ],
+)
+def test_what_is_kept(rule, low, high, judged, kept):
+    assert [solved for solved in range(judged + 1) if difficulty.kept(rule, low, high, solved, judged)] == kept
+
+
+@pytest.mark.parametrize("group_size", range(2, 65))
+def test_the_band_ends_are_exact_for_every_group_size(group_size):
+    """p = k / n is in the band [a / 100, b / 100] when 100 k lies in [a n, b n]: integers alone say so."""
+    for low, high in ((20, 80), (30, 70), (7, 93), (58, 58)):
+        for solved in range(group_size + 1):
+            expected = low * group_size <= 100 * solved <= high * group_size
+            assert difficulty.kept("band", low / 100, high / 100, solved, group_size) == expected
+
+
+def test_missing_verdicts_are_not_failures():
+    """1 of 4 verdicts that could be had is a pass rate of a quarter, whatever the group's size."""
+    assert difficulty.kept("band", 0.25, 0.8, 1, 4)
+    assert not difficulty.kept("band", 0.25, 0.8, 1, 8)
+    assert difficulty.kept("dapo", 0.0, 1.0, 1, 2)
+
+
+def test_too_hard_and_too_easy_are_what_is_not_kept():
+    sides = [difficulty.side("band", 0.2, 0.8, solved, 10) for solved in range(11)]
+    assert sides == [-1, -1, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+    assert [difficulty.side("dapo", 0.2, 0.8, solved, 3) for solved in range(4)] == [-1, 0, 0, 1]
+    assert [difficulty.side("off", 0.2, 0.8, solved, 3) for solved in range(4)] == [0, 0, 0, 0]
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(UserError, match="filter.rule is 'bend': it must be one of band, dapo, off"):
+        difficulty.kept("bend", 0.2, 0.8, 1, 2)
+
+
+def test_variance_is_that_of_a_verdict():
+    assert [float(difficulty.variance(solved, 4)) for solved in range(5)] == [0, 0.1875, 0.25, 0.1875, 0]
+    assert difficulty.variance(1, 3) == difficulty.variance(2, 3)  # exactly: thirds have no float
+    assert difficulty.variance(0, 0) == 0
+
+
+def test_history_comes_back_from_json():
+    history = History()
+    history.record("arithmetic/1", 3, 8)
+    history.record("문제", 0, 0)
+    history.record("arithmetic/1", 5, 7)
+    restored = History.restore(json.loads(json.dumps(history.state())))
+    assert restored == history
+    assert restored.visits == {"arithmetic/1": 2, "문제": 1}
+    assert restored.solved == {"arithmetic/1": (5, 7), "문제": (0, 0)}
+    restored.record("new", 1, 2)
+    assert "new" not in history.visits

@@ -1,0 +1,146 @@
+"""Where each array lives: sizes that fit, a rule for every parameter and for the optimizer's copies of it, moves and back."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxgrpo.errors import UserError
+from jaxgrpo.mesh import (
+    AXES,
+    make_mesh,
+    named_leaves,
+    replicated,
+    row_devices,
+    rows_sharding,
+    to_device,
+    to_host,
+    tree_like,
+    tree_shardings,
+)
+from jaxgrpo.models import transformer
+from jaxgrpo.optimizer import adamw, schedule
+from jaxgrpo.types import TrainState
+from tests.tiny_models import NETWORK
+
+EXPECTED = {
+    "embedding": ("tensor", "fsdp"),
+    "layers_0/attention/query/kernel": ("fsdp", "tensor"),
+    "layers_0/attention/key/kernel": ("fsdp", "tensor"),
+    "layers_0/attention/value/kernel": ("fsdp", "tensor"),
+    "layers_0/attention/query/bias": ("tensor",),
+    "layers_0/attention/out/kernel": ("tensor", "fsdp"),
+    "layers_0/mlp/gate/kernel": ("fsdp", "tensor"),
+    "layers_0/mlp/up/kernel": ("fsdp", "tensor"),
+    "layers_0/mlp/down/kernel": ("tensor", "fsdp"),
+    "layers_0/attention_norm/scale": (),
+    "layers_1/mlp_norm/scale": (),
+    "norm/scale": (),
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Stands in for one that is not here: enough to say where an array would live."""
+
+    id: int
+    platform: str = "cpu"
+    process_index: int = 0
+
+
+def devices(count):
+    return [Device(i) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "filled"),
+    [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 4, -1), (1, 4, 2)), ((2, 4, 1), (2, 4, 1))],
+)
+def test_one_size_is_filled_in(sizes, filled):
+    mesh = make_mesh(*sizes, devices=devices(8))
+    assert mesh.axis_names == AXES
+    assert tuple(mesh.shape.values()) == filled
+    assert row_devices(mesh) == filled[0] * filled[1]
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (16, 1, 1), (2, 2, 1)])
+def test_sizes_that_do_not_fit_are_named(sizes):
+    with pytest.raises(UserError) as caught:
+        make_mesh(*sizes, devices=devices(8))
+    message = str(caught.value)
+    assert "8 devices" in message
+    for axis, size in zip(AXES, sizes, strict=True):
+        assert f"mesh.{axis}={size}" in message
+
+
+@pytest.fixture(scope="module")
+def state():
+    """The shapes of a whole state."""
+    optimizer = adamw(schedule("cosine", 1e-3, 2, 10), 0.9, 0.95, 0.1, 1.0)
+    params = transformer.shapes(NETWORK)
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
+
+
+@pytest.fixture
+def wide():
+    return make_mesh(2, 2, 2, devices(8))
+
+
+def test_every_parameter_has_its_rule(state, wide):
+    shardings = named_leaves(tree_shardings(wide, state.params))
+    for name, axes in EXPECTED.items():
+        assert shardings[name].spec == PartitionSpec(*axes), name
+    untied = {"output_embedding": jax.ShapeDtypeStruct((48, 16), jnp.float32)}
+    assert tree_shardings(wide, untied)["output_embedding"].spec == PartitionSpec("tensor", "fsdp")
+
+
+def test_no_matrix_is_left_whole(state, wide):
+    shardings = named_leaves(tree_shardings(wide, state.params))
+    for name, leaf in named_leaves(state.params).items():
+        assert leaf.ndim < 2 or set(shardings[name].spec) == {"fsdp", "tensor"}, name
+
+
+def test_the_optimizers_moments_live_where_their_parameters_do(state, wide):
+    shardings = named_leaves(tree_shardings(wide, state))
+    params = named_leaves(tree_shardings(wide, state.params))
+    for moment in ("mu", "nu"):
+        found = {name: value for name, value in shardings.items() if f"/{moment}/" in name}
+        assert len(found) == len(params)
+        for name, sharding in found.items():
+            assert sharding.spec == params[name.split(f"/{moment}/")[1]].spec, name
+    counts = [name for name in shardings if name.endswith("count")]
+    assert counts
+    for name in ["step", *counts]:
+        assert shardings[name].spec == PartitionSpec()
+
+
+def test_a_tensor_that_does_not_divide_is_named(state):
+    with pytest.raises(UserError, match=r"embedding \(48, 16\) .*mesh.tensor=5 on axis 0.* divides 48"):
+        tree_shardings(make_mesh(1, 1, 5, devices(5)), state.params)
+    with pytest.raises(UserError, match=r"mesh.fsdp=3.* divides 16"):
+        tree_like(make_mesh(1, 3, 1, devices(3)), state)
+
+
+def test_there_and_back_again():
+    mesh = make_mesh()
+    tree = {"rows": np.arange(12, dtype=np.int32).reshape(4, 3), "mask": np.eye(4, dtype=bool), "scalar": np.float32(2.5)}
+    for shardings in (replicated(mesh), jax.tree.map(lambda _: replicated(mesh), tree)):
+        placed = to_device(tree, shardings)
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(placed))
+        back = to_host(placed)
+        for name, array in tree.items():
+            assert isinstance(back[name], np.ndarray)
+            assert back[name].dtype == array.dtype
+            np.testing.assert_array_equal(back[name], array)
+    assert to_device(tree["rows"], rows_sharding(mesh)).sharding.spec == PartitionSpec(("data", "fsdp"))
+
+
+def test_like_says_shape_dtype_and_place(state):
+    mesh = make_mesh()
+    like, shardings = tree_like(mesh, state), named_leaves(tree_shardings(mesh, state))
+    for name, leaf in named_leaves(like).items():
+        source = named_leaves(state)[name]
+        assert (leaf.shape, leaf.dtype, leaf.sharding) == (source.shape, source.dtype, shardings[name])

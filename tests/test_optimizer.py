@@ -1,0 +1,81 @@
+"""The rate at given updates, the gradient's norm, and which parameters decay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxgrpo.errors import UserError
+from jaxgrpo.optimizer import adamw, schedule
+
+PEAK = 3e-3
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [1, 2, 5])
+def test_the_warmup_climbs_evenly_from_the_first_update_to_the_peak(kind, warmup):
+    rates = [float(schedule(kind, PEAK, warmup, 20)(step)) for step in range(warmup + 1)]
+    np.testing.assert_allclose(rates, [PEAK * (step + 1) / warmup for step in range(warmup)] + [PEAK], rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_after_the_warmup(warmup):
+    steps, middle = 24, (24 + warmup) // 2
+    constant, linear, cosine = (schedule(kind, PEAK, warmup, steps) for kind in ("constant", "linear", "cosine"))
+    for step in (warmup, middle, steps, 10 * steps):
+        assert float(constant(step)) == pytest.approx(PEAK)
+    for falling in (linear, cosine):
+        assert float(falling(warmup)) == pytest.approx(PEAK)
+        assert float(falling(middle)) == pytest.approx(PEAK / 2)
+        assert float(falling(steps)) == pytest.approx(0, abs=1e-9)
+        assert float(falling(10 * steps)) == pytest.approx(0, abs=1e-9)
+    quarter = warmup + (steps - warmup) // 4
+    assert float(cosine(quarter)) > float(linear(quarter))
+
+
+def test_more_warmup_than_steps_never_falls():
+    rates = [float(schedule("cosine", PEAK, 10, 5)(step)) for step in range(5)]
+    assert rates == sorted(rates)
+    assert rates[0] > 0
+
+
+def test_an_unknown_schedule_lists_those_known():
+    with pytest.raises(UserError, match=r"optimizer.schedule is 'step'.*constant, linear, cosine"):
+        schedule("step", PEAK, 0, 10)
+
+
+def make(rate=0.1, weight_decay=0.0, max_grad_norm=1.0, b1=0.9):
+    return adamw(optax.constant_schedule(rate), b1, 0.95, weight_decay, max_grad_norm)
+
+
+def first_moment(state):
+    """What the optimizer saw of the gradient: (1 - b1) times it, after clipping."""
+    return next(leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if "mu" in jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize(("norm", "seen"), [(100.0, 1.0), (1.5, 1.0), (0.25, 0.25)])
+def test_gradients_are_clipped_to_the_norm_and_small_ones_left(norm, seen):
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones(4)}
+    gradient = jax.tree.map(jnp.ones_like, params)
+    gradient = jax.tree.map(lambda g: g * norm / jnp.sqrt(10.0), gradient)
+    optimizer = make()
+    _, state = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(first_moment(state), 0.1 * seen / np.sqrt(10), rtol=1e-5)
+
+
+def test_only_matrices_decay():
+    params = {"kernel": jnp.full((3, 2), 2.0), "scale": jnp.full(4, 2.0), "bias": jnp.full(1, 2.0)}
+    optimizer = make(rate=0.1, weight_decay=0.5)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
+    assert not updates["scale"].any()
+    assert not updates["bias"].any()
+
+
+def test_the_first_update_moves_each_parameter_by_the_rate_against_its_gradient():
+    params = {"kernel": jnp.zeros((2, 2))}
+    gradient = {"kernel": jnp.array([[0.3, -0.2], [0.01, -0.5]])}
+    optimizer = make(rate=0.01)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.01 * jnp.sign(gradient["kernel"]), rtol=1e-4)

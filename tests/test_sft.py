@@ -1,0 +1,132 @@
+"""Packing loses nothing and changes nothing: a packed batch trains as its examples would, each in a row of its own."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgrpo import sft
+from jaxgrpo.losses.sft import Supervised
+from jaxgrpo.mesh import make_mesh, named_leaves, to_device
+from jaxgrpo.optimizer import adamw, schedule
+from jaxgrpo.sft import Example
+from jaxgrpo.steps import compile_steps
+from tests.tiny_models import NETWORK, random_params
+
+ROWS, WIDTH, PAD = 4, 16, 0
+
+
+def make_examples(count, seed=0, longest=WIDTH):
+    """Examples of at most `longest` tokens; ids start at the pad id, which may well be a real token."""
+    rng = np.random.default_rng(seed)
+    ids = lambda length: rng.integers(PAD, NETWORK.vocab_size, length).tolist()
+    examples = []
+    for _ in range(count):
+        length = int(rng.integers(2, longest + 1))
+        prompt = int(rng.integers(1, length))
+        examples.append(Example(ids(prompt), ids(length - prompt)))
+    return examples
+
+
+def unpack(batch):
+    """The examples of a batch, row by row, from its segments and mask."""
+    for tokens, segments, mask in zip(batch.tokens, batch.segments, batch.completion_mask, strict=True):
+        for segment in range(1, segments.max() + 1):
+            chosen, ids = mask[segments == segment], tokens[segments == segment]
+            yield Example(ids[~chosen].tolist(), ids[chosen].tolist())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packing_loses_and_doubles_nothing(seed):
+    examples = make_examples(60, seed)
+    batches = list(sft.pack(examples, ROWS, WIDTH, PAD))
+    unpacked = [list(unpack(batch)) for batch in batches]
+    assert sorted(itertools.chain(*unpacked)) == sorted(examples)
+    position = 0
+    for inside in unpacked:  # a batch holds the examples that were next
+        assert sorted(inside) == sorted(examples[position : position + len(inside)])
+        position += len(inside)
+    assert len(batches) < 60 / ROWS  # the point of it
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_example_is_whole_and_prompts_come_first(seed):
+    for batch in sft.pack(make_examples(60, seed), ROWS, WIDTH, PAD):
+        for tokens, segments, mask in zip(batch.tokens, batch.segments, batch.completion_mask, strict=True):
+            used = np.count_nonzero(segments)
+            assert (np.diff(segments[:used]) >= 0).all()
+            assert not segments[used:].any()
+            assert (tokens[used:] == PAD).all()
+            assert not mask[used:].any()
+            for segment in range(1, segments.max() + 1):
+                chosen = mask[segments == segment]
+                assert (np.diff(chosen.astype(int)) >= 0).all()
+                assert not chosen[0]
+                assert chosen[-1]
+
+
+def test_one_row_keeps_the_very_order():
+    examples = make_examples(20, longest=6)
+    assert [example for batch in sft.pack(examples, 1, WIDTH, PAD) for example in unpack(batch)] == examples
+
+
+def test_batches_share_no_memory_and_come_as_they_fill():
+    drawn = []
+    stream = (drawn.append(example) or example for example in make_examples(1000))
+    packed = sft.pack(stream, ROWS, WIDTH, PAD)
+    first = next(packed)
+    assert len(drawn) < 50
+    copy = jax.tree.map(np.copy, first)
+    next(packed)
+    jax.tree.map(np.testing.assert_array_equal, first, copy)
+
+
+def test_what_fills_a_row_fits_and_what_is_longer_is_refused():
+    full = Example([5] * 6, [6] * (WIDTH - 6))
+    assert list(unpack(next(sft.pack([full], 1, WIDTH, PAD)))) == [full]
+    with pytest.raises(ValueError, match=rf"{WIDTH + 1} tokens does not fit into rows of {WIDTH}"):
+        list(sft.pack([Example([5] * 6, [6] * (WIDTH - 5))], ROWS, WIDTH, PAD))
+
+
+def test_a_completion_needs_a_prompt():
+    """In a packed row its first token would be predicted from another example's last."""
+    with pytest.raises(ValueError, match="no prompt"):
+        list(sft.pack([Example([], [6, 7])], ROWS, WIDTH, PAD))
+
+
+def test_no_examples_no_batches():
+    assert list(sft.pack([], ROWS, WIDTH, PAD)) == []
+
+
+@pytest.fixture(scope="module")
+def steps():
+    optimizer = adamw(schedule("constant", 3e-3, 0, 100), b1=0.9, b2=0.95, weight_decay=0.0, max_grad_norm=1.0)
+    settings = {"prompt_width": 1, "new_tokens": 1, "micro_batch": ROWS, "ends": (7,), "pad": PAD}
+    return compile_steps(NETWORK, optimizer, make_mesh(), **settings)
+
+
+def test_a_packed_batch_trains_as_its_examples_would_alone(steps):
+    examples = make_examples(ROWS, longest=WIDTH // 2)
+    packed = next(sft.pack(examples, ROWS, WIDTH, PAD))
+    assert np.count_nonzero(packed.segments.any(axis=1)) == ROWS / 2
+    alone = jax.tree.map(lambda *rows: np.concatenate(rows), *(next(sft.pack([e], 1, WIDTH, PAD)) for e in examples))
+    params = random_params(NETWORK)
+    results = [
+        steps.update(steps.init(params), None, to_device(batch, steps.rows), Supervised(), 1.0) for batch in (packed, alone)
+    ]
+    (a, a_metrics), (b, b_metrics) = jax.device_get(results)
+    for name in ("update/loss", "update/grad_norm", "update/tokens", "policy/entropy"):
+        np.testing.assert_allclose(a_metrics[name], b_metrics[name], rtol=1e-5, err_msg=name)
+    for name, leaf in named_leaves(a.opt_state).items():  # the gradient, as the optimizer's moments remember it
+        np.testing.assert_allclose(leaf, named_leaves(b.opt_state)[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_the_loss_falls_and_is_the_mean_over_completion_tokens(steps):
+    batch = next(sft.pack(make_examples(10), ROWS, WIDTH, PAD))
+    state = steps.init(random_params(NETWORK))
+    metrics = [metrics for _, metrics in sft.train(steps, state, [batch] * 20)]
+    losses = [float(m["update/loss"]) for m in metrics]
+    assert losses[-1] < losses[0] - 0.3
+    assert float(metrics[0]["update/tokens"]) == batch.completion_mask.sum()
+    assert steps.update._cache_size() == 1

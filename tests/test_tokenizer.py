@@ -1,0 +1,158 @@
+"""Text survives tokens, prompts end where answers begin, and masks come from lengths."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxgrpo import tokenizer
+from jaxgrpo.errors import UserError
+from jaxgrpo.models import weights
+
+TEXTS = (
+    "Tom has 12 apples and buys 7 more: 12 + 7 = 19.",
+    "小明有12个苹果,又买了7个。一共有多少个?",
+    "민수는 사과 12개를 가지고 있고 7개를 더 샀습니다.",
+    "Тарас має 12 яблук і купує ще 7. Скільки їх?",
+    "<think>\n12 + 7 = 19\n</think>\n\\boxed{19}",
+    "\\boxed{\\frac{1}{2}}<think></think>\n\n",
+    "😀👩🏽‍🚀 + 🍎 = ?",
+    "العربية, ქართული, ꙮ, 𒀀, ᚠ",
+    "  two  spaces, a tab\tand\r\nlines \n\n",
+    "1,000.50 $ don't \x00 { } [",
+    " ",
+    "",
+)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return tokenizer.load(weights.EMBEDDED)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the embedded model's tokenizer, to be spoiled."""
+    for path in weights.EMBEDDED.glob("*token*"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def change(folder, **values):
+    """Sets fields of tokenizer_config.json; `...` removes one."""
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_survives_tokens(embedded, text):
+    assert embedded.decode(embedded.encode(text)) == text
+
+
+def test_ids_may_be_an_array(embedded):
+    ids = np.array(embedded.encode("12 + 7"), np.int32)
+    assert embedded.decode(ids) == "12 + 7"
+
+
+def test_the_end_is_not_part_of_the_text(embedded):
+    for end in embedded.ends:
+        assert embedded.decode([*embedded.encode("\\boxed{19}"), end]) == "\\boxed{19}"
+    assert embedded.decode([embedded.pad] * 3) == ""
+
+
+@pytest.mark.parametrize("piece", ["<think>", "</think>", "\\boxed{", "\n"])
+def test_what_verifiers_look_for_is_one_token_and_is_seen(embedded, piece):
+    ids = embedded.encode(piece)
+    assert len(ids) == 1
+    assert embedded.decode(ids) == piece
+
+
+def test_digits_are_apart(embedded):
+    assert len(embedded.encode("123456")) == 6
+
+
+def test_a_prompt_ends_where_its_answer_begins(embedded):
+    ids = embedded.prompt("12 + 7?")
+    assert embedded.hf.decode(ids).endswith("<|assistant|>\n")
+    assert embedded.hf.decode(ids).count("12 + 7?") == 1
+    assert not set(ids) & set(embedded.ends)
+    conversation = [{"role": "user", "content": "12 + 7?"}, {"role": "assistant", "content": "19"}]
+    whole = embedded.hf.apply_chat_template(conversation, tokenize=False)
+    assert whole.startswith(embedded.hf.decode(ids) + "19")
+
+
+def test_the_system_message_comes_first(embedded):
+    with_system, without = embedded.prompt("12 + 7?", "Answer in Korean."), embedded.prompt("12 + 7?")
+    assert embedded.hf.decode(with_system).index("Answer in Korean.") < embedded.hf.decode(with_system).index("12 + 7?")
+    assert with_system[-len(without) :] == without
+
+
+def test_a_base_model_reads_plain_text(folder):
+    change(folder, chat_template=...)
+    plain = tokenizer.load(folder)
+    assert plain.hf.decode(plain.prompt("12 + {7}?")) == "12 + {7}?\n"
+    assert plain.hf.decode(plain.prompt("12 + 7?", "Answer {briefly}.")) == "Answer {briefly}.\n\n12 + 7?\n"
+
+
+@pytest.mark.parametrize(("ends", "expected"), [([7, 1], (1, 7)), (9, (1, 9)), (None, (1,)), (..., (1,))])
+def test_ends_are_the_tokenizers_and_the_generation_configs(folder, ends, expected):
+    (folder / "generation_config.json").write_text(json.dumps({} if ends is ... else {"eos_token_id": ends}))
+    assert tokenizer.load(folder).ends == expected
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_an_end(folder):
+    change(folder, pad_token=...)
+    loaded = tokenizer.load(folder)
+    assert loaded.pad in loaded.ends
+
+
+def test_no_end_token_is_an_error_unless_the_generation_config_has_one(folder):
+    change(folder, eos_token=None)
+    with pytest.raises(UserError, match="names no end token: set eos_token"):
+        tokenizer.load(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
+    assert tokenizer.load(folder).ends == (1,)
+
+
+def spoil(folder, name, text):
+    (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda folder: shutil.rmtree(folder),
+        lambda folder: [path.unlink() for path in folder.iterdir()],
+        lambda folder: (folder / "tokenizer.model").unlink(),
+        lambda folder: spoil(folder, "tokenizer.model", "not a model"),
+        lambda folder: spoil(folder, "tokenizer_config.json", "{not json"),
+        lambda folder: spoil(folder, "generation_config.json", "{not json"),
+    ],
+    ids=["no folder", "empty folder", "no model", "no sentencepiece", "no config", "no generation config"],
+)
+def test_what_cannot_be_loaded_is_one_line_that_names_the_folder(folder, wrong):
+    wrong(folder)
+    with pytest.raises(UserError) as caught:
+        tokenizer.load(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_padding_is_on_the_left_and_masks_come_from_lengths():
+    tokens, mask = tokenizer.left_padded([[5, 6, 7], [], [8]], 3, pad=2)
+    np.testing.assert_array_equal(tokens, [[5, 6, 7], [2, 2, 2], [2, 2, 8]])
+    np.testing.assert_array_equal(mask, [[1, 1, 1], [0, 0, 0], [0, 0, 1]])
+    assert (tokens.dtype, mask.dtype) == (np.int32, bool)
+
+
+def test_a_real_pad_token_keeps_its_mask():
+    tokens, mask = tokenizer.left_padded([[2, 5, 2]], 5, pad=2)
+    np.testing.assert_array_equal(tokens, [[2, 2, 2, 5, 2]])
+    np.testing.assert_array_equal(mask, [[0, 0, 1, 1, 1]])
+
+
+def test_a_row_that_is_too_long_is_refused():
+    with pytest.raises(ValueError, match="row 1 has 4 tokens, more than the width 3"):
+        tokenizer.left_padded([[1], [1, 2, 3, 4]], 3, pad=0)
