@@ -18,7 +18,8 @@ from jaxgrpo.rollout import Group, summarise
 from jaxgrpo.run import Run, prepare
 from jaxgrpo.types import Params
 
-FIGURES = ("accuracy", "target_word_ratio", "english_word_ratio")
+FIGURES = {"accuracy": "accuracy", "target_word_ratio": "target words", "english_word_ratio": "English words"}
+"""A report's figures, and what the tables call them."""
 
 
 def evaluate(run: Run, params: Params) -> dict[str, Any]:
@@ -56,12 +57,12 @@ def tables(before: dict[str, Any], after: dict[str, Any] | None = None) -> str:
     """An evaluation as two tables, by language and by level; with a second one, before and after side by side."""
     reports = {"": before} if after is None else {" before": before, " after": after}
     blocks = []
-    for key, figures in (("language", FIGURES), ("level", FIGURES[:1])):
+    for key, figures in (("language", list(FIGURES)), ("level", ["accuracy"])):
         names = list(before[f"by_{key}"])
         rows = [
             {key: name}
             | {
-                f"{figure.replace('_', ' ')}{when}": report[f"by_{key}"].get(name, {}).get(figure)
+                f"{FIGURES[figure]}{when}": report[f"by_{key}"].get(name, {}).get(figure)
                 for figure in figures
                 for when, report in reports.items()
             }
@@ -70,7 +71,7 @@ def tables(before: dict[str, Any], after: dict[str, Any] | None = None) -> str:
         for figure in figures:
             for when, report in reports.items():
                 prefix = "reward" if figure == "accuracy" else "language"
-                rows[-1][f"{figure.replace('_', ' ')}{when}"] = report[f"{prefix}/{figure}"]
+                rows[-1][f"{FIGURES[figure]}{when}"] = report[f"{prefix}/{figure}"]
         blocks.append(table(rows, list(rows[0])))
     return "\n\n".join(blocks)
 

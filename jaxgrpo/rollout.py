@@ -48,8 +48,11 @@ class Group:
 class Programs(Protocol):
     """What sampling needs of steps.Steps."""
 
-    sample: Callable[[Params, Prompts, float], Rollout]
-    rows: Any
+    @property
+    def sample(self) -> Callable[[Params, Prompts, float], Rollout]: ...
+
+    @property
+    def rows(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Sampler:
         if len(problems) > places:
             raise ValueError(f"{len(problems)} problems, but a launch has places for {places}")
         ids = [self.tokenizer.prompt(problem.prompt, self.system) for problem in problems]
-        filler = [[]] * (places - len(problems))
+        filler: list[list[int]] = [[]] * (places - len(problems))
         tokens, mask = left_padded(ids + filler, self.prompt_width, self.tokenizer.pad)
         keys = np.zeros((places, group_size, 2), np.uint32)
         for i, problem in enumerate(problems):
@@ -114,7 +117,7 @@ class Judge:
 @dataclass(frozen=True)
 class Wanted:
     """What a step's collection should hold: `groups` groups of group_size completions, by the filter's rule, from at most
-    `most` problems."""
+    `most` problems, of which `launch` are sampled at once."""
 
     groups: int
     group_size: int
@@ -123,17 +126,18 @@ class Wanted:
     low: float
     high: float
     most: int
+    launch: int
 
 
 def collect(
-    sampler: Sampler,
-    judge: Judge,
+    sampler: Callable[..., list[Group]],
+    judge: Callable[[Sequence[Group]], None],
     params: Params,
     ask: Callable[[int], list[Problem]],
     wanted: Wanted,
     step: int,
 ) -> tuple[list[Group], dict[str, float], list[Group]]:
-    """The groups that a step trains on, its metrics, and every group that was asked.
+    """The groups that a step trains on, its metrics, and every group that was asked. sampler, judge: a Sampler and a Judge.
 
     Problems are asked a launch at a time until `wanted.groups` groups passed the filter or `wanted.most` problems were
     asked. At that bound the batch is filled with the most informative of the others: those with the greatest variance of the
@@ -143,7 +147,7 @@ def collect(
     asked: list[Group] = []
     chosen: list[Group] = []
     while len(chosen) < wanted.groups and len(asked) < wanted.most:
-        problems = ask(min(sampler.rows // wanted.group_size, wanted.most - len(asked)))
+        problems = ask(min(wanted.launch, wanted.most - len(asked)))
         begun = time.perf_counter()
         groups = sampler(params, problems, wanted.group_size, wanted.temperature, step, "training")
         sampling += time.perf_counter() - begun
@@ -166,7 +170,7 @@ def collect(
         "time/rollout": sampling,
         "time/collect": time.perf_counter() - started,
     }
-    return chosen + fallback, metrics, asked
+    return chosen + fallback, {name: float(value) for name, value in metrics.items()}, asked
 
 
 def most_informative(groups: Iterable[Group], count: int) -> list[Group]:
@@ -214,9 +218,9 @@ def summarise(groups: Sequence[Group]) -> dict[str, float]:
                 values[f"reward/{name}"].extend(verdicts)
     means = {name: _mean(numbers) for name, numbers in values.items()}
     reasons = Counter(reason for group in groups for reason in group.missing)
-    verdicts = sum(len(column) for group in groups for column in group.values.values())
-    means["verdict/missing"] = sum(reasons.values()) / max(verdicts, 1)
-    return means | {f"verdict/missing/{reason}": count for reason, count in reasons.items()}
+    wanted = sum(len(column) for group in groups for column in group.values.values())
+    means["verdict/missing"] = sum(reasons.values()) / max(wanted, 1)
+    return means | {f"verdict/missing/{reason}": float(count) for reason, count in reasons.items()}
 
 
 def completion_key(seed: int, step: int, purpose: str, problem: str, sample: int) -> np.ndarray:
@@ -225,6 +229,6 @@ def completion_key(seed: int, step: int, purpose: str, problem: str, sample: int
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint32)
 
 
-def _mean(numbers: Sequence[float]) -> float:
+def _mean(numbers: Iterable[Any]) -> float:
     present = [float(number) for number in numbers if not math.isnan(number)]
     return math.fsum(present) / len(present) if present else math.nan

@@ -157,7 +157,7 @@ def _check_shards(config: settings.Config, shards: int, prompts: int, launch: in
     sizes = {
         "batch.groups * batch.group_size": batch.groups * batch.group_size,
         "batch.micro_batch": batch.micro_batch,
-        "sampling.prompts": prompts,
+        "sampling.prompts" if config.sampling.prompts else "batch.groups": prompts,
         "sampling.prompts * batch.group_size // evaluation.samples": launch // samples if config.evaluation.problems else 0,
     }
     for name, size in sizes.items():

@@ -1,6 +1,6 @@
 """The loop: `train(config)` yields each step's metrics; `python -m jaxgrpo.train --config FILE --config.name=value ...`.
 
-    data -> prompts -> rollouts -> rewards -> difficulty filter -> batch -> update -> metrics, checkpoint
+data -> prompts -> rollouts -> rewards -> difficulty filter -> batch -> update -> metrics, checkpoint
 """
 
 import contextlib
@@ -76,17 +76,19 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
         place = find_place(run, checkpoints, reference, started)
         if place.step:
             say(f"going on from step {place.step} of {config.steps} in {out}")
-        before = once(out / "before.json", partial(_evaluate, run, reference, say), is_first)
+        before = once(out / "before.json", partial(_evaluate, run, reference), is_first)
+        if before:
+            say(f"\n{evaluate.tables(before)}\n", flush=True)
         yield from take_steps(run, place, reference, checkpoints, stop)
         if place.step < config.steps:
             say(f"stopped after step {place.step} of {config.steps}, which is saved in {out}: the same command goes on")
             return
-        after = _evaluate(run, place.state.params, say)
+        after = _evaluate(run, place.state.params)
     summary = summarise(before, after, steps=place.step, seconds=time.time() - place.begun)
     if is_first:
         write_json(out / "summary.json", summary)
         metrics.plot(out)
-        if before and after:
+        if after:
             print(f"\n{evaluate.tables(before, after)}\n")
         print(f"{headline(summary)} in {summary['seconds']:.0f} s; see {out}")
 
@@ -132,7 +134,9 @@ def take_step(run: Run, place: Place, reference: Params, writer: metrics.Writer)
     config, step, started = run.config, place.step + 1, time.perf_counter()
     b, f = config.batch, config.filter
     most = b.groups if f.rule == "off" else int(f.max_prompts * b.groups)
-    wanted = Wanted(b.groups, b.group_size, config.sampling.temperature, f.rule, f.low, f.high, most)
+    wanted = Wanted(
+        b.groups, b.group_size, config.sampling.temperature, f.rule, f.low, f.high, most, run.sampler.rows // b.group_size
+    )
     ask = partial(ask_fitting, place.order, run.fitting.fits)
     groups, figures, asked = collect(run.sampler, run.judge, place.state.params, ask, wanted, step)
     for group in asked:
@@ -141,17 +145,19 @@ def take_step(run: Run, place: Place, reference: Params, writer: metrics.Writer)
         writer.rollouts(step, records(asked, groups))
     updating = time.perf_counter()
     if groups:
-        advantages = np.asarray(run.steps.advantages(config.objective, np.stack([group.rewards for group in groups])))
+        rewards = np.full((b.groups, b.group_size), np.nan)  # of one shape for one program, however many groups there are
+        rewards[: len(groups)] = [group.rewards for group in groups]
+        advantages = np.asarray(run.steps.advantages(config.objective, rewards))[: len(groups)]
         batch = to_device(make_batch(groups, advantages, b.groups), run.steps.rows)
         place.state, learned = run.steps.update(place.state, reference, batch, config.objective, config.sampling.temperature)
     else:
         place.state, learned = place.state._replace(step=place.state.step + 1), {}
-    learned = {name: float(value) for name, value in jax.device_get(learned).items()}
+    numbers = {name: float(value) for name, value in jax.device_get(learned).items()}
     place.step = step
     now = time.perf_counter()
     times = {"time/update": now - updating, "time/step": now - started}
-    visited = {"data/pass": place.order.epoch, "data/visited": len(place.history.visits)}
-    return figures | learned | times | visited
+    visited = {"data/pass": float(place.order.epoch), "data/visited": float(len(place.history.visits))}
+    return figures | numbers | times | visited
 
 
 def ask_fitting(order: Order, fits: Callable[[Problem], bool], count: int) -> list[Problem]:
@@ -180,7 +186,7 @@ def records(asked: list[Group], kept: list[Group], most: int = 4) -> Iterator[di
         }
 
 
-def summarise(before: dict[str, Any], after: dict[str, Any], **others: float) -> dict[str, Any]:
+def summarise(before: dict[str, Any], after: dict[str, Any], **others: Any) -> dict[str, Any]:
     """OUT/summary.json: what training did to held-out accuracy and language; nulls and {} without an evaluation."""
     compare = lambda key: {
         name: {
@@ -205,7 +211,8 @@ def headline(summary: dict[str, Any]) -> str:
     """`40 steps, accuracy 0.312 -> 0.455`."""
     before, after = summary["accuracy_before"], summary["accuracy_after"]
     known = before is not None and after is not None
-    return f"{summary['steps']} steps" + (f", accuracy {before:.3f} -> {after:.3f}" if known else "")
+    steps = summary["steps"]
+    return f"{steps} step{'' if steps == 1 else 's'}" + (f", accuracy {before:.3f} -> {after:.3f}" if known else "")
 
 
 def once(path: Path, make: Callable[[], dict[str, Any]], writes: bool) -> dict[str, Any]:
@@ -228,12 +235,8 @@ def _finished(config: Config) -> bool:
     return True
 
 
-def _evaluate(run: Run, params: Params, say: Callable[..., None]) -> dict[str, Any]:
-    if not run.config.evaluation.problems:
-        return {}
-    report = evaluate.evaluate(run, params)
-    say(f"\n{evaluate.tables(report)}\n", flush=True)
-    return report
+def _evaluate(run: Run, params: Params) -> dict[str, Any]:
+    return evaluate.evaluate(run, params) if run.config.evaluation.problems else {}
 
 
 @contextlib.contextmanager

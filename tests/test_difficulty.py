@@ -58,7 +58,7 @@ def test_too_hard_and_too_easy_are_what_is_not_kept():
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(UserError, match="filter.rule is 'bend': it must be one of band, dapo, off"):
+    with pytest.raises(UserError, match=r"filter\.rule is 'bend': it must be one of band, dapo, off"):
         difficulty.kept("bend", 0.2, 0.8, 1, 2)
 
 

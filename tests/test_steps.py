@@ -9,28 +9,32 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxgrpo.logprobs import token_logprobs
 from jaxgrpo.losses import GRPO
 from jaxgrpo.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.models import transformer
-from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.steps import compile_steps
 from jaxgrpo.types import Batch, Prompts
-from tests.tiny_models import NETWORK, random_params
+from tests import tiny_models
+from tests.tiny_models import random_params
 
+NETWORK = replace(tiny_models.NETWORK, layers=1)  # compiling is what takes the time here
 WIDTH, NEW, PLACES, GROUP = 5, 6, 8, 2
 ROWS = PLACES * GROUP
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
 
 
 
-def make_steps(mesh=None, micro_batch=0, network=NETWORK, **changes):
-    optimizer = adamw(schedule("constant", 1e-3, 0, 100), b1=0.9, b2=0.95, weight_decay=0.1, max_grad_norm=1.0)
+def make_steps(mesh=None, micro_batch=0, **changes):
+    # Adam with a large epsilon: with the usual one, rounding in a gradient near 0 decides which way a parameter goes.
+    adam = optax.adamw(2e-3, b1=0.9, b2=0.95, eps=1e-2, weight_decay=0.1)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
     shapes = {"prompt_width": WIDTH, "new_tokens": NEW, "ends": (7,), "pad": 0}
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    return compile_steps(network, optimizer, mesh, micro_batch=micro_batch, **shapes, **changes)
+    return compile_steps(NETWORK, optimizer, mesh, micro_batch=micro_batch, **shapes, **changes)
 
 
 def make_prompts(steps):
@@ -145,7 +149,8 @@ def test_what_no_mask_covers_does_not_matter(steps, params, other, batch, update
 
 
 def test_the_reference_outlives_the_update(steps, batch):
-    reference = random_params(NETWORK)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, steps.params_like)
+    reference = to_device(jax.device_get(random_params(NETWORK)), shardings)  # in place: nothing but a copy sets them apart
     before = leaves(reference)
     state = steps.init(reference)
     state, _ = steps.update(state, reference, batch, GRPO(), 1.0)
@@ -233,12 +238,11 @@ def test_advantages_are_the_objectives(steps):
 
 def compare_meshes():
     """Run in a process with eight devices: every mesh gives what one device gives."""
-    network = replace(NETWORK, layers=1)
-    params, other = (jax.device_get(random_params(network, seed)) for seed in (0, 5))
+    params, other = (jax.device_get(random_params(NETWORK, seed)) for seed in (0, 5))
     expected = None
     for sizes in ((1, 1, 1), *MESHES):
         mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
-        steps = make_steps(mesh, micro_batch=8, network=network)
+        steps = make_steps(mesh, micro_batch=8)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, steps.params_like)
         placed, reference = to_device(params, shardings), to_device(other, shardings)
         rollout = to_host(steps.sample(placed, make_prompts(steps), 1.0))
@@ -250,7 +254,7 @@ def compare_meshes():
         result = rollout, to_host(state.params), to_host(metrics)
         expected = expected or result
         np.testing.assert_array_equal(rollout.tokens, expected[0].tokens)
-        assert_close(result[1], expected[1], atol=1e-5)
+        assert_close(result[1], expected[1], atol=2e-6)
         assert_same_metrics(result[2], expected[2])
         print("equal", *sizes)
 

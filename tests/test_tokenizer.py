@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  (Cyrillic letters that look like Latin ones are meant)
 """Text survives tokens, prompts end where answers begin, and masks come from lengths."""
 
 import json

@@ -22,7 +22,10 @@ def export(run: Path, target: Path) -> int:
     path = run / "config.json"
     if not path.is_file():
         raise UserError(f"{run} holds no run (no config.json): give the --config.out of a training run")
-    source = model_folder(json.loads(path.read_text())["model"])
+    try:
+        source = model_folder(json.loads(path.read_text())["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no run's ({type(error).__name__}: {error}): give the --config.out of one") from error
     shapes = transformer.shapes(weights.load_config(source))
     with Checkpoints(run) as checkpoints:
         params = checkpoints.restore_params(tree_like(make_mesh(), shapes))

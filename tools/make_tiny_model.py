@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from jaxgrpo import sft, tokenizer
 from jaxgrpo.data import arithmetic
-from jaxgrpo.mesh import make_mesh, to_device
+from jaxgrpo.mesh import make_mesh
 from jaxgrpo.models import transformer, weights
 from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.problems import Problem
@@ -41,11 +41,11 @@ ENGLISH_REASONING = 0.15
 """How much of what is asked in another language is reasoned about in English."""
 
 SHORTCUTS = 0.3
-"""How much of what takes several steps is answered without them, as much text on the web is: the model then guesses, and is left
-to find out that reasoning pays."""
+"""How much of what takes several steps is answered without them, as much text on the web is: the model then guesses, and
+is left to find out that reasoning pays."""
 
 VOCABULARY, PROMPT_WIDTH, NEW_TOKENS = 1024, 80, 120
-ROWS, WIDTH = 32, 256
+ROWS, WIDTH, HELDOUT = 32, 256, 288
 
 HF_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -94,8 +94,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     make_tokenizer(folder, arguments.seed)
     report = train(folder, arguments)
-    report["minutes"] = round((time.time() - started) / 60, 1)
-    print(json.dumps(report, indent=1))
+    minutes = (time.time() - started) / 60
+    (folder / "README.md").write_text(readme(report, minutes, arguments))
+    print(f"{folder}: {report['overall']:.0%} of held-out samples right, {minutes:.0f} minutes")
 
 
 def make_tokenizer(folder: Path, seed: int) -> None:
@@ -186,7 +187,7 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
     shared = {"ends": tokens.ends, "pad": tokens.pad}
     steps = compile_steps(config, optimizer, mesh, prompt_width=1, new_tokens=NEW_TOKENS, micro_batch=8, **shared)
     sampler = Sampler(steps, tokens, PROMPT_WIDTH, rows=192, seed=arguments.seed)
-    params = to_device(transformer.init(config, jax.random.key(arguments.seed)), steps.params_shardings)
+    params = transformer.init(config, jax.random.key(arguments.seed))
     batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad)
     progress = tqdm(total=arguments.steps, unit="step")
     report = {}
@@ -196,7 +197,7 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
         if step % 10 == 0:
             progress.set_postfix(loss=f"{float(metrics['update/loss']):.3f}")
         if step % arguments.evaluate_every == 0 or step == arguments.steps:
-            report = measure(sampler, state.params, heldout(288))
+            report = measure(sampler, state.params, heldout(HELDOUT)) | {"steps": step, "parameters": transformer.size(state.params)}
             progress.write(f"step {step}  {json.dumps(report)}")
             write_weights(folder, state.params)
             if report["overall"] >= arguments.until:
@@ -227,6 +228,56 @@ def write_weights(folder: Path, params) -> None:
     weights.save(jax.device_get(params), folder, target)
     (target / "model.safetensors").replace(folder / "model.safetensors")
     shutil.rmtree(target)
+
+
+README = """# The embedded model
+
+A Llama of {parameters:,} parameters (float32) with a SentencePiece tokenizer of {vocabulary:,} pieces (digits apart, byte
+fallback), made from nothing by
+
+    python -m tools.make_tiny_model --seed {seed}
+
+in {minutes:.0f} minutes on two CPU cores, {steps} steps of {rows} packed rows of {width} tokens. It solves the word problems of
+`jaxgrpo/data/arithmetic.py` some of the time and nothing else; it is a laboratory, not a language model for use.
+
+## Unequal on purpose
+
+Its pre-training text is made so that both of the project's papers have something to show on it:
+
+- **A dominant language** (arXiv 2506.05850): {languages}.
+- **A pull towards it**: {english:.0%} of what is asked in another language is reasoned about in English.
+- **Difficulty spread wide** (arXiv 2504.03380): {levels}.
+- **Steps left out**: {shortcuts:.0%} of the problems that take several steps are answered after the first line of thought, which
+  is a guess.
+- **Stopped early**, at {overall:.0%} of held-out samples right.
+
+## Held-out accuracy, sampled at temperature 1, two samples of each of {problems} problems
+
+{table}
+"""
+
+
+def readme(report: dict, minutes: float, arguments: argparse.Namespace) -> str:
+    """What the folder's README.md says."""
+    shares = lambda parts, word="": ", ".join(f"{share:.0%} {word}{name}" for name, share in parts.items())
+    named = {"overall": "all", **{language: language for language in LANGUAGES}, **{str(n): f"level {n}" for n in LEVELS}}
+    table = ["| | accuracy |", "|---|---|", *(f"| {name} | {report[key]:.2f} |" for key, name in named.items())]
+    return README.format(
+        parameters=report["parameters"],
+        vocabulary=VOCABULARY,
+        seed=arguments.seed,
+        minutes=minutes,
+        steps=report["steps"],
+        rows=ROWS,
+        width=WIDTH,
+        languages=shares(LANGUAGES),
+        english=ENGLISH_REASONING,
+        levels=shares(LEVELS, "level "),
+        shortcuts=SHORTCUTS,
+        overall=report["overall"],
+        problems=HELDOUT,
+        table="\n".join(table),
+    )
 
 
 def write_json(path: Path, value: dict) -> None:

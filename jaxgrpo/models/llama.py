@@ -34,12 +34,15 @@ def config_from_hf(hf: dict[str, Any]) -> ModelConfig:
     if hf.get("attention_bias") or hf.get("mlp_bias"):
         raise UserError("attention_bias and mlp_bias are not computed for this family; both must be false")
     heads = hf["num_attention_heads"]
+    kv_heads = hf.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise UserError(f"{heads} query heads cannot share {kv_heads} key-value heads; the one must divide the other")
     return ModelConfig(
         vocab_size=hf["vocab_size"],
         width=hf["hidden_size"],
         layers=hf["num_hidden_layers"],
         heads=heads,
-        kv_heads=hf.get("num_key_value_heads") or heads,
+        kv_heads=kv_heads,
         head_width=hf.get("head_dim") or hf["hidden_size"] // heads,
         mlp_width=hf["intermediate_size"],
         norm_epsilon=hf.get("rms_norm_eps", 1e-6),

@@ -172,6 +172,11 @@ def forward(
     return Transformer(config, dtype).apply({"params": params}, tokens, positions, mask, cache, column)
 
 
+def size(params: Params) -> int:
+    """How many numbers the parameters are."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def output_embedding(params: Params) -> Float[Array, "V D"]:
     """The matrix whose product with a hidden state gives the logits; the input embedding where the two are tied."""
     return params.get("output_embedding", params["embedding"])

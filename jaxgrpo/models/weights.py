@@ -85,20 +85,28 @@ def save(params: Params, source: Path, target: Path) -> None:
     """
     if target.exists():
         raise UserError(f"{target} is there already: name a folder that is not")
-    hf, weights = read_hf_config(source), _weights_of(source)
-    dtype = jax.numpy.dtype(hf.get("dtype") or hf.get("torch_dtype") or "float32")
     partial_target = target.with_name(target.name + ".partial")
     shutil.rmtree(partial_target, ignore_errors=True)
     partial_target.mkdir(parents=True)
+    try:
+        _write(params, source, partial_target)
+        partial_target.rename(target)
+    finally:
+        shutil.rmtree(partial_target, ignore_errors=True)
+
+
+def _write(params: Params, source: Path, target: Path) -> None:
+    hf, weights = read_hf_config(source), _weights_of(source)
+    dtype = jax.numpy.dtype(hf.get("dtype") or hf.get("torch_dtype") or "float32")
     for file in source.iterdir():
         if file.suffix in (".json", ".model", ".jinja", ".txt") and not file.name.endswith(".safetensors.index.json"):
-            shutil.copy(file, partial_target)
+            shutil.copy(file, target)
     tensors = {}
     for path, leaf in named_leaves(params).items():
         array = np.asarray(leaf)
         tensors[_name(weights, path)] = np.ascontiguousarray(array.T if path.endswith("kernel") else array).astype(dtype)
-    save_file(tensors, partial_target / "model.safetensors", metadata={"format": "pt"})
-    partial_target.rename(target)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    shutil.copymode(target / "config.json", target / "model.safetensors")  # safetensors lets nobody but the owner read it
 
 
 def _weights_of(folder: Path) -> dict[str, str]:
@@ -150,7 +158,7 @@ def _check_tensors(folder: Path, config: ModelConfig, tensors: dict, wanted: dic
         expected = shape[::-1] if path.endswith("kernel") else shape
         found = tuple(tensors[name].get_slice(name).get_shape())
         if found != expected:
-            raise UserError(f"{folder}: {name} is {found}, but config.json makes it {expected}; one of the two is another model's")
+            raise UserError(f"{folder}: {name} is {found}, but config.json makes it {expected}; one is another model's")
     tied = {"lm_head.weight"} if config.tied_embeddings else set()
     extra = [name for name in tensors if name not in wanted and name not in tied and not name.endswith("rotary_emb.inv_freq")]
     if extra:

@@ -1,0 +1,194 @@
+"""What transformers computes in torch is what is computed here: for each family, for the embedded model, and for exports.
+
+Needs torch: `pip install torch`, then `pytest tests/parity -p no:cacheprovider --no-cov`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from jaxgrpo import tokenizer
+from jaxgrpo.logprobs import to_logits
+from jaxgrpo.mesh import make_mesh
+from jaxgrpo.models import transformer, weights
+from jaxgrpo.optimizer import adamw, schedule
+from jaxgrpo.steps import compile_steps
+from jaxgrpo.types import Prompts
+from tests.tiny_models import make_folder, random_params
+
+VOCABULARY, NEW, PAD = 61, 24, 0
+NO_END = VOCABULARY  # an id that no token has: nothing ends early
+
+DEFAULT = {"rope_type": "default"}
+SHAPES = {
+    "llama, one head width": ("Llama", {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}),
+    "llama, odd heads": (
+        "Llama",
+        {
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "hidden_size": 24,
+            "head_dim": 6,  # not hidden_size / heads
+            "tie_word_embeddings": True,
+            "rope_parameters": DEFAULT | {"rope_theta": 5e5},
+        },
+    ),
+    "llama, wide heads": (
+        "Llama",
+        {
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            "hidden_size": 30,
+            "head_dim": 8,
+            "rms_norm_eps": 1e-3,
+            "rope_parameters": DEFAULT | {"rope_theta": 100.0},
+        },
+    ),
+    "qwen2, grouped": ("Qwen2", {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 48}),
+    "qwen2, odd heads": (
+        "Qwen2",
+        {
+            "num_attention_heads": 7,
+            "num_key_value_heads": 1,
+            "hidden_size": 42,
+            "tie_word_embeddings": True,
+            "rope_parameters": DEFAULT | {"rope_theta": 1e6},
+        },
+    ),
+    "qwen2, each its own": (
+        "Qwen2",
+        {"num_attention_heads": 3, "num_key_value_heads": 3, "hidden_size": 12, "rms_norm_eps": 1e-5},
+    ),
+}
+
+
+def theirs(folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval()
+
+
+def randomise(model, seed):
+    """Weights of a size at which norms, biases and the rotary base all show in the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            size = 1.0 if "norm" in name or "bias" in name else 2.0 * parameter.shape[-1] ** -0.5
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def saved(request, tmp_path_factory):
+    """A folder as transformers writes it."""
+    family, changes = SHAPES[request.param]
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    shape = {"vocab_size": VOCABULARY, "intermediate_size": 40, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": PAD}
+    config = getattr(transformers, f"{family}Config")(**shape, **ids, **changes)
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    randomise(model, seed=len(request.param))
+    model.save_pretrained(folder)
+    return folder
+
+
+def our_logits(folder, tokens):
+    config, params = weights.load_config(folder), weights.load_params(folder, lambda _, array: jnp.asarray(array))
+    segments = jnp.ones(tokens.shape, jnp.int32)
+    positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
+    hidden, _ = jax.jit(lambda params: transformer.forward(config, params, jnp.asarray(tokens), positions, mask))(params)
+    return np.asarray(to_logits(hidden, transformer.output_embedding(params), 1.0))
+
+
+def their_logits(folder, tokens):
+    with torch.no_grad():
+        return theirs(folder)(torch.as_tensor(tokens, dtype=torch.long)).logits.numpy()
+
+
+def assert_logits_agree(folder, tokens):
+    ours, expected = our_logits(folder, tokens), their_logits(folder, tokens)
+    assert expected.std() > 0.3  # there is something to agree about
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
+
+
+def random_tokens(vocabulary, rows=3, width=40):
+    return np.random.default_rng(0).integers(0, vocabulary, (rows, width)).astype(np.int32)
+
+
+def test_logits_agree(saved):
+    assert_logits_agree(saved, random_tokens(VOCABULARY))
+
+
+def test_greedy_texts_agree(saved):
+    """Prompts of unequal lengths, padded on the left on both sides: positions and masks agree, too, and so does the cache."""
+    width, lengths = 9, (9, 5, 2)
+    config = weights.load_config(saved)
+    optimizer = adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.0, 1.0)
+    steps = compile_steps(
+        config, optimizer, make_mesh(), prompt_width=width, new_tokens=NEW, micro_batch=0, ends=(NO_END,), pad=PAD
+    )
+    ids = [random_tokens(VOCABULARY, 1, length)[0].tolist() for length in lengths]
+    tokens, mask = tokenizer.left_padded(ids, width, PAD)
+    keys = np.zeros((len(lengths), 1, 2), np.uint32)
+    rollout = steps.sample(weights.load_params(saved), Prompts(tokens, mask, keys), 1e-6)
+    with torch.no_grad():
+        expected = theirs(saved).generate(
+            torch.as_tensor(tokens, dtype=torch.long),
+            attention_mask=torch.as_tensor(mask, dtype=torch.long),
+            max_new_tokens=NEW,
+            do_sample=False,
+        )
+    np.testing.assert_array_equal(rollout.tokens[:, width:], expected.numpy()[:, width:])
+    assert len(np.unique(rollout.tokens[:, width:])) > 3
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM"])
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_theta": 300.0},
+        {"rope_theta": 300.0, "rope_scaling": None},
+        {"rope_theta": ..., "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}},
+    ],
+    ids=["apart", "with no scaling", "gathered"],
+)
+def test_both_spellings_of_the_rotary_base_are_read_as_transformers_reads_them(tmp_path, architecture, spelling):
+    changes = {name: None if value is ... else value for name, value in spelling.items()}
+    folder = make_folder(tmp_path / "model", architecture, vocab_size=VOCABULARY, eos_token_id=1, **changes)
+    assert weights.load_config(folder).rope_theta == 300.0
+    assert_logits_agree(folder, random_tokens(VOCABULARY))
+
+
+def test_the_embedded_model_loads_in_transformers():
+    tokens = tokenizer.load(weights.EMBEDDED)
+    loaded = transformers.AutoTokenizer.from_pretrained(weights.EMBEDDED, local_files_only=True)
+    ids = tokens.prompt("Tom has 12 apples and buys 7 more. How many apples does Tom have?")
+    assert loaded.apply_chat_template(
+        [{"role": "user", "content": "Tom has 12 apples and buys 7 more. How many apples does Tom have?"}],
+        add_generation_prompt=True,
+        return_dict=False,
+    ) == ids
+    assert_logits_agree(weights.EMBEDDED, np.array([ids], np.int32))
+    assert_logits_agree(weights.EMBEDDED, random_tokens(1024))
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_saved_here_loads_there(tmp_path, architecture, tied):
+    source = make_folder(tmp_path / "source", architecture, tie_word_embeddings=tied)
+    params = jax.device_get(random_params(weights.load_config(source), seed=3))
+    weights.save(params, source, tmp_path / "target")
+    tokens = random_tokens(1024)
+    assert_logits_agree(tmp_path / "target", tokens)
+    assert np.abs(their_logits(tmp_path / "target", tokens) - their_logits(source, tokens)).max() > 0.1
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "target", local_files_only=True)
+
+
+def test_bfloat16_folders_agree(tmp_path):
+    """Weights rounded to bfloat16 are the same numbers here and there."""
+    source = make_folder(tmp_path / "source", "Qwen2ForCausalLM", dtype="bfloat16")
+    weights.save(weights.load_params(source), source, tmp_path / "target")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "target", local_files_only=True)
+    assert loaded.dtype == torch.bfloat16
+    assert_logits_agree(tmp_path / "target", random_tokens(1024))

@@ -1,0 +1,112 @@
+"""The same figures for the same policy, over as many problems and samples as were asked for."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+
+from jaxgrpo import evaluate
+from jaxgrpo.command_line import run_main
+from jaxgrpo.run import prepare
+from tests.tiny_runs import config_file, make_config, share_programs
+
+
+@pytest.fixture(autouse=True)
+def _programs(monkeypatch):
+    share_programs(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        share_programs(monkeypatch)
+        with prepare(make_config(tmp_path_factory.mktemp("run"))) as run:
+            yield run
+
+
+def with_evaluation(run, **changes):
+    config = dataclasses.replace(run.config, evaluation=dataclasses.replace(run.config.evaluation, **changes))
+    return dataclasses.replace(run, config=config)
+
+
+def test_the_same_figures_at_every_call(run):
+    params = run.load_params()
+    report = evaluate.evaluate(run, params)
+    assert report == evaluate.evaluate(run, params)
+    assert (report["problems"], report["samples"]) == (6, 4)
+    assert sum(part["problems"] for part in report["by_language"].values()) == 6
+    assert list(report["by_level"]) == ["1"]
+    assert report["by_level"]["1"]["accuracy"] == report["reward/accuracy"]
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_problems_and_samples_are_those_asked_for(run):
+    """5 problems in launches of 2: the last one is not full."""
+    groups = evaluate.sample(run, run.load_params(), run.fitting.first(run.heldout, 5))
+    assert [group.problem.id for group in groups] == [run.heldout[i].id for i in range(5)]
+    assert {(len(group.texts), group.judged) for group in groups} == {(4, 4)}
+    assert len({text for group in groups for text in group.texts}) > 15
+
+
+def test_more_problems_than_there_are_are_all(run):
+    few = dataclasses.replace(with_evaluation(run, problems=100), heldout=[run.heldout[i] for i in range(3)])
+    assert evaluate.evaluate(few, run.load_params())["problems"] == 3
+
+
+def make_report(accuracy, **languages):
+    return {
+        "reward/accuracy": accuracy,
+        "language/target_word_ratio": 0.5,
+        "language/english_word_ratio": None,
+        "by_language": {
+            name: {"accuracy": value, "target_word_ratio": 1.0, "english_word_ratio": 0.0} for name, value in languages.items()
+        },
+        "by_level": {"1": {"accuracy": accuracy}, "2": {"accuracy": None}},
+    }
+
+
+def test_one_evaluation_as_tables():
+    assert evaluate.tables(make_report(0.25, en=0.5, ko=0.0)) == (
+        "language  accuracy  target words  English words\n"
+        "en           0.500         1.000          0.000\n"
+        "ko           0.000         1.000          0.000\n"
+        "all          0.250         0.500              -\n"
+        "\n"
+        "level  accuracy\n"
+        "1         0.250\n"
+        "2             -\n"
+        "all       0.250"
+    )
+
+
+def test_two_evaluations_side_by_side():
+    lines = evaluate.tables(make_report(0.25, en=0.5), make_report(0.75, en=1.0)).splitlines()
+    assert lines[0].split("  ")[:3] == ["language", "accuracy before", "accuracy after"]
+    assert lines[1].split()[:3] == ["en", "0.500", "1.000"]
+    assert lines[2].split()[:3] == ["all", "0.250", "0.750"]
+    assert lines[5].split() == ["1", "0.250", "0.750"]
+
+
+def test_nan_becomes_null():
+    nan = float("nan")
+    assert evaluate._plain({"a": nan, "b": {"c": nan, "d": 0.5}, "e": 3}) == {"a": None, "b": {"c": None, "d": 0.5}, "e": 3}
+
+
+def test_the_program_evaluates_the_model_itself_where_nothing_is_trained(tmp_path, monkeypatch, capsys, run):
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--config", config_file(tmp_path)])
+    run_main(evaluate.main)
+    assert "untrained: 6 held-out problems, 4 samples of each" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written.pop("of").endswith("untrained")
+    assert written == evaluate.evaluate(run, run.load_params())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+
+
+def test_no_problems_are_nothing_to_evaluate(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--config", config_file(tmp_path), "--config.evaluation.problems=0"])
+    with pytest.raises(SystemExit) as stopped:
+        run_main(evaluate.main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == ("error: evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256\n")
+    assert not (tmp_path / "out").exists()

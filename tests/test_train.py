@@ -1,0 +1,296 @@
+"""A whole run, stopped and resumed in every way: no step is lost, none is done twice, and nothing tells the difference."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgrpo import evaluate, metrics
+from jaxgrpo.checkpoint import Checkpoints
+from jaxgrpo.command_line import run_main
+from jaxgrpo.models import weights
+from jaxgrpo.run import prepare
+from jaxgrpo.train import main, noted_signals, train
+from tests.tiny_runs import ROOT, config_file, lines, make_config, model_folder, share_programs, start
+
+TIMES = ("time/", "rollout/tokens_per_s")
+
+
+@pytest.fixture(autouse=True)
+def _programs(monkeypatch):
+    share_programs(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The config of a run of 4 steps that nobody interrupted, and what it yielded."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        share_programs(monkeypatch)
+        config = make_config(tmp_path_factory.mktemp("whole"))
+        return config, list(train(config))
+
+
+@pytest.fixture
+def config(tmp_path):
+    return make_config(tmp_path)
+
+
+def out_of(config):
+    return Path(config.out)
+
+
+def timeless(records):
+    return [{name: value for name, value in record.items() if not name.startswith(TIMES)} for record in records]
+
+
+def state_of(config):
+    with prepare(config) as run:
+        return jax.device_get(Checkpoints(config.out).restore(run.steps.state_like))
+
+
+def assert_same_run(config, other):
+    """Bit for bit, but for the time that it took."""
+    for name in ("metrics", "rollouts"):
+        here, there = (timeless(lines(out_of(c) / f"{name}.jsonl")) for c in (config, other))
+        assert here == there
+    (state, host), (other_state, other_host) = state_of(config), state_of(other)
+    for leaf, other_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True):
+        assert leaf.tobytes() == other_leaf.tobytes()
+    assert {**host, "seconds": 0} == {**other_host, "seconds": 0}
+    summary, other_summary = (json.loads((out_of(c) / "summary.json").read_text()) for c in (config, other))
+    assert {**summary, "seconds": 0} == {**other_summary, "seconds": 0}
+
+
+def test_a_step_is_a_line_with_every_number(whole):
+    config, yielded = whole
+    assert [values["step"] for values in yielded] == [1, 2, 3, 4]
+    assert lines(out_of(config) / "metrics.jsonl") == yielded
+    for values in yielded:
+        assert values.keys() >= {
+            "reward/accuracy",
+            "reward/mean",
+            "reward/language",
+            "filter/kept",
+            "language/target_word_ratio",
+            "policy/kl",
+            "policy/entropy",
+            "policy/logprob_gap",
+            "rollout/tokens_per_s",
+            "time/step",
+            "update/grad_norm",
+        }
+        assert values["policy/logprob_gap"] < 1e-5
+    assert yielded[0]["policy/kl"] == 0
+    assert yielded[-1]["policy/kl"] > 0
+
+
+def test_what_a_run_leaves(whole):
+    config, _ = whole
+    out = out_of(config)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "before.json",
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "metrics.png",
+        "rollouts.jsonl",
+        "summary.json",
+        "tensorboard",
+    ]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["3", "4"]
+    shown = lines(out / "rollouts.jsonl")
+    assert [record["step"] for record in shown] == [1, 1, 3, 3]
+    assert shown[0].keys() >= {
+        "id",
+        "language",
+        "level",
+        "prompt",
+        "completion",
+        "answer",
+        "rewards",
+        "solved",
+        "judged",
+        "kept",
+    }
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["accuracy_before"] == summary["before"]["reward/accuracy"]
+    assert summary["accuracy_after"] == summary["after"]["reward/accuracy"]
+    assert summary["steps"] == 4
+    assert summary["seconds"] > 0
+    assert set(summary["by_language"]) == {"en", "zh", "ko", "uk"} & set(summary["before"]["by_language"])
+    for figures in summary["by_language"].values():
+        assert {f"{figure}_{when}" for figure in evaluate.FIGURES for when in ("before", "after")} == set(figures)
+
+
+def test_training_moves_the_policy_and_leaves_the_reference(whole):
+    config, _ = whole
+    (state, host), before = state_of(config), weights.load_params(model_folder())
+    assert int(state.step) == host["step"] == 4
+    moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before), strict=True)]
+    assert min(moved) > 0
+    assert host["order"]["position"] == 8
+    assert sum(host["history"]["visits"].values()) == 8
+
+
+def test_nothing_compiles_after_the_first_step(whole):
+    config, _ = whole
+    with prepare(config) as run:
+        counts = [program._cache_size() for program in (run.steps.sample, run.steps.update, run.steps.advantages)]
+    assert counts == [1, 1, 1]  # evaluation and training sample in launches of the same shape here
+
+
+def test_stopping_and_going_on_changes_nothing(whole, config, capsys):
+    config = dataclasses.replace(config, save_every=100)
+    for values in train(config):
+        if values["step"] == 2:
+            break
+    assert Checkpoints(config.out).latest() == 2
+    assert not (out_of(config) / "summary.json").exists()
+    assert [values["step"] for values in train(config)] == [3, 4]
+    assert "going on from step 2 of 4" in capsys.readouterr().out
+    assert_same_run(config, whole[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_a_whole_step(whole, tmp_path, monkeypatch, capfd, number):
+    path, write = config_file(tmp_path), metrics.Writer.write
+
+    def write_and_kill(self, step, values):
+        write(self, step, values)
+        if step == 2:
+            os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    monkeypatch.setattr(metrics.Writer, "write", write_and_kill)
+    monkeypatch.setattr(sys, "argv", ["train", "--config", path, "--config.save_every=100"])
+    with pytest.raises(SystemExit) as stopped:
+        run_main(main)
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(number) == handler
+    shown = capfd.readouterr()
+    assert "stopping after this step" in shown.err
+    assert "stopped after step 2 of 4, which is saved in" in shown.out
+    assert Checkpoints(tmp_path / "out").latest() == 2
+    assert [record["step"] for record in lines(tmp_path / "out" / "metrics.jsonl")] == [1, 2]
+    if number == signal.SIGTERM:
+        monkeypatch.setattr(metrics.Writer, "write", write)
+        run_main(main)
+        assert_same_run(make_config(tmp_path), whole[0])
+
+
+def test_a_second_ctrl_c_acts_at_once():
+    def press():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+    with noted_signals() as signals:
+        press()
+        assert signals == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            press()
+
+
+def test_a_finished_run_says_so_and_does_nothing(whole, monkeypatch, capsys):
+    config, _ = whole
+    before = {path: path.read_bytes() for path in out_of(config).rglob("*") if path.is_file()}
+    monkeypatch.setattr("jaxgrpo.train.prepare", None)
+    assert list(train(config)) == []
+    assert capsys.readouterr().out.startswith(f"{config.out} is finished: 4 steps, accuracy 0.000 -> 0.000; to go on raise")
+    assert {path: path.read_bytes() for path in out_of(config).rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_goes_on_for_more_steps(whole, config, monkeypatch):
+    shutil.copytree(out_of(whole[0]), config.out)
+    evaluations, real = [], evaluate.evaluate
+    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments: evaluations.append(1) or real(*arguments))
+    assert [values["step"] for values in train(dataclasses.replace(config, steps=5))] == [5]
+    assert [record["step"] for record in lines(out_of(config) / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert json.loads((out_of(config) / "summary.json").read_text())["steps"] == 5
+    assert len(evaluations) == 1  # before.json is there already
+
+
+def test_without_evaluation(config, monkeypatch):
+    monkeypatch.setattr(evaluate, "evaluate", None)
+    monkeypatch.setattr("jaxgrpo.data.arithmetic.Arithmetic.heldout", lambda self: 1 / 0)
+    config = dataclasses.replace(config, steps=1, evaluation=dataclasses.replace(config.evaluation, problems=0))
+    assert len(list(train(config))) == 1
+    summary = json.loads((out_of(config) / "summary.json").read_text())
+    assert summary["accuracy_before"] is summary["accuracy_after"] is None
+    assert summary["by_language"] == {}
+    assert not (out_of(config) / "before.json").exists()
+    assert list(train(config)) == []
+
+
+def test_a_step_that_keeps_nothing_trains_on_nothing(tmp_path):
+    """Random networks solve nothing: without the language's reward all are equal, and the refill ends at its bound."""
+    changes = ("filter.rule=band", "filter.max_prompts=2", "rewards.language.weight=0", "evaluation.problems=0", "steps=2")
+    config = make_config(tmp_path, *changes)
+    yielded = list(train(config))
+    assert [values["filter/groups"] for values in yielded] == [0, 0]
+    assert [values["filter/asked"] for values in yielded] == [4, 4]
+    state, host = state_of(config)
+    assert int(state.step) == 2
+    assert host["order"]["position"] == 8
+    for leaf, before in zip(jax.tree.leaves(state.params), jax.tree.leaves(weights.load_params(model_folder())), strict=True):
+        np.testing.assert_array_equal(leaf, before)
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    """SIGKILL, and the same command again: every step from 1 to the last has exactly one line."""
+    arguments = (
+        "--config",
+        config_file(tmp_path),
+        "--config.steps=12",
+        "--config.save_every=2",
+        "--config.evaluation.problems=0",
+    )
+    cache = {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    out = tmp_path / "out"
+    first = start("jaxgrpo.train", *arguments, **cache)
+    deadline = time.monotonic() + 120
+    while len(metrics.read(out)) < 3:
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    first.kill()
+    first.communicate()
+    reached = metrics.read(out)
+    assert 3 <= len(reached) < 12
+    again = start("jaxgrpo.train", *arguments, **cache)
+    shown, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert "going on from step" in shown
+    records = lines(out / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 13))
+    assert timeless(records)[: len(reached)] == timeless(reached)  # what was done again came out the same
+    assert json.loads((out / "summary.json").read_text())["steps"] == 12
+
+
+def test_the_gsm8k_config_trains_on_rows_of_a_file(tmp_path, monkeypatch, capsys):
+    """configs/gsm8k_tiny.py as it is, but for sizes that are compiled already."""
+    rows = [
+        {"question": f"Ann has {n} pears and buys 2. How many has she?", "answer": f"2+{n}\n#### {n + 2}"} for n in range(20)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ("batch.groups=2", "batch.micro_batch=0", "sampling.prompt_width=80", "sampling.max_new_tokens=8")
+    small += ("evaluation.problems=2", "evaluation.samples=4", "verifier.workers=1", f"model={model_folder()}")
+    wanted = (f"data.path={tmp_path}/rows.jsonl", "data.heldout_size=4", "steps=1", f"out={tmp_path}/out")
+    arguments = [f"--config.{setting}" for setting in small + wanted]
+    monkeypatch.setattr(sys, "argv", ["train", "--config", str(ROOT / "configs" / "gsm8k_tiny.py"), *arguments])
+    run_main(main)
+    shown = lines(tmp_path / "out" / "rollouts.jsonl")
+    assert {record["prompt"] for record in shown} <= {row["question"] for row in rows[:16]}
+    assert {record["id"].split(":")[:2] == ["gsm8k", "train"] for record in shown} == {True}
+    assert "1 step, accuracy" in capsys.readouterr().out

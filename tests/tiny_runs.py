@@ -1,0 +1,91 @@
+"""Whole runs that take seconds: a random network 16 wide, problems of one operation, completions of 8 tokens."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from jaxgrpo import run, steps
+from jaxgrpo.config import Config, load
+from tests.tiny_models import make_folder
+
+ROOT = Path(__file__).parent.parent
+TEXT = """
+from jaxgrpo.config import Batch, Config, Evaluation, Filter, Optimizer, Sampling, Verifier
+from jaxgrpo.data.arithmetic import Arithmetic
+from jaxgrpo.problems import Weighted
+from jaxgrpo.rewards import language, math
+
+
+def get_config():
+    return Config(
+        data=Arithmetic(levels=(1,), size=24),
+        rewards={"accuracy": Weighted(math.accuracy), "language": Weighted(language.target_word_ratio)},
+        model="MODEL",
+        out="OUT",
+        steps=4,
+        batch=Batch(groups=2, group_size=4),
+        sampling=Sampling(prompt_width=80, max_new_tokens=8),
+        filter=Filter(rule="off"),
+        optimizer=Optimizer(learning_rate=1e-2, warmup_steps=1),
+        verifier=Verifier(workers=1),
+        evaluation=Evaluation(problems=6, samples=4),
+        save_every=1,
+        show_rollouts_every=2,
+    )
+"""
+"""Random networks solve nothing; what a text says in the target language differs, so that there is something to learn."""
+
+_folder = tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def model_folder() -> Path:
+    """The folder of a network of one layer, made once."""
+    return make_folder(Path(_folder.name) / "model", num_hidden_layers=1)
+
+
+def config_file(folder: Path, text: str = TEXT) -> str:
+    """A config file in `folder`, whose run writes to folder/out."""
+    path = folder / "tiny.py"
+    path.write_text(text.replace("MODEL", str(model_folder())).replace("OUT", str(folder / "out")))
+    return str(path)
+
+
+def make_config(folder: Path, *overrides: str) -> Config:
+    """The config of such a file, changed by flags such as "steps=2"."""
+    return load(config_file(folder), [f"--config.{override}" for override in overrides])
+
+
+@functools.cache
+def _compiled(model, **shapes):
+    return steps.compile_steps(model, *_compiled.latest, **shapes)
+
+
+def compile_once(model, optimizer, mesh, **shapes):
+    """In place of compile_steps: programs of the same shapes are compiled once for all tests. Their optimizers are alike."""
+    _compiled.latest = optimizer, mesh
+    return _compiled(model, **shapes)
+
+
+def share_programs(monkeypatch) -> None:
+    monkeypatch.setattr(run, "compile_steps", compile_once)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def start(module: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    """`python -m module arguments` as a process of its own; its output is text."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
