@@ -34,8 +34,8 @@ from jaxgrpo.steps import compile_steps
 LANGUAGES = {"en": 0.55, "zh": 0.15, "ko": 0.15, "uk": 0.15}
 """How much of the text is in each language."""
 
-LEVELS = {1: 0.30, 2: 0.25, 3: 0.21, 4: 0.13, 5: 0.08, 6: 0.03}
-"""How much of it is of each level: long problems are rare, so that the model is left something to learn."""
+LEVELS = {1: 0.34, 2: 0.28, 3: 0.22, 4: 0.13, 5: 0.03}
+"""How much of it is of each level: long problems are rare and the longest are not there, so that difficulty is spread wide."""
 
 ENGLISH_REASONING = 0.15
 """How much of what is asked in another language is reasoned about in English."""
@@ -72,7 +72,7 @@ HF_CONFIG = {
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}"
-    "{% if message.role == 'assistant' %}<|end|>{% endif %}\n{% endfor %}"
+    "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
@@ -83,11 +83,10 @@ WHOLE = ["<think>", "</think>", "\\boxed{", "\n"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=weights.EMBEDDED)
-    parser.add_argument("--steps", type=int, default=900, help="the most there may be")
-    parser.add_argument("--until", type=float, default=0.4, help="held-out accuracy at which to stop")
+    parser.add_argument("--steps", type=int, default=800, help="few: the model is stopped early on purpose")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--evaluate-every", type=int, default=50)
+    parser.add_argument("--evaluate-every", type=int, default=100)
     arguments = parser.parse_args()
     started = time.time()
     folder = arguments.out
@@ -147,6 +146,7 @@ def make_tokenizer(folder: Path, seed: int) -> None:
     }
     write_json(folder / "config.json", HF_CONFIG)
     write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "generation_config.json", {"do_sample": True, "eos_token_id": 1, "pad_token_id": 2})
 
 
 def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
@@ -182,7 +182,7 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
     config = weights.load_config(folder)
     mesh = make_mesh()
     optimizer = adamw(
-        schedule("constant", arguments.learning_rate, 50, arguments.steps), b1=0.9, b2=0.98, weight_decay=0.1, max_grad_norm=1.0
+        schedule("cosine", arguments.learning_rate, 50, arguments.steps), b1=0.9, b2=0.98, weight_decay=0.1, max_grad_norm=1.0
     )
     shared = {"ends": tokens.ends, "pad": tokens.pad}
     steps = compile_steps(config, optimizer, mesh, prompt_width=1, new_tokens=NEW_TOKENS, micro_batch=8, **shared)
@@ -197,12 +197,10 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
         if step % 10 == 0:
             progress.set_postfix(loss=f"{float(metrics['update/loss']):.3f}")
         if step % arguments.evaluate_every == 0 or step == arguments.steps:
-            report = measure(sampler, state.params, heldout(HELDOUT)) | {"steps": step, "parameters": transformer.size(state.params)}
+            report = measure(sampler, state.params, heldout(HELDOUT))
             progress.write(f"step {step}  {json.dumps(report)}")
             write_weights(folder, state.params)
-            if report["overall"] >= arguments.until:
-                break
-    return report
+    return report | {"steps": arguments.steps, "parameters": transformer.size(state.params)}
 
 
 def heldout(count: int) -> list[Problem]:
@@ -219,7 +217,7 @@ def measure(sampler: Sampler, params, problems: list[Problem]) -> dict:
             score = np.mean([accuracy(group.problem, text) for text in group.texts])
             for key in ("overall", group.problem.language, group.problem.level):
                 right[key].append(score)
-    return {str(key): round(float(np.mean(right[key])), 3) for key in ["overall", *LANGUAGES, *LEVELS]}
+    return {str(key): round(float(np.mean(right[key])), 3) for key in ["overall", *LANGUAGES, *range(1, 7)]}
 
 
 def write_weights(folder: Path, params) -> None:
@@ -247,8 +245,8 @@ Its pre-training text is made so that both of the project's papers have somethin
 - **A dominant language** (arXiv 2506.05850): {languages}.
 - **A pull towards it**: {english:.0%} of what is asked in another language is reasoned about in English.
 - **Difficulty spread wide** (arXiv 2504.03380): {levels}.
-- **Steps left out**: {shortcuts:.0%} of the problems that take several steps are answered after the first line of thought, which
-  is a guess.
+- **Steps left out**: {shortcuts:.0%} of the problems that take several steps are answered after the first line of thought, by a
+  guess.
 - **Stopped early**, at {overall:.0%} of held-out samples right.
 
 ## Held-out accuracy, sampled at temperature 1, two samples of each of {problems} problems
@@ -260,7 +258,8 @@ Its pre-training text is made so that both of the project's papers have somethin
 def readme(report: dict, minutes: float, arguments: argparse.Namespace) -> str:
     """What the folder's README.md says."""
     shares = lambda parts, word="": ", ".join(f"{share:.0%} {word}{name}" for name, share in parts.items())
-    named = {"overall": "all", **{language: language for language in LANGUAGES}, **{str(n): f"level {n}" for n in LEVELS}}
+    named = {"overall": "all"} | {language: language for language in LANGUAGES}
+    named |= {str(n): f"level {n}" for n in range(1, 7)}
     table = ["| | accuracy |", "|---|---|", *(f"| {name} | {report[key]:.2f} |" for key, name in named.items())]
     return README.format(
         parameters=report["parameters"],
