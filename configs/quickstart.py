@@ -20,11 +20,11 @@ def get_config() -> Config:
             "language": Weighted(language.target_word_ratio, 0.3),
         },
         solved_by="accuracy",
-        steps=40,
+        steps=26,
         objective=GRPO(clip_low=0.2, clip_high=0.2, kl=0.001),
         batch=Batch(groups=8, group_size=8, micro_batch=8),
         sampling=Sampling(prompt_width=80, max_new_tokens=120, prompts=16),
         filter=Filter(rule="band", low=0.2, high=0.8, max_prompts=6.0),
-        optimizer=Optimizer(learning_rate=3e-4, warmup_steps=4),
+        optimizer=Optimizer(learning_rate=1e-4, warmup_steps=4),
         evaluation=Evaluation(problems=288, samples=4),
     )
