@@ -40,7 +40,7 @@ LEVELS = {1: 0.34, 2: 0.28, 3: 0.22, 4: 0.13, 5: 0.03}
 ENGLISH_REASONING = 0.15
 """How much of what is asked in another language is reasoned about in English."""
 
-SHORTCUTS = 0.3
+SHORTCUTS = 0.45
 """How much of what takes several steps is answered without them, as much text on the web is: the model then guesses, and
 is left to find out that reasoning pays."""
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800, help="few: the model is stopped early on purpose")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--evaluate-every", type=int, default=100)
+    parser.add_argument("--evaluate-every", type=int, default=200)
     arguments = parser.parse_args()
     started = time.time()
     folder = arguments.out
