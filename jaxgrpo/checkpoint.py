@@ -25,7 +25,7 @@ class Checkpoints:
 
     def __init__(self, out: str | os.PathLike, keep: int | None = None) -> None:
         self._folder = Path(out).absolute() / "checkpoints"
-        self._manager = None if keep is None and not self._folder.is_dir() else _manager(self._folder, keep)
+        self._manager: Any = None if keep is None and not self._folder.is_dir() else _manager(self._folder, keep)
 
     def save(self, step: int, state: Any, host: Mapping[str, Any]) -> None:
         """Writes a checkpoint and returns when it is whole. A step that is there already stays as it is.

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,7 +73,7 @@ def _execute(file: Path) -> ModuleType:
     """The file as a module. Not a plain import: that may take a compiled copy of what the file said a second ago."""
     path = file.resolve()
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None:
+    if spec is None or not isinstance(spec.loader, SourceFileLoader):
         raise UserError(f"{file}: a config is a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     # Verifier workers import reward functions by name: those of this file, and of files beside it.

@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
+from functools import partial
+from operator import attrgetter, le
 from pathlib import Path
 from typing import Any
 
@@ -234,10 +235,10 @@ def validate(config: Config) -> None:
 
 def _check_types(config: Config) -> None:
     for part in dataclasses.fields(Config):
-        value = getattr(config, part.name)
+        value, cls = getattr(config, part.name), part.type
         # Of the others, whatever has the right methods will do.
-        if dataclasses.is_dataclass(part.type) and part.name != "objective" and not isinstance(value, part.type):
-            raise UserError(f"{part.name} is {value!r}: it must be a {settings.path_of(part.type)}(...)")
+        if part.name != "objective" and isinstance(cls, type) and dataclasses.is_dataclass(cls) and not isinstance(value, cls):
+            raise UserError(f"{part.name} is {value!r}: it must be a {settings.path_of(cls)}(...)")
     _check_methods("data", config.data, ("train", "heldout"))
     _check_methods("objective", config.objective, ("advantages", "weights", "token_loss"))
     for name, setting in settings.fields(config).items():
@@ -253,7 +254,7 @@ def _check_methods(name: str, value: Any, methods: tuple[str, ...]) -> None:
 
 def _check_numbers(config: Config) -> None:
     for low, names in AT_LEAST.items():
-        _check_each(config, names, lambda value, low=low: value >= low, f"at least {low}")
+        _check_each(config, names, partial(le, low), f"at least {low}")
     _check_each(config, ABOVE_ZERO, lambda value: value > 0, "above 0")
     _check_each(config, "optimizer.b1 optimizer.b2", lambda value: value < 1, "below 1")
     _check_each(config, "seed", lambda value: value < 2**32, "below 2**32")

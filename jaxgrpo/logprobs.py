@@ -47,5 +47,6 @@ def token_logprobs(
         entropy = -jnp.sum(jnp.exp(constant) * constant, axis=-1)
         return jnp.take_along_axis(logprobs, chosen[:, None], axis=1)[:, 0], entropy
 
-    scores = jax.lax.map(lambda pair: score(*pair), (states, chosen))
-    return tuple(jnp.pad(s.reshape(-1)[:count].reshape(rows, -1), ((0, 0), (start, 0))) for s in scores)
+    logprobs, entropy = jax.lax.map(lambda pair: score(*pair), (states, chosen))
+    unfold = lambda scores: jnp.pad(scores.reshape(-1)[:count].reshape(rows, -1), ((0, 0), (start, 0)))
+    return unfold(logprobs), unfold(entropy)

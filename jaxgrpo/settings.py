@@ -48,7 +48,7 @@ class Field:
 
 def fields(node: Any, prefix: str = "") -> dict[str, Field]:
     """Every setting in a tree of dataclasses, dictionaries and tuples of them, by its dotted name."""
-    found = {}
+    found: dict[str, Field] = {}
     for name, (value, hint) in children(node).items():
         kind, element, optional = _kind(hint, value)
         if kind is None:
@@ -243,7 +243,7 @@ def flat(description: Any, prefix: str = "") -> dict[str, Any]:
         description = {str(index): item for index, item in enumerate(description)}
     if not isinstance(description, dict):
         return {prefix: description}
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for name, value in description.items():
         leaves |= flat(value, f"{prefix}.{name}" if prefix else name)
     return leaves

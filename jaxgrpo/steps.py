@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -30,7 +31,7 @@ class Steps:
     """Parameters -> state, a copy: `update` donates its state, so the reference must never share its buffers."""
     sample: Callable[[Params, Prompts, float], Rollout]
     update: Callable[[TrainState, Params | None, Batch, Objective, float], tuple[TrainState, Metrics]]
-    advantages: Callable[[Objective, Float[Array, "P G"]], Float[Array, "P G"]]
+    advantages: Callable[[Objective, Float[np.ndarray, "P G"]], Float[Array, "P G"]]
     params_like: Params
     """jax.ShapeDtypeStruct for each parameter, with its sharding."""
     state_like: TrainState
@@ -99,7 +100,7 @@ def _update(
     score = partial(_score, model, prompt_width, dtype, batch_temperature=temperature)
     weights = objective.weights(batch.completion_mask)
 
-    def loss(params: Params, rows: tuple[Batch, Array]) -> tuple[Array, Metrics]:
+    def loss(params: Params, rows: tuple[Batch, Array]) -> tuple[Array, dict]:
         batch, weights = rows
         logprobs, entropy = score(params, batch)
         old = jax.lax.stop_gradient(logprobs)

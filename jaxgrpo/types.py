@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+AnyArray = Any
+"""numpy where the host fills the array, jax once `mesh.to_device` has placed it; it has a shape and a dtype."""
+
 Params = Any
 """A plain pytree of arrays: nested dictionaries, as Flax names them."""
 
@@ -19,9 +22,9 @@ Params = Any
 class Prompts(NamedTuple):
     """Tokenized prompts, padded on the left. A row without any True in its mask is filler and samples nothing useful."""
 
-    tokens: Int[Array, "P W"]
-    attention_mask: Bool[Array, "P W"]
-    keys: UInt32[Array, "P G 2"]
+    tokens: Int[AnyArray, "P W"]
+    attention_mask: Bool[AnyArray, "P W"]
+    keys: UInt32[AnyArray, "P G 2"]
     """Random key data of each completion: a function of (seed, step, purpose, problem, sample)."""
 
 
@@ -42,12 +45,12 @@ class Rollout(NamedTuple):
 class Batch(NamedTuple):
     """What an update needs. A row whose completion_mask is empty counts nothing: an underfull batch is padded with them."""
 
-    tokens: Int[Array, "B T"]
-    segments: Int[Array, "B T"]
+    tokens: Int[AnyArray, "B T"]
+    segments: Int[AnyArray, "B T"]
     """Which text of its row a token belongs to, from 1; 0 is padding. Rollouts have one text a row, packed rows several."""
-    completion_mask: Bool[Array, "B T"]
-    advantages: Float[Array, "B"]
-    old_logprobs: Float[Array, "B T"]
+    completion_mask: Bool[AnyArray, "B T"]
+    advantages: Float[AnyArray, "B"]
+    old_logprobs: Float[AnyArray, "B T"]
 
 
 class TrainState(NamedTuple):

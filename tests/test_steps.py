@@ -27,7 +27,6 @@ ROWS = PLACES * GROUP
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
 
 
-
 def make_steps(mesh=None, micro_batch=0, **changes):
     # Adam with a large epsilon: with the usual one, rounding in a gradient near 0 decides which way a parameter goes.
     adam = optax.adamw(2e-3, b1=0.9, b2=0.95, eps=1e-2, weight_decay=0.1)
@@ -62,15 +61,20 @@ def steps():
     return make_steps()
 
 
-@pytest.fixture(scope="module")
-def params():
-    return random_params(NETWORK)
+def place(steps, params):
+    """Where `steps` wants parameters: placed otherwise, they would have it compile once more."""
+    return to_device(jax.device_get(params), jax.tree.map(lambda leaf: leaf.sharding, steps.params_like))
 
 
 @pytest.fixture(scope="module")
-def other():
+def params(steps):
+    return place(steps, random_params(NETWORK))
+
+
+@pytest.fixture(scope="module")
+def other(steps):
     """A reference that is not the policy."""
-    return random_params(NETWORK, seed=5)
+    return place(steps, random_params(NETWORK, seed=5))
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +153,7 @@ def test_what_no_mask_covers_does_not_matter(steps, params, other, batch, update
 
 
 def test_the_reference_outlives_the_update(steps, batch):
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, steps.params_like)
-    reference = to_device(jax.device_get(random_params(NETWORK)), shardings)  # in place: nothing but a copy sets them apart
+    reference = place(steps, random_params(NETWORK))  # in place: nothing but a copy sets them apart
     before = leaves(reference)
     state = steps.init(reference)
     state, _ = steps.update(state, reference, batch, GRPO(), 1.0)
@@ -238,13 +241,12 @@ def test_advantages_are_the_objectives(steps):
 
 def compare_meshes():
     """Run in a process with eight devices: every mesh gives what one device gives."""
-    params, other = (jax.device_get(random_params(NETWORK, seed)) for seed in (0, 5))
+    params, other = random_params(NETWORK), random_params(NETWORK, seed=5)
     expected = None
     for sizes in ((1, 1, 1), *MESHES):
         mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
         steps = make_steps(mesh, micro_batch=8)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, steps.params_like)
-        placed, reference = to_device(params, shardings), to_device(other, shardings)
+        placed, reference = place(steps, params), place(steps, other)
         rollout = to_host(steps.sample(placed, make_prompts(steps), 1.0))
         state = steps.init(placed)
         for _ in range(2):
@@ -260,10 +262,7 @@ def compare_meshes():
 
 
 def test_every_mesh_gives_the_same_samples_and_updates():
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # of XLA's: the programs are compiled for five meshes and run twice
-    }
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     run = subprocess.run(
         [sys.executable, "-c", "from tests.test_steps import compare_meshes; compare_meshes()"],
         env=environment,

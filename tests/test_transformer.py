@@ -14,6 +14,7 @@ def params():
     return random_params(NETWORK)
 
 
+@jax.jit
 def hidden(params, tokens, segments):
     segments = jnp.asarray(segments)
     mask, positions = transformer.sequence_mask(segments), transformer.sequence_positions(segments)

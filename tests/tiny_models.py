@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxgrpo.mesh import path_name
 from jaxgrpo.models import transformer, weights
 from jaxgrpo.models.transformer import ModelConfig
 
@@ -18,11 +20,13 @@ NETWORK = ModelConfig(
 
 def random_params(config: ModelConfig, seed: int = 0):
     """Random parameters of a size at which distributions are far from uniform and norms and biases matter."""
-    params = transformer.init(config, jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf) -> jax.Array:
+        middle = 1.0 if path_name(path).endswith("scale") else 0.0
+        return jnp.asarray(rng.normal(middle, 0.3, leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, transformer.shapes(config))
 
 
 def make_folder(folder: Path, architecture: str = "LlamaForCausalLM", seed: int = 0, **changes) -> Path:

@@ -52,7 +52,8 @@ def batch_loss(
     Sums, not means: those of micro-batches add up to those of the batch. Masked entries are zeroed before the loss sees them
     and again after: what they hold reaches neither the loss nor, through an overflow, the gradient.
     """
-    zeroed = [jnp.where(inputs.mask, array, 0.0) for array in (inputs.logprobs, inputs.old_logprobs, inputs.ref_logprobs)]
-    token_loss, figures = objective.token_loss(TokenInputs(*zeroed, inputs.advantages, inputs.mask))
-    loss = jnp.sum(jnp.where(inputs.mask, weights * token_loss, 0.0))
-    return loss, {name: jnp.sum(jnp.where(inputs.mask, figure, 0.0)) for name, figure in figures.items()}
+    zeroed = lambda array: jnp.where(inputs.mask, array, 0.0)
+    logprobs, old, ref = zeroed(inputs.logprobs), zeroed(inputs.old_logprobs), zeroed(inputs.ref_logprobs)
+    token_loss, figures = objective.token_loss(TokenInputs(logprobs, old, ref, inputs.advantages, inputs.mask))
+    loss = jnp.sum(zeroed(weights * token_loss))
+    return loss, {name: jnp.sum(zeroed(figure)) for name, figure in figures.items()}

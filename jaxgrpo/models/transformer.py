@@ -7,6 +7,7 @@ K key-value heads, E head width, S columns of keys and values (T, or a cache's w
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -169,7 +170,9 @@ def forward(
     Without a cache S = T: the sequence reads itself. With one, the T tokens' keys and values are written into its columns
     column .. column + T - 1 first; S is the cache's width. `dtype` is what matrix products are computed in.
     """
-    return Transformer(config, dtype).apply({"params": params}, tokens, positions, mask, cache, column)
+    # Any: Flax also has it that a second result may be mutable collections, of which there are none.
+    result: Any = Transformer(config, dtype).apply({"params": params}, tokens, positions, mask, cache, column)
+    return result
 
 
 def size(params: Params) -> int:

@@ -140,7 +140,7 @@ def _open_tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"model folder {folder} has no *.safetensors: only that format is read; convert the weights to it")
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for file in files:
         try:
             opened = stack.enter_context(safe_open(file, "np"))

@@ -108,12 +108,12 @@ def chain_of_thought(text: str) -> str:
 def count_words(text: str, target: str) -> Counter[str]:
     """The number of words by language; "" holds those that no language of `LANGUAGES` is found for."""
     lines = [_words_by_script(line) for line in strip_formulas(text).split("\n")]
-    everything = defaultdict(list)
+    everything: defaultdict[str, list[str]] = defaultdict(list)
     for line in lines:
         for script, words in line.items():
             everything[script] += words
     overall = cache(lambda script: _language(script, everything[script], target))
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for line in lines:
         for script, words in line.items():
             language = _language(script, words, target) if _letters(words) >= MIN_LETTERS else overall(script)
@@ -172,7 +172,7 @@ def _language(script: str, words: list[str], target: str) -> str:
         return "ja" if kana * 10 >= _letters(words) else "zh"
     languages = LANGUAGES.get(script, ("",))
     if _letters(words) < MIN_LETTERS:
-        languages = [language for language in languages if language in (target, "en")] or languages
+        languages = tuple(language for language in languages if language in (target, "en")) or languages
     return languages[0] if len(languages) == 1 else identify(" ".join(words), languages)
 
 

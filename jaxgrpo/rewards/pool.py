@@ -154,11 +154,11 @@ class _Worker:
     """
 
     def __init__(self, setup: bytes, deadline: float, tickets: queue.SimpleQueue, stop: int):
-        self.ready = Future()
+        self.ready: Future[None] = Future()
         self.thread = threading.Thread(target=self._run, name="reward worker", daemon=True)
         self._setup, self._deadline, self._tickets, self._stop = setup, deadline, tickets, stop
         self._command = [sys.executable, "-c", _START, *map(os.path.abspath, sys.path)]
-        self._process = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def _run(self) -> None:
         try:
@@ -185,7 +185,7 @@ class _Worker:
 
     def _judge(self, ticket: Ticket) -> list[float | Missing]:
         """All verdicts of a ticket. A lost process costs the verdict it was at; another goes on with the next."""
-        verdicts = []
+        verdicts: list[float | Missing] = []
         while len(verdicts) < ticket.size:
             if self._process is None or self._process.poll() is not None:
                 self._start_process()
@@ -193,7 +193,7 @@ class _Worker:
                 self._send(b"[%d, %b]\n" % (len(verdicts), ticket.request), self._deadline)
                 while len(verdicts) < ticket.size:
                     value = self._receive(self._deadline)
-                    verdicts.append(value if isinstance(value, float) else Missing(value))
+                    verdicts.append(value if isinstance(value, float) else Missing(str(value)))
             except _LostError as lost:
                 self._kill()
                 verdicts.append(Missing(str(lost)))
@@ -211,7 +211,10 @@ class _Worker:
             start_new_session=True,  # a process group to kill as a whole; and Ctrl-C is for the parent to handle
             env={**os.environ, "JAX_PLATFORMS": "cpu"},  # whatever a reward imports, the accelerator is the trainer's
         )
-        os.set_blocking(self._process.stdin.fileno(), False)
+        assert self._process.stdin is not None  # both are pipes, as asked for
+        assert self._process.stdout is not None
+        self._requests, self._reports = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._requests, False)
         try:
             self._send(self._setup, _START_SECONDS)
             problem = self._receive(_START_SECONDS)
@@ -223,20 +226,18 @@ class _Worker:
 
     def _send(self, line: bytes, seconds: float) -> None:
         until = time.monotonic() + seconds
-        stream = self._process.stdin.fileno()
         while line:
-            self._wait(stream, select.POLLOUT, until)
+            self._wait(self._requests, select.POLLOUT, until)
             try:
-                line = line[os.write(stream, line) :]
+                line = line[os.write(self._requests, line) :]
             except BrokenPipeError:
                 raise _LostError("crash") from None
 
     def _receive(self, seconds: float) -> float | str | None:
         until = time.monotonic() + seconds
-        stream = self._process.stdout.fileno()
         while b"\n" not in self._heard:
-            self._wait(stream, select.POLLIN, until)
-            heard = os.read(stream, 1 << 16)
+            self._wait(self._reports, select.POLLIN, until)
+            heard = os.read(self._reports, 1 << 16)
             if not heard:
                 raise _LostError("crash")
             self._heard += heard
@@ -261,9 +262,6 @@ class _Worker:
         """Kill the process and whatever it started, and wait until it is gone."""
         if self._process is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        with self._process, contextlib.suppress(ProcessLookupError, PermissionError):  # closes its pipes and waits for it
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
         self._process = None

@@ -57,7 +57,7 @@ def verdict(reward: Reward, problem: Problem, text: str) -> float | str:
         return type(error).__name__
 
 
-_explained = set()
+_explained: set[tuple[Reward, type[BaseException]]] = set()
 
 
 def _explain_once(reward: Reward, error: BaseException) -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     """Serve until the parent closes the pipe, or dies."""
     requests, reports = _take_pipes()
     _die_with_parent()
-    lines = queue.SimpleQueue()
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, lines), daemon=True).start()
     setup = json.loads(lines.get())
     try:
