@@ -1,0 +1,29 @@
+"""What the README shows works, and what it points to is there."""
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_losses_example_runs():
+    (example,) = [block for block in BLOCKS if "batch_loss" in block]
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert jnp.isfinite(names["loss"])
+    assert names["loss"] == pytest.approx(0.0, abs=1e-6)  # ratio 1, no KL, advantages that sum to nothing
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_example_is_python(block):
+    compile(block, "README.md", "exec")
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README)) | set(re.findall(r"configs/\w+\.py", README))))
+def test_every_link_leads_somewhere(link):
+    assert link.startswith("https://") or (ROOT / link).exists()
