@@ -1,6 +1,9 @@
 """GRPO on the embedded model and the embedded problems, in four languages, with the difficulty band and the language reward.
 
     python -m jaxgrpo.train --config configs/quickstart.py
+
+Hardware: two CPU cores. Time: two to three minutes. Expect: held-out accuracy from 0.39 to between 0.51 and 0.55 (seeds 0, 1, 2),
+and in every language as many words of its own as before, or more.
 """
 
 from jaxgrpo.config import Batch, Config, Evaluation, Filter, Optimizer, Sampling
