@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINKS = set(re.findall(r"\]\(([^)#]+)\)", README)) | set(re.findall(r"configs/\w+\.py", README))
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -24,6 +25,6 @@ def test_every_example_is_python(block):
     compile(block, "README.md", "exec")
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README)) | set(re.findall(r"configs/\w+\.py", README))))
+@pytest.mark.parametrize("link", sorted(LINKS))
 def test_every_link_leads_somewhere(link):
     assert link.startswith("https://") or (ROOT / link).exists()
