@@ -1,6 +1,7 @@
 """Text <-> tokens through the model folder's own tokenizer and chat template. Host side: no jax."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def load(folder: Path) -> Tokenizer:
     The end tokens are those of generation_config.json (chat models end a turn with another token than a text) and the
     tokenizer's own.
     """
+    # Importing it prints that PyTorch is absent: here it always may be, and on stderr it would look like an error.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers
 
     transformers.logging.set_verbosity_error()
