@@ -18,7 +18,7 @@ from typing import Any
 
 from jaxgrpo import command_line, settings
 from jaxgrpo.errors import UserError
-from jaxgrpo.losses.grpo import GRPO
+from jaxgrpo.losses import GRPO, Corrected, Objective
 from jaxgrpo.problems import Source, Weighted
 from jaxgrpo.settings import describe
 
@@ -62,11 +62,15 @@ class Batch:
     groups: prompts in an update
     group_size: completions of each prompt, G
     micro_batch: rows of one forward pass (0: all groups * group_size rows at once)
+    mask_truncated: whether completions that were cut off at max_new_tokens train nothing
+    old_logprobs: what the ratio is taken to: the "sampler"'s log-probabilities, or the "trainer"'s of the same policy
     """
 
     groups: int = 8
     group_size: int = 8
     micro_batch: int = 0
+    mask_truncated: bool = False
+    old_logprobs: str = "sampler"
 
 
 @dataclass
@@ -158,7 +162,7 @@ class Config:
     dtype: str = "float32"
     seed: int = 0
     steps: int = 100
-    objective: GRPO = field(default_factory=GRPO)
+    objective: Objective = field(default_factory=GRPO)
     batch: Batch = field(default_factory=Batch)
     sampling: Sampling = field(default_factory=Sampling)
     filter: Filter = field(default_factory=Filter)
@@ -211,6 +215,7 @@ AT_LEAST = {
 }
 ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm verifier.deadline evaluation.temperature"
 ONE_OF = {
+    "batch.old_logprobs": ("sampler", "trainer"),
     "dtype": ("float32", "bfloat16"),
     "filter.rule": ("band", "dapo", "off"),
     "optimizer.schedule": ("constant", "linear", "cosine"),
@@ -227,20 +232,25 @@ def validate(config: Config) -> None:
     _check_types(config)
     _check_numbers(config)
     _check_batch(config.batch)
+    _check_objective(config.objective, config.batch.old_logprobs)
     _check_launch(config)
     _check_filter(config.filter, config.batch.group_size)
     _check_rewards(config.rewards, config.solved_by)
     _check_mesh(config.mesh)
 
 
+METHODS = ("advantages", "weights", "token_loss")
+"""What makes an objective."""
+
+
 def _check_types(config: Config) -> None:
     for part in dataclasses.fields(Config):
         value, cls = getattr(config, part.name), part.type
         # Of the others, whatever has the right methods will do.
-        if part.name != "objective" and isinstance(cls, type) and dataclasses.is_dataclass(cls) and not isinstance(value, cls):
+        if isinstance(cls, type) and dataclasses.is_dataclass(cls) and not isinstance(value, cls):
             raise UserError(f"{part.name} is {value!r}: it must be a {settings.path_of(cls)}(...)")
     _check_methods("data", config.data, ("train", "heldout"))
-    _check_methods("objective", config.objective, ("advantages", "weights", "token_loss"))
+    _check_methods("objective", config.objective, METHODS)
     for name, setting in settings.fields(config).items():
         if not name.startswith("data.") and not settings.fits(setting, setting.value):  # a source checks its own
             raise UserError(f"{name} is {setting.value!r}: it must be {setting.expected}")
@@ -280,6 +290,18 @@ def _check_batch(batch: Batch) -> None:
             f"batch.micro_batch is {size}: it must divide groups * group_size = {batch.groups} * {batch.group_size} "
             f"= {rows}; the nearest that do are {' and '.join(map(str, sorted(near)))}"
         )
+
+
+def _check_objective(objective: Any, old_logprobs: str) -> None:
+    """An objective may wrap another: each is looked at."""
+    if isinstance(objective, Corrected) and old_logprobs == "sampler":
+        raise UserError(
+            "objective is Corrected(...) and batch.old_logprobs 'sampler': there is nothing to correct; set "
+            "batch.old_logprobs to 'trainer'"
+        )
+    if hasattr(objective, "objective"):
+        _check_methods("objective.objective", objective.objective, METHODS)
+        _check_objective(objective.objective, old_logprobs)
 
 
 def _check_launch(config: Config) -> None:

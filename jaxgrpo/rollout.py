@@ -182,23 +182,30 @@ def most_informative(groups: Iterable[Group], count: int) -> list[Group]:
     return sorted(useful, key=rank, reverse=True)[: max(count, 0)]
 
 
-def make_batch(groups: Sequence[Group], advantages: np.ndarray, count: int) -> Batch:
-    """`count` groups' rows as one batch of numpy arrays; advantages Float[len(groups) G].
+def make_batch(groups: Sequence[Group], count: int, mask_truncated: bool = False) -> Batch:
+    """`count` groups' rows as one batch of numpy arrays; there is at least one group.
 
     Rows whose reward is missing, and the places that no group fills, have an empty completion_mask and count nothing.
+    mask_truncated: nor do rows that were cut off (arXiv 2503.14476, section 3.4), though their rewards are compared with.
     """
-    size = len(groups[0].texts) if groups else 0
-    present = [~np.isnan(group.rewards) for group in groups]
-    rows = {
-        "tokens": [group.tokens for group in groups],
-        "segments": [group.attention_mask.astype(np.int32) for group in groups],
-        "completion_mask": [g.completion_mask & p[:, None] for g, p in zip(groups, present, strict=True)],
-        "advantages": list(np.asarray(advantages, np.float32)),
-        "old_logprobs": [group.logprobs for group in groups],
-    }
-    empty = (count - len(groups)) * size
-    pad = lambda array: np.concatenate([array, np.zeros((empty, *array.shape[1:]), array.dtype)])
-    return Batch(**{name: pad(np.concatenate(arrays)) for name, arrays in rows.items()})
+
+    def counted(group: Group) -> np.ndarray:
+        counts = ~np.isnan(group.rewards) & (group.finished | (not mask_truncated))
+        return group.completion_mask & counts[:, None]
+
+    empty = (count - len(groups)) * len(groups[0].texts)
+
+    def rows(arrays: Iterable[np.ndarray], filler: float = 0) -> np.ndarray:
+        array = np.concatenate(list(arrays))
+        return np.concatenate([array, np.full((empty, *array.shape[1:]), filler, array.dtype)])
+
+    return Batch(
+        tokens=rows(group.tokens for group in groups),
+        segments=rows(group.attention_mask.astype(np.int32) for group in groups),
+        completion_mask=rows(map(counted, groups)),
+        rewards=rows((group.rewards.astype(np.float32) for group in groups), np.nan),
+        sampler_logprobs=rows(group.logprobs for group in groups),
+    )
 
 
 def summarise(groups: Sequence[Group]) -> dict[str, float]:

@@ -121,6 +121,8 @@ def prepare(config: settings.Config) -> Run:
         prompt_width=config.sampling.prompt_width,
         new_tokens=config.sampling.max_new_tokens,
         micro_batch=config.batch.micro_batch,
+        group_size=config.batch.group_size,
+        old_logprobs=config.batch.old_logprobs,
         ends=tokens.ends,
         pad=tokens.pad,
         dtype=jnp.dtype(config.dtype),

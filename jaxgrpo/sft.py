@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgrpo.losses.sft import Supervised
+from jaxgrpo.losses import Supervised
 from jaxgrpo.mesh import to_device
 from jaxgrpo.steps import Steps
 from jaxgrpo.types import Batch, TrainState
@@ -61,6 +61,6 @@ def _empty(rows: int, width: int, pad: int) -> Batch:
         tokens=np.full(shape, pad, np.int32),
         segments=np.zeros(shape, np.int32),
         completion_mask=np.zeros(shape, bool),
-        advantages=np.zeros(rows, np.float32),
-        old_logprobs=np.zeros(shape, np.float32),
+        rewards=np.zeros(rows, np.float32),
+        sampler_logprobs=np.zeros(shape, np.float32),
     )

@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxgrpo import sampler
 from jaxgrpo.logprobs import token_logprobs
-from jaxgrpo.losses.objective import Objective, TokenInputs, batch_loss
+from jaxgrpo.losses import Objective, TokenInputs, batch_loss, merge, report
 from jaxgrpo.mesh import replicated, rows_sharding, tree_like
 from jaxgrpo.models import transformer
 from jaxgrpo.models.transformer import ModelConfig
@@ -31,7 +30,6 @@ class Steps:
     """Parameters -> state, a copy: `update` donates its state, so the reference must never share its buffers."""
     sample: Callable[[Params, Prompts, float], Rollout]
     update: Callable[[TrainState, Params | None, Batch, Objective, float], tuple[TrainState, Metrics]]
-    advantages: Callable[[Objective, Float[np.ndarray, "P G"]], Float[Array, "P G"]]
     params_like: Params
     """jax.ShapeDtypeStruct for each parameter, with its sharding."""
     state_like: TrainState
@@ -50,12 +48,15 @@ def compile_steps(
     micro_batch: int,
     ends: tuple[int, ...],
     pad: int,
+    group_size: int = 1,
+    old_logprobs: str = "sampler",
     dtype: DTypeLike = jnp.float32,
 ) -> Steps:
     """The programs of a run. Temperature and the objective's coefficients are traced: changing them compiles nothing.
 
     prompt_width: the columns before it are never scored (1 scores everything). micro_batch: rows of one forward and backward
-    pass; it divides the batch. ends: the ids that end a completion. pad: the id that fills what no mask covers.
+    pass; it divides the batch. ends: the ids that end a completion. pad: the id that fills what no mask covers. group_size: G
+    of an update's rows. old_logprobs: what the ratio is taken to, the "sampler"'s or the "trainer"'s own log-probabilities.
     """
     params = transformer.shapes(model)
     params_like = tree_like(mesh, params)
@@ -63,12 +64,12 @@ def compile_steps(
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state_like)
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
     sample = partial(sampler.sample, model, new_tokens=new_tokens, ends=ends, pad=pad, dtype=dtype)
-    update = partial(_update, model, optimizer, prompt_width, micro_batch, dtype)
+    score = partial(_score, model, prompt_width, dtype)
+    update = partial(_update, score, optimizer, micro_batch, group_size, old_logprobs == "trainer")
     return Steps(
         init=jax.jit(partial(_init, optimizer), out_shardings=state_shardings),
         sample=jax.jit(sample, out_shardings=rows),
         update=jax.jit(update, out_shardings=(state_shardings, everywhere), donate_argnums=0),
-        advantages=jax.jit(lambda objective, rewards: objective.advantages(rewards), out_shardings=everywhere),
         params_like=params_like,
         state_like=state_like,
         rows=rows,
@@ -81,11 +82,11 @@ def _init(optimizer: Any, params: Params) -> TrainState:
 
 
 def _update(
-    model: ModelConfig,
+    score: Callable,
     optimizer: Any,
-    prompt_width: int,
     micro_batch: int,
-    dtype: DTypeLike,
+    group_size: int,
+    trainers_old: bool,
     state: TrainState,
     reference: Params | None,
     batch: Batch,
@@ -94,26 +95,32 @@ def _update(
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on sum(weights * token_loss) over the whole batch; metrics are means over its chosen tokens.
 
-    Without a reference its log-probabilities are the policy's own: KL 0. A batch in which nothing counts changes nothing but
-    the step: momentum and weight decay must not move a policy that has no gradient.
+    A batch in which nothing counts changes nothing but the step: momentum and weight decay must not move a policy that has no
+    gradient.
     """
-    score = partial(_score, model, prompt_width, dtype, batch_temperature=temperature)
-    weights = objective.weights(batch.completion_mask)
+    mask = batch.completion_mask
+    ref_logprobs = _reference_logprobs(score, reference, batch, temperature, micro_batch)
+    advantages = _advantages(objective, batch, ref_logprobs, group_size)
+    rows = batch, ref_logprobs, advantages, objective.weights(mask)
 
-    def loss(params: Params, rows: tuple[Batch, Array]) -> tuple[Array, dict]:
-        batch, weights = rows
-        logprobs, entropy = score(params, batch)
-        old = jax.lax.stop_gradient(logprobs)
-        ref_logprobs = old if reference is None else score(reference, batch)[0]
-        mask = batch.completion_mask
-        inputs = TokenInputs(logprobs, batch.old_logprobs, ref_logprobs, batch.advantages, mask)
-        value, sums = batch_loss(objective, weights, inputs)
-        gap = jnp.where(mask, jnp.abs(old - batch.old_logprobs), 0.0)
-        sums |= {"policy/entropy": jnp.sum(entropy * mask), "policy/logprob_gap": jnp.sum(gap)}
-        return value, {"loss": value, "policy/logprob_gap_max": jnp.max(gap), "sums": sums}
+    def loss(params: Params, rows: tuple) -> tuple[Array, tuple]:
+        batch, ref_logprobs, advantages, weights = rows
+        logprobs, entropy = score(params, batch, temperature)
+        constant = jax.lax.stop_gradient(logprobs)
+        inputs = TokenInputs(
+            logprobs,
+            constant if trainers_old else batch.sampler_logprobs,
+            constant if ref_logprobs is None else ref_logprobs,
+            advantages,
+            batch.completion_mask,
+            batch.sampler_logprobs,
+            entropy,
+        )
+        value, info = batch_loss(objective, weights, inputs)
+        return value, (value, info)
 
-    gradient, auxiliary = _accumulate(loss, state.params, (batch, weights), micro_batch)
-    tokens = batch.completion_mask.sum()
+    gradient, (losses, info) = _accumulate(loss, state.params, rows, micro_batch)
+    tokens = mask.sum()
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = jax.tree.map(jnp.add, state.params, updates)
     keep = lambda new, old: jnp.where(tokens > 0, new, old)
@@ -121,41 +128,66 @@ def _update(
         state.step + 1, jax.tree.map(keep, params, state.params), jax.tree.map(keep, opt_state, state.opt_state)
     )
     squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g.astype(jnp.float32))), gradient)
-    metrics = {name: value / jnp.maximum(tokens, 1) for name, value in auxiliary["sums"].items()}
-    metrics |= {
-        "update/loss": auxiliary["loss"].sum(),
+    metrics = report(merge(info)) | {
+        "update/loss": losses.sum(),
         "update/grad_norm": jnp.sqrt(sum(jax.tree.leaves(squares))),
         "update/tokens": tokens.astype(jnp.float32),
-        "policy/logprob_gap_max": auxiliary["policy/logprob_gap_max"],
     }
     return new_state, metrics
 
 
+def _reference_logprobs(
+    score: Callable, reference: Params | None, batch: Batch, temperature: Array, micro_batch: int
+) -> Float[Array, "B T"] | None:
+    """The reference's log-probabilities of the whole batch: a KL in the reward needs them before any gradient. Without a
+    reference there are none, and the policy's own stand in for them: KL 0."""
+    if reference is None:
+        return None
+    rows = _split(batch, micro_batch)
+    return _joined(jax.lax.map(lambda rows: score(reference, rows, temperature)[0], rows))
+
+
+def _advantages(
+    objective: Objective, batch: Batch, ref_logprobs: Array | None, group_size: int
+) -> Float[Array, "B"] | Float[Array, "B T"]:
+    """The objective's advantages of the batch's groups, as rows."""
+    grouped = lambda x: x.reshape(-1, group_size, *x.shape[1:])
+    gap = jnp.zeros(batch.sampler_logprobs.shape) if ref_logprobs is None else batch.sampler_logprobs - ref_logprobs
+    kl = jnp.where(batch.completion_mask, gap, 0.0)
+    advantages = objective.advantages(grouped(batch.rewards), grouped(batch.completion_mask), grouped(kl))
+    return advantages.reshape(-1, *advantages.shape[2:])
+
+
 def _score(
-    model: ModelConfig, prompt_width: int, dtype: DTypeLike, params: Params, batch: Batch, batch_temperature: Array
+    model: ModelConfig, prompt_width: int, dtype: DTypeLike, params: Params, batch: Batch, temperature: Array
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     positions = transformer.sequence_positions(batch.segments)
     mask = transformer.sequence_mask(batch.segments)
     hidden, _ = transformer.forward(model, params, batch.tokens, positions, mask, dtype=dtype)
     embedding = transformer.output_embedding(params)
-    return token_logprobs(hidden, embedding, batch.tokens, batch_temperature, start=prompt_width)
+    return token_logprobs(hidden, embedding, batch.tokens, temperature, start=prompt_width)
 
 
-def _accumulate(loss: Callable, params: Params, rows: Any, micro_batch: int) -> tuple[Params, dict]:
-    """The gradient of a loss that is a sum over rows, and its auxiliary sums (maxima where named so), a micro-batch at a time.
-
-    Micro-batch m takes rows m, m + M, ...: each is spread over the devices as the batch is, and no row moves.
-    """
-    total = jax.tree.leaves(rows)[0].shape[0]
-    micro_batch = micro_batch or total
-    split = jax.tree.map(lambda x: x.reshape(micro_batch, total // micro_batch, *x.shape[1:]).swapaxes(0, 1), rows)
+def _accumulate(loss: Callable, params: Params, rows: Any, micro_batch: int) -> tuple[Params, Any]:
+    """The gradient of a loss that is a sum over rows, a micro-batch at a time, and their auxiliary results, stacked."""
     gradient_of = jax.grad(loss, has_aux=True)
     zeros = jax.tree.map(jnp.zeros_like, params)
 
-    def one(gradient: Params, rows: Any) -> tuple[Params, dict]:
+    def one(gradient: Params, rows: Any) -> tuple[Params, Any]:
         new, auxiliary = gradient_of(params, rows)
         return jax.tree.map(jnp.add, gradient, new), auxiliary
 
-    gradient, auxiliaries = jax.lax.scan(one, zeros, split)
-    largest = {name: jnp.max(value) for name, value in auxiliaries.items() if name.endswith("_max")}
-    return gradient, jax.tree.map(lambda x: jnp.sum(x, axis=0), auxiliaries) | largest
+    return jax.lax.scan(one, zeros, _split(rows, micro_batch))
+
+
+def _split(rows: Any, micro_batch: int) -> Any:
+    """[B, ...] -> [B / micro_batch, micro_batch, ...]. Micro-batch m takes rows m, m + M, ...: each is spread over the devices
+    as the batch is, and no row moves."""
+    total = jax.tree.leaves(rows)[0].shape[0]
+    size = micro_batch or total
+    return jax.tree.map(lambda x: x.reshape(size, total // size, *x.shape[1:]).swapaxes(0, 1), rows)
+
+
+def _joined(parts: Float[Array, "M R T"]) -> Float[Array, "B T"]:
+    """The rows of `_split` in their places again."""
+    return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])

@@ -145,10 +145,7 @@ def take_step(run: Run, place: Place, reference: Params, writer: metrics.Writer)
         writer.rollouts(step, records(asked, groups))
     updating = time.perf_counter()
     if groups:
-        rewards = np.full((b.groups, b.group_size), np.nan)  # of one shape for one program, however many groups there are
-        rewards[: len(groups)] = [group.rewards for group in groups]
-        advantages = np.asarray(run.steps.advantages(config.objective, rewards))[: len(groups)]
-        batch = to_device(make_batch(groups, advantages, b.groups), run.steps.rows)
+        batch = to_device(make_batch(groups, b.groups, b.mask_truncated), run.steps.rows)
         place.state, learned = run.steps.update(place.state, reference, batch, config.objective, config.sampling.temperature)
     else:
         place.state, learned = place.state._replace(step=place.state.step + 1), {}

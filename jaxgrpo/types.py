@@ -49,8 +49,10 @@ class Batch(NamedTuple):
     segments: Int[AnyArray, "B T"]
     """Which text of its row a token belongs to, from 1; 0 is padding. Rollouts have one text a row, packed rows several."""
     completion_mask: Bool[AnyArray, "B T"]
-    advantages: Float[AnyArray, "B"]
-    old_logprobs: Float[AnyArray, "B T"]
+    rewards: Float[AnyArray, "B"]
+    """Row p * G + g is completion g of prompt p; NaN where the reward is missing."""
+    sampler_logprobs: Float[AnyArray, "B T"]
+    """The sampler's own log-probability of each chosen token."""
 
 
 class TrainState(NamedTuple):

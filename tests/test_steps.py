@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgrpo import losses
 from jaxgrpo.logprobs import token_logprobs
 from jaxgrpo.losses import GRPO
 from jaxgrpo.mesh import make_mesh, named_leaves, to_device, to_host
@@ -31,7 +32,7 @@ def make_steps(mesh=None, micro_batch=0, **changes):
     # Adam with a large epsilon: with the usual one, rounding in a gradient near 0 decides which way a parameter goes.
     adam = optax.adamw(2e-3, b1=0.9, b2=0.95, eps=1e-2, weight_decay=0.1)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
-    shapes = {"prompt_width": WIDTH, "new_tokens": NEW, "ends": (7,), "pad": 0}
+    shapes = {"prompt_width": WIDTH, "new_tokens": NEW, "ends": (7,), "pad": 0, "group_size": GROUP}
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     return compile_steps(NETWORK, optimizer, mesh, micro_batch=micro_batch, **shapes, **changes)
 
@@ -51,8 +52,8 @@ def make_batch(rollout):
         tokens=rollout.tokens,
         segments=rollout.attention_mask.astype(np.int32),
         completion_mask=rollout.completion_mask,
-        advantages=np.tile(np.array([1.0, -1.0], np.float32), len(rollout.tokens) // 2),
-        old_logprobs=rollout.logprobs,
+        rewards=np.tile(np.array([1.0, 0.0], np.float32), len(rollout.tokens) // 2),
+        sampler_logprobs=rollout.logprobs,
     )
 
 
@@ -119,8 +120,8 @@ def test_empty_rows_change_nothing(steps, params, other, batch):
     filled = jax.tree.map(np.copy, batch)
     filled.completion_mask[kept:] = False
     filled.segments[kept:] = 0
-    filled.advantages[kept:] = np.nan
-    filled.old_logprobs[kept:] = np.inf
+    filled.rewards[kept:] = np.nan
+    filled.sampler_logprobs[kept:] = np.inf
     alone, alone_metrics = steps.update(steps.init(params), other, underfull, GRPO(), 1.0)
     state, metrics = steps.update(steps.init(params), other, filled, GRPO(), 1.0)
     assert_close(state.params, alone.params)
@@ -144,7 +145,7 @@ def test_what_no_mask_covers_does_not_matter(steps, params, other, batch, update
     numbers = rng.choice(np.array([np.nan, np.inf, -7.0], np.float32), ids.shape)
     scrambled = batch._replace(
         tokens=np.where(batch.segments > 0, batch.tokens, ids),
-        old_logprobs=np.where(batch.completion_mask, batch.old_logprobs, numbers),
+        sampler_logprobs=np.where(batch.completion_mask, batch.sampler_logprobs, numbers),
     )
     assert (scrambled.tokens != batch.tokens).any()
     state, metrics = steps.update(steps.init(params), other, scrambled, GRPO(), 1.0)
@@ -177,7 +178,8 @@ def test_the_first_step_is_on_policy(steps, params, batch):
     """The sampler's log-probabilities are the scorer's, and a policy is at no distance from itself."""
     _, metrics = steps.update(steps.init(params), params, batch, GRPO(), 1.0)
     assert metrics["policy/kl"] == 0
-    assert metrics["policy/clipped"] == 0
+    assert metrics["policy/clipped_low"] == metrics["policy/clipped_high"] == 0
+    np.testing.assert_allclose(metrics["policy/effective_sample_size"], 1, rtol=1e-5)
     assert metrics["policy/logprob_gap"] < 1e-5
     assert metrics["policy/logprob_gap_max"] < 1e-4
     assert metrics["update/tokens"] == batch.completion_mask.sum()
@@ -200,15 +202,15 @@ def completion_logprobs(params, batch):
 
 
 def test_what_was_rewarded_becomes_likelier_and_what_was_punished_less(steps, params, batch):
-    state, losses = steps.init(params), []
+    state, values = steps.init(params), []
     before = completion_logprobs(state.params, batch)
     for _ in range(12):
         state, metrics = steps.update(state, params, batch, GRPO(), 1.0)
-        losses.append(float(metrics["update/loss"]))
+        values.append(float(metrics["update/loss"]))
     gain = np.asarray(completion_logprobs(state.params, batch) - before)
     assert gain[0::2].mean() > 0.02
     assert gain[1::2].mean() < -0.02
-    assert losses[-1] < losses[0] - 0.02
+    assert values[-1] < values[0] - 0.02
     assert metrics["policy/kl"] > 0
     assert int(state.step) == 12
 
@@ -234,9 +236,29 @@ def test_bfloat16_stays_near_float32(params, other, batch, updated):
     assert moves @ expected / np.linalg.norm(moves) / np.linalg.norm(expected) > 0.9
 
 
-def test_advantages_are_the_objectives(steps):
-    rewards = np.array([[1.0, 0.0], [0.1, 0.1], [np.nan, 1.0]], np.float32)
-    np.testing.assert_allclose(steps.advantages(GRPO(), rewards), [[1, -1], [0, 0], [0, 0]])
+def test_a_kl_in_the_reward_is_the_same_in_micro_batches(params, other, batch):
+    """It needs the reference's log-probabilities of the whole batch before any gradient."""
+    results = []
+    for micro_batch in (0, 4):
+        steps = make_steps(micro_batch=micro_batch)
+        state, metrics = steps.update(steps.init(params), other, batch, losses.ReinforcePlusPlus(kl=0.1), 1.0)
+        results.append((jax.device_get(state.params), metrics))
+    assert_close(results[0][0], results[1][0])
+    assert_same_metrics(results[0][1], results[1][1])
+    without, _ = steps.update(steps.init(params), other, batch, losses.ReinforcePlusPlus(kl=0.0), 1.0)
+    assert leaves(without.params) != leaves(results[1][0])
+
+
+def test_with_the_trainers_own_logprobs_the_ratio_is_one_and_the_gap_is_corrected(params, batch):
+    """Sampled at temperature 1, trained at 0.5: a gap that somebody made."""
+    steps = make_steps(old_logprobs="trainer")
+    plain, metrics = steps.update(steps.init(params), None, batch, GRPO(), 0.5)
+    assert metrics["policy/ratio"] == metrics["policy/ratio_max"] == 1
+    assert metrics["policy/logprob_gap"] > 0.1
+    assert metrics["policy/effective_sample_size"] < 0.9
+    corrected, metrics = steps.update(steps.init(params), None, batch, losses.Corrected(GRPO()), 0.5)
+    assert 0 < metrics["policy/correction"] < 2
+    assert leaves(corrected.params) != leaves(plain.params)
 
 
 def compare_meshes():

@@ -1,13 +1,12 @@
-"""GRPO (arXiv 2402.03300)."""
+"""GRPO (arXiv 2402.03300) and Dr. GRPO (arXiv 2503.20783)."""
 
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, terms, weights
-from jaxgrpo.losses.objective import Coefficient, TokenInputs
+from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs
 
 
 @jax.tree_util.register_dataclass
@@ -30,17 +29,51 @@ class GRPO:
     clip_high: Coefficient = 0.2
     kl: Coefficient = 0.04
 
-    def advantages(self, rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
+    def advantages(self, rewards: Float[Array, "P G"], mask=None, kl=None) -> Float[Array, "P G"]:
         return advantages.standardised(rewards)
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         return weights.per_sequence(mask)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
-        log_ratio = inputs.logprobs - inputs.old_logprobs
-        surrogate = terms.clipped_surrogate(log_ratio, inputs.advantages, self.clip_low, self.clip_high)
-        kl = terms.kl_k3(inputs.logprobs, inputs.ref_logprobs)
-        ratio = jnp.exp(log_ratio)
-        gain = inputs.advantages[:, None]
-        clipped = ((ratio < 1 - self.clip_low) & (gain < 0)) | ((ratio > 1 + self.clip_high) & (gain > 0))
-        return surrogate + self.kl * kl, {"policy/kl": kl, "policy/clipped": clipped.astype(jnp.float32)}
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+        loss, figures = clipped_loss(inputs, self.clip_low, self.clip_high)
+        return loss + self.kl * terms.kl_k3(inputs.logprobs, inputs.ref_logprobs), figures
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DrGRPO:
+    """GRPO done right (arXiv 2503.20783, section 3.2): without the divisions that favour long wrong answers and extreme
+    questions.
+
+        A_i = r_i - mean(r)
+        loss = 1/(rows * budget) sum_i sum_t max(-r_t A_i, -clip(r_t, 1 - clip_low, 1 + clip_high) A_i)
+
+    The paper has no KL term; `Regularised` adds one.
+
+    budget: tokens, a constant: the paper's code takes the most that may be generated
+    clip_low: the ratio is clipped from below at 1 - clip_low
+    clip_high: the ratio is clipped from above at 1 + clip_high
+    """
+
+    budget: Coefficient
+    clip_low: Coefficient = 0.2
+    clip_high: Coefficient = 0.2
+
+    def advantages(self, rewards: Float[Array, "P G"], mask=None, kl=None) -> Float[Array, "P G"]:
+        return advantages.centred(rewards)
+
+    def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+        return weights.per_budget(mask, self.budget)
+
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+        return clipped_loss(inputs, self.clip_low, self.clip_high)
+
+
+def clipped_loss(
+    inputs: TokenInputs, clip_low: Coefficient, clip_high: Coefficient, dual_clip: Coefficient | None = None
+) -> tuple[Float[Array, "B T"], Figures]:
+    """PPO's clipped surrogate of each token's ratio, and where it was clipped."""
+    log_ratio = inputs.logprobs - inputs.old_logprobs
+    figures = terms.clipped(log_ratio, inputs.advantages, clip_low, clip_high)
+    return terms.clipped_surrogate(log_ratio, inputs.advantages, clip_low, clip_high, dual_clip), figures

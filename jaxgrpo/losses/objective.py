@@ -1,7 +1,9 @@
 """What every objective is: rewards -> advantages; mask -> how much each token counts; (policy, batch) -> each token's loss.
 
-loss = sum(weights * token_loss). The weights are computed once from the whole batch and sum to 1 (or less), so gradient
-accumulation, sharding and an underfull batch are exact without a word about them.
+    loss = sum(weights * token_loss)
+
+Advantages and weights are computed once from the whole batch, so gradient accumulation, sharding and an underfull batch are
+exact without a word about them. Axes: P prompts, G completions of each, B = P * G rows, T tokens; a row is one completion.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -9,51 +11,80 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-Coefficient = float | Float[Array, ""]
-"""A number of an objective's; traced inside a compiled program."""
+from jaxgrpo.losses.info import Info, measure
+from jaxgrpo.losses.terms import Coefficient
+
+__all__ = ["Advantages", "Coefficient", "Figures", "Objective", "TokenInputs", "batch_loss"]
+
+Advantages = Float[Array, "P G"] | Float[Array, "P G T"]
+"""One for each completion, or one for each of its tokens."""
+
+Figures = dict[str, Float[Array, "B T"]]
+"""Per-token figures of an objective's own, to be logged as means over the chosen tokens."""
 
 
 class TokenInputs(NamedTuple):
     """What a token's loss may depend on. Masked entries may hold anything."""
 
     logprobs: Float[Array, "B T"]
-    """Of the policy being trained; the only entry that carries a gradient."""
+    """Of the policy being trained; carries the gradient."""
     old_logprobs: Float[Array, "B T"]
-    """Of the policy that sampled."""
+    """Of the policy that the ratio is taken to: the one that sampled, as the sampler or as the trainer computed it."""
     ref_logprobs: Float[Array, "B T"]
     """Of the reference policy."""
-    advantages: Float[Array, "B"]
+    advantages: Float[Array, "B"] | Float[Array, "B T"]
+    """One a row or one a token; `token_loss` sees [B, T]."""
     mask: Bool[Array, "B T"]
     """Which tokens the policy chose."""
+    sampler_logprobs: Float[Array, "B T"] | None = None
+    """What the sampler itself computed, where `old_logprobs` are the trainer's; None: they are the same."""
+    entropy: Float[Array, "B T"] | None = None
+    """Of the distribution each token was chosen from, nats; carries a gradient. None: not known."""
 
 
 @runtime_checkable
 class Objective(Protocol):
     """A frozen dataclass of coefficients, registered as a pytree: changing a coefficient compiles nothing."""
 
-    def advantages(self, rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
-        """Advantages of each prompt's group of completions; NaN marks a missing reward."""
+    def advantages(
+        self,
+        rewards: Float[Array, "P G"],
+        mask: Bool[Array, "P G T"] | None = None,
+        kl: Float[Array, "P G T"] | None = None,
+    ) -> Advantages:
+        """Advantages of each prompt's group of completions; NaN marks a missing reward and has advantage 0.
+
+        mask: which tokens each completion chose. kl: log(old / reference) of each. Most objectives need neither; one that
+        does raises ValueError where they are not given.
+        """
         ...
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         """How much each token counts; computed from the whole batch."""
         ...
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
-        """The loss at each token, and per-token figures to be logged as means over the chosen tokens."""
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+        """The loss at each token, and figures of the objective's own."""
         ...
 
 
 def batch_loss(
     objective: Objective, weights: Float[Array, "B T"], inputs: TokenInputs
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """sum(weights * token_loss) and, for each figure, its sum over chosen tokens (divide by their number for the mean).
+) -> tuple[Float[Array, ""], Info]:
+    """sum(weights * token_loss), to be differentiated by the log-probabilities, and what there is to know about the batch.
 
-    Sums, not means: those of micro-batches add up to those of the batch. Masked entries are zeroed before the loss sees them
-    and again after: what they hold reaches neither the loss nor, through an overflow, the gradient.
+    Masked entries are zeroed before the loss sees them and again after: what they hold reaches neither the loss nor, through
+    an overflow, the gradient. The loss and the info of micro-batches add up to those of the batch: see `Info`.
     """
-    zeroed = lambda array: jnp.where(inputs.mask, array, 0.0)
-    logprobs, old, ref = zeroed(inputs.logprobs), zeroed(inputs.old_logprobs), zeroed(inputs.ref_logprobs)
-    token_loss, figures = objective.token_loss(TokenInputs(logprobs, old, ref, inputs.advantages, inputs.mask))
-    loss = jnp.sum(zeroed(weights * token_loss))
-    return loss, {name: jnp.sum(zeroed(figure)) for name, figure in figures.items()}
+    inputs = _zeroed(inputs)
+    token_loss, figures = objective.token_loss(inputs)
+    loss = jnp.sum(jnp.where(inputs.mask, weights * token_loss, 0.0))
+    return loss, measure(inputs, figures)
+
+
+def _zeroed(inputs: TokenInputs) -> TokenInputs:
+    """The inputs with 0 wherever the mask is False, and an advantage for each token."""
+    zeroed = lambda array: None if array is None else jnp.where(inputs.mask, array, 0.0)
+    advantages = inputs.advantages if inputs.advantages.ndim == 2 else inputs.advantages[:, None]
+    arrays = {name: getattr(inputs, name) for name in ("logprobs", "old_logprobs", "ref_logprobs", "sampler_logprobs", "entropy")}
+    return TokenInputs(**{name: zeroed(array) for name, array in arrays.items()}, advantages=zeroed(advantages), mask=inputs.mask)

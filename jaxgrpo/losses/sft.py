@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import weights
-from jaxgrpo.losses.objective import TokenInputs
+from jaxgrpo.losses.objective import Figures, TokenInputs
 
 
 @jax.tree_util.register_dataclass
@@ -15,11 +15,11 @@ from jaxgrpo.losses.objective import TokenInputs
 class Supervised:
     """loss = mean over the batch's completion tokens of -log p(token): maximum likelihood. Advantages are not used."""
 
-    def advantages(self, rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
+    def advantages(self, rewards: Float[Array, "P G"], mask=None, kl=None) -> Float[Array, "P G"]:
         return jnp.zeros_like(rewards)
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         return weights.per_token(mask)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
         return -inputs.logprobs, {}

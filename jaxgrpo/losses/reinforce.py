@@ -1,0 +1,79 @@
+"""REINFORCE++ and REINFORCE++ with baseline (arXiv 2501.03262)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxgrpo.losses import advantages, terms, weights
+from jaxgrpo.losses.grpo import clipped_loss
+from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ReinforcePlusPlus:
+    """REINFORCE++ (arXiv 2501.03262, equations 8 to 10): no critic and no group, advantages normalised over the batch.
+
+        R_t = r - kl * sum from t to the end of log(old / reference);  A_t = (R_t - mean) / std over all tokens of the batch
+        loss = 1/rows sum_i 1/|o_i| sum_t max(-r_t A_t, -clip(r_t, 1 - clip_low, 1 + clip_high) A_t)
+
+    Prompts may have a single completion each.
+
+    kl: weight of the KL in the reward; the paper's beta (None: none)
+    clip_low: the ratio is clipped from below at 1 - clip_low
+    clip_high: the ratio is clipped from above at 1 + clip_high
+    """
+
+    kl: Coefficient | None = None
+    clip_low: Coefficient = 0.2
+    clip_high: Coefficient = 0.2
+
+    def advantages(
+        self,
+        rewards: Float[Array, "P G"],
+        mask: Bool[Array, "P G T"] | None = None,
+        kl: Float[Array, "P G T"] | None = None,
+    ) -> Float[Array, "P G T"]:
+        if mask is None or (kl is None and self.kl is not None):
+            raise ValueError("REINFORCE++ normalises over tokens: advantages() needs the completions' mask and, for its KL, kl")
+        if self.kl is None:
+            kl = jnp.zeros(mask.shape)
+        return advantages.batch_normalised(advantages.kl_to_go(rewards, mask, kl, 0.0 if self.kl is None else self.kl))
+
+    def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+        return weights.per_sequence(mask)
+
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+        return clipped_loss(inputs, self.clip_low, self.clip_high)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ReinforcePlusPlusBaseline:
+    """REINFORCE++ with baseline (arXiv 2501.03262): the group's mean as the baseline, the batch's deviation as the scale, the
+    KL as a loss of the k2 estimator.
+
+        A_i = (r_i - mean of its group) / std over the batch of that
+        loss = 1/rows sum_i 1/|o_i| sum_t [ max(-r_t A_i, -clip(r_t, 1 - clip_low, 1 + clip_high) A_i) + kl * k2_t ]
+
+    kl: weight of the KL to the reference
+    clip_low: the ratio is clipped from below at 1 - clip_low
+    clip_high: the ratio is clipped from above at 1 + clip_high
+    """
+
+    kl: Coefficient = 0.0
+    clip_low: Coefficient = 0.2
+    clip_high: Coefficient = 0.2
+
+    def advantages(self, rewards: Float[Array, "P G"], mask=None, kl=None) -> Float[Array, "P G"]:
+        difference = jnp.where(jnp.isnan(rewards), jnp.nan, advantages.centred(rewards))
+        return advantages.batch_normalised(difference)
+
+    def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+        return weights.per_sequence(mask)
+
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+        loss, figures = clipped_loss(inputs, self.clip_low, self.clip_high)
+        return loss + self.kl * terms.kl_k2(inputs.logprobs, inputs.ref_logprobs), figures

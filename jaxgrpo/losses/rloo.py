@@ -1,0 +1,43 @@
+"""RLOO (arXiv 2402.14740)."""
+
+from dataclasses import dataclass
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+from jaxgrpo.losses import advantages, weights
+from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RLOO:
+    """REINFORCE leave-one-out (arXiv 2402.14740, equations 3 and 7): a whole completion is one action.
+
+        R_i = r_i - kl * sum_t log(old_t / reference_t);  A_i = R_i - mean of the group's other R
+        loss = -1/rows sum_i A_i sum_t log policy_t
+
+    For samples of the current policy: like the paper it has no ratio (well-known code clips one, as PPO does).
+
+    kl: weight of the KL in the reward; the paper's beta (None: none)
+    """
+
+    kl: Coefficient | None = None
+
+    def advantages(
+        self,
+        rewards: Float[Array, "P G"],
+        mask: Bool[Array, "P G T"] | None = None,
+        kl: Float[Array, "P G T"] | None = None,
+    ) -> Float[Array, "P G"]:
+        if self.kl is None:
+            return advantages.leave_one_out(rewards)
+        if mask is None or kl is None:
+            raise ValueError("RLOO with a KL in the reward: advantages() needs the completions' mask and kl")
+        return advantages.leave_one_out(advantages.kl_of_sequence(rewards, mask, kl, self.kl))
+
+    def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+        return weights.per_budget(mask, 1.0)
+
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+        return -inputs.advantages * inputs.logprobs, {}

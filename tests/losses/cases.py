@@ -1,0 +1,77 @@
+"""Inputs and objectives that the tests of losses share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrpo import losses
+from jaxgrpo.losses import TokenInputs
+
+P, G, T = 2, 4, 6
+B = P * G
+
+VARIANTS = {
+    "grpo": losses.GRPO(kl=0.1),
+    "dr_grpo": losses.DrGRPO(budget=8.0),
+    "dapo": losses.DAPO(),
+    "dapo_overlong": losses.DAPO(max_tokens=6.0, overlong_buffer=4.0),
+    "gspo": losses.GSPO(0.2, 0.2),
+    "gspo_token": losses.GSPOToken(0.2, 0.2),
+    "rloo": losses.RLOO(kl=0.1),
+    "reinforce++": losses.ReinforcePlusPlus(kl=0.1),
+    "reinforce++baseline": losses.ReinforcePlusPlusBaseline(kl=0.1),
+    "cispo": losses.CISPO(clip_low=0.5, clip_high=0.5),
+    "ppo": losses.PPO(),
+    "ppo_dual": losses.PPO(dual_clip=3.0),
+    "regularised": losses.Regularised(losses.DAPO(), kl=0.1, estimator="unbiased", entropy=0.01),
+    "regularised_k2": losses.Regularised(losses.DrGRPO(budget=8.0), kl=0.1, estimator="k2"),
+    "corrected": losses.Corrected(losses.GRPO(kl=0.1), high=1.1),
+    "corrected_mask": losses.Corrected(losses.GSPO(), mode="mask", level="sequence", high=1.3, low=0.7),
+}
+"""Every variant, with its terms switched on."""
+
+CLIPPING = ("grpo", "dr_grpo", "dapo", "ppo", "gspo", "gspo_token", "reinforce++", "reinforce++baseline")
+"""Those that clip as PPO does, at 0.2 or 0.28."""
+
+
+def make_inputs(seed: int = 0, log_ratio: float | None = 0.0, width: int = T) -> TokenInputs:
+    """Random log-probabilities of B rows of 0 to width tokens. log_ratio: policy over old at every token (None: random)."""
+    rng = np.random.default_rng(seed)
+    shape = (B, width)
+    logprobs = -rng.uniform(0.1, 3, shape)
+    lengths = np.array([1, width, 0, *rng.integers(1, width, B - 3)])
+    old = logprobs - (rng.normal(0, 0.3, shape) if log_ratio is None else log_ratio)
+    arrays = {
+        "logprobs": logprobs,
+        "old_logprobs": old,
+        "ref_logprobs": logprobs + rng.normal(0, 0.3, shape),
+        "advantages": rng.normal(0, 1, B),
+        "sampler_logprobs": old + rng.normal(0, 0.1, shape),
+        "entropy": rng.uniform(0, 2, shape),
+    }
+    return TokenInputs(**{k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()}, mask=jnp.arange(width) < lengths[:, None])
+
+
+@jax.jit
+def loss_of(objective, inputs):
+    return losses.batch_loss(objective, objective.weights(inputs.mask), inputs)[0]
+
+
+@jax.jit
+def gradient(objective, inputs):
+    """By the policy's log-probabilities."""
+    return jax.grad(lambda logprobs: loss_of(objective, inputs._replace(logprobs=logprobs)))(inputs.logprobs)
+
+
+@jax.jit
+def figures(objective, inputs):
+    return losses.report(losses.batch_loss(objective, objective.weights(inputs.mask), inputs)[1])
+
+
+@jax.jit
+def advantages_of(objective, rewards, inputs):
+    """[P, G, T], whatever the objective gives."""
+    grouped = lambda x: x.reshape(P, G, -1)
+    kl = grouped(jnp.where(inputs.mask, inputs.old_logprobs - inputs.ref_logprobs, 0.0))
+    found = objective.advantages(rewards, grouped(inputs.mask), kl)
+    return jnp.broadcast_to(found if found.ndim == 3 else found[..., None], kl.shape) * grouped(inputs.mask)

@@ -1,0 +1,54 @@
+"""Every variant drives a whole run on the embedded model, from a config file."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxgrpo.config import load
+from jaxgrpo.errors import UserError
+from jaxgrpo.models import weights
+from jaxgrpo.train import train
+from tests.losses.cases import VARIANTS
+from tests.tiny_runs import config_file, make_config, share_programs
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_ten_steps(name, tmp_path, monkeypatch):
+    share_programs(monkeypatch)
+    trainers = "corrected" in name
+    config = make_config(
+        tmp_path,
+        "steps=10",
+        "batch.micro_batch=4",
+        f"batch.old_logprobs={'trainer' if trainers else 'sampler'}",
+        "evaluation.problems=0",
+        "save_every=10",
+        f"model={weights.EMBEDDED}",
+    )
+    config.objective = VARIANTS[name]
+    steps = list(train(config))
+    assert [values["step"] for values in steps] == list(range(1, 11))
+    learned = [{key: value for key, value in values.items() if key.startswith(("update/", "policy/"))} for values in steps]
+    assert all(np.isfinite(list(values.values())).all() for values in learned)
+    assert any(values["update/grad_norm"] > 0 for values in learned)
+    assert {"policy/ratio_max", "policy/effective_sample_size", "policy/entropy", "policy/kl"} <= set(learned[0])
+
+
+def test_a_config_file_sets_any_objective_and_the_command_line_its_numbers(tmp_path):
+    path = config_file(tmp_path)
+    text = open(path).read()
+    made = "objective=losses.Regularised(losses.DAPO(), kl=0.1, entropy=0.01),\n        "
+    with open(path, "w") as file:
+        file.write(text.replace("data=", made + "data=", 1).replace("\n\ndef", "\nfrom jaxgrpo import losses\n\n\ndef", 1))
+    config = load(path, ["--config.objective.objective.clip_high=0.35", "--config.objective.estimator=k2", "--config.objective.kl=none"])
+    assert config.objective.objective.clip_high == 0.35
+    assert (config.objective.kl, config.objective.estimator, config.objective.entropy) == (None, "k2", 0.01)
+    with pytest.raises(UserError, match="k1 cannot be a loss"):
+        load(path, ["--config.objective.estimator=k1"])
+
+
+def test_a_correction_without_anything_to_correct_is_refused(tmp_path):
+    config = dataclasses.replace(make_config(tmp_path), objective=VARIANTS["corrected"])
+    with pytest.raises(UserError, match=r"set batch.old_logprobs to 'trainer'"):
+        next(train(config))
