@@ -2,8 +2,8 @@
 
     python -m jaxgrpo.train --config configs/quickstart.py
 
-Hardware: two CPU cores. Time: two to three minutes. Expect: held-out accuracy from 0.39-0.40 to between 0.51 and 0.55
-(seeds 0, 1, 2), and as many words of its own as before, or more, in every language.
+Hardware: two CPU cores. Time: three minutes. Expect: held-out accuracy from 0.49-0.51 to 0.67-0.69 (seeds 0, 1, 2), and as
+many words of its own as before, or more, in every language.
 """
 
 from jaxgrpo.config import Batch, Config, Evaluation, Filter, Optimizer, Sampling
@@ -23,7 +23,7 @@ def get_config() -> Config:
             "language": Weighted(language.target_word_ratio, 0.3),
         },
         solved_by="accuracy",
-        steps=24,
+        steps=28,
         objective=GRPO(clip_low=0.2, clip_high=0.2, kl=0.04),
         batch=Batch(groups=8, group_size=8, micro_batch=8),
         sampling=Sampling(prompt_width=80, max_new_tokens=120, prompts=16),

@@ -126,15 +126,15 @@ def importance_weights(
     """Constants w by which tokens count so that what one policy sampled speaks for another, log_gap = log(other / sampler).
 
     level "token": w = exp(log_gap) of the token; "sequence": of the whole completion, the product over its tokens.
-    mode "truncate": min(w, high), as in truncated importance sampling (Ionides 2008). "mask": w where low <= w <= high, else
-    0, as in IcePop (arXiv 2510.18855). ValueError for another mode or level.
+    mode "truncate": w cut to low .. high, as in truncated importance sampling (Ionides 2008). "mask": w where low <= w <=
+    high, else 0, as in IcePop (arXiv 2510.18855). ValueError for another mode or level.
     """
     check_importance_weights(mode, level)
     if level == "sequence":
         log_gap = jnp.broadcast_to(jnp.sum(jnp.where(mask, log_gap, 0.0), axis=1, keepdims=True), mask.shape)
     weight = ratio(jax.lax.stop_gradient(log_gap))
     if mode == "truncate":
-        return jnp.minimum(weight, high)
+        return jnp.clip(weight, low, high)
     return jnp.where((weight >= low) & (weight <= high), weight, 0.0)
 
 

@@ -70,10 +70,10 @@ class Corrected(_Wrapper):
     Everything inside is weighted, a KL, too; put `Regularised` around it to leave a KL as it is.
 
     objective: what is corrected
-    mode: "truncate": w = min(w, high); "mask": w = 0 unless low <= w <= high
+    mode: "truncate": w is cut to low .. high; "mask": w = 0 unless low <= w <= high
     level: "token" or "sequence"
     high: the largest weight
-    low: the least that "mask" lets pass
+    low: the least
     """
 
     objective: Objective

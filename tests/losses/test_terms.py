@@ -76,6 +76,7 @@ def test_importance_weights():
     mask = jnp.array([[True, True, False], [True, True, False]])
     weigh = lambda **how: jnp.where(mask, terms.importance_weights(gap, mask, **how), 0)
     np.testing.assert_allclose(weigh(), [[1.5, 1.8, 0], [0.4, 2.0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(weigh(low=0.5), [[1.5, 1.8, 0], [0.5, 2.0, 0]], rtol=1e-6)
     np.testing.assert_allclose(weigh(mode="mask", low=0.5), [[1.5, 1.8, 0], [0, 0, 0]], rtol=1e-6)
     np.testing.assert_allclose(weigh(level="sequence"), [[2, 2, 0], [1.2, 1.2, 0]], rtol=1e-6)
     np.testing.assert_allclose(weigh(level="sequence", mode="mask", high=2.0), [[0, 0, 0], [1.2, 1.2, 0]], rtol=1e-6)

@@ -1,6 +1,7 @@
 """Every variant drives a whole run on the embedded model, from a config file."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,11 @@ from tests.losses.cases import VARIANTS
 from tests.tiny_runs import config_file, make_config, share_programs
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# Of two settings of the same objective, one.
+ONE_EACH = [name for name in VARIANTS if name not in ("dapo_overlong", "ppo_dual", "regularised_k2", "corrected_mask")]
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_ten_steps(name, tmp_path, monkeypatch):
     share_programs(monkeypatch)
     trainers = "corrected" in name
@@ -36,16 +41,16 @@ def test_ten_steps(name, tmp_path, monkeypatch):
 
 
 def test_a_config_file_sets_any_objective_and_the_command_line_its_numbers(tmp_path):
-    path = config_file(tmp_path)
-    text = open(path).read()
+    path = Path(config_file(tmp_path))
     made = "objective=losses.Regularised(losses.DAPO(), kl=0.1, entropy=0.01),\n        "
-    with open(path, "w") as file:
-        file.write(text.replace("data=", made + "data=", 1).replace("\n\ndef", "\nfrom jaxgrpo import losses\n\n\ndef", 1))
-    config = load(path, ["--config.objective.objective.clip_high=0.35", "--config.objective.estimator=k2", "--config.objective.kl=none"])
+    text = path.read_text().replace("data=", made + "data=", 1)
+    path.write_text("from jaxgrpo import losses\n" + text)
+    changes = ("objective.clip_high=0.35", "estimator=k2", "kl=none")
+    config = load(str(path), [f"--config.objective.{change}" for change in changes])
     assert config.objective.objective.clip_high == 0.35
     assert (config.objective.kl, config.objective.estimator, config.objective.entropy) == (None, "k2", 0.01)
     with pytest.raises(UserError, match="k1 cannot be a loss"):
-        load(path, ["--config.objective.estimator=k1"])
+        load(str(path), ["--config.objective.estimator=k1"])
 
 
 def test_a_correction_without_anything_to_correct_is_refused(tmp_path):
