@@ -138,7 +138,9 @@ def _score(
     mask = transformer.sequence_mask(batch.segments)
     hidden, _ = transformer.forward(model, params, batch.tokens, positions, mask, dtype=dtype)
     embedding = transformer.output_embedding(params)
-    return token_logprobs(hidden, embedding, batch.tokens, batch_temperature, start=prompt_width)
+    logprobs, entropy = token_logprobs(hidden, embedding, batch.tokens, batch_temperature, start=prompt_width, entropy=True)
+    assert entropy is not None
+    return logprobs, entropy
 
 
 def _accumulate(loss: Callable, params: Params, rows: Any, micro_batch: int) -> tuple[Params, dict]:
