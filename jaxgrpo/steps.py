@@ -64,7 +64,7 @@ def compile_steps(
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state_like)
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
     sample = partial(sampler.sample, model, new_tokens=new_tokens, ends=ends, pad=pad, dtype=dtype)
-    score = partial(_score, model, prompt_width, dtype)
+    score = partial(_score, model, prompt_width, dtype, mesh.shape["tensor"])
     update = partial(_update, score, optimizer, micro_batch, group_size, old_logprobs == "trainer")
     return Steps(
         init=jax.jit(partial(_init, optimizer), out_shardings=state_shardings),
@@ -105,7 +105,7 @@ def _update(
 
     def loss(params: Params, rows: tuple) -> tuple[Array, tuple]:
         batch, ref_logprobs, advantages, weights = rows
-        logprobs, entropy = score(params, batch, temperature)
+        logprobs, entropy = score(params, batch, temperature, entropy=True)
         constant = jax.lax.stop_gradient(logprobs)
         inputs = TokenInputs(
             logprobs,
@@ -144,7 +144,7 @@ def _reference_logprobs(
     if reference is None:
         return None
     rows = _split(batch, micro_batch)
-    return _joined(jax.lax.map(lambda rows: score(reference, rows, temperature)[0], rows))
+    return _joined(jax.lax.map(lambda rows: score(reference, rows, temperature, entropy=False)[0], rows))
 
 
 def _advantages(
@@ -159,13 +159,21 @@ def _advantages(
 
 
 def _score(
-    model: ModelConfig, prompt_width: int, dtype: DTypeLike, params: Params, batch: Batch, temperature: Array
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    model: ModelConfig,
+    prompt_width: int,
+    dtype: DTypeLike,
+    shards: int,
+    params: Params,
+    batch: Batch,
+    temperature: Array,
+    entropy: bool,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
+    """Log-probabilities of the batch's tokens and, if asked for, the entropies they were chosen at."""
     positions = transformer.sequence_positions(batch.segments)
     mask = transformer.sequence_mask(batch.segments)
     hidden, _ = transformer.forward(model, params, batch.tokens, positions, mask, dtype=dtype)
     embedding = transformer.output_embedding(params)
-    return token_logprobs(hidden, embedding, batch.tokens, temperature, start=prompt_width)
+    return token_logprobs(hidden, embedding, batch.tokens, temperature, prompt_width, entropy=entropy, shards=shards)
 
 
 def _accumulate(loss: Callable, params: Params, rows: Any, micro_batch: int) -> tuple[Params, Any]:

@@ -237,8 +237,8 @@ fallback), made from nothing by
 
     python -m tools.make_tiny_model --seed {seed}
 
-in {minutes:.0f} minutes on two CPU cores, {steps:,} steps of {rows} packed rows of {width} tokens. It solves the word problems of
-`jaxgrpo/data/arithmetic.py` some of the time and nothing else; it is a laboratory, not a language model for use.
+in {minutes:.0f} minutes on two CPU cores, {steps:,} steps of {rows} packed rows of {width} tokens. It solves the word problems
+of `jaxgrpo/data/arithmetic.py` some of the time and nothing else; it is a laboratory, not a language model for use.
 
 ## Unequal on purpose
 

@@ -6,7 +6,7 @@ from jaxgrpo.losses.dapo import DAPO
 from jaxgrpo.losses.grpo import GRPO, DrGRPO
 from jaxgrpo.losses.gspo import GSPO, GSPOToken
 from jaxgrpo.losses.info import Info, merge, report
-from jaxgrpo.losses.objective import Objective, TokenInputs, batch_loss
+from jaxgrpo.losses.objective import Objective, TokenInputs, batch_loss, frozen_pytree
 from jaxgrpo.losses.ppo import PPO
 from jaxgrpo.losses.reinforce import ReinforcePlusPlus, ReinforcePlusPlusBaseline
 from jaxgrpo.losses.rloo import RLOO
@@ -32,6 +32,7 @@ __all__ = [
     "TokenInputs",
     "advantages",
     "batch_loss",
+    "frozen_pytree",
     "merge",
     "report",
     "terms",

@@ -1,17 +1,14 @@
 """CISPO (MiniMax-M1, arXiv 2506.13585)."""
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, terms, weights
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs
+from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class CISPO:
     """Clipped importance-sampling-weight policy optimisation (arXiv 2506.13585, equation 4): what is clipped is a constant
     weight, so that no token loses its gradient.

@@ -1,17 +1,13 @@
 """DAPO (arXiv 2503.14476)."""
 
-from dataclasses import dataclass
-
-import jax
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, weights
 from jaxgrpo.losses.grpo import clipped_loss
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs
+from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class DAPO:
     """Decoupled clip and dynamic sampling policy optimisation (arXiv 2503.14476, equation 8).
 

@@ -1,16 +1,12 @@
 """GRPO (arXiv 2402.03300) and Dr. GRPO (arXiv 2503.20783)."""
 
-from dataclasses import dataclass
-
-import jax
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, terms, weights
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs
+from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class GRPO:
     """Group relative policy optimisation (arXiv 2402.03300, equation 3).
 
@@ -40,8 +36,7 @@ class GRPO:
         return loss + self.kl * terms.kl_k3(inputs.logprobs, inputs.ref_logprobs), figures
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class DrGRPO:
     """GRPO done right (arXiv 2503.20783, section 3.2): without the divisions that favour long wrong answers and extreme
     questions.

@@ -1,16 +1,12 @@
 """GSPO and GSPO-token (arXiv 2507.18071)."""
 
-from dataclasses import dataclass
-
-import jax
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, terms, weights
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs
+from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class GSPO:
     """Group sequence policy optimisation (arXiv 2507.18071, equation 5): the ratio, and its clip, of whole completions.
 
@@ -41,8 +37,7 @@ class GSPO:
         return terms.sequence_log_ratio(inputs.logprobs - inputs.old_logprobs, inputs.mask)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class GSPOToken(GSPO):
     """GSPO-token (arXiv 2507.18071, equation 13): GSPO's ratio in value, with a gradient for each token, so that advantages
     may differ within a completion. Where they do not, loss and gradient are GSPO's.

@@ -33,7 +33,7 @@ def measure(inputs: TokenInputs, figures: Figures) -> Info:
         policy/kl                     k3 estimate of KL(policy || reference)
         policy/kl_old                 mean of r - 1 - log r, which estimates KL(old || policy)
         policy/ratio, ratio_max       r = policy / old
-        policy/logprob_gap, _max      |log policy - log sampler|: before the policy has moved, what sampler and trainer differ by
+        policy/logprob_gap, _max      |log policy - log sampler|; before the policy moves, by what sampler and trainer differ
         policy/effective_sample_size  (sum w)^2 / (n sum w^2) with w = policy / sampler: 1 on policy, 1/n at worst
         policy/entropy                where it is known
     """

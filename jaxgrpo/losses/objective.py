@@ -6,15 +6,19 @@ Advantages and weights are computed once from the whole batch, so gradient accum
 exact without a word about them. Axes: P prompts, G completions of each, B = P * G rows, T tokens; a row is one completion.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+import dataclasses
+from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses.info import Info, measure
 from jaxgrpo.losses.terms import Coefficient
 
-__all__ = ["Advantages", "Coefficient", "Figures", "Objective", "TokenInputs", "batch_loss"]
+__all__ = ["Advantages", "Coefficient", "Figures", "Objective", "TokenInputs", "batch_loss", "frozen_pytree"]
+
+Class = TypeVar("Class", bound=type)
 
 Advantages = Float[Array, "P G"] | Float[Array, "P G T"]
 """One for each completion, or one for each of its tokens."""
@@ -42,9 +46,33 @@ class TokenInputs(NamedTuple):
     """Of the distribution each token was chosen from, nats; carries a gradient. None: not known."""
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def frozen_pytree(cls: Class) -> Class:
+    """Makes a class a frozen dataclass and a pytree whose leaves are its fields: changing a coefficient compiles nothing. A
+    field with metadata {"static": True} is part of the structure.
+
+    In place of jax.tree_util.register_dataclass, under which the structures of two classes with as many fields compare equal
+    (seen in JAX 0.10 to 0.12): a compiled function then may run one objective's program for another.
+    """
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(made)
+    static = [field.name for field in fields if field.metadata.get("static")]
+    leaves = [field.name for field in fields if not field.metadata.get("static")]
+
+    def flatten(node: Any) -> tuple[list, tuple]:
+        keyed = [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in leaves]
+        return keyed, tuple(getattr(node, name) for name in static)
+
+    def unflatten(structure: Any, values: Any) -> Any:
+        return made(**dict(zip(leaves, values, strict=True)), **dict(zip(static, structure, strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(made, flatten, unflatten)
+    return made
+
+
 @runtime_checkable
 class Objective(Protocol):
-    """A frozen dataclass of coefficients, registered as a pytree: changing a coefficient compiles nothing."""
+    """What an objective has; a dataclass made by `frozen_pytree`."""
 
     def advantages(
         self,
@@ -86,5 +114,5 @@ def _zeroed(inputs: TokenInputs) -> TokenInputs:
     """The inputs with 0 wherever the mask is False, and an advantage for each token."""
     zeroed = lambda array: None if array is None else jnp.where(inputs.mask, array, 0.0)
     advantages = inputs.advantages if inputs.advantages.ndim == 2 else inputs.advantages[:, None]
-    arrays = {name: getattr(inputs, name) for name in ("logprobs", "old_logprobs", "ref_logprobs", "sampler_logprobs", "entropy")}
-    return TokenInputs(**{name: zeroed(array) for name, array in arrays.items()}, advantages=zeroed(advantages), mask=inputs.mask)
+    arrays = jax.tree.map(zeroed, inputs._replace(advantages=advantages))
+    return arrays._replace(mask=inputs.mask)

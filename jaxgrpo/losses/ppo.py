@@ -1,17 +1,13 @@
 """PPO's clipped objective with advantages from elsewhere (arXiv 1707.06347)."""
 
-from dataclasses import dataclass
-
-import jax
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, weights
 from jaxgrpo.losses.grpo import clipped_loss
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs
+from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class PPO:
     """Proximal policy optimisation, clipped (arXiv 1707.06347, equation 7), for advantages that somebody else made.
 

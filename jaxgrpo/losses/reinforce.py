@@ -1,18 +1,14 @@
 """REINFORCE++ and REINFORCE++ with baseline (arXiv 2501.03262)."""
 
-from dataclasses import dataclass
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, terms, weights
 from jaxgrpo.losses.grpo import clipped_loss
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs
+from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class ReinforcePlusPlus:
     """REINFORCE++ (arXiv 2501.03262, equations 8 to 10): no critic and no group, advantages normalised over the batch.
 
@@ -38,9 +34,9 @@ class ReinforcePlusPlus:
     ) -> Float[Array, "P G T"]:
         if mask is None or (kl is None and self.kl is not None):
             raise ValueError("REINFORCE++ normalises over tokens: advantages() needs the completions' mask and, for its KL, kl")
-        if self.kl is None:
-            kl = jnp.zeros(mask.shape)
-        return advantages.batch_normalised(advantages.kl_to_go(rewards, mask, kl, 0.0 if self.kl is None else self.kl))
+        if kl is None or self.kl is None:
+            return advantages.batch_normalised(jnp.where(mask, rewards[..., None], jnp.nan))
+        return advantages.batch_normalised(advantages.kl_to_go(rewards, mask, kl, self.kl))
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         return weights.per_sequence(mask)
@@ -49,8 +45,7 @@ class ReinforcePlusPlus:
         return clipped_loss(inputs, self.clip_low, self.clip_high)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class ReinforcePlusPlusBaseline:
     """REINFORCE++ with baseline (arXiv 2501.03262): the group's mean as the baseline, the batch's deviation as the scale, the
     KL as a loss of the k2 estimator.

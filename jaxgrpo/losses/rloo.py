@@ -1,16 +1,12 @@
 """RLOO (arXiv 2402.14740)."""
 
-from dataclasses import dataclass
-
-import jax
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, weights
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs
+from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class RLOO:
     """REINFORCE leave-one-out (arXiv 2402.14740, equations 3 and 7): a whole completion is one action.
 

@@ -1,17 +1,13 @@
 """Supervised fine-tuning, as an objective like any other."""
 
-from dataclasses import dataclass
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import weights
-from jaxgrpo.losses.objective import Figures, TokenInputs
+from jaxgrpo.losses.objective import Figures, TokenInputs, frozen_pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class Supervised:
     """loss = mean over the batch's completion tokens of -log p(token): maximum likelihood. Advantages are not used."""
 

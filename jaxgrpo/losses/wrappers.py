@@ -1,12 +1,11 @@
 """What can be put around any objective: further terms, and a correction for what sampled."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
-import jax
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import terms
-from jaxgrpo.losses.objective import Advantages, Coefficient, Figures, Objective, TokenInputs
+from jaxgrpo.losses.objective import Advantages, Coefficient, Figures, Objective, TokenInputs, frozen_pytree
 
 
 class _Wrapper:
@@ -26,8 +25,7 @@ class _Wrapper:
         return self.objective.weights(mask)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class Regularised(_Wrapper):
     """An objective with a KL to the reference and an entropy bonus.
 
@@ -59,8 +57,7 @@ class Regularised(_Wrapper):
         return loss, figures
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@frozen_pytree
 class Corrected(_Wrapper):
     """An objective whose tokens are weighted by old / sampler: what the sampler drew speaks for the policy that the trainer
     computes, which differs by rounding, precision or another engine.

@@ -13,7 +13,6 @@ from jaxgrpo.train import train
 from tests.losses.cases import VARIANTS
 from tests.tiny_runs import config_file, make_config, share_programs
 
-
 # Of two settings of the same objective, one.
 ONE_EACH = [name for name in VARIANTS if name not in ("dapo_overlong", "ppo_dual", "regularised_k2", "corrected_mask")]
 

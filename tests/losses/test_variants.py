@@ -116,7 +116,8 @@ def test_permuting_a_group_permutes_its_advantages_and_nothing_else(name):
     order = np.array([2, 0, 3, 1])
     rows = np.concatenate([order, np.arange(G, B)])
     moved = TokenInputs(*(array[rows] for array in inputs))
-    before, after = (advantages_of(objective, *pair) for pair in ((rewards, inputs), (rewards.at[0].set(rewards[0, order]), moved)))
+    before = advantages_of(objective, rewards, inputs)
+    after = advantages_of(objective, rewards.at[0].set(rewards[0, order]), moved)
     np.testing.assert_allclose(after[0], before[0, order], atol=1e-5)
     np.testing.assert_allclose(after[1], before[1], atol=1e-5)
 
@@ -156,6 +157,15 @@ def test_all_is_finite_for_extreme_log_ratios(name, scale):
         assert np.isfinite(loss_of(objective, wild))
         assert np.isfinite(gradient(objective, wild)).all()
         assert all(np.isfinite(value) for value in figures(objective, wild).values())
+
+
+def test_no_two_objectives_are_the_same_pytree():
+    """Or a compiled function would run one's program for the other, now and then."""
+    kinds = {jax.tree.structure(objective): type(objective) for objective in VARIANTS.values()}
+    for name, objective in VARIANTS.items():
+        same = [kind for structure, kind in kinds.items() if structure == jax.tree.structure(objective)]
+        assert same == [type(objective)], name
+        assert jax.tree.map(lambda x: x, objective) == objective
 
 
 @every
