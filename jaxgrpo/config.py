@@ -30,13 +30,15 @@ class Sampling:
     temperature: divides the logits, in the sampler and in the scorer alike
     prompt_width: W, in tokens
     max_new_tokens: N, in tokens
-    prompts: prompts that a launch samples at once (0: as many as the batch has groups)
+    slots: rows that are sampled side by side (0: twice the rows of a batch)
+    chunk: tokens of a row between two looks at which rows have ended, at most
     """
 
     temperature: float = 1.0
     prompt_width: int = 256
     max_new_tokens: int = 256
-    prompts: int = 0
+    slots: int = 0
+    chunk: int = 32
 
 
 @dataclass
@@ -207,9 +209,9 @@ def _read(path: str) -> Config:
 
 
 AT_LEAST = {
-    0: "seed steps batch.micro_batch sampling.prompts optimizer.learning_rate optimizer.warmup_steps "
+    0: "seed steps batch.micro_batch sampling.slots optimizer.learning_rate optimizer.warmup_steps "
     "optimizer.weight_decay optimizer.b1 optimizer.b2 evaluation.problems show_rollouts_every",
-    1: "batch.groups sampling.prompt_width sampling.max_new_tokens filter.max_prompts verifier.workers "
+    1: "batch.groups sampling.prompt_width sampling.max_new_tokens sampling.chunk filter.max_prompts verifier.workers "
     "evaluation.samples save_every keep_checkpoints",
     2: "batch.group_size",
 }
@@ -233,7 +235,6 @@ def validate(config: Config) -> None:
     _check_numbers(config)
     _check_batch(config.batch)
     _check_objective(config.objective, config.batch.old_logprobs)
-    _check_launch(config)
     _check_filter(config.filter, config.batch.group_size)
     _check_rewards(config.rewards, config.solved_by)
     _check_mesh(config.mesh)
@@ -302,12 +303,6 @@ def _check_objective(objective: Any, old_logprobs: str) -> None:
     if hasattr(objective, "objective"):
         _check_methods("objective.objective", objective.objective, METHODS)
         _check_objective(objective.objective, old_logprobs)
-
-
-def _check_launch(config: Config) -> None:
-    rows = (config.sampling.prompts or config.batch.groups) * config.batch.group_size
-    if config.evaluation.samples > rows:
-        raise UserError(f"evaluation.samples is {config.evaluation.samples}: it must be at most the {rows} rows of a launch")
 
 
 def _check_filter(rule: Filter, group_size: int) -> None:

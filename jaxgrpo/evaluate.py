@@ -11,10 +11,11 @@ from tqdm import tqdm
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.command_line import run_main
 from jaxgrpo.config import Config, parse_command_line
+from jaxgrpo.engine import Draw, Group
 from jaxgrpo.errors import UserError
 from jaxgrpo.metrics import table, write_json
 from jaxgrpo.problems import Problem
-from jaxgrpo.rollout import Group, summarise
+from jaxgrpo.rollout import judged_in_order, summarise
 from jaxgrpo.run import Run, prepare
 from jaxgrpo.types import Params
 
@@ -42,15 +43,11 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
 
 
 def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[Group]:
-    """Judged groups for every problem, a launch at a time."""
+    """A judged group for every problem, in their order."""
     wanted = run.config.evaluation
-    places = run.sampler.rows // wanted.samples
-    groups: list[Group] = []
-    for start in tqdm(range(0, len(problems), places), desc="evaluating", unit="launch", leave=False, disable=None):
-        launch = problems[start : start + places]
-        groups += run.sampler(params, launch, wanted.samples, wanted.temperature, 0, "evaluation")
-    run.judge(groups)
-    return groups
+    wave = run.engine.wave(params, problems, wanted.samples, Draw(wanted.temperature), 0, "evaluation")
+    judged = judged_in_order(wave, run.judge)
+    return list(tqdm(judged, "evaluating", len(problems), unit="problem", leave=False, disable=None))
 
 
 def tables(before: dict[str, Any], after: dict[str, Any] | None = None) -> str:

@@ -5,6 +5,7 @@ its axes; optimizer state has the same paths below it and so the same rules.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,6 +48,15 @@ def rows_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def slots_sharding(mesh: Mesh, kv_heads: int) -> Callable[[type], Any]:
+    """A function that gives, for the class of a sampler's state, where each of its fields lives: rows over data and fsdp; the
+    key-value heads of a cache over tensor, too, where they divide; the clock everywhere."""
+    heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
+    cache = NamedSharding(mesh, PartitionSpec(*ROWS, heads))
+    places = {"prompt": cache, "recent": cache, "key_values": cache, "clock": replicated(mesh)}
+    return lambda state: state(**{name: places.get(name, rows_sharding(mesh)) for name in state._fields})
 
 
 def row_devices(mesh: Mesh) -> int:

@@ -1,92 +1,25 @@
-"""The host's half of sampling: problems in, judged groups out, until the batch is full.
+"""From problems to a batch: what is asked, judged and kept, until a step's batch is full.
 
-    order -> prompts -> steps.sample -> texts -> verifier pool -> difficulty filter -> groups -> batch
+    problems -> engine -> verifier pool -> difficulty filter -> groups -> batch
 
-Groups are judged in the order in which they were asked, so what is kept does not depend on which finished first.
+Groups are judged in the order in which they were launched, not in the order in which they finish: taking the first to finish
+would favour short answers. So what is kept depends neither on the number of slots nor on how long a verdict takes.
 """
 
-import hashlib
 import math
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxgrpo import difficulty
-from jaxgrpo.mesh import to_device, to_host
+from jaxgrpo.engine import Draw, Engine, Group
 from jaxgrpo.problems import Problem, Weighted
-from jaxgrpo.rewards.pool import Missing, Pool
-from jaxgrpo.tokenizer import Tokenizer, left_padded
-from jaxgrpo.types import Batch, Params, Prompts, Rollout
-
-
-@dataclass
-class Group:
-    """The G completions of one problem. Arrays are [G, T] on the host, fields as in types.Rollout."""
-
-    problem: Problem
-    texts: list[str]
-    tokens: np.ndarray
-    attention_mask: np.ndarray
-    completion_mask: np.ndarray
-    logprobs: np.ndarray
-    finished: np.ndarray
-    values: dict[str, np.ndarray] = field(default_factory=dict)
-    """Each reward's verdicts, float64 [G]; NaN where one could not be had."""
-    missing: list[str] = field(default_factory=list)
-    """Why, for each verdict that could not be had."""
-    rewards: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """The weighted sum [G] that advantages are made of; NaN where a part of it is missing."""
-    solved: int = 0
-    judged: int = 0
-
-
-@runtime_checkable
-class Programs(Protocol):
-    """What sampling needs of steps.Steps."""
-
-    @property
-    def sample(self) -> Callable[[Params, Prompts, float], Rollout]: ...
-
-    @property
-    def rows(self) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Asks a policy: problems in, groups of texts out, a launch of `rows` rows at a time so that one program serves all."""
-
-    steps: Programs
-    tokenizer: Tokenizer
-    prompt_width: int
-    rows: int
-    seed: int
-    system: str = ""
-
-    def __call__(
-        self, params: Params, problems: Sequence[Problem], group_size: int, temperature: float, step: int, purpose: str
-    ) -> list[Group]:
-        """group_size completions of each problem, in one launch: at most rows // group_size problems."""
-        places = self.rows // group_size
-        if len(problems) > places:
-            raise ValueError(f"{len(problems)} problems, but a launch has places for {places}")
-        ids = [self.tokenizer.prompt(problem.prompt, self.system) for problem in problems]
-        filler: list[list[int]] = [[]] * (places - len(problems))
-        tokens, mask = left_padded(ids + filler, self.prompt_width, self.tokenizer.pad)
-        keys = np.zeros((places, group_size, 2), np.uint32)
-        for i, problem in enumerate(problems):
-            keys[i] = [completion_key(self.seed, step, purpose, problem.id, sample) for sample in range(group_size)]
-        prompts = to_device(Prompts(tokens, mask, keys), self.steps.rows)
-        rollout = to_host(self.steps.sample(params, prompts, temperature))
-        arrays = [array.reshape(places, group_size, *array.shape[1:]) for array in rollout]
-        groups = [Group(problem, [], *(array[i] for array in arrays)) for i, problem in enumerate(problems)]
-        for group in groups:
-            pairs = zip(group.tokens, group.completion_mask, strict=True)
-            group.texts = [self.tokenizer.decode(row[chosen]) for row, chosen in pairs]
-        return groups
+from jaxgrpo.rewards.pool import Missing, Pool, Ticket
+from jaxgrpo.types import Batch, Params
 
 
 @dataclass(frozen=True)
@@ -97,11 +30,18 @@ class Judge:
     rewards: dict[str, Weighted]
     solved_by: str
 
+    def submit(self, group: Group) -> Ticket:
+        """Has the group judged, without waiting."""
+        return self.pool.submit(group.problem, group.texts)
+
+    def note(self, group: Group, ticket: Ticket) -> None:
+        """Waits for the group's verdicts and fills in its values, rewards and counts."""
+        self._note(group, self.pool.result(ticket))
+
     def __call__(self, groups: Sequence[Group]) -> None:
-        """Fills in every group's values, rewards and counts; the verdicts of all groups are computed side by side."""
-        tickets = [self.pool.submit(group.problem, group.texts) for group in groups]
-        for group, ticket in zip(groups, tickets, strict=True):
-            self._note(group, self.pool.result(ticket))
+        """Judges all of them side by side."""
+        for group, ticket in [(group, self.submit(group)) for group in groups]:
+            self.note(group, ticket)
 
     def _note(self, group: Group, verdicts: list[dict]) -> None:
         number = lambda verdict: math.nan if isinstance(verdict, Missing) else verdict
@@ -117,60 +57,77 @@ class Judge:
 @dataclass(frozen=True)
 class Wanted:
     """What a step's collection should hold: `groups` groups of group_size completions, by the filter's rule, from at most
-    `most` problems, of which `launch` are sampled at once."""
+    `most` problems."""
 
     groups: int
     group_size: int
-    temperature: float
     rule: str
     low: float
     high: float
     most: int
-    launch: int
+
+    def takes(self, group: Group) -> bool:
+        return difficulty.kept(self.rule, self.low, self.high, group.solved, group.judged)
 
 
 def collect(
-    sampler: Callable[..., list[Group]],
-    judge: Callable[[Sequence[Group]], None],
-    params: Params,
-    ask: Callable[[int], list[Problem]],
-    wanted: Wanted,
-    step: int,
+    engine: Engine, judge: Judge, params: Params, problems: Iterable[Problem], wanted: Wanted, draw: Draw, step: int
 ) -> tuple[list[Group], dict[str, float], list[Group]]:
-    """The groups that a step trains on, its metrics, and every group that was asked. sampler, judge: a Sampler and a Judge.
+    """The groups that a step trains on, its metrics, and every group that was judged: the first so many of `problems`.
 
-    Problems are asked a launch at a time until `wanted.groups` groups passed the filter or `wanted.most` problems were
-    asked. At that bound the batch is filled with the most informative of the others: those with the greatest variance of the
-    verdict, then of the reward, never one in which all rewards are equal. It may still hold fewer, or none.
+    Problems are asked until `wanted.groups` groups passed the filter or `wanted.most` problems were judged. At that bound the
+    batch is filled with the most informative of the others: those with the greatest variance of the verdict, then of the
+    reward, never one in which all rewards are equal. It may still hold fewer, or none. What was asked beyond the group that
+    filled the batch is stopped, and is as if it had not been asked.
     """
-    started, sampling = time.perf_counter(), 0.0
+    wave = engine.wave(params, problems, wanted.group_size, draw, step, "training")
     asked: list[Group] = []
     chosen: list[Group] = []
-    while len(chosen) < wanted.groups and len(asked) < wanted.most:
-        problems = ask(min(wanted.launch, wanted.most - len(asked)))
-        begun = time.perf_counter()
-        groups = sampler(params, problems, wanted.group_size, wanted.temperature, step, "training")
-        sampling += time.perf_counter() - begun
-        judge(groups)
-        asked += groups
-        chosen += [g for g in groups if difficulty.kept(wanted.rule, wanted.low, wanted.high, g.solved, g.judged)]
-    tokens = sum(int(group.completion_mask.sum()) for group in asked)
-    passed, chosen = len(chosen), chosen[: wanted.groups]
+    for group in judged_in_order(wave, judge):
+        asked.append(group)
+        if wanted.takes(group):
+            chosen.append(group)
+        if len(chosen) == wanted.groups or len(asked) == wanted.most:
+            break
     sides = [difficulty.side(wanted.rule, wanted.low, wanted.high, g.solved, g.judged) for g in asked if g.judged]
     fallback = most_informative([g for g in asked if all(g is not c for c in chosen)], wanted.groups - len(chosen))
+    usage = wave.usage
     metrics = summarise(asked) | {
-        "filter/kept": passed / len(asked),
+        "filter/kept": len(chosen) / len(asked),
         "filter/asked": len(asked),
-        "filter/surplus": passed - len(chosen),
         "filter/fallback": len(fallback),
         "filter/groups": len(chosen) + len(fallback),
         "filter/too_hard": sides.count(-1) / len(asked),
         "filter/too_easy": sides.count(1) / len(asked),
-        "rollout/tokens_per_s": tokens / sampling,
-        "time/rollout": sampling,
-        "time/collect": time.perf_counter() - started,
+        "rollout/stopped": usage.launched - len(asked),
+        "rollout/tokens_per_s": usage.tokens / usage.seconds,
+        "rollout/utilisation": usage.tokens / usage.computed,
+        "rollout/waited": usage.waited / usage.seconds,
+        "time/rollout": usage.seconds,
     }
     return chosen + fallback, {name: float(value) for name, value in metrics.items()}, asked
+
+
+def judged_in_order(wave: Iterable[tuple[int, Group] | None], judge: Judge) -> Iterator[Group]:
+    """The groups of a wave in the order of their launch, each as soon as it and all before it are judged.
+
+    Verdicts are computed while the device decodes. Several processes must agree on when to stop: they wait for each verdict.
+    """
+    patient = jax.process_count() > 1
+    pending: dict[int, tuple[Group, Ticket]] = {}
+    head = 0
+    for item in wave:
+        if item:
+            index, group = item
+            pending[index] = group, judge.submit(group)
+        while head in pending and (patient or pending[head][1].verdicts.done()):
+            group, ticket = pending.pop(head)
+            judge.note(group, ticket)
+            head += 1
+            yield group
+    for index in sorted(pending):
+        judge.note(*pending[index])
+        yield pending[index][0]
 
 
 def most_informative(groups: Iterable[Group], count: int) -> list[Group]:
@@ -228,12 +185,6 @@ def summarise(groups: Sequence[Group]) -> dict[str, float]:
     wanted = sum(len(column) for group in groups for column in group.values.values())
     means["verdict/missing"] = sum(reasons.values()) / max(wanted, 1)
     return means | {f"verdict/missing/{reason}": float(count) for reason, count in reasons.items()}
-
-
-def completion_key(seed: int, step: int, purpose: str, problem: str, sample: int) -> np.ndarray:
-    """Random key data UInt32[2] of one completion: a function of its arguments and of nothing that happened before."""
-    text = f"{seed}/{step}/{purpose}/{problem}/{sample}"
-    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint32)
 
 
 def _mean(numbers: Iterable[Any]) -> float:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxgrpo import config as settings
 from jaxgrpo import tokenizer
+from jaxgrpo.engine import Engine
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import make_mesh, named_leaves, row_devices, to_device
 from jaxgrpo.models import weights
@@ -20,7 +21,7 @@ from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.problems import Problem, Problems, Task, Weighted
 from jaxgrpo.rewards import language
 from jaxgrpo.rewards.pool import Pool
-from jaxgrpo.rollout import Judge, Sampler
+from jaxgrpo.rollout import Judge
 from jaxgrpo.steps import Steps, compile_steps
 from jaxgrpo.types import Params
 
@@ -75,7 +76,7 @@ class Run:
     heldout: Problems
     fitting: Fitting
     judge: Judge
-    sampler: Sampler
+    engine: Engine
     steps: Steps
     model_folder: Path
     notes: Sequence[str]
@@ -111,9 +112,8 @@ def prepare(config: settings.Config) -> Run:
     if config.evaluation.problems:
         notes.append(fitting.check(heldout, "held-out"))
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    prompts = config.sampling.prompts or config.batch.groups
-    launch = prompts * config.batch.group_size
-    _check_shards(config, row_devices(mesh), prompts, launch)
+    slots = config.sampling.slots or 2 * config.batch.groups * config.batch.group_size
+    _check_shards(config, row_devices(mesh), slots)
     steps = compile_steps(
         model,
         make_optimizer(config),
@@ -124,7 +124,8 @@ def prepare(config: settings.Config) -> Run:
         group_size=config.batch.group_size,
         old_logprobs=config.batch.old_logprobs,
         ends=tokens.ends,
-        pad=tokens.pad,
+        slots=slots,
+        chunk=config.sampling.chunk,
         dtype=jnp.dtype(config.dtype),
     )
     pool = Pool(config.rewards | MEASURED, config.verifier.workers, config.verifier.deadline)
@@ -134,7 +135,9 @@ def prepare(config: settings.Config) -> Run:
         heldout=heldout,
         fitting=fitting,
         judge=Judge(pool, config.rewards, config.solved_by),
-        sampler=Sampler(steps, tokens, config.sampling.prompt_width, launch, config.seed, config.system),
+        engine=Engine(
+            steps, tokens, config.sampling.prompt_width, config.sampling.max_new_tokens, config.seed, config.system
+        ),
         steps=steps,
         model_folder=folder,
         notes=[note for note in notes if note],
@@ -153,14 +156,13 @@ def make_optimizer(config: settings.Config) -> Any:
     return adamw(rate, o.b1, o.b2, o.weight_decay, o.max_grad_norm)
 
 
-def _check_shards(config: settings.Config, shards: int, prompts: int, launch: int) -> None:
+def _check_shards(config: settings.Config, shards: int, slots: int) -> None:
     """Raises UserError for a first axis that the devices cannot share evenly."""
-    batch, samples = config.batch, config.evaluation.samples
+    batch = config.batch
     sizes = {
         "batch.groups * batch.group_size": batch.groups * batch.group_size,
         "batch.micro_batch": batch.micro_batch,
-        "sampling.prompts" if config.sampling.prompts else "batch.groups": prompts,
-        "sampling.prompts * batch.group_size // evaluation.samples": launch // samples if config.evaluation.problems else 0,
+        "sampling.slots": slots,
     }
     for name, size in sizes.items():
         if size % shards:

@@ -1,4 +1,10 @@
-"""The device's half of sampling: read each prompt once, then choose a token for every row until all have ended."""
+"""The device's half of sampling: read prompts, put them into free slots, choose tokens for all slots that are live.
+
+A slot is a row with a prompt and a length of its own. Its keys and values lie in two parts: the prompt's, W columns padded on
+the left, and the recent ones, a ring of R columns. In the ring all slots write the same column, `clock`, at each step: one
+contiguous update in place where columns of their own would be a scatter. How many of the columns before `clock` are a slot's
+own, its `written` says. Rotary positions are applied before keys are stored, so the order of columns does not matter.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -6,24 +12,82 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxgrpo.logprobs import to_logits
 from jaxgrpo.models import transformer
 from jaxgrpo.models.transformer import KeyValues, ModelConfig
-from jaxgrpo.types import Params, Prompts, Rollout
+from jaxgrpo.types import Params
 
 
-class SamplerState(NamedTuple):
-    """What one decoding step hands to the next; every row is at the same column."""
+class Prefilled(NamedTuple):
+    """Prompts that have been read; any number of slots may start from each."""
 
-    column: Int[Array, ""]
-    """The next column to be chosen, W .. T."""
-    cache: KeyValues
-    hidden: Float[Array, "B D"]
+    key_values: KeyValues
+    """Each [A K W E]."""
+    hidden: Float[Array, "A D"]
+    """The last hidden state: it decides the first token."""
+    length: Int[Array, "A"]
+
+
+class Slots(NamedTuple):
+    """S rows in the making. A row that is not live chooses nothing; what it holds does not matter."""
+
+    prompt: KeyValues
+    """Each [S K W E]."""
+    recent: KeyValues
+    """Each [S K R E], a ring."""
+    clock: Int[Array, ""]
+    """The ring's column that is written next."""
+    hidden: Float[Array, "S D"]
     """The last hidden state of each row: it decides the next token."""
-    rollout: Rollout
-    """Columns before `column` are final; `finished` rows choose nothing more."""
+    prompt_length: Int[Array, "S"]
+    written: Int[Array, "S"]
+    """How many tokens the row has chosen; at most R."""
+    limit: Int[Array, "S"]
+    """How many it may choose."""
+    live: Bool[Array, "S"]
+    keys: UInt32[Array, "S 2"]
+
+
+class Starts(NamedTuple):
+    """Rows that are to start, M of them; a slot of S (one past the last) means none."""
+
+    slot: Int[Array, "M"]
+    source: Int[Array, "M"]
+    """Which of the prefilled prompts."""
+    limit: Int[Array, "M"]
+    keys: UInt32[Array, "M 2"]
+    """Random key data of each row: a function of (seed, step, purpose, problem, sample)."""
+
+
+class How(NamedTuple):
+    """How tokens are drawn; all of it is traced."""
+
+    temperature: Float[Array, ""] | float = 1.0
+    """0: always the likeliest token. Log-probabilities are then those at temperature 1."""
+    top_k: Int[Array, ""] | int = 0
+    """Only the k likeliest tokens (0: all)."""
+    top_p: Float[Array, ""] | float = 1.0
+    """Only the likeliest tokens that together have this probability (arXiv 1904.09751)."""
+    min_p: Float[Array, ""] | float = 0.0
+    """Only tokens at least this probable, as a share of the likeliest (arXiv 2407.01082)."""
+    min_tokens: Int[Array, ""] | int = 0
+    """No end token before the row has so many."""
+
+
+class Chosen(NamedTuple):
+    """What a call of `decode` chose: row s chose n[s] tokens, tokens[s, :n[s]]."""
+
+    tokens: Int[Array, "S C"]
+    logprobs: Float[Array, "S C"]
+    n: Int[Array, "S"]
+    live: Bool[Array, "S"]
+    """Whether the row goes on."""
+    ended: Bool[Array, "S"]
+    """Whether it chose an end token."""
+    steps: Int[Array, ""]
+    """How many were made."""
 
 
 def choose(
@@ -51,100 +115,174 @@ def choose(
     return token[:, 0], jnp.take_along_axis(logprobs, token, axis=1)[:, 0]
 
 
-def uniforms(keys: UInt32[Array, "B 2"], column: Int[Array, ""]) -> Float[Array, "B"]:
-    """One number in [0, 1) a row, a function of the row's key and the column alone."""
-    fold = lambda key: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), column))
-    return jax.vmap(fold)(keys)
+def only_likely(logits: Float[Array, "B V"], how: How) -> Float[Array, "B V"]:
+    """The logits with -inf for what top-k, top-p and min-p leave out, in this order; the likeliest token always stays."""
+
+    def cut(logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        ranked = jnp.sort(logits, axis=-1, descending=True)
+        k = jnp.where(how.top_k > 0, how.top_k, logits.shape[-1])
+        ranked = jnp.where(jnp.arange(logits.shape[-1]) < k, ranked, -jnp.inf)
+        before = jnp.cumsum(jax.nn.softmax(ranked), axis=-1) - jax.nn.softmax(ranked)
+        kept = jnp.where((before < how.top_p) & (ranked > -jnp.inf), ranked, jnp.inf)
+        least = jnp.minimum(jnp.min(kept, axis=-1, keepdims=True), ranked[:, :1])
+        # log(0) = -inf: without min-p everything is at least as likely.
+        least = jnp.maximum(least, ranked[:, :1] + jnp.log(jnp.asarray(how.min_p, jnp.float32)))
+        return jnp.where(logits >= least, logits, -jnp.inf)
+
+    cuts = (how.top_k > 0) | (how.top_p < 1.0) | (how.min_p > 0.0)
+    return jax.lax.cond(cuts, cut, lambda logits: logits, logits)
 
 
-def start(
-    config: ModelConfig, params: Params, prompts: Prompts, new_tokens: int, pad: int, dtype: DTypeLike
-) -> SamplerState:
-    """Reads each prompt once and hands its keys, values and last hidden state to its G rows."""
-    group = prompts.keys.shape[1]
-    mask = prompts.attention_mask
-    hidden, key_values = transformer.forward(
-        config,
-        params,
-        prompts.tokens,
-        transformer.sequence_positions(mask),
-        transformer.sequence_mask(mask),
-        dtype=dtype,
+def draw(
+    hidden: Float[Array, "S D"],
+    embedding: Float[Array, "V D"],
+    uniform: Float[Array, "S"],
+    written: Int[Array, "S"],
+    how: How,
+    ends: tuple[int, ...],
+) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
+    """The next token of each row and its log-probability, by one uniform number a row."""
+    greedy = jnp.asarray(how.temperature == 0)
+    logits = to_logits(hidden, embedding, jnp.where(greedy, 1.0, how.temperature))
+    is_end = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(ends))
+    logits = jnp.where(is_end & (written < how.min_tokens)[:, None], -jnp.inf, logits)
+    logits = only_likely(logits, how)
+    # Greedily, the likeliest token is the one that any uniform number hits if it alone is left.
+    likeliest = jnp.argmax(logits, axis=-1)
+    token, logprob = choose(logits, uniform)
+    of_likeliest = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.where(greedy, likeliest, token), jnp.where(greedy, of_likeliest, logprob)
+
+
+def uniforms(keys: UInt32[Array, "S 2"], written: Int[Array, "S"]) -> Float[Array, "S"]:
+    """One number in [0, 1) a row, a function of the row's key and of how many tokens it has, alone."""
+    wrap = partial(jax.random.wrap_key_data, impl="threefry2x32")
+    return jax.vmap(lambda key, n: jax.random.uniform(jax.random.fold_in(wrap(key), n)))(keys, written)
+
+
+def prefill(
+    config: ModelConfig, params: Params, tokens: Int[Array, "A W"], mask: Bool[Array, "A W"], *, dtype: DTypeLike
+) -> Prefilled:
+    """Reads prompts, padded on the left."""
+    positions, reads = transformer.sequence_positions(mask), transformer.sequence_mask(mask)
+    hidden, key_values = transformer.forward(config, params, tokens, positions, reads, dtype=dtype)
+    return Prefilled(key_values, hidden[:, -1], mask.sum(axis=1, dtype=jnp.int32))
+
+
+def empty(config: ModelConfig, *, slots: int, prompt_width: int, ring: int, dtype: DTypeLike) -> Slots:
+    """No row is live."""
+
+    def cache(columns: int) -> KeyValues:
+        zeros = lambda: jnp.zeros((slots, config.kv_heads, columns, config.head_width), dtype)
+        return tuple((zeros(), zeros()) for _ in range(config.layers))
+
+    numbers = lambda: jnp.zeros(slots, jnp.int32)
+    return Slots(
+        prompt=cache(prompt_width),
+        recent=cache(ring),
+        clock=jnp.int32(0),
+        hidden=jnp.zeros((slots, config.width), dtype),
+        prompt_length=numbers(),
+        written=numbers(),
+        limit=numbers(),
+        live=jnp.zeros(slots, bool),
+        keys=jnp.zeros((slots, 2), jnp.uint32),
     )
-    repeat = partial(jnp.repeat, repeats=group, axis=0)
-    widen = lambda x, value=0: jnp.pad(x, ((0, 0), (0, new_tokens)), constant_values=value)
-    cache = jax.tree.map(lambda x: jnp.pad(repeat(x), ((0, 0), (0, 0), (0, new_tokens), (0, 0))), key_values)
-    tokens = repeat(widen(prompts.tokens, pad))
-    rollout = Rollout(
-        tokens=tokens,
-        attention_mask=repeat(widen(mask)),
-        completion_mask=jnp.zeros(tokens.shape, bool),
-        logprobs=jnp.zeros(tokens.shape, jnp.float32),
-        finished=repeat(~mask.any(axis=1)),  # filler rows have nothing to say
+
+
+def insert(slots: Slots, prefilled: Prefilled, starts: Starts) -> Slots:
+    """Rows start from prefilled prompts in the slots given. Of the ring nothing is theirs yet, and so none of it changes."""
+    put = lambda array, new: array.at[starts.slot].set(new.astype(array.dtype), mode="drop")
+    take = lambda array, new: put(array, new[starts.source])
+    nothing = jnp.zeros_like(starts.slot)
+    return slots._replace(
+        prompt=jax.tree.map(take, slots.prompt, prefilled.key_values),
+        hidden=take(slots.hidden, prefilled.hidden),
+        prompt_length=take(slots.prompt_length, prefilled.length),
+        written=put(slots.written, nothing),
+        limit=put(slots.limit, starts.limit),
+        live=put(slots.live, starts.limit > 0),
+        keys=put(slots.keys, starts.keys),
     )
-    return SamplerState(jnp.int32(mask.shape[1]), cache, repeat(hidden[:, -1]), rollout)
 
 
 def decode(
     config: ModelConfig,
     params: Params,
-    state: SamplerState,
-    keys: UInt32[Array, "B 2"],
-    temperature: Float[Array, ""],
+    slots: Slots,
+    halt: Bool[Array, "S"],
+    how: How,
+    most_steps: Int[Array, ""],
+    leave_at: Int[Array, ""],
+    *,
+    chunk: int,
     ends: tuple[int, ...],
     dtype: DTypeLike,
-) -> SamplerState:
-    """Chooses one token for every row that has not ended, writes it, and reads it."""
-    column, cache, hidden, rollout = state
-    live = ~rollout.finished
-    logits = to_logits(hidden, transformer.output_embedding(params), temperature)
-    token, logprob = choose(logits, uniforms(keys, column))
-
-    def write(array: Array, new: Array) -> Array:
-        old = jax.lax.dynamic_slice_in_dim(array, column, 1, axis=1)[:, 0]
-        new = jnp.where(live, new, old).astype(array.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(array, new[:, None], column, axis=1)
-
-    rollout = Rollout(
-        tokens=write(rollout.tokens, token),
-        attention_mask=write(rollout.attention_mask, live),
-        completion_mask=write(rollout.completion_mask, live),
-        logprobs=write(rollout.logprobs, logprob),
-        finished=rollout.finished | jnp.isin(token, jnp.array(ends)),
+) -> tuple[Slots, Chosen]:
+    """Chooses tokens for all live rows but those in `halt`, step after step: at most min(most_steps, chunk) of them, and none
+    once no more than leave_at rows are live. No row may come to have more tokens than the ring has columns."""
+    slots = slots._replace(live=slots.live & ~halt)
+    rows = slots.live.shape[0]
+    chosen = Chosen(
+        tokens=jnp.zeros((rows, chunk), jnp.int32),
+        logprobs=jnp.zeros((rows, chunk), jnp.float32),
+        n=jnp.zeros(rows, jnp.int32),
+        live=slots.live,
+        ended=jnp.zeros(rows, bool),
+        steps=jnp.int32(0),
     )
-    position = rollout.attention_mask.sum(axis=1, dtype=jnp.int32) - 1
-    hidden, cache = transformer.forward(
+    embedding = transformer.output_embedding(params)
+
+    def goes_on(state: tuple[Slots, Chosen]) -> Array:
+        slots, chosen = state
+        return (chosen.steps < jnp.minimum(most_steps, chunk)) & (slots.live.sum() > leave_at)
+
+    def step(state: tuple[Slots, Chosen]) -> tuple[Slots, Chosen]:
+        slots, chosen = state
+        token, logprob = draw(slots.hidden, embedding, uniforms(slots.keys, slots.written), slots.written, how, ends)
+        write = lambda array, new: jax.lax.dynamic_update_slice_in_dim(array, new[:, None], chosen.steps, axis=1)
+        ended = slots.live & jnp.isin(token, jnp.array(ends))
+        n = slots.live.astype(jnp.int32)
+        moved = _read(config, params, slots._replace(written=slots.written + n), token, dtype)
+        live = slots.live & ~ended & (moved.written < slots.limit)
+        chosen = Chosen(
+            write(chosen.tokens, token),
+            write(chosen.logprobs, logprob),
+            chosen.n + n,
+            live,
+            chosen.ended | ended,
+            chosen.steps + 1,
+        )
+        return moved._replace(live=live), chosen
+
+    return jax.lax.while_loop(goes_on, step, (slots, chosen))
+
+
+def _read(config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "S"], dtype: DTypeLike) -> Slots:
+    """Every row's newest token, already counted, is read: into the ring's column at the clock, and to a new hidden state."""
+    width, ring = slots.prompt[0][0].shape[2], slots.recent[0][0].shape[2]
+    of_prompt = jnp.arange(width) >= width - slots.prompt_length[:, None]
+    age = (slots.clock - jnp.arange(ring)) % ring
+    of_ring = age < slots.written[:, None]
+    hidden, recent = transformer.forward(
         config,
         params,
         token[:, None],
-        jnp.maximum(position, 0)[:, None],
-        rollout.attention_mask[:, None],
-        cache,
-        column,
+        (slots.prompt_length + slots.written - 1)[:, None],
+        jnp.concatenate([of_prompt, of_ring], axis=1)[:, None],
+        transformer.Cache(slots.prompt, slots.recent, slots.clock),
         dtype=dtype,
     )
-    return SamplerState(column + 1, cache, hidden[:, 0], rollout)
+    return slots._replace(recent=recent, clock=(slots.clock + 1) % ring, hidden=hidden[:, 0].astype(slots.hidden.dtype))
 
 
-def sample(
-    config: ModelConfig,
-    params: Params,
-    prompts: Prompts,
-    temperature: Float[Array, ""],
-    *,
-    new_tokens: int,
-    ends: tuple[int, ...],
-    pad: int,
-    dtype: DTypeLike = jnp.float32,
-) -> Rollout:
-    """G completions of each prompt, each of at most N = new_tokens tokens; stops early when every row has ended.
+def grow(slots: Slots, *, ring: int) -> Slots:
+    """The same rows with a longer ring: the old columns, oldest first, then new ones."""
+    old = slots.recent[0][0].shape[2]
+    widen = lambda x: jnp.pad(jnp.roll(x, -slots.clock, axis=2), ((0, 0), (0, 0), (0, ring - old), (0, 0)))
+    return slots._replace(recent=jax.tree.map(widen, slots.recent), clock=jnp.int32(old))
 
-    A row's text is a function of its prompt, its key, the parameters and the temperature: neither of its neighbours nor of
-    its place. Its end token is part of the completion and nothing follows it.
-    """
-    state = start(config, params, prompts, new_tokens, pad, dtype)
-    keys = prompts.keys.reshape(-1, 2)
-    width = state.rollout.tokens.shape[1]
-    running = lambda state: (state.column < width) & ~state.rollout.finished.all()
-    step = lambda state: decode(config, params, state, keys, temperature, ends, dtype)
-    return jax.lax.while_loop(running, step, state).rollout
+
+def compact(slots: Slots, rows: Int[Array, "S2"]) -> Slots:
+    """Slots with only these rows, in this order."""
+    return jax.tree.map(lambda x: x[rows] if x.ndim else x, slots)

@@ -14,12 +14,37 @@ from jaxtyping import Array, Float
 from jaxgrpo import sampler
 from jaxgrpo.logprobs import token_logprobs
 from jaxgrpo.losses import Objective, TokenInputs, batch_loss, merge, report
-from jaxgrpo.mesh import replicated, rows_sharding, tree_like
+from jaxgrpo.mesh import replicated, row_devices, rows_sharding, slots_sharding, tree_like
 from jaxgrpo.models import transformer
 from jaxgrpo.models.transformer import ModelConfig
-from jaxgrpo.types import Batch, Params, Prompts, Rollout, TrainState
+from jaxgrpo.types import Batch, Params, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
+
+
+class Program:
+    """A jitted function that can be sealed: from then on a compile is an error, for in a run it would mean that something
+    which ought to be traced, or of a fixed shape, is not."""
+
+    def __init__(self, name: str, jitted: Any):
+        self.name, self._jitted, self._sealed = name, jitted, False
+
+    def __call__(self, *arguments: Any) -> Any:
+        before = self.compiled
+        result = self._jitted(*arguments)
+        if self._sealed and self.compiled > before:
+            shapes = jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", arguments)
+            raise RuntimeError(f"{self.name} was compiled again after warm-up, for {shapes}")
+        return result
+
+    @property
+    def compiled(self) -> int:
+        """How many versions of it there are."""
+        return self._jitted._cache_size()
+
+    def seal(self) -> None:
+        """From now on a compile is an error."""
+        self._sealed = True
 
 
 @dataclass(frozen=True)
@@ -28,8 +53,32 @@ class Steps:
 
     init: Callable[[Params], TrainState]
     """Parameters -> state, a copy: `update` donates its state, so the reference must never share its buffers."""
-    sample: Callable[[Params, Prompts, float], Rollout]
-    update: Callable[[TrainState, Params | None, Batch, Objective, float], tuple[TrainState, Metrics]]
+    update: Program
+    """(state, reference or None, batch, objective, temperature) -> (state, metrics)."""
+    publish: Callable[[Params], Params]
+    """Parameters -> a copy to decode with, matrices in the run's dtype; made once a step."""
+    prefill: Program
+    """sampler.prefill: (published parameters, tokens [A W], mask [A W]) -> Prefilled."""
+    empty: Callable[[int, int], sampler.Slots]
+    """sampler.empty: (slots, ring) -> Slots, one of `sizes` and one of `rings`."""
+    insert: Program
+    """sampler.insert: (Slots, Prefilled, starts) -> Slots; donates its slots, as do the next three."""
+    decode: Program
+    """sampler.decode: (published parameters, Slots, halt, how, most steps, leave at) -> (Slots, Chosen)."""
+    grow: Callable[[sampler.Slots, int], sampler.Slots]
+    """sampler.grow: (Slots, ring) -> Slots."""
+    compact: Program
+    """sampler.compact: (Slots, rows) -> Slots; fewer of them."""
+    sizes: tuple[int, ...]
+    """Numbers of slots, from all to the fewest."""
+    rings: tuple[int, ...]
+    """Lengths of the ring, to the longest completion."""
+    prompts: int
+    """Prompts in a call of prefill."""
+    starts: int
+    """Rows in a call of insert."""
+    chunk: int
+    """Tokens of a row in a call of decode, at most."""
     params_like: Params
     """jax.ShapeDtypeStruct for each parameter, with its sharding."""
     state_like: TrainState
@@ -47,33 +96,75 @@ def compile_steps(
     new_tokens: int,
     micro_batch: int,
     ends: tuple[int, ...],
-    pad: int,
+    slots: int,
     group_size: int = 1,
+    chunk: int = 32,
+    score_from: int | None = None,
     old_logprobs: str = "sampler",
     dtype: DTypeLike = jnp.float32,
 ) -> Steps:
     """The programs of a run. Temperature and the objective's coefficients are traced: changing them compiles nothing.
 
-    prompt_width: the columns before it are never scored (1 scores everything). micro_batch: rows of one forward and backward
-    pass; it divides the batch. ends: the ids that end a completion. pad: the id that fills what no mask covers. group_size: G
-    of an update's rows. old_logprobs: what the ratio is taken to, the "sampler"'s or the "trainer"'s own log-probabilities.
+    prompt_width: W of the sampler's prompts. score_from: the columns before it are never scored (None: W; 1 scores
+    everything). micro_batch: rows of one forward and backward pass; it divides the batch. ends: the ids that end a
+    completion. slots: rows that are sampled side by side. group_size: G of an update's rows. chunk: tokens of a row between
+    two looks at what has ended. old_logprobs: what the ratio is taken to, the "sampler"'s or the "trainer"'s own log-
+    probabilities.
     """
     params = transformer.shapes(model)
     params_like = tree_like(mesh, params)
     state_like = tree_like(mesh, jax.eval_shape(partial(_init, optimizer), params))
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state_like)
+    shardings = partial(jax.tree.map, lambda leaf: leaf.sharding)
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
-    sample = partial(sampler.sample, model, new_tokens=new_tokens, ends=ends, pad=pad, dtype=dtype)
-    score = partial(_score, model, prompt_width, dtype, mesh.shape["tensor"])
+    devices = row_devices(mesh)
+    score = partial(_score, model, score_from or prompt_width, dtype, mesh.shape["tensor"])
     update = partial(_update, score, optimizer, micro_batch, group_size, old_logprobs == "trainer")
+    prompts = -(-max(1, slots // (2 * group_size)) // devices) * devices
+    cached = slots_sharding(mesh, model.kv_heads)
+    prefill = partial(sampler.prefill, model, dtype=dtype)
+    held = partial(sampler.empty, model, prompt_width=prompt_width, dtype=dtype)
+    decode = partial(sampler.decode, model, chunk=chunk, ends=ends, dtype=dtype)
+    like = cached(sampler.Slots)
     return Steps(
-        init=jax.jit(partial(_init, optimizer), out_shardings=state_shardings),
-        sample=jax.jit(sample, out_shardings=rows),
-        update=jax.jit(update, out_shardings=(state_shardings, everywhere), donate_argnums=0),
+        init=jax.jit(partial(_init, optimizer), out_shardings=shardings(state_like)),
+        update=Program("update", jax.jit(update, out_shardings=(shardings(state_like), everywhere), donate_argnums=0)),
+        publish=jax.jit(partial(_publish, dtype), out_shardings=shardings(params_like)),
+        prefill=Program("prefill", jax.jit(prefill, out_shardings=cached(sampler.Prefilled))),
+        empty=jax.jit(lambda slots, ring: held(slots=slots, ring=ring), static_argnums=(0, 1), out_shardings=like),
+        insert=Program("insert", jax.jit(_insert, out_shardings=like, donate_argnums=0)),
+        decode=Program("decode", jax.jit(partial(_decode, decode), out_shardings=(like, everywhere), donate_argnums=1)),
+        grow=jax.jit(lambda slots, ring: sampler.grow(slots, ring=ring), static_argnums=1, out_shardings=like),
+        compact=Program("compact", jax.jit(sampler.compact, out_shardings=like)),
+        sizes=_halves(slots, max(8, devices), devices),
+        rings=_halves(new_tokens, 128, 1)[::-1],
+        prompts=prompts,
+        starts=max(1, slots // 8),
+        chunk=min(chunk, new_tokens),
         params_like=params_like,
         state_like=state_like,
         rows=rows,
     )
+
+
+def _halves(most: int, least: int, multiple: int) -> tuple[int, ...]:
+    """most, most / 2, ... as long as they are at least `least` and a multiple of `multiple`."""
+    found = [most]
+    while found[-1] % 2 == 0 and found[-1] // 2 >= least and found[-1] // 2 % multiple == 0:
+        found.append(found[-1] // 2)
+    return tuple(found)
+
+
+def _publish(dtype: DTypeLike, params: Params) -> Params:
+    """Matrices are multiplied in `dtype`; the rest is small, and exact."""
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else jnp.copy(x), params)
+
+
+def _insert(slots: sampler.Slots, prefilled: sampler.Prefilled, starts: tuple) -> sampler.Slots:
+    return sampler.insert(slots, prefilled, sampler.Starts(*starts))
+
+
+def _decode(decode: Callable, params: Params, slots: sampler.Slots, halt: Array, how: tuple, *bounds: Array) -> tuple:
+    return decode(params, slots, halt, sampler.How(*how), *bounds)
 
 
 def _init(optimizer: Any, params: Params) -> TrainState:
@@ -160,7 +251,7 @@ def _advantages(
 
 def _score(
     model: ModelConfig,
-    prompt_width: int,
+    start: int,
     dtype: DTypeLike,
     shards: int,
     params: Params,
@@ -173,7 +264,7 @@ def _score(
     mask = transformer.sequence_mask(batch.segments)
     hidden, _ = transformer.forward(model, params, batch.tokens, positions, mask, dtype=dtype)
     embedding = transformer.output_embedding(params)
-    return token_logprobs(hidden, embedding, batch.tokens, temperature, prompt_width, entropy=entropy, shards=shards)
+    return token_logprobs(hidden, embedding, batch.tokens, temperature, start, entropy=entropy, shards=shards)
 
 
 def _accumulate(loss: Callable, params: Params, rows: Any, micro_batch: int) -> tuple[Params, Any]:

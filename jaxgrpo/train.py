@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from jaxgrpo.command_line import run_main
 from jaxgrpo.config import Config, parse_command_line
 from jaxgrpo.data.order import Order
 from jaxgrpo.difficulty import History
+from jaxgrpo.engine import Draw, Group
 from jaxgrpo.mesh import to_device
 from jaxgrpo.metrics import write_json
 from jaxgrpo.problems import Problem
-from jaxgrpo.rollout import Group, Wanted, collect, make_batch
+from jaxgrpo.rollout import Wanted, collect, make_batch
 from jaxgrpo.run import Run, prepare
 from jaxgrpo.types import Params, TrainState
 
@@ -134,11 +135,11 @@ def take_step(run: Run, place: Place, reference: Params, writer: metrics.Writer)
     config, step, started = run.config, place.step + 1, time.perf_counter()
     b, f = config.batch, config.filter
     most = b.groups if f.rule == "off" else int(f.max_prompts * b.groups)
-    wanted = Wanted(
-        b.groups, b.group_size, config.sampling.temperature, f.rule, f.low, f.high, most, run.sampler.rows // b.group_size
-    )
-    ask = partial(ask_fitting, place.order, run.fitting.fits)
-    groups, figures, asked = collect(run.sampler, run.judge, place.state.params, ask, wanted, step)
+    wanted = Wanted(b.groups, b.group_size, f.rule, f.low, f.high, most)
+    fitting = Fitted(place.order, run.fitting.fits)
+    draw = Draw(config.sampling.temperature)
+    groups, figures, asked = collect(run.engine, run.judge, place.state.params, fitting, wanted, draw, step)
+    fitting.give_back(len(asked))
     for group in asked:
         place.history.record(group.problem.id, group.solved, group.judged)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
@@ -157,12 +158,28 @@ def take_step(run: Run, place: Place, reference: Params, writer: metrics.Writer)
     return figures | numbers | times | visited
 
 
-def ask_fitting(order: Order, fits: Callable[[Problem], bool], count: int) -> list[Problem]:
-    """The next `count` problems whose prompts fit; the others are passed over."""
-    found: list[Problem] = []
-    while len(found) < count:
-        found += [problem for problem in order.take(count - len(found)) if fits(problem)]
-    return found
+@dataclass
+class Fitted:
+    """An iterator over the order's next problems whose prompts fit; the others are passed over."""
+
+    order: Order
+    fits: Callable[[Problem], bool]
+    positions: list[int] = field(default_factory=list)
+    """Of the order, after each problem that was handed out."""
+
+    def __iter__(self) -> "Fitted":
+        return self
+
+    def __next__(self) -> Problem:
+        (problem,) = self.order.take(1)
+        while not self.fits(problem):
+            (problem,) = self.order.take(1)
+        self.positions.append(self.order.position)
+        return problem
+
+    def give_back(self, used: int) -> None:
+        """Only the first `used` problems were: the order goes on after them."""
+        self.order.seek(self.positions[used - 1])
 
 
 def records(asked: list[Group], kept: list[Group], most: int = 4) -> Iterator[dict[str, Any]]:

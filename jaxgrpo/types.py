@@ -10,36 +10,13 @@ them; nobody compares ids with a pad or end token again.
 
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
 
 AnyArray = Any
 """numpy where the host fills the array, jax once `mesh.to_device` has placed it; it has a shape and a dtype."""
 
 Params = Any
 """A plain pytree of arrays: nested dictionaries, as Flax names them."""
-
-
-class Prompts(NamedTuple):
-    """Tokenized prompts, padded on the left. A row without any True in its mask is filler and samples nothing useful."""
-
-    tokens: Int[AnyArray, "P W"]
-    attention_mask: Bool[AnyArray, "P W"]
-    keys: UInt32[AnyArray, "P G 2"]
-    """Random key data of each completion: a function of (seed, step, purpose, problem, sample)."""
-
-
-class Rollout(NamedTuple):
-    """Sampled completions; row p * G + g is completion g of prompt p."""
-
-    tokens: Int[Array, "B T"]
-    attention_mask: Bool[Array, "B T"]
-    """True on prompt and completion tokens, the end token included."""
-    completion_mask: Bool[Array, "B T"]
-    """True on the tokens that the policy chose, the end token included."""
-    logprobs: Float[Array, "B T"]
-    """The sampler's own log-probability of each chosen token, at the sampling temperature; 0 elsewhere."""
-    finished: Bool[Array, "B"]
-    """Whether the row chose an end token within the N it was given."""
 
 
 class Batch(NamedTuple):

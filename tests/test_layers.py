@@ -43,7 +43,7 @@ LAYERS = {
     ),
     "boundary": Layer(("steps",), ("arrays", "model"), ARRAYS, "it compiles what lies under it"),
     "stages": Layer(
-        ("rollout", "checkpoint", "metrics"),
+        ("engine", "rollout", "checkpoint", "metrics"),
         ("arrays", "host", "stages"),
         None,
         "compiled programs arrive as arguments",

@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from jaxgrpo import sft, tokenizer
 from jaxgrpo.data import arithmetic
+from jaxgrpo.engine import Draw, Engine
 from jaxgrpo.mesh import make_mesh
 from jaxgrpo.models import transformer, weights
 from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.problems import Problem
 from jaxgrpo.rewards.math import accuracy
-from jaxgrpo.rollout import Sampler
 from jaxgrpo.steps import compile_steps
 
 LANGUAGES = {"en": 0.67, "zh": 0.11, "ko": 0.11, "uk": 0.11}
@@ -186,9 +186,9 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
     optimizer = adamw(
         schedule("cosine", arguments.learning_rate, 50, arguments.steps), b1=0.9, b2=0.98, weight_decay=0.1, max_grad_norm=1.0
     )
-    shared = {"ends": tokens.ends, "pad": tokens.pad}
-    steps = compile_steps(config, optimizer, mesh, prompt_width=1, new_tokens=NEW_TOKENS, micro_batch=8, **shared)
-    sampler = Sampler(steps, tokens, PROMPT_WIDTH, rows=192, seed=arguments.seed)
+    shapes = {"prompt_width": PROMPT_WIDTH, "score_from": 1, "new_tokens": NEW_TOKENS, "micro_batch": 8, "slots": 192}
+    steps = compile_steps(config, optimizer, mesh, ends=tokens.ends, **shapes)
+    engine = Engine(steps, tokens, PROMPT_WIDTH, NEW_TOKENS, arguments.seed)
     params = transformer.init(config, jax.random.key(arguments.seed))
     batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad)
     progress = tqdm(total=arguments.steps, unit="step")
@@ -199,7 +199,7 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
         if step % 10 == 0:
             progress.set_postfix(loss=f"{float(metrics['update/loss']):.3f}")
         if step % arguments.evaluate_every == 0 or step == arguments.steps:
-            report = measure(sampler, state.params, heldout(HELDOUT if step == arguments.steps else LOOK))
+            report = measure(engine, state.params, heldout(HELDOUT if step == arguments.steps else LOOK))
             progress.write(f"step {step}  {json.dumps(report)}")
             write_weights(folder, state.params)
     return report | {"steps": arguments.steps, "parameters": transformer.size(state.params)}
@@ -210,15 +210,13 @@ def heldout(count: int) -> list[Problem]:
     return [problems[i] for i in range(count)]
 
 
-def measure(sampler: Sampler, params, problems: list[Problem]) -> dict:
+def measure(engine: Engine, params, problems: list[Problem]) -> dict:
     """Sampled accuracy at temperature 1, overall and by level and language."""
     right = defaultdict(list)
-    places = sampler.rows // 2
-    for start in range(0, len(problems), places):
-        for group in sampler(params, problems[start : start + places], 2, 1.0, 0, "evaluation"):
-            score = np.mean([accuracy(group.problem, text) for text in group.texts])
-            for key in ("overall", group.problem.language, group.problem.level):
-                right[key].append(score)
+    for group in engine(params, problems, 2, Draw(), 0, "evaluation"):
+        score = np.mean([accuracy(group.problem, text) for text in group.texts])
+        for key in ("overall", group.problem.language, group.problem.level):
+            right[key].append(score)
     return {str(key): round(float(np.mean(right[key])), 3) for key in ["overall", *LANGUAGES, *range(1, 7)]}
 
 

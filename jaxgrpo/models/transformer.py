@@ -7,10 +7,11 @@ K key-value heads, E head width, S columns of keys and values (T, or a cache's w
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -19,6 +20,14 @@ from jaxgrpo.types import Params
 
 KeyValues = tuple[tuple[Array, Array], ...]
 """One (keys, values) a layer, each Float[B K S E]."""
+
+
+class Cache(NamedTuple):
+    """What a single new token reads: W columns of its prompt and R recent ones, of which `column` becomes its own."""
+
+    prompt: KeyValues
+    recent: KeyValues
+    column: Int[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -50,22 +59,26 @@ def rotate(x: Float[Array, "B n T E"], positions: Int[Array, "B T"], theta: floa
 
 def attend(
     queries: Float[Array, "B H T E"],
-    keys: Float[Array, "B K S E"],
-    values: Float[Array, "B K S E"],
+    parts: list[tuple[Float[Array, "B K _ E"], Float[Array, "B K _ E"]]],
     mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B H T E"]:
     """Softmax attention of H query heads over K key-value heads; query head h reads key-value head h // (H / K).
 
-    A query whose mask is all False reads the mean of the values: finite, and never looked at.
+    Keys and values come in parts of any widths, together S columns: put together, they would have to be copied. A query whose
+    mask is all False reads the mean of the values: finite, and never looked at.
     """
     batch, heads, length, width = queries.shape
-    grouped = queries.reshape(batch, keys.shape[1], -1, width)  # [B, K, H/K * T, E]: one product for a whole group of heads
-    scores = jnp.einsum("bkqe,bkse->bkqs", grouped, keys, preferred_element_type=jnp.float32) * width**-0.5
+    kv_heads = parts[0][0].shape[1]
+    grouped = queries.reshape(batch, kv_heads, -1, width)  # [B, K, H/K * T, E]: one product for a whole group of heads
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = jnp.concatenate([product("bkqe,bkse->bkqs", grouped, keys) for keys, _ in parts], axis=-1) * width**-0.5
     scores = scores.reshape(batch, heads, length, -1)
     scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    out = jnp.einsum("bkqs,bkse->bkqe", weights.reshape(batch, keys.shape[1], -1, keys.shape[2]), values)
-    return out.reshape(batch, heads, length, width)
+    weights = jax.nn.softmax(scores, axis=-1).reshape(batch, kv_heads, -1, scores.shape[-1])
+    cuts = np.cumsum([values.shape[2] for _, values in parts])[:-1]
+    shares = jnp.split(weights, cuts, axis=-1)
+    out = sum(product("bkqs,bkse->bkqe", w.astype(v.dtype), v) for w, (_, v) in zip(shares, parts, strict=True))
+    return out.reshape(batch, heads, length, width).astype(queries.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -83,7 +96,7 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache, column):
+    def __call__(self, x, positions, mask, cache):
         config = self.config
 
         def project(name: str, heads: int) -> Float[Array, "B n T E"]:
@@ -93,10 +106,13 @@ class Attention(nn.Module):
         queries = rotate(project("query", config.heads), positions, config.rope_theta)
         keys = rotate(project("key", config.kv_heads), positions, config.rope_theta)
         values = project("value", config.kv_heads)
+        parts = [(keys, values)]
         if cache is not None:
-            keys = jax.lax.dynamic_update_slice_in_dim(cache[0], keys, column, axis=2)
-            values = jax.lax.dynamic_update_slice_in_dim(cache[1], values, column, axis=2)
-        out = attend(queries, keys, values, mask).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+            prompt, recent, column = cache
+            write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), column, axis=2)
+            keys, values = write(recent[0], keys), write(recent[1], values)
+            parts = [prompt, (keys, values)]
+        out = attend(queries, parts, mask).swapaxes(1, 2).reshape(*x.shape[:2], -1)
         return nn.Dense(config.width, use_bias=False, dtype=x.dtype, name="out")(out), (keys, values)
 
 
@@ -116,9 +132,9 @@ class Layer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache, column):
+    def __call__(self, x, positions, mask, cache):
         normed = RMSNorm(self.config.norm_epsilon, name="attention_norm")(x)
-        attended, key_values = Attention(self.config, name="attention")(normed, positions, mask, cache, column)
+        attended, key_values = Attention(self.config, name="attention")(normed, positions, mask, cache)
         x = x + attended
         x = x + MLP(self.config, name="mlp")(RMSNorm(self.config.norm_epsilon, name="mlp_norm")(x))
         return x, key_values
@@ -129,7 +145,7 @@ class Transformer(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens, positions, mask, cache=None, column=0):
+    def __call__(self, tokens, positions, mask, cache=None):
         config = self.config
         normal = nn.initializers.normal(0.02)
         embedding = self.param("embedding", normal, (config.vocab_size, config.width))
@@ -138,8 +154,8 @@ class Transformer(nn.Module):
         x = embedding.astype(self.dtype)[tokens]
         key_values = []
         for i in range(config.layers):
-            layer_cache = None if cache is None else cache[i]
-            x, layer_key_values = Layer(config, name=f"layers_{i}")(x, positions, mask, layer_cache, column)
+            layer_cache = None if cache is None else (cache.prompt[i], cache.recent[i], cache.column)
+            x, layer_key_values = Layer(config, name=f"layers_{i}")(x, positions, mask, layer_cache)
             key_values.append(layer_key_values)
         return RMSNorm(config.norm_epsilon, name="norm")(x), tuple(key_values)
 
@@ -161,17 +177,16 @@ def forward(
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     mask: Bool[Array, "B T S"],
-    cache: KeyValues | None = None,
-    column: Int[Array, ""] | int = 0,
+    cache: Cache | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """The last hidden states, normed, and each layer's keys and values.
 
-    Without a cache S = T: the sequence reads itself. With one, the T tokens' keys and values are written into its columns
-    column .. column + T - 1 first; S is the cache's width. `dtype` is what matrix products are computed in.
+    Without a cache S = T: the sequence reads itself. With one, T = 1 and S = W + R: the token's keys and values are written
+    into the cache's column first, and what is returned is its recent part. `dtype` is what matrix products are computed in.
     """
     # Any: Flax also has it that a second result may be mutable collections, of which there are none.
-    result: Any = Transformer(config, dtype).apply({"params": params}, tokens, positions, mask, cache, column)
+    result: Any = Transformer(config, dtype).apply({"params": params}, tokens, positions, mask, cache)
     return result
 
 

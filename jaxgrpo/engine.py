@@ -1,0 +1,315 @@
+"""The host's half of sampling: problems in, groups of texts out, with slots that do not idle.
+
+    problems -> prefill -> insert into free slots -> decode -> harvest -> groups
+
+A prompt is read once for its whole group. Rows start in whatever slots are free, each with its own length; a call of `decode`
+comes back when a few of them have ended. Then their slots are filled again and the next call is under way before anything is
+made of the texts: what the host does, it does while the device decodes.
+"""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgrpo.problems import Problem
+from jaxgrpo.tokenizer import Tokenizer, left_padded
+from jaxgrpo.types import Params
+
+
+@dataclass
+class Group:
+    """The G completions of one problem. Arrays are [G, T] on the host, with the prompt padded on the left."""
+
+    problem: Problem
+    texts: list[str]
+    tokens: np.ndarray
+    attention_mask: np.ndarray
+    """True on prompt and completion tokens, the end token included."""
+    completion_mask: np.ndarray
+    """True on the tokens that the policy chose, the end token included."""
+    logprobs: np.ndarray
+    """The sampler's own log-probability of each chosen token, at the sampling temperature; 0 elsewhere."""
+    finished: np.ndarray
+    """Bool[G]: whether the row ended by itself."""
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    """Each reward's verdicts, float64 [G]; NaN where one could not be had."""
+    missing: list[str] = field(default_factory=list)
+    """Why, for each verdict that could not be had."""
+    rewards: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """The weighted sum [G] that advantages are made of; NaN where a part of it is missing."""
+    solved: int = 0
+    judged: int = 0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How completions are drawn: the fields of sampler.How, stop strings, and the most tokens (0: all there is room for).
+
+    A text ends after the first stop string that it holds; what follows it in the same token stays.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    min_tokens: int = 0
+    max_tokens: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass
+class Usage:
+    """What a wave of sampling took.
+
+    tokens: that were chosen; computed: slots times steps; launched: problems whose prompts were read; seconds: from the first
+    call to the last. waited: seconds in which the device had nothing to do because the host had not asked it yet
+    """
+
+    tokens: int = 0
+    computed: int = 0
+    launched: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+
+@dataclass
+class _Row:
+    group: "_Making"
+    sample: int
+    limit: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ended: bool = False
+
+
+@dataclass
+class _Making:
+    """A group whose rows are being written."""
+
+    index: int
+    problem: Problem
+    prompt: list[int]
+    rows: list[_Row]
+    unfinished: int
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Asks a policy. One set of compiled programs serves training, evaluation and everything else."""
+
+    steps: Any
+    """A steps.Steps."""
+    tokenizer: Tokenizer
+    prompt_width: int
+    new_tokens: int
+    seed: int
+    system: str = ""
+
+    def wave(
+        self,
+        params: Params,
+        problems: Iterable[Problem],
+        group_size: int,
+        draw: Draw,
+        step: int,
+        purpose: str,
+        limits: Callable[[Problem, int], int] | None = None,
+    ) -> "Wave":
+        """Groups of group_size completions of each problem, as they become ready. Problems are taken as slots become free.
+
+        limits: (problem, sample) -> the most tokens of that completion, at most new_tokens (None: draw.max_tokens for all).
+        A text is a function of the parameters and of (seed, step, purpose, problem, sample), whatever slot it ran in.
+        """
+        most = draw.max_tokens or self.new_tokens
+        return Wave(self, params, problems, group_size, draw, f"{self.seed}/{step}/{purpose}", limits or (lambda *_: most))
+
+    def __call__(
+        self, params: Params, problems: Sequence[Problem], group_size: int, draw: Draw, step: int, purpose: str
+    ) -> list[Group]:
+        """The groups of all problems, in their order."""
+        found = dict(item for item in self.wave(params, problems, group_size, draw, step, purpose) if item)
+        return [found[index] for index in range(len(found))]
+
+    def build(self, made: _Making) -> Group:
+        """A group of rows that are all finished."""
+        size, width = len(made.rows), self.prompt_width + self.new_tokens
+        tokens = np.full((size, width), self.tokenizer.pad, np.int32)
+        logprobs = np.zeros((size, width), np.float32)
+        chosen = np.zeros((size, width), bool)
+        for i, row in enumerate(made.rows):
+            end = self.prompt_width + len(row.tokens)
+            tokens[i, self.prompt_width : end], logprobs[i, self.prompt_width : end] = row.tokens, row.logprobs
+            chosen[i, self.prompt_width : end] = True
+        padded, mask = left_padded([made.prompt], self.prompt_width, self.tokenizer.pad)
+        tokens[:, : self.prompt_width] = padded
+        attended = chosen.copy()
+        attended[:, : self.prompt_width] = mask
+        texts = [self.tokenizer.decode(row.tokens) for row in made.rows]
+        return Group(made.problem, texts, tokens, attended, chosen, logprobs, np.array([row.ended for row in made.rows]))
+
+
+class Wave:
+    """An iterator over (index, Group) in the order in which groups become ready; index counts problems as they were taken.
+    It also yields None now and then, while the device is busy, so that whoever iterates can look after other things.
+
+    To stop early, stop iterating: what is in flight is forgotten.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        params: Params,
+        problems: Iterable[Problem],
+        group_size: int,
+        draw: Draw,
+        name: str,
+        limits: Callable[[Problem, int], int],
+    ):
+        self.usage = Usage()
+        self._engine, self._steps, self._draw, self._name, self._limits = engine, engine.steps, draw, name, limits
+        self._group_size = group_size
+        self._params = self._steps.publish(params)
+        self._problems = iter(problems)
+        self._how = (
+            np.float32(draw.temperature),
+            np.int32(draw.top_k),
+            np.float32(draw.top_p),
+            np.float32(draw.min_p),
+            np.int32(draw.min_tokens),
+        )
+        self._size, self._ring = self._steps.sizes[0], self._steps.rings[0]
+        self._slots = self._steps.empty(self._size, self._ring)
+        self._rows: list[_Row | None] = [None] * self._size
+        self._halt = np.zeros(self._size, bool)
+        self._waiting: deque[tuple[int, _Row]] = deque()
+        self._prefilled: Any = None
+        self._exhausted = False
+
+    def __iter__(self) -> Iterator[tuple[int, Group] | None]:
+        started = idle_since = time.perf_counter()
+        ready: list[_Making] = []
+        while True:
+            self._admit()
+            if not any(self._rows):
+                break
+            self._fit()
+            chosen = self._launch()
+            self.usage.waited += time.perf_counter() - idle_since
+            # The device is busy from here on: the time for everything else.
+            for made in ready:
+                yield made.index, self._engine.build(made)
+            yield None
+            was_late = jax.tree.leaves(chosen)[0].is_ready()
+            arrived = time.perf_counter()
+            ready = self._harvest(chosen)
+            idle_since = time.perf_counter() if not was_late else arrived
+            self.usage.seconds = time.perf_counter() - started
+        for made in ready:
+            yield made.index, self._engine.build(made)
+
+    def _admit(self) -> None:
+        """Starts rows in all free slots, as long as there are any."""
+        free = [slot for slot, row in enumerate(self._rows) if row is None]
+        while free and (self._waiting or self._prefill()):
+            count = min(len(free), len(self._waiting), self._steps.starts)
+            begun = [(free.pop(0), *self._waiting.popleft()) for _ in range(count)]
+            for slot, _, row in begun:
+                self._rows[slot], self._halt[slot] = row, False
+            self._slots = self._steps.insert(self._slots, self._prefilled, self._starts(begun))
+
+    def _prefill(self) -> bool:
+        """Reads the next prompts; whether there were any."""
+        problems = list(islice(self._problems, self._steps.prompts))
+        if not problems:
+            self._exhausted = True
+            return False
+        engine = self._engine
+        ids = [engine.tokenizer.prompt(problem.prompt, engine.system) for problem in problems]
+        filler: list[list[int]] = [[]] * (self._steps.prompts - len(problems))
+        prompts = left_padded(ids + filler, engine.prompt_width, engine.tokenizer.pad)
+        self._prefilled = self._steps.prefill(self._params, *prompts)
+        for source, (problem, prompt) in enumerate(zip(problems, ids, strict=True)):
+            made = _Making(self.usage.launched, problem, prompt, [], self._group_size)
+            made.rows = [_Row(made, i, min(self._limits(problem, i), engine.new_tokens)) for i in range(self._group_size)]
+            self._waiting.extend((source, row) for row in made.rows)
+            self.usage.launched += 1
+        return True
+
+    def _starts(self, begun: list[tuple[int, int, _Row]]) -> tuple[np.ndarray, ...]:
+        """As sampler.Starts, filled up with rows that start nowhere."""
+        places = self._steps.starts
+        slot, source, limit = (np.full(places, value, np.int32) for value in (self._size, 0, 0))
+        keys = np.zeros((places, 2), np.uint32)
+        for i, (at, which, row) in enumerate(begun):
+            slot[i], source[i], limit[i] = at, which, row.limit
+            keys[i] = completion_key(self._name, row.group.problem.id, row.sample)
+        return slot, source, limit, keys
+
+    def _fit(self) -> None:
+        """Fewer slots where nothing more will start, and a ring that is long enough for the next call."""
+        live = [slot for slot, row in enumerate(self._rows) if row]
+        size = min(size for size in self._steps.sizes if size >= len(live))
+        if self._exhausted and not self._waiting and size < self._size:
+            others = [slot for slot, row in enumerate(self._rows) if not row]
+            order = (live + others)[:size]
+            self._slots = self._steps.compact(self._slots, np.array(order, np.int32))
+            self._rows, self._halt, self._size = [self._rows[slot] for slot in order], self._halt[order], size
+        needed = max(min(len(row.tokens) + self._steps.chunk, row.limit) for row in self._rows if row)
+        while needed > self._ring:
+            self._ring = min(ring for ring in self._steps.rings if ring > self._ring)
+            self._slots = self._steps.grow(self._slots, self._ring)
+
+    def _launch(self) -> Any:
+        """The next call of `decode`. It comes back once a few rows have ended whose slots can be used again, or, at the end,
+        once fewer slots will do."""
+        live = sum(row is not None for row in self._rows)
+        smaller = max((size for size in self._steps.sizes if size < live), default=0)
+        refills = self._waiting or not self._exhausted
+        leave_at = live - max(1, live // 16) if refills else smaller
+        self._slots, chosen = self._steps.decode(
+            self._params, self._slots, self._halt, self._how, np.int32(self._steps.chunk), np.int32(leave_at)
+        )
+        return chosen
+
+    def _harvest(self, chosen: Any) -> list[_Making]:
+        """Waits for the call, takes its tokens, and returns the groups whose last row has ended."""
+        tokens, logprobs, n, live, ended, steps = jax.device_get(chosen)
+        self.usage.computed += int(steps) * self._size
+        self.usage.tokens += int(n.sum())
+        ready = []
+        for slot, row in enumerate(self._rows):
+            if row is None:
+                continue
+            row.tokens.extend(tokens[slot, : n[slot]].tolist())
+            row.logprobs.extend(logprobs[slot, : n[slot]].tolist())
+            row.ended = bool(ended[slot]) or self._stopped(row)
+            if live[slot] and not row.ended:
+                continue
+            self._rows[slot], self._halt[slot] = None, True
+            row.group.unfinished -= 1
+            if not row.group.unfinished:
+                ready.append(row.group)
+        return ready
+
+    def _stopped(self, row: _Row) -> bool:
+        """Whether the row holds a stop string; then cuts it after the token that completes the first."""
+        if not self._draw.stop:
+            return False
+        holds = lambda count: any(stop in self._engine.tokenizer.decode(row.tokens[:count]) for stop in self._draw.stop)
+        if not holds(len(row.tokens)):
+            return False
+        count = next(count for count in range(1, len(row.tokens) + 1) if holds(count))
+        del row.tokens[count:], row.logprobs[count:]
+        return True
+
+
+def completion_key(name: str, problem: str, sample: int) -> np.ndarray:
+    """Random key data UInt32[2] of one completion: a function of its arguments and of nothing that happened before."""
+    return np.frombuffer(hashlib.blake2b(f"{name}/{problem}/{sample}".encode(), digest_size=8).digest(), np.uint32)
