@@ -50,7 +50,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def slots_sharding(mesh: Mesh, kv_heads: int) -> Callable[[type], Any]:
+def slots_sharding(mesh: Mesh, kv_heads: int) -> Callable[[Any], Any]:
     """A function that gives, for the class of a sampler's state, where each of its fields lives: rows over data and fsdp; the
     key-value heads of a cache over tensor, too, where they divide; the clock everywhere."""
     heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None

@@ -6,7 +6,7 @@ K key-value heads, E head width, S columns of keys and values (T, or a cache's w
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -77,8 +77,8 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1).reshape(batch, kv_heads, -1, scores.shape[-1])
     cuts = np.cumsum([values.shape[2] for _, values in parts])[:-1]
     shares = jnp.split(weights, cuts, axis=-1)
-    out = sum(product("bkqs,bkse->bkqe", w.astype(v.dtype), v) for w, (_, v) in zip(shares, parts, strict=True))
-    return out.reshape(batch, heads, length, width).astype(queries.dtype)
+    read = [product("bkqs,bkse->bkqe", w.astype(v.dtype), v) for w, (_, v) in zip(shares, parts, strict=True)]
+    return reduce(jnp.add, read).reshape(batch, heads, length, width).astype(queries.dtype)
 
 
 class RMSNorm(nn.Module):
