@@ -289,7 +289,7 @@ class Wave:
                 continue
             row.tokens.extend(tokens[slot, : n[slot]].tolist())
             row.logprobs.extend(logprobs[slot, : n[slot]].tolist())
-            row.ended = bool(ended[slot]) or self._stopped(row)
+            row.ended = self._stopped(row) or bool(ended[slot])
             if live[slot] and not row.ended:
                 continue
             self._rows[slot], self._halt[slot] = None, True

@@ -25,9 +25,7 @@ def run(tmp_path_factory):
     model = make_folder(folder / "model", tie_word_embeddings=False)
     config = weights.load_config(model)
     optimizer = adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.1, 1.0)
-    steps = compile_steps(
-        config, optimizer, make_mesh(), prompt_width=4, new_tokens=4, micro_batch=0, ends=(1,), pad=2
-    )
+    steps = compile_steps(config, optimizer, make_mesh(), prompt_width=4, new_tokens=4, micro_batch=0, ends=(1,), slots=1)
     state = steps.init(random_params(config, seed=9))
     out = folder / "out"
     with Checkpoints(out, keep=1) as checkpoints:

@@ -82,16 +82,15 @@ def test_the_embedded_model_is_the_default():
     [
         (8, ("batch.groups=3",), "batch.groups * batch.group_size is 12: it must be a multiple of"),
         (8, ("batch.groups=4", "batch.micro_batch=4"), "batch.micro_batch is 4"),
-        (8, ("batch.groups=4",), "batch.groups is 4"),  # 16 rows would do, but prompts are spread before their copies
-        (8, ("sampling.prompts=8", "evaluation.samples=3"), "sampling.prompts * batch.group_size // evaluation.samples is 10"),
-        (8, ("sampling.prompts=8", "evaluation.samples=3", "evaluation.problems=0"), None),
-        (1, ("batch.groups=3", "evaluation.samples=3"), None),
+        (8, ("batch.groups=4", "sampling.slots=12"), "sampling.slots is 12"),
+        (8, ("batch.groups=4", "evaluation.samples=3"), None),
+        (1, ("batch.groups=3", "evaluation.samples=3", "sampling.slots=5"), None),
     ],
 )
 def test_what_the_devices_cannot_share_is_refused(tmp_path, shards, overrides, says):
     config = make_config(tmp_path, *overrides)
-    prompts = config.sampling.prompts or config.batch.groups
-    arguments = config, shards, prompts, prompts * config.batch.group_size
+    slots = config.sampling.slots or 2 * config.batch.groups * config.batch.group_size
+    arguments = config, shards, slots
     if says is None:
         return _check_shards(*arguments)
     with pytest.raises(UserError) as error:
@@ -99,9 +98,3 @@ def test_what_the_devices_cannot_share_is_refused(tmp_path, shards, overrides, s
     assert str(error.value).startswith(says)
     assert str(error.value).endswith(f"mesh.data * mesh.fsdp = {shards} devices")
     return None
-
-
-def test_an_evaluation_takes_no_more_samples_than_a_launch_has_rows(tmp_path):
-    with pytest.raises(UserError, match=r"evaluation.samples is 9: it must be at most the 8 rows of a launch"):
-        make_config(tmp_path, "evaluation.samples=9")
-    assert replace(make_config(tmp_path), evaluation=Evaluation(samples=8)).evaluation.samples == 8

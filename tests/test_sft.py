@@ -102,7 +102,7 @@ def test_no_examples_no_batches():
 @pytest.fixture(scope="module")
 def steps():
     optimizer = adamw(schedule("constant", 3e-3, 0, 100), b1=0.9, b2=0.95, weight_decay=0.0, max_grad_norm=1.0)
-    settings = {"prompt_width": 1, "new_tokens": 1, "micro_batch": ROWS, "ends": (7,), "pad": PAD}
+    settings = {"prompt_width": 1, "score_from": 1, "new_tokens": 1, "micro_batch": ROWS, "ends": (7,), "slots": 1}
     return compile_steps(NETWORK, optimizer, make_mesh(), **settings)
 
 
@@ -129,4 +129,4 @@ def test_the_loss_falls_and_is_the_mean_over_completion_tokens(steps):
     losses = [float(m["update/loss"]) for m in metrics]
     assert losses[-1] < losses[0] - 0.3
     assert float(metrics[0]["update/tokens"]) == batch.completion_mask.sum()
-    assert steps.update._cache_size() == 1
+    assert steps.update.compiled == 1

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,16 +12,16 @@ import optax
 import pytest
 
 from jaxgrpo import losses
+from jaxgrpo.engine import Draw, Engine
 from jaxgrpo.logprobs import token_logprobs
 from jaxgrpo.losses import GRPO
 from jaxgrpo.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.models import transformer
+from jaxgrpo.rollout import make_batch
 from jaxgrpo.steps import compile_steps
-from jaxgrpo.types import Batch, Prompts
-from tests import tiny_models
+from tests.tiny_engines import ENDS, NETWORK, TOKENIZER, assert_same_texts, completions, make_problems
 from tests.tiny_models import random_params
 
-NETWORK = replace(tiny_models.NETWORK, layers=1)  # compiling is what takes the time here
 WIDTH, NEW, PLACES, GROUP = 5, 6, 8, 2
 ROWS = PLACES * GROUP
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
@@ -32,29 +31,18 @@ def make_steps(mesh=None, micro_batch=0, **changes):
     # Adam with a large epsilon: with the usual one, rounding in a gradient near 0 decides which way a parameter goes.
     adam = optax.adamw(2e-3, b1=0.9, b2=0.95, eps=1e-2, weight_decay=0.1)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
-    shapes = {"prompt_width": WIDTH, "new_tokens": NEW, "ends": (7,), "pad": 0, "group_size": GROUP}
+    shapes = {"prompt_width": WIDTH, "new_tokens": NEW, "ends": ENDS, "slots": 16, "chunk": 4, "group_size": GROUP}
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     return compile_steps(NETWORK, optimizer, mesh, micro_batch=micro_batch, **shapes, **changes)
 
 
-def make_prompts(steps):
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(8, NETWORK.vocab_size, (PLACES, WIDTH)).astype(np.int32)
-    mask = np.arange(WIDTH) >= rng.integers(0, WIDTH, PLACES)[:, None]
-    keys = rng.integers(0, 2**32, (PLACES, GROUP, 2), dtype=np.uint32)
-    return to_device(Prompts(tokens, mask, keys), steps.rows)
-
-
-def make_batch(rollout):
-    """A host's batch of real samples: the first of every group was right, the second wrong."""
-    rollout = to_host(rollout)
-    return Batch(
-        tokens=rollout.tokens,
-        segments=rollout.attention_mask.astype(np.int32),
-        completion_mask=rollout.completion_mask,
-        rewards=np.tile(np.array([1.0, 0.0], np.float32), len(rollout.tokens) // 2),
-        sampler_logprobs=rollout.logprobs,
-    )
+def sample(steps, params):
+    """Groups in which the first completion was right and the second wrong."""
+    engine = Engine(steps, TOKENIZER, WIDTH, NEW, seed=0)
+    groups = engine(params, make_problems(PLACES, longest=WIDTH), GROUP, Draw(), 1, "training")
+    for group in groups:
+        group.rewards = np.array([1.0, 0.0])
+    return groups
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +68,7 @@ def other(steps):
 
 @pytest.fixture(scope="module")
 def batch(steps, params):
-    return make_batch(steps.sample(params, make_prompts(steps), 1.0))
+    return make_batch(sample(steps, params), PLACES)
 
 
 @pytest.fixture(scope="module")
@@ -167,10 +155,10 @@ def test_the_reference_outlives_the_update(steps, batch):
 def test_settings_compile_nothing(steps, params, other, batch):
     steps.update(steps.init(params), other, batch, GRPO(), 1.0)
     before = leaves(steps.update(steps.init(params), other, batch, GRPO(), 1.0)[0].params)
-    programs = steps.update._cache_size()
+    programs = steps.update.compiled
     for objective, temperature in ((GRPO(kl=0.5), 1.0), (GRPO(clip_high=0.3), 1.0), (GRPO(), 0.6)):
         state, _ = steps.update(steps.init(params), other, batch, objective, temperature)
-    assert steps.update._cache_size() == programs
+    assert steps.update.compiled == programs
     assert leaves(state.params) != before
 
 
@@ -269,15 +257,15 @@ def compare_meshes():
         mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
         steps = make_steps(mesh, micro_batch=8)
         placed, reference = place(steps, params), place(steps, other)
-        rollout = to_host(steps.sample(placed, make_prompts(steps), 1.0))
+        groups = sample(steps, placed)
         state = steps.init(placed)
         for _ in range(2):
-            state, metrics = steps.update(state, reference, to_device(make_batch(rollout), steps.rows), GRPO(), 1.0)
+            state, metrics = steps.update(state, reference, to_device(make_batch(groups, PLACES), steps.rows), GRPO(), 1.0)
         for like, leaf in zip(jax.tree.leaves(steps.state_like), jax.tree.leaves(state), strict=True):
             assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim), (leaf.sharding, like.sharding)
-        result = rollout, to_host(state.params), to_host(metrics)
+        result = completions(groups), to_host(state.params), to_host(metrics)
         expected = expected or result
-        np.testing.assert_array_equal(rollout.tokens, expected[0].tokens)
+        assert_same_texts(result[0], expected[0])
         assert_close(result[1], expected[1], atol=2e-6)
         assert_same_metrics(result[2], expected[2])
         print("equal", *sizes)

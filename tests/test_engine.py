@@ -1,0 +1,385 @@
+"""Laws of the engine: what a row says depends on nothing that happens around it, and on no size that was chosen for speed."""
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgrpo import steps as steps_module
+from jaxgrpo.engine import Draw, completion_key
+from jaxgrpo.mesh import make_mesh, to_device
+from jaxgrpo.steps import compile_steps
+from tests import tiny_engines
+from tests.tiny_engines import (
+    ENDS,
+    GROUP,
+    NETWORK,
+    NEW,
+    TOKENIZER,
+    WIDTH,
+    assert_same_texts,
+    completions,
+    make_engine,
+    make_params,
+    make_problems,
+    written_without_a_cache,
+)
+
+PROBLEMS = make_problems()
+NAME = "3/5/training"
+"""What a wave's keys are made of: seed, step and purpose."""
+MESHES = ((1, 1, 1), (2, 2, 2), (8, 1, 1))
+
+
+def ask(engine, draw=None, params=None, problems=PROBLEMS, group_size=GROUP, step=5):
+    return engine(params or make_params(), problems, group_size, draw or Draw(), step, "training")
+
+
+@functools.cache
+def expected(temperature=1.0):
+    """What everything must be equal to."""
+    rows = written_without_a_cache(make_params(), PROBLEMS, GROUP, NAME, temperature)
+    lengths = [len(tokens) for tokens, _ in rows]
+    assert len(set(lengths)) > 6, lengths  # rows end at different times: slots become free one after another
+    assert max(lengths) == NEW
+    return rows
+
+
+@pytest.mark.parametrize("slots", [4, 16, 64])
+@pytest.mark.parametrize("chunk", [1, 8, 32])
+def test_texts_are_those_of_an_uncached_forward_pass_whatever_the_slots_and_the_chunk(slots, chunk):
+    engine = make_engine(slots, chunk)
+    groups = ask(engine)
+    assert [group.problem for group in groups] == PROBLEMS
+    assert_same_texts(completions(groups), expected())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.7])
+def test_so_they_are_at_every_temperature(temperature):
+    groups = ask(make_engine(4, 8), Draw(temperature))
+    assert_same_texts(completions(groups), expected(temperature))
+    assert (completions(groups) == completions(ask(make_engine(4, 8), Draw(temperature), step=6))) == (temperature == 0)
+
+
+@pytest.mark.parametrize("width", [WIDTH + 5, 4 * WIDTH])
+def test_the_width_of_the_left_padding_changes_nothing(width):
+    groups = ask(make_engine(4, 8, width))
+    assert {group.tokens.shape for group in groups} == {(GROUP, width + NEW)}
+    assert_same_texts(completions(groups), expected())
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7])
+def test_longer_rings_and_fewer_slots_change_nothing(monkeypatch, chunk):
+    """Rings of 6, 12 and 24 columns, where a run's are 128 and more; 16 slots, in the end 4."""
+    halves = steps_module._halves
+    monkeypatch.setattr(steps_module, "_halves", lambda most, least, multiple: halves(most, min(least, 4), multiple))
+    steps = tiny_engines.make_steps(16, chunk)
+    assert (steps.sizes, steps.rings) == ((16, 8, 4), (6, 12, 24))
+    seen = set()
+
+    def decode(params, slots, *others):
+        seen.add((slots.live.shape[0], slots.recent[0][0].shape[2]))
+        return steps.decode(params, slots, *others)
+
+    engine = dataclasses.replace(make_engine(16, 8), steps=dataclasses.replace(steps, decode=decode))
+    assert_same_texts(completions(ask(engine)), expected())
+    assert {size for size, _ in seen} == {16, 8, 4}
+    assert len({ring for _, ring in seen}) == 3 if chunk < 7 else 2
+
+
+def test_a_text_depends_on_seed_step_purpose_problem_and_sample_alone():
+    engine = make_engine(4, 8)
+    groups = ask(engine)
+    assert completions(ask(engine, problems=PROBLEMS[3:5])) == completions(groups[3:5])
+    assert completions(ask(engine, problems=PROBLEMS[::-1]))[-GROUP:] == completions(groups[:1])
+    more = ask(engine, group_size=5)
+    assert [rows[:GROUP] for rows in (completions([group]) for group in more)] == [completions([group]) for group in groups]
+    for other in (
+        ask(engine, step=6),
+        ask(dataclasses.replace(engine, seed=4)),
+        engine(make_params(), PROBLEMS, GROUP, Draw(), 5, "evaluation"),
+    ):
+        different = [a != b for (a, _), (b, _) in zip(completions(other), completions(groups), strict=True)]
+        assert sum(different) > 15
+    assert len({tuple(tokens) for tokens, _ in completions(groups)}) > 15
+
+
+def test_masks_and_ends_are_what_the_rows_say():
+    for group in ask(make_engine(4, 8)):
+        prompt = TOKENIZER.prompt(group.problem.prompt)
+        for row in range(GROUP):
+            chosen, tokens = group.completion_mask[row], group.tokens[row]
+            length = int(chosen.sum())
+            completion = tokens[chosen].tolist()
+            assert chosen.tolist() == [WIDTH <= column < WIDTH + length for column in range(WIDTH + NEW)]
+            attended = [WIDTH - len(prompt) <= column < WIDTH + length for column in range(WIDTH + NEW)]
+            assert group.attention_mask[row].tolist() == attended
+            assert tokens[WIDTH - len(prompt) : WIDTH].tolist() == prompt
+            assert not set(completion[:-1]) & set(ENDS)
+            assert group.finished[row] == (completion[-1] in ENDS)
+            assert group.finished[row] or length == NEW
+            assert (tokens[~group.attention_mask[row]] == TOKENIZER.pad).all()
+            assert (group.logprobs[row] < 0).tolist() == chosen.tolist()
+            assert group.texts[row] == TOKENIZER.decode(completion)
+
+
+def test_each_of_several_end_tokens_ends_a_row():
+    groups = ask(make_engine(16, 8), group_size=12)
+    lasts = [tokens[-1] for tokens, _ in completions(groups)]
+    assert set(ENDS) <= set(lasts)
+
+
+def test_limits_cut_what_would_have_been_longer():
+    limit = lambda problem, sample: 3 * sample + int(problem.id[1:])
+    engine = make_engine(4, 8)
+    wave = engine.wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training", limit)
+    groups = [group for _, group in sorted((item for item in wave if item), key=lambda item: item[0])]
+    limits = [limit(problem, sample) for problem in PROBLEMS for sample in range(GROUP)]
+    assert limits[0] == 0  # a row that may say nothing says nothing
+    cut = [(tokens[:most], logprobs[:most]) for (tokens, logprobs), most in zip(expected(), limits, strict=True)]
+    assert_same_texts(completions(groups), cut)
+    finished = [bool(end) for group in groups for end in group.finished]
+    assert finished == [bool(tokens) and tokens[-1] in ENDS for tokens, _ in cut]
+    for most in (1, 5, NEW + 9):
+        cut = [(tokens[:most], logprobs[:most]) for tokens, logprobs in expected()]
+        assert_same_texts(completions(ask(engine, Draw(max_tokens=most))), cut)
+
+
+def test_no_row_ends_before_it_has_the_fewest_tokens():
+    groups = ask(make_engine(4, 8), Draw(min_tokens=9))
+    lengths = [len(tokens) for tokens, _ in completions(groups)]
+    assert min(lengths) == 10  # nine others, then the end
+    assert any(len(tokens) < 9 for tokens, _ in expected())
+    free = [(tokens, logprobs) for tokens, logprobs in expected() if len(tokens) > 9]
+    same = [tokens in [other for other, _ in free] for tokens, _ in completions(groups)]
+    assert sum(same) <= len(free)
+
+
+def cut_after(tokens, stops):
+    """The tokens up to the first with which a stop string is in the text, by reading it letter by letter."""
+    for count in range(1, len(tokens) + 1):
+        if any(stop in TOKENIZER.decode(tokens[:count]) for stop in stops):
+            return tokens[:count], True
+    return tokens, tokens[-1] in ENDS
+
+
+@pytest.mark.parametrize(("slots", "chunk"), [(4, 1), (4, 8), (16, 8), (64, 32)])
+def test_a_text_ends_after_its_first_stop_string_whatever_the_chunk(slots, chunk):
+    texts = [TOKENIZER.decode(tokens) for tokens, _ in expected()]
+    long = [text for text in texts if len(text) > 8]
+    stops = (long[0][4:6], long[1][2], long[2][5:8], "never")
+    wanted = [cut_after(tokens, stops) for tokens, _ in expected()]
+    # Some would have gone on to an end token in the same chunk, others to the limit.
+    kinds = {tokens[-1] in ENDS for (tokens, _), (cut, _) in zip(expected(), wanted, strict=True) if len(cut) < len(tokens)}
+    assert kinds == {True, False}
+    groups = ask(make_engine(slots, chunk), Draw(stop=stops))
+    found = completions(groups)
+    assert [tokens for tokens, _ in found] == [tokens for tokens, _ in wanted]
+    assert [bool(end) for group in groups for end in group.finished] == [ended for _, ended in wanted]
+    for (_, a), (_, b) in zip(found, expected(), strict=True):
+        np.testing.assert_allclose(a, b[: len(a)], atol=1e-4)
+    assert all(text == TOKENIZER.decode(cut) for group, i in zip(groups, range(0, 99, GROUP), strict=False)
+               for text, (cut, _) in zip(group.texts, wanted[i:], strict=False))
+
+
+@pytest.mark.parametrize(("slots", "chunk"), [(4, 1), (4, 8), (16, 8), (64, 32)])
+def test_usage_counts_tokens_steps_and_prompts(slots, chunk):
+    engine = make_engine(slots, chunk)
+    computed = []
+
+    def decode(*arguments):
+        slots, chosen = engine.steps.decode(*arguments)
+        computed.append(int(chosen.steps) * len(chosen.n))
+        return slots, chosen
+
+    counting = dataclasses.replace(engine, steps=dataclasses.replace(engine.steps, decode=decode))
+    wave = counting.wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
+    groups = [item for item in wave if item]
+    assert len(groups) == wave.usage.launched == len(PROBLEMS)
+    assert wave.usage.tokens == sum(len(tokens) for tokens, _ in expected())
+    assert wave.usage.tokens <= wave.usage.computed == sum(computed)
+    assert 0 < wave.usage.waited < wave.usage.seconds
+    if slots == 4:
+        assert wave.usage.tokens > 0.5 * wave.usage.computed  # slots are used again
+
+
+def test_problems_are_taken_as_slots_become_free_and_no_sooner():
+    taken = []
+
+    def problems():
+        for problem in make_problems(40):
+            taken.append(problem.id)
+            yield problem
+
+    engine = make_engine(4, 8)
+    wave = engine.wave(make_params(), problems(), GROUP, Draw(), 5, "training")
+    first = next(item for item in wave if item)
+    assert len(taken) == wave.usage.launched <= 2 + 2 * engine.steps.prompts
+    assert first[1].problem.id in taken
+
+
+def test_groups_come_when_they_are_ready_and_their_indices_say_which():
+    wave = make_engine(16, 1).wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
+    found = [item for item in wave if item]
+    assert sorted(index for index, _ in found) == list(range(len(PROBLEMS)))
+    assert all(group.problem == PROBLEMS[index] for index, group in found)
+    assert [index for index, _ in found] != list(range(len(PROBLEMS)))
+
+
+def test_no_problems_are_no_groups():
+    assert ask(make_engine(4, 8), problems=[]) == []
+
+
+def programs(steps):
+    """How many versions of every program there are."""
+    named = [steps.prefill.compiled, steps.insert.compiled, steps.decode.compiled, steps.compact.compiled]
+    return [*named, *(jitted._cache_size() for jitted in (steps.publish, steps.empty, steps.grow))]
+
+
+def test_two_hundred_steps_of_changing_settings_compile_nothing():
+    engine = dataclasses.replace(make_engine(8, 8), steps=tiny_engines.make_steps(8, 8))
+    params, rng = make_params(), np.random.default_rng(0)
+    ask(engine)
+    before = programs(engine.steps)
+    assert before[:3] == [1, 1, 1]
+    for program in (engine.steps.prefill, engine.steps.insert, engine.steps.decode, engine.steps.compact):
+        program.seal()
+    tokens = 0
+    for step in range(200):
+        draw = Draw(
+            temperature=float(rng.choice([0.0, 0.5, 1.0, 1.3])),
+            top_k=int(rng.integers(0, 9)),
+            top_p=float(rng.choice([1.0, 0.9])),
+            min_p=float(rng.choice([0.0, 0.05])),
+            min_tokens=int(rng.integers(0, 3)),
+            max_tokens=int(rng.integers(1, 6)),
+            stop=("A",) if step % 3 else (),
+        )
+        asked = dataclasses.replace(engine, seed=int(rng.integers(0, 2**31)))
+        chosen = [PROBLEMS[i] for i in rng.permutation(len(PROBLEMS))[: rng.integers(1, 4)]]
+        groups = ask(asked, draw, params, chosen, group_size=int(rng.integers(1, 5)), step=step)
+        tokens += sum(len(tokens) for tokens, _ in completions(groups))
+    assert tokens > 1000
+    assert programs(engine.steps) == before
+
+
+def scored(params, group, temperature=1.0):
+    """The log-probabilities of a group's tokens, from an uncached forward pass over its arrays as they are."""
+    from jaxgrpo.logprobs import token_logprobs
+    from jaxgrpo.models import transformer
+
+    segments = jnp.asarray(group.attention_mask.astype(np.int32))
+    positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
+    hidden, _ = transformer.forward(NETWORK, params, jnp.asarray(group.tokens), positions, mask)
+    embedding = transformer.output_embedding(params)
+    logprobs, _ = token_logprobs(hidden, embedding, jnp.asarray(group.tokens), temperature, start=WIDTH)
+    return np.asarray(logprobs)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_the_groups_arrays_score_as_the_engine_says(temperature):
+    for group in ask(make_engine(4, 8), Draw(temperature))[:3]:
+        gap = np.where(group.completion_mask, scored(make_params(), group, temperature) - group.logprobs, 0.0)
+        assert np.abs(gap).max() < 1e-4
+
+
+def test_bfloat16_log_probabilities_stay_near():
+    """Decoding in bfloat16, scored in float32: a tenth of a nat on average for a random network, half a nat at most."""
+    engine = dataclasses.replace(make_engine(4, 8), steps=tiny_engines.make_steps(16, 32, dtype=jnp.bfloat16))
+    gaps = []
+    for group in ask(engine):
+        gaps.extend((scored(make_params(), group) - group.logprobs)[group.completion_mask])
+    assert 0 < np.abs(gaps).mean() < 0.05
+    assert np.abs(gaps).max() < 0.5
+
+
+def test_sampled_tokens_follow_the_distribution():
+    """Chi-square of the first tokens of 3,000 completions, of all tokens and of the nucleus."""
+    from scipy import stats
+
+    params, problem = make_params(), PROBLEMS[:1]
+    tokens = np.array(TOKENIZER.prompt(problem[0].prompt))[None]
+    logits = np.asarray(tiny_engines._uncached(1, tokens.shape[1])(params, tokens, np.array([tokens.shape[1]], np.int32)))[0]
+    for temperature, top_p in ((1.0, 1.0), (1.5, 1.0), (1.5, 0.7)):
+        probs = np.exp(logits.astype(np.float64) / temperature)
+        probs /= probs.sum()
+        order = np.argsort(-probs)
+        kept = order[: int(np.sum(np.cumsum(probs[order]) - probs[order] < top_p))]
+        nucleus = np.zeros_like(probs)
+        nucleus[kept] = probs[kept] / probs[kept].sum()
+        groups = ask(make_engine(64, 8), Draw(temperature, top_p=top_p, max_tokens=1), problems=problem, group_size=3000)
+        found = np.bincount([tokens[0] for tokens, _ in completions(groups)], minlength=len(probs))
+        assert not found[nucleus == 0].any()
+        common = nucleus * 3000 >= 5
+        assert common.sum() > 5
+        counts, wanted = found[common], nucleus[common] * 3000
+        if wanted.sum() < 3000 - 1e-6:
+            counts, wanted = np.append(counts, found[~common].sum()), np.append(wanted, 3000 - wanted.sum())
+        assert stats.chisquare(counts, wanted).pvalue > 1e-3, (temperature, top_p)
+
+
+def test_keys_and_values_are_updated_in_place():
+    """What `decode` needs besides its arguments is less than a single one of the cache's arrays: none of them is copied."""
+    model = dataclasses.replace(NETWORK, layers=2, head_width=64)
+    slots, ring = 32, 256
+    steps = compile_steps(
+        model,
+        None,
+        make_mesh(devices=jax.devices()[:1]),
+        prompt_width=256,
+        new_tokens=ring,
+        micro_batch=0,
+        ends=ENDS,
+        slots=slots,
+        chunk=32,
+    )
+    state = jax.eval_shape(lambda: steps.empty(slots, ring))
+    how = tuple(np.float32(0) for _ in range(5))
+    halt = np.zeros(slots, bool)
+    compiled = steps.decode._jitted.lower(steps.params_like, state, halt, how, np.int32(32), np.int32(0)).compile()
+    memory = compiled.memory_analysis()
+    one = state.recent[0][0].size * 4
+    cache = sum(leaf.size * 4 for leaf in jax.tree.leaves((state.prompt, state.recent)))
+    assert memory.alias_size_in_bytes >= cache
+    assert memory.temp_size_in_bytes < one, (memory.temp_size_in_bytes, one)
+
+
+def test_a_completions_key_is_a_function_of_its_arguments():
+    key = completion_key("0/1/training", "p/1", 0)
+    assert (key.dtype, key.shape) == (np.uint32, (2,))
+    np.testing.assert_array_equal(key, completion_key("0/1/training", "p/1", 0))
+    others = [("1/1/training", "p/1", 0), ("0/1/training", "p/2", 0), ("0/1/training", "p/1", 1), ("0/1/training", "p", 10)]
+    assert len({tuple(key), *(tuple(completion_key(*other)) for other in others)}) == 1 + len(others)
+
+
+def compare_meshes():
+    """Run in a process with eight devices: every mesh gives what is written without a cache on one."""
+    for sizes in MESHES:
+        mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
+        steps = tiny_engines.make_steps(16, 8, mesh)
+        params = to_device(jax.device_get(make_params()), jax.tree.map(lambda leaf: leaf.sharding, steps.params_like))
+        engine = dataclasses.replace(make_engine(16, 8), steps=steps)
+        assert_same_texts(completions(ask(engine, params=params)), expected())
+        assert [count <= 2 for count in programs(steps)] == [True] * 7, programs(steps)
+        print("equal", *sizes)
+
+
+def test_every_mesh_gives_the_same_texts():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    run = subprocess.run(
+        [sys.executable, "-c", "from tests.test_engine import compare_meshes; compare_meshes()"],
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("equal") == len(MESHES)

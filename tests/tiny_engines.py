@@ -1,0 +1,139 @@
+"""Engines over a random network with a tokenizer of one character a token, and an independent way to write what they write."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgrpo.engine import Engine, Group, completion_key
+from jaxgrpo.logprobs import to_logits
+from jaxgrpo.mesh import make_mesh, to_device
+from jaxgrpo.models import transformer
+from jaxgrpo.problems import Problem
+from jaxgrpo.steps import Steps, compile_steps
+from jaxgrpo.tokenizer import Tokenizer
+from tests import tiny_models
+from tests.tiny_models import random_params
+
+NETWORK = replace(tiny_models.NETWORK, layers=1)
+"""Compiling is what takes the time here; tests of the transformer and parity with torch are about more layers."""
+WIDTH, NEW, GROUP, ENDS, PAD = 8, 24, 3, (7, 11, 23, 36), 0
+
+
+class Characters:
+    """Stands in for a Hugging Face tokenizer: id i is the character chr(40 + i), and a new line is nothing."""
+
+    chat_template = None
+
+    def __call__(self, text: str, add_special_tokens: bool) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[ord(character) - 40 for character in text.replace("\n", "")])
+
+    def decode(self, ids: Sequence[int], **_: bool) -> str:
+        return "".join(chr(40 + i) for i in ids if i not in ENDS)
+
+
+TOKENIZER = Tokenizer(Characters(), ENDS, PAD)
+
+
+def make_problems(count: int = 7, longest: int = WIDTH) -> list[Problem]:
+    """Problems with prompts of different lengths, the longest among them."""
+    rng = np.random.default_rng(1)
+    lengths = [longest - i % longest for i in range(count)]
+    others = [i for i in range(1, NETWORK.vocab_size) if i not in ENDS]
+    texts = [TOKENIZER.decode(rng.choice(others, length).tolist()) for length in lengths]
+    return [Problem(f"p{i}", text, "1") for i, text in enumerate(texts)]
+
+
+def make_steps(slots: int, chunk: int, mesh=None, prompt_width: int = WIDTH, **changes) -> Steps:
+    """The programs of an engine; those of an update are there, too, and compile only if they are called."""
+    shapes = {"prompt_width": prompt_width, "new_tokens": NEW, "ends": ENDS, "group_size": GROUP, "micro_batch": 0}
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    return compile_steps(NETWORK, optax.sgd(1.0), mesh, slots=slots, chunk=chunk, **(shapes | changes))
+
+
+@functools.cache
+def make_engine(slots: int, chunk: int, prompt_width: int = WIDTH) -> Engine:
+    """One of each size for all tests: it holds nothing but compiled programs."""
+    return Engine(make_steps(slots, chunk, prompt_width=prompt_width), TOKENIZER, prompt_width, NEW, seed=3)
+
+
+@functools.cache
+def make_params():
+    """Random parameters, placed where programs on one device want them."""
+    like = transformer.shapes(NETWORK)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return to_device(jax.device_get(random_params(NETWORK)), jax.tree.map(lambda _: everywhere, like))
+
+
+@functools.cache
+def _uncached(rows: int, columns: int):
+    @jax.jit
+    def last_logits(params, tokens, lengths):
+        """Rows padded on the right, read from the beginning as if nothing had been read before."""
+        segments = (jnp.arange(columns) < lengths[:, None]).astype(jnp.int32)
+        positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
+        hidden, _ = transformer.forward(NETWORK, params, tokens, positions, mask)
+        last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+        return to_logits(last, transformer.output_embedding(params), 1.0)
+
+    return last_logits
+
+
+@jax.jit
+def _uniforms(keys):
+    one = lambda key, n: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), n))
+    return jax.vmap(lambda key: jax.vmap(lambda n: one(key, n))(jnp.arange(NEW)))(keys)
+
+
+def written_without_a_cache(
+    params, problems: Sequence[Problem], group_size: int, name: str, temperature: float = 1.0, most: int = NEW
+) -> list[tuple[list[int], list[float]]]:
+    """(tokens, log-probabilities) of each problem's completions, row by row.
+
+    Every token is drawn after reading the whole row anew, by the cumulative distribution in float64.
+    """
+    rows = [(problem, sample) for problem in problems for sample in range(group_size)]
+    texts = [TOKENIZER.prompt(problem.prompt) for problem, _ in rows]
+    prompts = [len(text) for text in texts]
+    keys = np.stack([completion_key(name, problem.id, sample) for problem, sample in rows])
+    uniforms = np.asarray(_uniforms(keys), np.float64)
+    logprobs: list[list[float]] = [[] for _ in rows]
+    columns = max(prompts) + NEW
+    going = list(range(len(rows)))
+    for n in range(most):
+        tokens = np.zeros((len(rows), columns), np.int32)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text)] = text
+        logits = _uncached(len(rows), columns)(params, tokens, np.array([len(text) for text in texts], np.int32))
+        logits = np.asarray(logits, np.float64)
+        for row in going:
+            scaled = logits[row] / (temperature or 1.0)
+            probs = np.exp(scaled - scaled.max())
+            probs /= probs.sum()
+            drawn = np.searchsorted(np.cumsum(probs), uniforms[row, n], side="right")
+            token = int(drawn if temperature else probs.argmax())
+            texts[row].append(token)
+            logprobs[row].append(float(np.log(probs[token])))
+        going = [row for row in going if texts[row][-1] not in ENDS]
+    return [(text[start:], numbers) for text, start, numbers in zip(texts, prompts, logprobs, strict=True)]
+
+
+def completions(groups: Sequence[Group]) -> list[tuple[list[int], list[float]]]:
+    """(tokens, log-probabilities) of each row."""
+    return [
+        (tokens[chosen].tolist(), logprobs[chosen].tolist())
+        for group in groups
+        for tokens, logprobs, chosen in zip(group.tokens, group.logprobs, group.completion_mask, strict=True)
+    ]
+
+
+def assert_same_texts(found, expected, atol: float = 1e-4) -> None:
+    assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected]
+    for (_, a), (_, b) in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
