@@ -1,21 +1,24 @@
 """Laws of collecting, with a policy and verifiers that are plain functions: no device, no worker processes."""
 
 import math
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from itertools import count, permutations
 
 import numpy as np
 import pytest
 
-from jaxgrpo.mesh import make_mesh, rows_sharding
+from jaxgrpo.engine import Draw, Engine, Group, Usage
 from jaxgrpo.problems import Problem, Weighted
-from jaxgrpo.rewards.pool import Missing
-from jaxgrpo.rollout import Group, Judge, Sampler, Wanted, collect, completion_key, make_batch, most_informative, summarise
-from jaxgrpo.types import Rollout
+from jaxgrpo.rewards.pool import Missing, Pool, Ticket
+from jaxgrpo.rollout import Judge, Wanted, collect, judged_in_order, make_batch, most_informative, summarise
+from tests import tiny_engines
 
 WIDTH, NEW = 3, 4
-WANTED = Wanted(groups=3, group_size=4, temperature=1.0, rule="band", low=0.2, high=0.8, most=12, launch=2)
+WANTED = Wanted(groups=3, group_size=4, rule="band", low=0.2, high=0.8, most=12)
 
 
 def make_group(name: str, solved: Sequence[float], rewards: Sequence[float] = (), language: str = "en", **values) -> Group:
@@ -41,39 +44,96 @@ def make_group(name: str, solved: Sequence[float], rewards: Sequence[float] = ()
     )
 
 
-@dataclass
-class World:
-    """Asks problems p0, p1, ..., samples and judges them: `script` says of each how many of its 4 completions are right.
+class Verdicts(Pool):
+    """A pool whose verdicts come when the test says, and not before: `due` tells which tickets are answered when asked to."""
+
+    def __init__(self, verdicts: Callable[[Problem, list[str]], list[dict]], delay: Callable[[str], float] = lambda _: 0.0):
+        self._verdicts, self._delay = verdicts, delay
+        self.submitted: list[str] = []
+        self.waited: list[str] = []
+        self._names_of: dict[int, str] = {}
+
+    def submit(self, problem, texts):
+        self.submitted.append(problem.id)
+        ticket = Ticket(b"", len(texts))
+        self._names_of[id(ticket)] = problem.id
+        delay, verdicts = self._delay(problem.id), self._verdicts(problem, texts)
+        if delay:
+            threading.Timer(delay, ticket.verdicts.set_result, [verdicts]).start()
+        else:
+            ticket.verdicts.set_result(verdicts)
+        return ticket
+
+    def result(self, ticket):
+        if not ticket.verdicts.done():
+            self.waited.append(self._names_of[id(ticket)])
+        return ticket.verdicts.result()
+
+
+def scripted(script: Sequence[int], shaped: float = 0.0):
+    """Verdicts for problems p0, p1, ...: script[i] of pi's 4 completions are right.
 
     shaped: what a reward has besides the verdict, times the completion's place in its group.
     """
 
+    def verdicts(problem: Problem, texts: list[str]) -> list[dict]:
+        right = script[int(problem.id[1:])]
+        return [{"accuracy": float(row < right), "shape": shaped * row} for row in range(len(texts))]
+
+    return verdicts
+
+
+@dataclass
+class World:
+    """An engine whose groups become ready in a scripted order, and a judge whose verdicts take as long as the script says.
+
+    script: of each problem, how many of its 4 completions are right. ready: a function of (the number of problems taken so
+    far) -> which of those in the making becomes ready next; ahead: how many problems are in the making at a time.
+    """
+
     script: Sequence[int]
     shaped: float = 0.0
-    asked: list[str] = field(default_factory=list)
-    launches: list[int] = field(default_factory=list)
+    ahead: int = 2
+    pick: Callable[[list[int]], int] = min
+    delay: Callable[[str], float] = lambda _: 0.0
+    problems: int = 10**9
+    taken: list[str] = field(default_factory=list)
+    usage: Usage = field(default_factory=lambda: Usage(tokens=1, computed=2, seconds=1.0))
 
-    def ask(self, count: int) -> list[Problem]:
-        names = [f"p{place}" for place in range(len(self.asked), len(self.asked) + count)]
-        self.asked += names
-        return [Problem(name, name, "1") for name in names]
+    def ask(self) -> Iterator[Problem]:
+        for place in count() if self.problems > 10**6 else range(self.problems):
+            self.taken.append(f"p{place}")
+            yield Problem(f"p{place}", f"p{place}", "1")
 
-    def __call__(self, params, problems, group_size, temperature, step, purpose) -> list[Group]:
-        assert (params, group_size, temperature, step, purpose) == ("params", 4, 1.0, 7, "training")
-        self.launches.append(len(problems))
-        return [make_group(problem.id, [math.nan] * group_size) for problem in problems]
+    def wave(self, params, problems, group_size, draw, step, purpose, limits=None):
+        assert (params, group_size, draw, step, purpose) == ("params", 4, Draw(), 7, "training")
+        return self
 
-    def judge(self, groups: Sequence[Group]) -> None:
-        for group in reversed(groups):  # the last one's verdicts come first
-            right = self.script[int(group.problem.id[1:])]
-            verdicts = [1.0] * right + [0.0] * (4 - right)
-            judged = make_group(
-                group.problem.id, verdicts, [verdict + self.shaped * row for row, verdict in enumerate(verdicts)]
-            )
-            vars(group).update(vars(judged))
+    def __iter__(self) -> Iterator[tuple[int, Group] | None]:
+        problems, making = self.ask(), {}
+        while True:
+            while len(making) < self.ahead and (problem := next(problems, None)):
+                making[self.usage.launched] = problem
+                self.usage.launched += 1
+            if not making:
+                return
+            index = self.pick(sorted(making))
+            yield None
+            yield index, make_group(making.pop(index).id, [math.nan] * 4)
 
     def collect(self, **changes):
-        return collect(self, self.judge, "params", self.ask, replace(WANTED, **changes), 7)
+        engine = object.__new__(Scripted)
+        object.__setattr__(engine, "world", self)
+        self.pool = Verdicts(scripted(self.script, self.shaped), self.delay)
+        judge = Judge(self.pool, {"accuracy": Weighted(len, 1.0), "shape": Weighted(len, 1.0)}, "accuracy")
+        return collect(engine, judge, "params", self.ask(), replace(WANTED, **changes), Draw(), 7)
+
+
+class Scripted(Engine):
+    """An engine that does as its world says."""
+
+    def wave(self, *arguments):
+        return self.world.wave(*arguments)
 
 
 def names(groups: Sequence[Group]) -> list[str]:
@@ -84,28 +144,106 @@ def test_the_batch_is_filled_in_the_order_of_asking():
     world = World(script=[2, 0, 4, 1, 3, 2, 2, 2])
     groups, metrics, asked = world.collect()
     assert names(groups) == ["p0", "p3", "p4"]
-    assert names(asked) == world.asked == ["p0", "p1", "p2", "p3", "p4", "p5"]
-    assert metrics["filter/asked"] == 6
-    assert metrics["filter/kept"] == 4 / 6
-    assert metrics["filter/surplus"] == 1  # p5 passed too
-    assert metrics["filter/too_hard"] == metrics["filter/too_easy"] == 1 / 6
+    assert names(asked) == ["p0", "p1", "p2", "p3", "p4"]
+    assert metrics["filter/asked"] == 5
+    assert metrics["filter/kept"] == 3 / 5
+    assert metrics["filter/too_hard"] == metrics["filter/too_easy"] == 1 / 5
     assert metrics["filter/fallback"] == 0
     assert metrics["filter/groups"] == 3
+    assert metrics["rollout/stopped"] == len(world.taken) - 5
 
 
-@pytest.mark.parametrize("launch", [1, 2, 3, 5, 12])
-def test_what_is_kept_does_not_depend_on_the_size_of_a_launch(launch):
-    groups, metrics, _ = World(script=[0, 2, 4, 4, 1, 0, 3, 2, 2, 2, 2, 2]).collect(launch=launch)
+SCRIPT = [0, 2, 4, 4, 1, 0, 3, *[2] * 40]
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5, 12])
+@pytest.mark.parametrize("pick", [min, max, lambda making: making[len(making) // 2]], ids=["first", "last", "middle"])
+def test_what_is_kept_does_not_depend_on_which_groups_are_ready_first(ahead, pick):
+    """`last`: the newest group is always ready first, and the oldest only when no other is left: never without an end."""
+    world = World(SCRIPT[:20], ahead=ahead, pick=pick, problems=20)
+    groups, metrics, asked = world.collect()
     assert names(groups) == ["p1", "p4", "p6"]
-    assert metrics["filter/groups"] == 3
+    assert names(asked) == [f"p{place}" for place in range(7)]  # what was asked beyond p6 does not count
+    assert (metrics["filter/groups"], metrics["filter/kept"]) == (3, 3 / 7)
+    assert metrics["reward/accuracy"] == sum(SCRIPT[:7]) / 28
+    assert metrics["rollout/stopped"] == len(world.taken) - 7
+
+
+@pytest.mark.parametrize("slow", [("p0",), ("p1",), ("p5", "p6"), ("p7",), ("p0", "p3", "p6")], ids="".join)
+def test_what_is_kept_does_not_depend_on_which_verdicts_are_slow(slow):
+    world = World(SCRIPT, ahead=3, delay=lambda name: 0.05 * (name in slow), problems=30)
+    groups, _, asked = world.collect()
+    assert names(groups) == ["p1", "p4", "p6"]
+    assert names(asked) == [f"p{place}" for place in range(7)]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
+def test_groups_are_judged_in_launch_order_and_submitted_as_they_come(order):
+    pool = Verdicts(scripted([1, 2, 3]))
+    wave = [item for index in order for item in ((index, make_group(f"p{index}", [math.nan] * 4)), None)]
+    judge = Judge(pool, {"accuracy": Weighted(len, 1.0)}, "accuracy")
+    assert names(list(judged_in_order(iter(wave), judge))) == ["p0", "p1", "p2"]
+    assert pool.submitted == [f"p{index}" for index in order]
+
+
+def test_a_group_is_handed_out_as_soon_as_it_and_those_before_it_are_judged():
+    pool = Verdicts(scripted([1, 2, 3]))
+    made = []
+
+    def wave():
+        for index in (1, 0, 2):
+            made.append(index)
+            yield index, make_group(f"p{index}", [math.nan] * 4)
+
+    judged = judged_in_order(wave(), Judge(pool, {"accuracy": Weighted(len, 1.0)}, "accuracy"))
+    assert next(judged).solved == 1
+    assert made == [1, 0]
+    assert next(judged).solved == 2
+    assert made == [1, 0]
+    assert next(judged).solved == 3
+
+
+def test_nobody_waits_for_a_slow_verdict_while_the_device_has_work():
+    """p0's verdict comes late: the others are written and submitted meanwhile, and it is waited for only at the end."""
+    pool = Verdicts(scripted([1, 2, 3]), delay=lambda name: 0.3 * (name == "p0"))
+    started, busy = time.perf_counter(), []
+
+    def wave():
+        for index in range(3):
+            yield index, make_group(f"p{index}", [math.nan] * 4)
+        busy.append(time.perf_counter() - started)
+
+    judged = judged_in_order(wave(), Judge(pool, {"accuracy": Weighted(len, 1.0)}, "accuracy"))
+    assert names(list(judged)) == ["p0", "p1", "p2"]
+    assert pool.waited == ["p0"]
+    assert busy[0] < 0.2
+
+
+def test_several_processes_wait_for_each_verdict_in_its_turn(monkeypatch):
+    """Whether a verdict is there already is not the same everywhere; when to stop must be."""
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    world = World(SCRIPT, ahead=3, delay=lambda name: 0.03 * (name in ("p0", "p4")))
+    groups, _, _ = world.collect()
+    assert names(groups) == ["p1", "p4", "p6"]
+    assert world.pool.waited == ["p0", "p4"]
+    assert world.pool.submitted == [f"p{place}" for place in range(7)]
+
+
+def test_a_ticket_is_noted_when_its_verdicts_are_there():
+    pool = Verdicts(scripted([3]), delay=lambda _: 0.02)
+    judge, group = Judge(pool, {"accuracy": Weighted(len, 2.0)}, "accuracy"), make_group("p0", [math.nan] * 4)
+    ticket = judge.submit(group)
+    assert isinstance(ticket.verdicts, Future)
+    judge.note(group, ticket)
+    assert (group.solved, group.judged) == (3, 4)
+    np.testing.assert_array_equal(group.rewards, [2, 2, 2, 0])
 
 
 def test_the_refill_is_bounded():
-    world = World(script=[0] * 5)
+    world = World(script=[0] * 50)
     groups, metrics, asked = world.collect(most=5)
     assert groups == []
     assert len(asked) == 5
-    assert world.launches == [2, 2, 1]
     assert metrics["filter/kept"] == metrics["filter/groups"] == 0
     assert metrics["filter/too_hard"] == 1
 
@@ -163,11 +301,8 @@ def judge(solved_by: str = "accuracy", **weights: float) -> tuple[Judge, list[Gr
             {"accuracy": 0.0, "format": 0.0},
         ],
     }
-    pool = SimpleNamespace(submit=lambda problem, texts: problem.id, result=verdicts.__getitem__)
     rewards = {name: Weighted(len, weight) for name, weight in weights.items()}
-    judge = object.__new__(Judge)  # its fields want a true pool
-    for name, value in {"pool": pool, "rewards": rewards, "solved_by": solved_by}.items():
-        object.__setattr__(judge, name, value)
+    judge = Judge(Verdicts(lambda problem, _: verdicts[problem.id]), rewards, solved_by)
     return judge, [make_group("a", [0] * 3), make_group("b", [0] * 3)]
 
 
@@ -240,66 +375,34 @@ def test_means_leave_out_what_is_missing_and_tell_languages_apart():
     assert means["verdict/missing"] == 0
 
 
-def test_a_completions_key_is_a_function_of_its_arguments():
-    arguments = {"seed": 0, "step": 1, "purpose": "training", "problem": "p/1", "sample": 0}
-    others = {"seed": 1, "step": 2, "purpose": "evaluation", "problem": "p/2", "sample": 1}
-    key = completion_key(**arguments)
-    assert key.dtype == np.uint32
-    assert key.shape == (2,)
-    np.testing.assert_array_equal(key, completion_key(**arguments))
-    keys = [key] + [completion_key(**{**arguments, name: other}) for name, other in others.items()]
-    keys.append(completion_key(0, 1, "training", "p/11", 0))
-    keys.append(completion_key(0, 1, "training", "p", 110))
-    assert len({tuple(key) for key in keys}) == len(keys)
+@pytest.fixture(scope="module")
+def kept():
+    """What a step keeps of a random network's texts, judged at once: a text is right if it has an even number of letters."""
+    return collect_texts(4, 1)
 
 
-class Tokens:
-    """A tokenizer: a prompt "3" is the ids 1 2 3, a text its ids in words."""
-
-    pad = 0
-
-    def prompt(self, prompt: str, system: str) -> list[int]:
-        return list(range(1, int(prompt) + 1)) + [9] * len(system)
-
-    def decode(self, ids) -> str:
-        return " ".join(str(int(i)) for i in ids)
-
-
-@pytest.fixture
-def sampler():
-    """A sampler over a program that chooses each key's first number, once for every token of the prompt."""
-    calls = []
-
-    def sample(params, prompts, temperature):
-        calls.append(prompts)
-        places, group_size, _ = prompts.keys.shape
-        chosen = np.zeros((places * group_size, WIDTH + NEW), bool)
-        lengths = np.repeat(np.asarray(prompts.attention_mask).sum(axis=1), group_size)
-        chosen[:, WIDTH:] = np.arange(NEW) < lengths[:, None]
-        first = np.asarray(prompts.keys)[..., 0].reshape(-1, 1) % 1000
-        tokens = np.where(chosen, first, 0).astype(np.int32)
-        return Rollout(tokens, chosen, chosen, np.zeros(chosen.shape, np.float32), np.ones(len(chosen), bool))
-
-    made = object.__new__(Sampler)
-    steps = SimpleNamespace(sample=sample, rows=rows_sharding(make_mesh()))
-    fields = {"steps": steps, "tokenizer": Tokens(), "prompt_width": WIDTH, "rows": 7, "seed": 5, "system": ""}
-    for name, value in fields.items():
-        object.__setattr__(made, name, value)
-    return made, calls
+def collect_texts(slots: int, chunk: int, delay: Callable[[str], float] = lambda _: 0.0):
+    """Ids, tokens and rewards of the groups that a step keeps, and how many were asked."""
+    problems = (problem for problem in tiny_engines.make_problems(40))
+    verdicts = lambda problem, texts: [{"accuracy": float(len(text) % 2 == 0)} for text in texts]
+    judge = Judge(Verdicts(verdicts, delay), {"accuracy": Weighted(len, 1.0)}, "accuracy")
+    wanted = Wanted(groups=6, group_size=4, rule="band", low=0.5, high=0.5, most=30)
+    engine, params = tiny_engines.make_engine(slots, chunk), tiny_engines.make_params()
+    groups, metrics, asked = collect(engine, judge, params, problems, wanted, Draw(), 2)
+    assert metrics["rollout/tokens_per_s"] > 0
+    assert 0 < metrics["rollout/utilisation"] <= 1
+    assert 0 <= metrics["rollout/waited"] <= 1
+    assert metrics["time/rollout"] > 0
+    assert metrics["rollout/stopped"] >= 0
+    same = {name: value for name, value in metrics.items() if not name.startswith(("rollout/", "time/"))}
+    texts = [(group.problem.id, group.texts, group.rewards.tolist()) for group in groups]
+    return texts, names(asked), same
 
 
-def test_a_launch_has_a_fixed_shape_and_gives_each_problem_its_texts(sampler):
-    sampler, calls = sampler
-    problems = [Problem("x", "1", "1"), Problem("y", "3", "1")]
-    groups = sampler({}, problems, 2, 1.0, 4, "training")
-    assert names(groups) == ["x", "y"]
-    assert [prompts.tokens.shape for prompts in calls] == [(3, WIDTH)]  # 7 rows have places for 3 groups of 2; 1 is filler
-    np.testing.assert_array_equal(calls[0].attention_mask, [[0, 0, 1], [1, 1, 1], [0, 0, 0]])
-    for group in groups:
-        for row in range(2):
-            number = completion_key(5, 4, "training", group.problem.id, row)[0] % 1000
-            assert group.texts[row] == " ".join([str(number)] * int(group.problem.prompt))
-    alone = sampler({}, problems[1:], 2, 1.0, 4, "training")
-    assert alone[0].texts == groups[1].texts  # whatever its place in the launch
-    with pytest.raises(ValueError, match="4 problems, but a launch has places for 3"):
-        sampler({}, problems * 2, 2, 1.0, 4, "training")
+@pytest.mark.parametrize(("slots", "chunk"), [(4, 8), (16, 1), (16, 8), (64, 32)])
+@pytest.mark.parametrize("slow", [(), ("p0", "p5"), ("p3",)], ids=["none", "p0 p5", "p3"])
+def test_the_groups_of_a_step_do_not_depend_on_slots_chunk_or_slow_verdicts(kept, slots, chunk, slow):
+    found = collect_texts(slots, chunk, lambda name: 0.1 * (name in slow))
+    assert len(found[0]) == 6
+    assert 6 < len(found[1]) < 30
+    assert found == kept

@@ -1,11 +1,10 @@
 """What is checked before a run begins."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 
-from jaxgrpo.config import Evaluation
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
 from jaxgrpo.run import SCANNED, Fitting, _check_shards, model_folder

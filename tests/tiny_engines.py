@@ -1,7 +1,7 @@
 """Engines over a random network with a tokenizer of one character a token, and an independent way to write what they write."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from jaxgrpo.logprobs import to_logits
 from jaxgrpo.mesh import make_mesh, to_device
 from jaxgrpo.models import transformer
 from jaxgrpo.problems import Problem
-from jaxgrpo.steps import Steps, compile_steps
+from jaxgrpo.steps import Program, Steps, compile_steps
 from jaxgrpo.tokenizer import Tokenizer
 from tests import tiny_models
 from tests.tiny_models import random_params
@@ -58,8 +58,31 @@ def make_steps(slots: int, chunk: int, mesh=None, prompt_width: int = WIDTH, **c
 
 @functools.cache
 def make_engine(slots: int, chunk: int, prompt_width: int = WIDTH) -> Engine:
-    """One of each size for all tests: it holds nothing but compiled programs."""
-    return Engine(make_steps(slots, chunk, prompt_width=prompt_width), TOKENIZER, prompt_width, NEW, seed=3)
+    """One of each size for all tests: it holds nothing but compiled programs, and those of another chunk are the same but for
+    `decode`. Slots are not compacted, which would compile it once more for each size."""
+    steps = make_steps(slots, chunk, prompt_width=prompt_width)
+    if (chunk, prompt_width) != (8, WIDTH):
+        alike = make_engine(slots, 8).steps
+        names = ("publish", "empty", "insert", "prefill") if prompt_width == WIDTH else ("publish",)
+        steps = replace(steps, **{name: getattr(alike, name) for name in names})
+    return Engine(replace(steps, sizes=(slots,)), TOKENIZER, prompt_width, NEW, seed=3)
+
+
+class Watched(Program):
+    """A program whose calls are looked at."""
+
+    def __init__(self, program: Program, look: Callable[..., None]):
+        self._program, self._look = program, look
+
+    def __call__(self, *arguments):
+        result = self._program(*arguments)
+        self._look(arguments, result)
+        return result
+
+
+def watching_decode(engine: Engine, look: Callable[..., None]) -> Engine:
+    """The engine, with look(arguments, result) called after each call of `decode`."""
+    return replace(engine, steps=replace(engine.steps, decode=Watched(engine.steps.decode, look)))
 
 
 @functools.cache
@@ -92,11 +115,12 @@ def _uniforms(keys):
 
 
 def written_without_a_cache(
-    params, problems: Sequence[Problem], group_size: int, name: str, temperature: float = 1.0, most: int = NEW
+    params, problems: Sequence[Problem], group_size: int, name: str, temperature: float = 1.0, fewest: int = 0
 ) -> list[tuple[list[int], list[float]]]:
     """(tokens, log-probabilities) of each problem's completions, row by row.
 
-    Every token is drawn after reading the whole row anew, by the cumulative distribution in float64.
+    Every token is drawn after reading the whole row anew, by the cumulative distribution in float64. No end token before the
+    row has `fewest`.
     """
     rows = [(problem, sample) for problem in problems for sample in range(group_size)]
     texts = [TOKENIZER.prompt(problem.prompt) for problem, _ in rows]
@@ -106,12 +130,13 @@ def written_without_a_cache(
     logprobs: list[list[float]] = [[] for _ in rows]
     columns = max(prompts) + NEW
     going = list(range(len(rows)))
-    for n in range(most):
+    for n in range(NEW):
         tokens = np.zeros((len(rows), columns), np.int32)
         for row, text in enumerate(texts):
             tokens[row, : len(text)] = text
         logits = _uncached(len(rows), columns)(params, tokens, np.array([len(text) for text in texts], np.int32))
-        logits = np.asarray(logits, np.float64)
+        logits = np.array(logits, np.float64)
+        logits[:, list(ENDS)] -= np.inf if n < fewest else 0.0
         for row in going:
             scaled = logits[row] / (temperature or 1.0)
             probs = np.exp(scaled - scaled.max())

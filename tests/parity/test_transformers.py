@@ -3,6 +3,8 @@
 Needs torch: `pip install torch`, then `pytest tests/parity -p no:cacheprovider --no-cov`.
 """
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +13,16 @@ import torch
 import transformers
 
 from jaxgrpo import tokenizer
+from jaxgrpo.engine import Draw, Engine
 from jaxgrpo.logprobs import to_logits
 from jaxgrpo.mesh import make_mesh
 from jaxgrpo.models import transformer, weights
 from jaxgrpo.optimizer import adamw, schedule
+from jaxgrpo.problems import Problem
 from jaxgrpo.steps import compile_steps
-from jaxgrpo.types import Prompts
 from tests.tiny_models import make_folder, random_params
 
-VOCABULARY, NEW, PAD = 61, 24, 0
+VOCABULARY, NEW, PAD = 61, 64, 0
 NO_END = VOCABULARY  # an id that no token has: nothing ends early
 
 DEFAULT = {"rope_type": "default"}
@@ -120,18 +123,34 @@ def test_logits_agree(saved):
     assert_logits_agree(saved, random_tokens(VOCABULARY))
 
 
+class Given:
+    """A tokenizer whose prompt "2" is the third of the ids given."""
+
+    chat_template = None
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def __call__(self, text, add_special_tokens):
+        return types.SimpleNamespace(input_ids=self.ids[int(text)])
+
+    def decode(self, ids, **_):
+        return " ".join(map(str, ids))
+
+
 def test_greedy_texts_agree(saved):
-    """Prompts of unequal lengths, padded on the left on both sides: positions and masks agree, too, and so does the cache."""
-    width, lengths = 9, (9, 5, 2)
+    """Prompts of unequal lengths, padded on the left on both sides: positions and masks agree, too, and so does the cache.
+    Here five prompts share two slots."""
+    width, lengths = 9, (9, 5, 2, 7, 1)
+    ids = [random_tokens(VOCABULARY, 1, length)[0].tolist() for length in lengths]
     config = weights.load_config(saved)
     optimizer = adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.0, 1.0)
-    steps = compile_steps(
-        config, optimizer, make_mesh(), prompt_width=width, new_tokens=NEW, micro_batch=0, ends=(NO_END,), pad=PAD
-    )
-    ids = [random_tokens(VOCABULARY, 1, length)[0].tolist() for length in lengths]
+    shapes = {"prompt_width": width, "new_tokens": NEW, "micro_batch": 0, "ends": (NO_END,), "slots": 2, "chunk": 24}
+    steps = compile_steps(config, optimizer, make_mesh(), **shapes)
+    engine = Engine(steps, tokenizer.Tokenizer(Given(ids), (NO_END,), PAD), width, NEW, seed=0)
+    problems = [Problem(str(i), str(i), "") for i in range(len(ids))]
+    groups = engine(weights.load_params(saved), problems, 1, Draw(temperature=0.0), 0, "parity")
     tokens, mask = tokenizer.left_padded(ids, width, PAD)
-    keys = np.zeros((len(lengths), 1, 2), np.uint32)
-    rollout = steps.sample(weights.load_params(saved), Prompts(tokens, mask, keys), 1e-6)
     with torch.no_grad():
         expected = theirs(saved).generate(
             torch.as_tensor(tokens, dtype=torch.long),
@@ -139,8 +158,10 @@ def test_greedy_texts_agree(saved):
             max_new_tokens=NEW,
             do_sample=False,
         )
-    np.testing.assert_array_equal(rollout.tokens[:, width:], expected.numpy()[:, width:])
-    assert len(np.unique(rollout.tokens[:, width:])) > 3
+    found = np.concatenate([group.tokens for group in groups])
+    np.testing.assert_array_equal(found[:, width:], expected.numpy()[:, width:])
+    assert found[:, width:].shape == (len(ids), 64)
+    assert len(np.unique(found[:, width:])) > 3
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM"])
