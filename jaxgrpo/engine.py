@@ -69,7 +69,7 @@ class Usage:
     """What a wave of sampling took.
 
     tokens: that were chosen; computed: slots times steps; launched: problems whose prompts were read; seconds: from the first
-    call to the last. waited: seconds in which the device had nothing to do because the host had not asked it yet
+    call to the last. waited: seconds between the host's learning that a call was done and its asking for the next
     """
 
     tokens: int = 0
@@ -219,10 +219,9 @@ class Wave:
             for made in ready:
                 yield made.index, self._engine.build(made)
             yield None
-            was_late = jax.tree.leaves(chosen)[0].is_ready()
-            arrived = time.perf_counter()
+            chosen = jax.device_get(chosen)
+            idle_since = time.perf_counter()
             ready = self._harvest(chosen)
-            idle_since = time.perf_counter() if not was_late else arrived
             self.usage.seconds = time.perf_counter() - started
         for made in ready:
             yield made.index, self._engine.build(made)
@@ -284,8 +283,8 @@ class Wave:
         return chosen
 
     def _harvest(self, chosen: Any) -> list[_Making]:
-        """Waits for the call, takes its tokens, and returns the groups whose last row has ended."""
-        tokens, logprobs, n, live, ended, steps = jax.device_get(chosen)
+        """Takes the tokens of a call, and returns the groups whose last row has ended."""
+        tokens, logprobs, n, live, ended, steps = chosen
         self.usage.computed += int(steps) * self._size
         self.usage.tokens += int(n.sum())
         ready = []
