@@ -32,6 +32,7 @@ class Sampling:
     max_new_tokens: N, in tokens
     slots: rows that are sampled side by side (0: twice the rows of a batch)
     chunk: tokens of a row between two looks at which rows have ended, at most
+    max_logprob_gap: nats; a run whose sampler and scorer differ by more at its first step stops (None: by dtype, GAPS)
     """
 
     temperature: float = 1.0
@@ -39,6 +40,11 @@ class Sampling:
     max_new_tokens: int = 256
     slots: int = 0
     chunk: int = 32
+    max_logprob_gap: float | None = None
+
+
+GAPS = {"float32": 1e-3, "bfloat16": 0.25}
+"""What 99 of 100 tokens' log-probabilities may differ by between sampler and scorer, in nats."""
 
 
 @dataclass
@@ -233,6 +239,8 @@ def validate(config: Config) -> None:
     """Raises UserError for the first thing that cannot work and can be known without a device."""
     _check_types(config)
     _check_numbers(config)
+    if config.sampling.max_logprob_gap is not None:
+        _check_each(config, "sampling.max_logprob_gap", lambda value: value > 0, "above 0, or None")
     _check_batch(config.batch)
     _check_objective(config.objective, config.batch.old_logprobs)
     _check_filter(config.filter, config.batch.group_size)

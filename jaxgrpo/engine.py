@@ -69,7 +69,7 @@ class Usage:
     """What a wave of sampling took.
 
     tokens: that were chosen; computed: slots times steps; launched: problems whose prompts were read; seconds: from the first
-    call to the last. waited: seconds in which the device had nothing to do because the host had not asked it yet
+    call to the last. waited: seconds between the host's learning that a call was done and its asking for the next
     """
 
     tokens: int = 0
@@ -111,6 +111,25 @@ class Engine:
     new_tokens: int
     seed: int
     system: str = ""
+
+    def warm_up(self, params: Params) -> None:
+        """Compiles every program that sampling can need, and seals them: whatever comes, nothing compiles from then on."""
+        steps = self.steps
+        published = steps.publish(params)
+        prompts = left_padded([[]] * steps.prompts, self.prompt_width, self.tokenizer.pad)
+        prefilled = steps.prefill(published, *prompts)
+        nowhere = _starts([], steps.starts, steps.sizes[0], "")
+        for ring in steps.rings:
+            slots = steps.insert(steps.empty(steps.sizes[0], ring), prefilled, nowhere)
+            for size in steps.sizes:
+                if size < steps.sizes[0]:
+                    slots = steps.compact(slots, np.arange(size, dtype=np.int32))
+                halt = np.ones(size, bool)
+                slots, _ = steps.decode(published, slots, halt, _how(Draw()), np.int32(0), np.int32(0))
+                for longer in [other for other in steps.rings if other > ring][:1]:
+                    steps.grow(steps.empty(size, ring), longer)
+        for program in (steps.prefill, steps.insert, steps.decode, steps.compact):
+            program.seal()
 
     def wave(
         self,
@@ -177,13 +196,7 @@ class Wave:
         self._group_size = group_size
         self._params = self._steps.publish(params)
         self._problems = iter(problems)
-        self._how = (
-            np.float32(draw.temperature),
-            np.int32(draw.top_k),
-            np.float32(draw.top_p),
-            np.float32(draw.min_p),
-            np.int32(draw.min_tokens),
-        )
+        self._how = _how(draw)
         self._size, self._ring = self._steps.sizes[0], self._steps.rings[0]
         self._slots = self._steps.empty(self._size, self._ring)
         self._rows: list[_Row | None] = [None] * self._size
@@ -206,10 +219,9 @@ class Wave:
             for made in ready:
                 yield made.index, self._engine.build(made)
             yield None
-            was_late = jax.tree.leaves(chosen)[0].is_ready()
-            arrived = time.perf_counter()
+            chosen = jax.device_get(chosen)
+            idle_since = time.perf_counter()
             ready = self._harvest(chosen)
-            idle_since = time.perf_counter() if not was_late else arrived
             self.usage.seconds = time.perf_counter() - started
         for made in ready:
             yield made.index, self._engine.build(made)
@@ -222,7 +234,8 @@ class Wave:
             begun = [(free.pop(0), *self._waiting.popleft()) for _ in range(count)]
             for slot, _, row in begun:
                 self._rows[slot], self._halt[slot] = row, False
-            self._slots = self._steps.insert(self._slots, self._prefilled, self._starts(begun))
+            starts = _starts(begun, self._steps.starts, self._size, self._name)
+            self._slots = self._steps.insert(self._slots, self._prefilled, starts)
 
     def _prefill(self) -> bool:
         """Reads the next prompts; whether there were any."""
@@ -242,45 +255,36 @@ class Wave:
             self.usage.launched += 1
         return True
 
-    def _starts(self, begun: list[tuple[int, int, _Row]]) -> tuple[np.ndarray, ...]:
-        """As sampler.Starts, filled up with rows that start nowhere."""
-        places = self._steps.starts
-        slot, source, limit = (np.full(places, value, np.int32) for value in (self._size, 0, 0))
-        keys = np.zeros((places, 2), np.uint32)
-        for i, (at, which, row) in enumerate(begun):
-            slot[i], source[i], limit[i] = at, which, row.limit
-            keys[i] = completion_key(self._name, row.group.problem.id, row.sample)
-        return slot, source, limit, keys
-
     def _fit(self) -> None:
         """Fewer slots where nothing more will start, and a ring that is long enough for the next call."""
-        live = [slot for slot, row in enumerate(self._rows) if row]
-        size = min(size for size in self._steps.sizes if size >= len(live))
-        if self._exhausted and not self._waiting and size < self._size:
-            others = [slot for slot, row in enumerate(self._rows) if not row]
-            order = (live + others)[:size]
+        live = sum(row is not None for row in self._rows)
+        while self._exhausted and not self._waiting and (fewer := self._fewer()) >= live:
+            order = sorted(range(self._size), key=lambda slot: self._rows[slot] is None)[:fewer]
             self._slots = self._steps.compact(self._slots, np.array(order, np.int32))
-            self._rows, self._halt, self._size = [self._rows[slot] for slot in order], self._halt[order], size
+            self._rows, self._halt, self._size = [self._rows[slot] for slot in order], self._halt[order], fewer
         needed = max(min(len(row.tokens) + self._steps.chunk, row.limit) for row in self._rows if row)
         while needed > self._ring:
             self._ring = min(ring for ring in self._steps.rings if ring > self._ring)
             self._slots = self._steps.grow(self._slots, self._ring)
 
+    def _fewer(self) -> int:
+        """The next smaller number of slots, 0 if there is none."""
+        return max((size for size in self._steps.sizes if size < self._size), default=0)
+
     def _launch(self) -> Any:
         """The next call of `decode`. It comes back once a few rows have ended whose slots can be used again, or, at the end,
         once fewer slots will do."""
         live = sum(row is not None for row in self._rows)
-        smaller = max((size for size in self._steps.sizes if size < live), default=0)
         refills = self._waiting or not self._exhausted
-        leave_at = live - max(1, live // 16) if refills else smaller
+        leave_at = live - max(1, live // 16) if refills else self._fewer()
         self._slots, chosen = self._steps.decode(
             self._params, self._slots, self._halt, self._how, np.int32(self._steps.chunk), np.int32(leave_at)
         )
         return chosen
 
     def _harvest(self, chosen: Any) -> list[_Making]:
-        """Waits for the call, takes its tokens, and returns the groups whose last row has ended."""
-        tokens, logprobs, n, live, ended, steps = jax.device_get(chosen)
+        """Takes the tokens of a call, and returns the groups whose last row has ended."""
+        tokens, logprobs, n, live, ended, steps = chosen
         self.usage.computed += int(steps) * self._size
         self.usage.tokens += int(n.sum())
         ready = []
@@ -308,6 +312,27 @@ class Wave:
         count = next(count for count in range(1, len(row.tokens) + 1) if holds(count))
         del row.tokens[count:], row.logprobs[count:]
         return True
+
+
+def _how(draw: Draw) -> tuple[Any, ...]:
+    """As sampler.How; of fixed types, for another type would be another program."""
+    return (
+        np.float32(draw.temperature),
+        np.int32(draw.top_k),
+        np.float32(draw.top_p),
+        np.float32(draw.min_p),
+        np.int32(draw.min_tokens),
+    )
+
+
+def _starts(begun: list[tuple[int, int, _Row]], places: int, nowhere: int, name: str) -> tuple[np.ndarray, ...]:
+    """As sampler.Starts, from (slot, source, row), filled up with rows that start in no slot."""
+    slot, source, limit = (np.full(places, value, np.int32) for value in (nowhere, 0, 0))
+    keys = np.zeros((places, 2), np.uint32)
+    for i, (at, which, row) in enumerate(begun):
+        slot[i], source[i], limit[i] = at, which, row.limit
+        keys[i] = completion_key(name, row.group.problem.id, row.sample)
+    return slot, source, limit, keys
 
 
 def completion_key(name: str, problem: str, sample: int) -> np.ndarray:

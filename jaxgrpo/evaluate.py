@@ -107,6 +107,7 @@ def main(argv: list[str]) -> None:
         for note in run.notes:
             print(note)
         params, which = latest_params(run)
+        run.engine.warm_up(params)
         report = evaluate(run, params)
     print(f"{which}: {report['problems']} held-out problems, {report['samples']} samples of each\n\n{tables(report)}")
     if jax.process_index() == 0:

@@ -10,6 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import jax
@@ -80,14 +81,14 @@ def collect(
     reward, never one in which all rewards are equal. It may still hold fewer, or none. What was asked beyond the group that
     filled the batch is stopped, and is as if it had not been asked.
     """
-    wave = engine.wave(params, problems, wanted.group_size, draw, step, "training")
+    wave = engine.wave(params, islice(problems, wanted.most), wanted.group_size, draw, step, "training")
     asked: list[Group] = []
     chosen: list[Group] = []
     for group in judged_in_order(wave, judge):
         asked.append(group)
         if wanted.takes(group):
             chosen.append(group)
-        if len(chosen) == wanted.groups or len(asked) == wanted.most:
+        if len(chosen) == wanted.groups:
             break
     sides = [difficulty.side(wanted.rule, wanted.low, wanted.high, g.solved, g.judged) for g in asked if g.judged]
     fallback = most_informative([g for g in asked if all(g is not c for c in chosen)], wanted.groups - len(chosen))

@@ -27,12 +27,12 @@ class Program:
     which ought to be traced, or of a fixed shape, is not."""
 
     def __init__(self, name: str, jitted: Any):
-        self.name, self._jitted, self._sealed = name, jitted, False
+        self.name, self._jitted, self.sealed = name, jitted, False
 
     def __call__(self, *arguments: Any) -> Any:
         before = self.compiled
         result = self._jitted(*arguments)
-        if self._sealed and self.compiled > before:
+        if self.sealed and self.compiled > before:
             shapes = jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", arguments)
             raise RuntimeError(f"{self.name} was compiled again after warm-up, for {shapes}")
         return result
@@ -44,7 +44,7 @@ class Program:
 
     def seal(self) -> None:
         """From now on a compile is an error."""
-        self._sealed = True
+        self.sealed = True
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def compile_steps(
         decode=Program("decode", jax.jit(partial(_decode, decode), out_shardings=(like, everywhere), donate_argnums=1)),
         grow=jax.jit(lambda slots, ring: sampler.grow(slots, ring=ring), static_argnums=1, out_shardings=like),
         compact=Program("compact", jax.jit(sampler.compact, out_shardings=like)),
-        sizes=_halves(slots, max(8, devices), devices),
+        sizes=_halves(slots, max(1, slots // 8), devices),
         rings=_halves(new_tokens, 128, 1)[::-1],
         prompts=prompts,
         starts=max(1, slots // 8),
@@ -208,9 +208,10 @@ def _update(
             entropy,
         )
         value, info = batch_loss(objective, weights, inputs)
-        return value, (value, info)
+        gap = jnp.where(batch.completion_mask, jnp.abs(constant - batch.sampler_logprobs), jnp.nan)
+        return value, (value, info, gap)
 
-    gradient, (losses, info) = _accumulate(loss, state.params, rows, micro_batch)
+    gradient, (losses, info, gap) = _accumulate(loss, state.params, rows, micro_batch)
     tokens = mask.sum()
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = jax.tree.map(jnp.add, state.params, updates)
@@ -223,6 +224,7 @@ def _update(
         "update/loss": losses.sum(),
         "update/grad_norm": jnp.sqrt(sum(jax.tree.leaves(squares))),
         "update/tokens": tokens.astype(jnp.float32),
+        "policy/logprob_gap_p99": jnp.nan_to_num(jnp.nanquantile(gap, 0.99)),
     }
     return new_state, metrics
 

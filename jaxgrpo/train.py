@@ -27,6 +27,7 @@ from jaxgrpo.config import Config, parse_command_line
 from jaxgrpo.data.order import Order
 from jaxgrpo.difficulty import History
 from jaxgrpo.engine import Draw, Group
+from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import to_device
 from jaxgrpo.metrics import write_json
 from jaxgrpo.problems import Problem
@@ -74,6 +75,7 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
         for note in run.notes:
             say(note)
         reference = run.load_params()
+        run.engine.warm_up(reference)
         place = find_place(run, checkpoints, reference, started)
         if place.step:
             say(f"going on from step {place.step} of {config.steps} in {out}")
@@ -151,11 +153,28 @@ def take_step(run: Run, place: Place, reference: Params, writer: metrics.Writer)
     else:
         place.state, learned = place.state._replace(step=place.state.step + 1), {}
     numbers = {name: float(value) for name, value in jax.device_get(learned).items()}
+    if not run.steps.update.sealed:  # the first step of this process
+        check_agreement(config, numbers)
+    if learned:
+        run.steps.update.seal()
     place.step = step
     now = time.perf_counter()
     times = {"time/update": now - updating, "time/step": now - started}
     visited = {"data/pass": float(place.order.epoch), "data/visited": float(len(place.history.visits))}
     return figures | numbers | times | visited
+
+
+def check_agreement(config: Config, numbers: dict[str, float]) -> None:
+    """Raises UserError if the sampler's log-probabilities are not those that the scorer finds for the same policy: then what
+    is trained is not what was sampled, and nothing that follows can be trusted."""
+    gap = numbers.get("policy/logprob_gap_p99", 0.0)
+    most = config.sampling.max_logprob_gap or settings.GAPS[config.dtype]
+    if gap > most:
+        raise UserError(
+            f"the sampler's log-probabilities differ from the scorer's by {gap:.2g} nats in one token of a hundred, and in "
+            f"{config.dtype} they should by at most {most:g}: the run is stopped; if you know why, raise "
+            "sampling.max_logprob_gap"
+        )
 
 
 @dataclass
