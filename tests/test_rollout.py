@@ -45,7 +45,7 @@ def make_group(name: str, solved: Sequence[float], rewards: Sequence[float] = ()
 
 
 class Verdicts(Pool):
-    """A pool whose verdicts come when the test says, and not before: `due` tells which tickets are answered when asked to."""
+    """A pool whose verdicts are a function of the problem and its texts, and come so many seconds later."""
 
     def __init__(self, verdicts: Callable[[Problem, list[str]], list[dict]], delay: Callable[[str], float] = lambda _: 0.0):
         self._verdicts, self._delay = verdicts, delay
@@ -87,8 +87,8 @@ def scripted(script: Sequence[int], shaped: float = 0.0):
 class World:
     """An engine whose groups become ready in a scripted order, and a judge whose verdicts take as long as the script says.
 
-    script: of each problem, how many of its 4 completions are right. ready: a function of (the number of problems taken so
-    far) -> which of those in the making becomes ready next; ahead: how many problems are in the making at a time.
+    script: of each problem, how many of its 4 completions are right. ahead: how many problems are in the making at a time;
+    pick: which of them becomes ready next. delay: seconds that a problem's verdicts take.
     """
 
     script: Sequence[int]
@@ -107,12 +107,13 @@ class World:
 
     def wave(self, params, problems, group_size, draw, step, purpose, limits=None):
         assert (params, group_size, draw, step, purpose) == ("params", 4, Draw(), 7, "training")
+        self.asked = iter(problems)
         return self
 
     def __iter__(self) -> Iterator[tuple[int, Group] | None]:
-        problems, making = self.ask(), {}
+        making = {}
         while True:
-            while len(making) < self.ahead and (problem := next(problems, None)):
+            while len(making) < self.ahead and (problem := next(self.asked, None)):
                 making[self.usage.launched] = problem
                 self.usage.launched += 1
             if not making:
@@ -243,7 +244,7 @@ def test_the_refill_is_bounded():
     world = World(script=[0] * 50)
     groups, metrics, asked = world.collect(most=5)
     assert groups == []
-    assert len(asked) == 5
+    assert len(asked) == len(world.taken) == 5
     assert metrics["filter/kept"] == metrics["filter/groups"] == 0
     assert metrics["filter/too_hard"] == 1
 

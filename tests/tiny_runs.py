@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from jaxgrpo import run, steps
@@ -66,9 +67,14 @@ def _compiled(model, **shapes):
 
 
 def compile_once(model, optimizer, mesh, **shapes):
-    """In place of compile_steps: programs of the same shapes are compiled once for all tests. Their optimizers are alike."""
+    """In place of compile_steps: programs of the same shapes are compiled once for all tests. Their optimizers are alike.
+
+    Each run may seal its own: what one has compiled another may still have to.
+    """
     _compiled.latest = optimizer, mesh
-    return _compiled(model, **shapes)
+    made = _compiled(model, **shapes)
+    programs = {name: value for name, value in vars(made).items() if isinstance(value, steps.Program)}
+    return replace(made, **{name: steps.Program(name, program._jitted) for name, program in programs.items()})
 
 
 def share_programs(monkeypatch) -> None:
