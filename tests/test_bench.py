@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.models import transformer
+from tests.tiny_models import NETWORK, make_folder
 from tools import bench
 
 TINY = ["logprobs", "--rows", "2", "--length", "5", "--width", "4", "--vocab", "50", "--repeats", "1"]
@@ -40,3 +43,64 @@ def test_what_cannot_be_measured_is_refused():
         bench.main([*TINY[:3], "--length", "1"])
     with pytest.raises(SystemExit):
         bench.main([*TINY, "--repeats", "0"])
+
+
+SMALL = ["--groups", "2", "--group-size", "4", "--prompt", "6", "--new", "8", "--chunk", "3", "--repeats", "1", "--json"]
+RATES = {"median_s", "tokens_per_s", "matmul_flops_per_s", "copy_bytes_per_s", "floor_s", "compiles", "compile_s"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(make_folder(tmp_path_factory.mktemp("bench") / "model", num_hidden_layers=1))
+
+
+def measured(capsys, *argv: str) -> dict:
+    """What a subcommand that samples printed, once what all of them say has been looked at."""
+    bench.main([*argv, *SMALL])
+    (line,) = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert result["what"] == result["bench"] == argv[0]
+    assert len(result["seconds"]) == 1
+    assert all(result[name] > 0 for name in RATES)
+    assert 0 < result["utilisation"] <= 1
+    assert result["recompiles"] == 0
+    return result
+
+
+def test_rollout_says_what_it_measured(model, capsys):
+    result = measured(capsys, "rollout", "--model", model)
+    assert result["utilisation"] == 1
+    assert result["tokens_per_s"] == pytest.approx(2 * 4 * 8 / result["median_s"])
+
+
+def test_lengths_that_differ_are_also_timed_batch_by_batch(model, capsys):
+    result = measured(capsys, "rollout", "--model", model, "--mean-new", "3", "--slots", "4")
+    assert result["batch_by_batch_s"] > 0
+    assert result["tokens_per_s"] < 2 * 4 * 8 / result["median_s"]
+
+
+def test_a_step_samples_and_updates(model, capsys):
+    result = measured(capsys, "step", "--model", model, "--micro-batch", "4")
+    assert 0 < result["update_s"] < result["median_s"]
+    assert 0 < result["rollout_s"] < result["median_s"]
+
+
+def test_the_work_of_a_step_is_ten_products_a_parameter_and_token():
+    lengths = np.full(64, 128)
+    work = bench.step_work(NETWORK, 64, lengths, 64, 4)
+    assert work.flops == 10 * transformer.size(transformer.shapes(NETWORK)) * 64 * 192
+    assert work.floor_s(1e9, 1e30) == work.flops / 1e9
+    assert work.floor_s(1e30, 1e9) == work.bytes / 1e9
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["rollout", "--slots", "6"], "--slots is 6: it must be a multiple of 4"),
+        (["step", "--micro-batch", "3"], "--groups times --group-size is 8: it must be a multiple of 3"),
+        (["rollout", "--mean-new", "9"], "--mean-new 9 is more than --new 8"),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_refused(model, argv, message):
+    with pytest.raises(UserError, match=message):
+        bench.main([*argv, "--model", model, *SMALL])

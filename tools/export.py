@@ -6,6 +6,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -17,15 +18,21 @@ from jaxgrpo.models import transformer, weights
 from jaxgrpo.run import model_folder
 
 
-def export(run: Path, target: Path) -> int:
-    """Writes the folder and returns the step it is of. UserError if there is no run, no checkpoint, or the folder exists."""
+def read_run(run: Path) -> dict[str, Any]:
+    """A run's settings, and as `folder` the model it began with. UserError if there is no run."""
     path = run / "config.json"
     if not path.is_file():
         raise UserError(f"{run} holds no run (no config.json): give the --config.out of a training run")
     try:
-        source = model_folder(json.loads(path.read_text())["model"])
+        config = json.loads(path.read_text())
+        return {**config, "folder": model_folder(config["model"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no run's ({type(error).__name__}: {error}): give the --config.out of one") from error
+
+
+def export(run: Path, target: Path) -> int:
+    """Writes the folder and returns the step it is of. UserError if there is no run, no checkpoint, or the folder exists."""
+    source = read_run(run)["folder"]
     shapes = transformer.shapes(weights.load_config(source))
     with Checkpoints(run) as checkpoints:
         params = checkpoints.restore_params(tree_like(make_mesh(), shapes))
