@@ -288,6 +288,12 @@ ANSWERS = [
     (r"\frac{1}{s}(1 - e^{-s T})", r"\frac{1}{s}-\frac{1}{s} e^{-s T}", Y, "factored"),
     (r"\sqrt{4\pi G\rho_0 r_0^2}", r"\sqrt{4 \pi G \rho_{0} r_{0}^{2}}", Y, "subscripts with and without braces"),
     (r"7 \times 10^{-24} \pi", r"6 \times 10^{-24} \pi", N, "tiny multiples of pi differ"),
+    (r"\frac{E_1 + 2E_2}{3}", r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}", Y, "energies, not Euler's number"),
+    (r"\frac{2E_1 + E_2}{3}", r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}", N, "energies the other way round"),
+    (r"mc^2(\gamma^2-1)\sin^2\theta", r"m c^{2}\left(\gamma^{2}-1\right) \sin ^{2} \theta", Y, "a space before the power"),
+    ("y' + r y = r x", r"y^{\prime}+r y=r x", Y, "a derivative"),
+    ("y + r y = r x", r"y^{\prime}+r y=r x", N, "a derivative is not the function"),
+    ("2 y' = x", "y' = x/2", Y, "an equation with a derivative, twice over"),
     # --- number bases
     ("52_8", "52_8", Y, "a base"),
     ("52_{8}", "52_8", Y, "with braces"),

@@ -27,7 +27,7 @@ MAX_DIGITS = 50
 MAX_BITS = 30_000
 
 _KNOWN = """frac sqrt pi cdot times div le leq ge geq lt gt binom sin cos tan cot sec csc arcsin arccos arctan sinh cosh
-    tanh log ln exp circ lfloor rfloor lceil rceil begin end pmatrix bmatrix vmatrix matrix dot ddot prime hbar
+    tanh log ln exp circ lfloor rfloor lceil rceil begin end pmatrix bmatrix vmatrix matrix dot ddot prime hbar odot
     alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi
     varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"""
 _COMMANDS = frozenset(_KNOWN.split())
@@ -92,6 +92,7 @@ def _depth(text: str) -> int:
 _NUMPY = re.compile(r"\b(?:np|math)\.(?=[a-z])")
 _SCIENTIFIC = re.compile(r"(?<=\d)[eE]([-+]?\d+)")
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|mathit|operatorname|mathbb|boldsymbol)\s*\{\s*([^{}]*?)\s*\}")
+_PRIME = re.compile(r"\^\s*\{?\\prime\}?|'(?!')")
 _POINT = re.compile(r"(?<=\d)\.(?!\d)")
 
 
@@ -99,7 +100,8 @@ def _spell(text: str) -> str:
     """Notations that the parser does not know, or misreads, in those that it knows."""
     text = _TEXT.sub(r"\1", _NUMPY.sub(r"\\", text)).replace("**", "^")
     text = _SCIENTIFIC.sub(r"\\times 10^{\1}", text)
-    return _POINT.sub("", text.replace("^{\\prime}", "'").replace("'", "")).strip()
+    text = re.sub(r"(?<![A-Za-z\\])E_", r"\\Xi_", re.sub(r"\s+\^", "^", text))  # an energy, which is not Euler's number
+    return _POINT.sub("", _PRIME.sub("_{prime}", text)).strip()
 
 
 @cache
