@@ -17,7 +17,7 @@ from jaxgrpo.problems import Problem, Weighted
 from jaxgrpo.rewards import math
 from jaxgrpo.rewards.format import think_then_answer
 from jaxgrpo.rewards.math import Accuracy, accuracy, final_answer, same
-from jaxgrpo.rewards.pool import Missing, Pool
+from jaxgrpo.rewards.pool import Missing, Pool, reward_name
 from jaxgrpo.rewards.symbolic import is_safe, same_expression
 from jaxgrpo.rewards.worker import find_reward
 from jaxgrpo.settings import fields, override
@@ -192,6 +192,16 @@ def test_in_a_pool_a_formula_is_judged_and_a_zero_is_not_missing():
         verdicts = [values["accuracy"] for values in pool.result(pool.submit(problem(r"2\sqrt{2}"), texts))]
     assert verdicts == [1.0, 0.0, 0.0, 0.0, 1.0]
     assert not any(isinstance(verdict, Missing) for verdict in verdicts)
+
+
+def test_settings_reach_a_pool():
+    reward = Accuracy(("boxed", "number"), tolerance=0.01)
+    assert find_reward(reward_name(reward)) == reward
+    with Pool({"near": Weighted(reward), "exact": Weighted(Accuracy())}, 1, deadline=30.0) as pool:
+        assert pool.result(pool.submit(problem("100"), ["so 100.5", r"\boxed{100}"])) == [
+            {"near": 1.0, "exact": 0.0},
+            {"near": 1.0, "exact": 1.0},
+        ]
 
 
 @pytest.mark.parametrize("piece", ["answer ", "answer of ", "1,", "1 ", "9^", r"\frac{1}", "5 cents ", "-", "the ", "答案"])
