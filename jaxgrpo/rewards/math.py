@@ -1,151 +1,152 @@
-r"""Is the final answer right? Exact arithmetic on bounded text: nothing is evaluated, so nothing can hang.
+r"""Is the final answer right? Numbers exactly, lists and intervals part by part, the rest by computer algebra.
 
-    final_answer("... so he pays \boxed{1,234}.")   -> "1,234"
-    same_number("1,234.0", "$1234")                 -> True
-    same_number(r"\frac{1}{2}", "0.5")              -> True
+    same("1,234.0", "$1234")                                 -> True
+    same("3,5", r"\frac{7}{2}", language="uk")               -> True
+    same(r"\{1+\sqrt{5}, 1-\sqrt{5}\}", r"1\pm\sqrt{5}")     -> True
+    same("(-2, 7]", r"-2 < x \le 7")                         -> True
+
+Nothing a model writes is evaluated by Python, and nothing that would take long is computed: see `symbolic`. There is
+no alarm: whoever needs a deadline calls this in a `pool`, which enforces it from outside.
 """
 
-from fractions import Fraction
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-import regex as re
-
+from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
+from jaxgrpo.rewards.answers import EXTRACT, MARKS, boxes, final_answer
+from jaxgrpo.rewards.collections import as_collection, strip_name, unwrap
+from jaxgrpo.rewards.numbers import (
+    MAX_DIGITS,
+    forms,
+    is_written_number,
+    number,
+    plain,
+    quantity,
+    same_quantity,
+    split_unit,
+    tidy,
+)
+from jaxgrpo.rewards.symbolic import same_expression
 
-MAX_DIGITS = 1000
-"""Numbers with more digits than this, written or as the value of a power, are compared as strings."""
+__all__ = ["MAX_DIGITS", "Accuracy", "accuracy", "boxes", "final_answer", "number", "same", "same_number"]
+
+MAX_LENGTH = 1000
+"""Answers with more characters than this are compared as text."""
+
+OTHER_ANSWERS = "other_answers"
+"""The field of Problem.meta that holds further gold answers: a list, one of which is enough."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A reward: 1.0 if the completion's final answer is `problem.answer` or one of its other answers, else 0.0.
+
+    extract: where the answer may stand: boxed, hashes, phrase, number (see answers.final_answer)
+    tolerance: how far a number may be off, as a share of the gold (0.01: 1 %)
+    """
+
+    extract: tuple[str, ...] = MARKS
+    tolerance: float = 0.0
+
+    def __post_init__(self):
+        unknown = sorted(set(self.extract) - set(EXTRACT))
+        if unknown or not self.extract:
+            raise UserError(f"extract is {self.extract}: it must name some of {', '.join(EXTRACT)}")
+        if not 0 <= self.tolerance < 1:
+            raise UserError(f"tolerance is {self.tolerance}: it must be a share of the gold in [0, 1), for example 0.01")
+
+    def __call__(self, problem: Problem, text: str) -> float:
+        answer = final_answer(text, self.extract)
+        if answer is None:
+            return 0.0
+        return float(any(same(answer, gold, problem.language, self.tolerance) for gold in gold_answers(problem)))
+
+
+_DEFAULT = Accuracy()
 
 
 def accuracy(problem: Problem, text: str) -> float:
-    """1.0 if the completion's final answer equals `problem.answer`, else 0.0 (no answer included)."""
-    answer = final_answer(text)
-    return float(answer is not None and same_number(answer, problem.answer))
+    r"""`Accuracy()`: 1.0 if what the last `\boxed{}` or `####` says is right, else 0.0 (no answer included)."""
+    return _DEFAULT(problem, text)
 
 
-def final_answer(text: str) -> str | None:
-    r"""The last balanced `\boxed{...}` or `#### ...` (to the end of its line), whichever comes last; None without one.
-
-    Only what is said after thinking counts: what follows the last `</think>`, if there is one, and what precedes a
-    `<think>` that is never closed.
-    """
-    said = text.rpartition("</think>")[2].partition("<think>")[0]
-    found = [*boxes(said), *((match.start(), match[1]) for match in _HASHES.finditer(said))]
-    return max(found)[1].strip() if found else None
-
-
-_HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(\S.*)")
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-
-
-def boxes(text: str) -> list[tuple[int, str]]:
-    r"""(position, content) of each balanced `\boxed{...}`, inner ones included. One pass, however braces are nested."""
-    found, opened = [], []
-    for match in _BRACES.finditer(text):
-        if match[0].endswith("{") and match[0] != r"\{":
-            opened.append(match)
-        elif match[0] == "}" and opened:
-            start = opened.pop()
-            if start[0] != "{":
-                found.append((start.start(), text[start.end() : match.start()]))
-    return found
+def gold_answers(problem: Problem) -> list[str]:
+    """`problem.answer` and those in `problem.meta["other_answers"]`."""
+    others = problem.meta.get(OTHER_ANSWERS, [])
+    return [problem.answer, *map(str, others if isinstance(others, list | tuple) else [others])]
 
 
 def same_number(a: str, b: str) -> bool:
     r"""Whether two answers are the same number, exactly; where neither is one, the same text but for type and case.
 
-    "1,234", "$5", "42.0", "1/2", "1 1/2", "2^{10}" and "3 \times 10^8" are numbers; a percent sign or a unit after one
-    is ignored ("5%" is 5). A decimal comma is not understood ("3,5" is text). An empty answer equals nothing.
+    "1,234", "$5", "42.0", "1/2", "1 1/2", "2^{10}" and "3 \times 10^8" are numbers. An empty answer equals nothing.
     """
     first, second = number(a), number(b)
     if first is None and second is None:
-        return bool(_plain(a)) and _plain(a) == _plain(b)
+        return bool(plain(tidy(a))) and plain(tidy(a)) == plain(tidy(b))
     return first == second
 
 
-def number(text: str) -> Fraction | None:
-    """The number that an answer is, or None if it is none, has more than MAX_DIGITS digits, or divides by zero."""
-    match = _NUMBER.fullmatch(_rewrite(text)) if len(text) <= MAX_DIGITS else None
-    if match is None or _too_long(match):
-        return None
-    sign, whole, top, power, bottom, scale = match.groups()
-    try:
-        value = Fraction(int(whole or 0)) + _decimal(top) ** int(power or 1) / _decimal(bottom or "1")
-    except ZeroDivisionError:
-        return None
-    return value * Fraction(10) ** int(scale or 0) * (-1 if sign == "-" else 1)
+def same(answer: str, gold: str, language: str = "en", tolerance: float = 0.0) -> bool:
+    """Whether an answer to a problem in a language is the gold answer.
+
+    A number may be written as the problem's language writes it or as English does; it is right if one of the two
+    readings is the gold. So "1.234" may be 1234 in German and never in English, Ukrainian or French, where dots do not
+    group; "3,5" may be 3.5 in German, Ukrainian and French and never in English. A gold is read as English, as data sets
+    write numbers, and in the language's way only where that gives no number. An empty answer is wrong.
+    """
+    if max(len(answer), len(gold)) > MAX_LENGTH:
+        return plain(tidy(answer)) == plain(tidy(gold)) != ""
+    golds = [tidy(gold)] if number(gold) is not None else forms(gold, language)
+    return any(_same(form, wanted, tolerance) for wanted in golds for form in forms(answer, language))
 
 
-_DIGITS = r"(?:\d{1,3}(?:[, ]\d{3})+|\d+)(?:\.\d*)?|\.\d+"
-_EXPONENT = r"[-+]?\d{1,6}"  # a plain integer: a tower of powers is no number here
-_NUMBER = re.compile(
-    rf"([-+])?\s*(?:(\d+)\s+(?=\d+/))?({_DIGITS})(?:\^({_EXPONENT}))?(?:/({_DIGITS}))?(?:(?:\*10\^|[eE])({_EXPONENT}))?"
-)
+_MAX_DEPTH = 4  # of lists in lists; tuples in a set in an equation are 3
 
 
-def _decimal(digits: str) -> Fraction:
-    return Fraction(digits.replace(",", "").replace(" ", "").rstrip("."))
+def _same(answer: str, gold: str, tolerance: float, depth: int = 0) -> bool:
+    """`same` for tidy texts in English style."""
+    if plain(answer) == plain(gold):
+        return plain(gold) != ""
+    first, second = quantity(answer), quantity(gold)
+    if first and second:
+        return same_quantity(first, second, tolerance)
+    if depth > _MAX_DEPTH or (is_written_number(answer) and not first):
+        return False
+    unnamed = strip_name(unwrap(answer), unwrap(gold))
+    if unnamed != (answer, gold):
+        return _same(*unnamed, tolerance, depth + 1)
+    if first is None and (parts := as_collection(answer)):
+        wanted = None if second else as_collection(gold)
+        return wanted is not None and _same_parts(parts, wanted, tolerance, depth + 1)
+    if second is None and as_collection(gold):
+        return False
+    return same_expression(split_unit(answer)[0], split_unit(gold)[0])
 
 
-def _too_long(match: re.Match) -> bool:
-    """Whether the value could have more than MAX_DIGITS digits; asked before it is computed."""
-    _, _, top, power, _, scale = match.groups()
-    return len(top) * abs(int(power or 1)) + abs(int(scale or 0)) > MAX_DIGITS
+def _same_parts(answer: tuple[str, list[str]], gold: tuple[str, list[str]], tolerance: float, depth: int) -> bool:
+    """Whether two collections have the same brackets and parts: in order, but for sets and unions."""
+    (kind, parts), (gold_kind, wanted) = answer, gold
+    if kind != gold_kind or len(parts) != len(wanted):
+        return False
+    if kind not in ("{}", "cup"):
+        return all(_same(part, want, tolerance, depth) for part, want in zip(parts, wanted, strict=True))
+    left = list(wanted)
+    return all(_take(part, left, tolerance, depth) for part in parts)
 
 
-_FULL_WIDTH = {0xFEE0 + code: chr(code) for code in range(0x21, 0x7F)}  # common in Chinese and Japanese
-_LOOKALIKES = {**dict.fromkeys("−–", "-"), **dict.fromkeys("×⋅·", "*"), **dict.fromkeys("\xa0\u2009\u202f~", " ")}  # noqa: RUF001
-_TYPE = str.maketrans(_FULL_WIDTH | _LOOKALIKES)
-_INVISIBLE = re.compile(r"\\(?:left|right|displaystyle)\b|\\[!;:()\[\]]|(?<!\\)\$")
-_FONT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+def _take(part: str, left: list[str], tolerance: float, depth: int) -> bool:
+    """Remove from `left` what is the same as `part`; False if nothing is."""
+    for index, want in enumerate(_nearest_first(part, left)):
+        if _same(part, want, tolerance, depth):
+            left.remove(want)
+            return True
+        if index > 64:
+            break
+    return False
 
 
-def _tidy(text: str) -> str:
-    """Without what only sets type: delimiters of mathematics, spacing, full-width forms, a closing full stop."""
-    text = re.sub(r"\{,\}|\\,(?=\d{3})", ",", text.translate(_TYPE)).replace(r"\ ", " ").replace(r"\,", " ")
-    text = re.sub(r"\\[dt]frac", r"\\frac", _INVISIBLE.sub("", text))
-    return text.strip().removesuffix(".").removesuffix("。").strip()
-
-
-def _plain(text: str) -> str:
-    """Text to compare as text. Spaces between digits stay: "1 2" is not 12."""
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", _FONT.sub(r"\1", _tidy(text))).casefold()
-
-
-_CURRENCY = re.compile(r"\\\$|[€£¥₩₴₽฿]")
-_FRACTION = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
-_OPERATORS = re.compile(r"\s*(\^|\*|/)\s*")
-
-
-def _rewrite(text: str) -> str:
-    r"""An answer in the notation that _NUMBER reads: `1 1/2` for `1\frac{1}{2}`, `2^10` for `2^{10}`, no unit."""
-    text = _drop_unit(_CURRENCY.sub("", _tidy(text)).strip())
-    text = re.sub(r"\^\{([^{}]*)\}", r"^\1", text)
-    text = _FRACTION.sub(r" \1\2/\3\4", text).replace("- ", "-")
-    text = re.sub(r"\\times|\\cdot", "*", text.replace("**", "^"))
-    return _OPERATORS.sub(r"\1", text).strip()
-
-
-# A unit is a percent or degree sign, anything set as text, or up to three words after a space: of 3 letters at least,
-# for "5 x" is not 5. In scripts that use no spaces a unit may follow at once.
-_UNIT = re.compile(
-    r"""(?<=[\d.}])(?:
-        \s*(?:\\?%|°|\^\{?\\circ\}?)
-      | \s*\\(?:text|mathrm|mbox)\{[^{}\d]*\}(?:\^\{?[23]\}?)?
-      | \s+(?:[cdkm]m|ft|in)(?:\^\{?[23]\}?|[²³])? | \s+(?:kg|mg|ml|lb|oz|mi|hr)
-      | (?:\s+[\p{Latin}\p{Cyrillic}]{3,}){1,3}
-      | \s*(?:(?!\d)[\p{Han}\p{Hangul}\p{Hiragana}\p{Katakana}\p{Thai}\p{M}])+
-    )$""",
-    re.VERBOSE,
-)
-# Words after a number that change it, or do not end what is said: "3 million", "42 or 43", "3만".
-_NO_UNIT = re.compile(
-    r"""\b(?:hundred|thousand|million|billion|trillion|dozen|half|halves|third|quarter|fourth|fifth|sixth|seventh|eighth
-        |ninth|tenth|times|plus|minus|over|and|or|to|sqrt|pi|root|squared|cubed|mod
-        |тис|міль|мілл|милл|млн|млрд|сот|сто|десят|дюжин|полов|трет|чверт|четверт|або|или|плюс|мінус|минус)
-      | [十百千万萬亿億兆半割십백천만억조반] | สิบ|ร้อย|พัน|หมื่น|แสน|ล้าน|ครึ่ง""",  # noqa: RUF001
-    re.VERBOSE | re.IGNORECASE,
-)
-
-
-def _drop_unit(text: str) -> str:
-    unit = _UNIT.search(text)
-    return text if unit is None or _NO_UNIT.search(unit[0]) else text[: unit.start()]
+def _nearest_first(part: str, left: Iterable[str]) -> list[str]:
+    """Those that are the same text first: most are, and comparing texts costs nothing."""
+    return sorted(left, key=lambda want: plain(want) != plain(part))

@@ -8,6 +8,7 @@ Workers are started afresh and spoken to in JSON lines. A fork would inherit the
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -44,14 +45,17 @@ Verdicts = dict[str, float | Missing]
 
 
 def reward_name(function: Reward) -> str:
-    """The "module:qualname" by which another process can import `function`. Raises UserError if none can."""
-    module, qualname = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    """The "module:qualname" by which another process can import `function`; of a dataclass's instance, its class's and
+    its settings: see worker.find_reward. Raises UserError if none can."""
+    has_settings = dataclasses.is_dataclass(function) and not isinstance(function, type)
+    named = type(function) if has_settings else function
+    module, qualname = getattr(named, "__module__", None), getattr(named, "__qualname__", None)
     if not module or not qualname or module == "__main__" or "<" in qualname:
         raise UserError(
             f"reward {function!r} cannot be imported by a worker process: make it a function at the top level of a "
             "module that is not the main program (no lambda, no nested function, no partial)"
         )
-    name = f"{module}:{qualname}"
+    name = f"{module}:{qualname}" + (json.dumps(vars(function)) if has_settings else "")
     if find_reward(name) != function:
         raise UserError(f"reward {name}: importing that name finds another object than the one given")
     return name

@@ -1,9 +1,9 @@
 """A reward worker's process: JSON lines in, a JSON line out for every verdict. `pool` starts it and watches the clock.
 
-    in   {"rewards": {name: "module:qualname"}, "memory": bytes}   once
-    out  null, or one line of text: which reward is wrong           once
-    in   [skip, [problem, texts]]                                   a job: all rewards of all texts but `skip` verdicts
-    out  a number, or the reason why there is none                  one a verdict, as soon as it is known
+in   {"rewards": {name: "module:qualname"}, "memory": bytes}   once; see find_reward
+out  null, or one line of text: which reward is wrong           once
+in   [skip, [problem, texts]]                                   a job: all rewards of all texts but `skip` verdicts
+out  a number, or the reason why there is none                  one a verdict, as soon as it is known
 """
 
 import contextlib
@@ -28,8 +28,12 @@ _SEND_WHEN_PARENT_DIES = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
 def find_reward(name: str) -> Reward:
-    """The function called "module:qualname". Raises UserError if there is no such thing."""
-    module, _, qualname = name.partition(":")
+    """The reward called "module:qualname", or the one of a class and its settings, 'module:qualname{"tolerance": 0.01}'.
+
+    Raises UserError if there is no such thing. JSON's lists become tuples: settings have no lists.
+    """
+    path, brace, settings = name.partition("{")
+    module, _, qualname = path.partition(":")
     try:
         imported = importlib.import_module(module)
     except BaseException as error:  # importing somebody's module can raise anything, SystemExit too
@@ -39,6 +43,13 @@ def find_reward(name: str) -> Reward:
         found = operator.attrgetter(qualname)(imported)
     except AttributeError:
         raise UserError(f"reward {name}: {module} has no {qualname} at its top level") from None
+    if brace:
+        values = json.loads(brace + settings)
+        try:
+            found = found(**{field: tuple(value) if isinstance(value, list) else value for field, value in values.items()})
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"reward {name} cannot be made from its settings: {reason}") from error
     if not callable(found):
         raise UserError(f"reward {name} is a {type(found).__name__}, not a function of (problem, text)")
     return found

@@ -1,0 +1,124 @@
+# ruff: noqa: RUF001  (look-alikes are what is read)
+r"""Where a completion says its final answer: in a box, after "####", after "the answer is", or as its last number.
+
+final_answer(r"... so he pays \boxed{\frac{1}{2}}.")             -> r"\frac{1}{2}"
+final_answer("... The answer is 42 because ...", ("phrase",))    -> "42 because"
+final_answer("6 boxes of 7 make 42", ("number",))                -> "42"
+"""
+
+from collections.abc import Sequence
+
+import regex as re
+
+from jaxgrpo.rewards.numbers import DIGITS, is_multiplier
+
+EXTRACT = ("boxed", "hashes", "phrase", "number")
+r"""The places an answer can be taken from, the surest first: `\boxed{}`, `####`, "the answer is", the last number."""
+
+MARKS = ("boxed", "hashes")
+"""The places that cannot be mistaken for anything else."""
+
+
+def final_answer(text: str, extract: Sequence[str] = MARKS) -> str | None:
+    r"""The answer from one of the places named in `extract`; None where there is none.
+
+    Of the last balanced `\boxed{...}` and the last `#### ...` (to the end of its line), the one that comes last. Without
+    either, what follows the last phrase like "the answer is", in any language of `PHRASES`; without that, the last
+    number. Only what is said after thinking counts: what follows the last `</think>`, if there is one, and what precedes
+    a `<think>` that is never closed.
+    """
+    said = text.rpartition("</think>")[2].partition("<think>")[0]
+    marks = boxes(said) if "boxed" in extract else []
+    marks += [(match.start(), match[1]) for match in _HASHES.finditer(said)] if "hashes" in extract else []
+    if marks:
+        return max(marks)[1].strip()
+    answer = _after_phrase(said) if "phrase" in extract else None
+    return _last_number(said) if answer is None and "number" in extract else answer
+
+
+_HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(\S.*)")
+_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+
+
+def boxes(text: str) -> list[tuple[int, str]]:
+    r"""(position, content) of each balanced `\boxed{...}`, inner ones included. One pass, however braces are nested."""
+    found, opened = [], []
+    for match in _BRACES.finditer(text):
+        if match[0].endswith("{") and match[0] != r"\{":
+            opened.append(match)
+        elif match[0] == "}" and opened:
+            start = opened.pop()
+            if start[0] != "{":
+                found.append((start.start(), text[start.end() : match.start()]))
+    return found
+
+
+_IS = r"(?:is|are|was|equals|would\ be|will\ be|:|=)"
+PHRASES = {
+    "en": rf"\banswers?\b(?:\ (?:to|of|for)\ [^.:\n]{{0,60}}?)?\s*{_IS}",
+    "zh": r"答案(?:应该|應該)?(?:是|为|為|等于|等於|:|=)",
+    "ko": r"(?:정답|답)(?:은|이|:|=)",
+    "uk": r"відповід[\p{L}]*(?:\s*є)?\s*(?:[:=—–-]|становить|дорівнює)|відповіддю\ є",
+    "ru": r"ответ[\p{L}]*\s*(?:[:=—–-]|равен|составляет|будет|это)|ответом\ является",
+    "ja": r"(?:答え|解答|正解|答)(?:は|:|=)",
+    "th": r"คำตอบ(?:สุดท้าย|ที่ถูกต้อง)?\s*(?:คือ|เป็น|เท่ากับ|:|=)",
+    "de": r"\b(?:antwort|lösung|ergebnis)\b\s*(?:ist|lautet|beträgt|:|=)",
+    "fr": r"\b(?:réponse|résultat)\b(?:\ finale?)?\s*(?:est|vaut|:|=)",
+    "es": r"\b(?:respuesta|resultado)\b(?:\ (?:final|correcta))?\s*(?:es|:|=)",
+    "sw": r"\bjibu\b(?:\ (?:la\ mwisho|sahihi))?\s*(?:ni|:|=)",
+    "te": r"(?:సమాధానం|జవాబు)\s*(?:ఏమిటంటే)?\s*[:=]?",
+    "bn": r"(?:উত্তর|উত্তরটি)(?:টি)?\s*(?:হল|হলো|হবে|হচ্ছে)?\s*[:=]?",
+    "vi": r"(?:đáp\ án|đáp\ số|câu\ trả\ lời|kết\ quả)(?:\ (?:cuối\ cùng|đúng))?\s*(?:là|bằng|:|=)",
+    "ar": r"(?:الجواب|الإجابة|الاجابة|الناتج)(?:\ (?:النهائي|النهائية|الصحيحة|الصحيح))?\s*(?:هو|هي|:|=)",
+    "hi": r"(?:उत्तर|जवाब)\s*(?:है|होगा)?\s*[:=]?",
+}
+"""What announces an answer, by language. All are looked for in every text: models do not keep to one language."""
+
+_PHRASE = re.compile("|".join(f"(?:{phrase})" for phrase in PHRASES.values()), re.IGNORECASE | re.VERBOSE)
+_FULL_WIDTH_SIGNS = str.maketrans("：＝", ":=")
+_FORMULA = re.compile(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_SENTENCE = re.compile(r"(?:[^.!?。！？｡।\n]|[.](?=\S))*")
+_CLAUSE = re.compile(r"[，；](?!\p{Nd})|[,;]\s+(?=\p{L}{2})")
+_NUMBER_AND_WORD = re.compile(r"((?:\\?[$€£¥₹₴₽]\s?)?-?" + DIGITS + r")\s+(\p{L}[\p{L}\p{M}]*)(?=[\s,;])")
+_WHITE = re.compile(r"[\s*_:=]*")
+
+
+def _after_phrase(text: str) -> str | None:
+    """What the sentence after the last phrase says, without emphasis: a formula that it begins with, or its clause.
+
+    Of a clause that begins with a number and goes on, the number and the next word: "42 because ..." ends there, and
+    "3 million ..." or "42 or ..." is not the number alone.
+    """
+    text = text.translate(_FULL_WIDTH_SIGNS)
+    phrase = None
+    for phrase in _PHRASE.finditer(text):  # noqa: B007
+        pass
+    if phrase is None:
+        return None
+    start = _WHITE.match(text, phrase.end()).end()
+    formula = _FORMULA.match(text, start)
+    if formula:
+        return next(filter(None, formula.groups())).strip()
+    clause = _SENTENCE.match(text, start)[0].replace("**", "").strip()
+    number = _NUMBER_AND_WORD.match(clause)
+    if number and not is_multiplier(number[2]):
+        return f"{number[1]} {number[2]}"
+    cut = _CLAUSE.search(clause) if _NUMBER_FIRST.match(clause) else None
+    if cut and not is_multiplier(clause[cut.end() :]):
+        clause = clause[: cut.start()]
+    return clause or None
+
+
+_NUMBER_FIRST = re.compile(r"\D{0,2}\p{Nd}")
+_LAST_NUMBER = re.compile(
+    rf"""(?<![\p{{L}}\p{{Nd}}_^.,\\{{])(?:(?<![\p{{L}}\p{{Nd}})}}])[-−])?
+    (?:\\[dt]?frac\s*\{{-?\d+\}}\s*\{{-?\d+\}} | (?:{DIGITS})(?:\^\{{?-?\d+\}}?)?(?:/\d+)?(?:\s?\\?%)?)""",
+    re.VERBOSE,
+)  # fmt: skip
+
+
+def _last_number(text: str) -> str | None:
+    number = None
+    for number in _LAST_NUMBER.finditer(text):  # noqa: B007
+        pass
+    return number[0] if number else None
