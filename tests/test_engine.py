@@ -277,7 +277,7 @@ def test_a_compile_after_warm_up_is_an_error():
     compact(slots, np.arange(2, dtype=np.int32))
     compact.seal()
     compact(slots, np.arange(2, dtype=np.int32))
-    with pytest.raises(RuntimeError, match="compact was compiled again after warm-up, for .*int32"):
+    with pytest.raises(RuntimeError, match=r"compact was compiled again after warm-up, for .*int32"):
         compact(slots, np.arange(3, dtype=np.int32))
 
 
@@ -303,7 +303,8 @@ def test_bfloat16_log_probabilities_stay_near():
     engine = dataclasses.replace(make_engine(4, 8), steps=tiny_engines.make_steps(4, 8, dtype=jnp.bfloat16))
     gaps = []
     for group in ask(engine):
-        gaps.extend((scored(make_params(), group.tokens, group.attention_mask) - group.logprobs)[group.completion_mask])
+        found = scored(make_params(), group.tokens, group.attention_mask)
+        gaps.extend((found - group.logprobs)[group.completion_mask])
     assert 0 < np.abs(gaps).mean() < 0.05
     assert np.abs(gaps).max() < 0.5
 
