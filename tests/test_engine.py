@@ -294,7 +294,8 @@ def scored(params, tokens, attention_mask, temperature=1.0):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_the_groups_arrays_score_as_the_engine_says(temperature):
     for group in ask(make_engine(4, 8), Draw(temperature))[:3]:
-        gap = np.where(group.completion_mask, scored(make_params(), group.tokens, group.attention_mask, temperature) - group.logprobs, 0.0)
+        found = scored(make_params(), group.tokens, group.attention_mask, temperature)
+        gap = np.where(group.completion_mask, found - group.logprobs, 0.0)
         assert np.abs(gap).max() < 1e-4
 
 
