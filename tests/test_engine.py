@@ -294,8 +294,8 @@ def scored(params, tokens, attention_mask, temperature=1.0):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_the_groups_arrays_score_as_the_engine_says(temperature):
     for group in ask(make_engine(4, 8), Draw(temperature))[:3]:
-        expected = scored(make_params(), group.tokens, group.attention_mask, temperature)
-        gap = np.where(group.completion_mask, expected - group.logprobs, 0.0)
+        found = scored(make_params(), group.tokens, group.attention_mask, temperature)
+        gap = np.where(group.completion_mask, found - group.logprobs, 0.0)
         assert np.abs(gap).max() < 1e-4
 
 
@@ -304,7 +304,8 @@ def test_bfloat16_log_probabilities_stay_near():
     engine = dataclasses.replace(make_engine(4, 8), steps=tiny_engines.make_steps(4, 8, dtype=jnp.bfloat16))
     gaps = []
     for group in ask(engine):
-        gaps.extend((scored(make_params(), group.tokens, group.attention_mask) - group.logprobs)[group.completion_mask])
+        found = scored(make_params(), group.tokens, group.attention_mask)
+        gaps.extend((found - group.logprobs)[group.completion_mask])
     assert 0 < np.abs(gaps).mean() < 0.05
     assert np.abs(gaps).max() < 0.5
 

@@ -22,6 +22,8 @@ decode_to = jax.jit(
 insert = jax.jit(sampler.insert)
 grow = jax.jit(sampler.grow, static_argnames="ring")
 compact = jax.jit(sampler.compact)
+choose = jax.jit(sampler.choose)
+only_likely = jax.jit(sampler.only_likely)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +55,15 @@ def empty(ring: int = RING, slots: int = SLOTS) -> sampler.Slots:
     return sampler.empty(NETWORK, slots=slots, prompt_width=WIDTH, ring=ring, dtype=jnp.float32)
 
 
+def typed(how: How) -> How:
+    """Arrays of the same types whatever the numbers."""
+    return How(*(jnp.asarray(x, t) for x, t in zip(how, (float, int, float, float, int), strict=True)))
+
+
 def decode(params, slots, halt=(), most=CHUNK, leave_at=0, how=None):
     halted = np.isin(np.arange(slots.live.shape[0]), halt)
-    how = how or How(*(jnp.asarray(x) for x in (1.5, 0, 1.0, 0.0, np.int32(RING))))  # no row ends by itself
-    return decode_to(params, slots, halted, how, np.int32(most), np.int32(leave_at))
+    how = how or How(1.5, min_tokens=RING)  # no row ends by itself
+    return decode_to(params, slots, halted, typed(how), np.int32(most), np.int32(leave_at))
 
 
 def run(params, slots, calls=3, texts=None, rows=None, **changes):
@@ -186,9 +193,9 @@ def test_a_row_that_may_choose_nothing_is_not_live(prefilled):
 
 
 def test_rows_of_the_same_key_are_the_same_and_a_number_depends_on_key_and_count_alone():
-    keys = np.stack([key(1), key(2), key(1)])
-    a = sampler.uniforms(keys, np.array([4, 4, 4], np.int32))
-    b = sampler.uniforms(keys, np.array([4, 5, 3], np.int32))
+    keys, uniforms = jnp.stack([key(1), key(2), key(1)]), jax.jit(sampler.uniforms)
+    a = uniforms(keys, jnp.array([4, 4, 4]))
+    b = uniforms(keys, jnp.array([4, 5, 3]))
     assert a[0] == a[2] == b[0]
     assert len({*a.tolist(), *b.tolist()}) == 4
     assert ((a >= 0) & (a < 1)).all()
@@ -225,7 +232,7 @@ HOWS = (
 @pytest.mark.parametrize("how", HOWS, ids=str)
 def test_exactly_the_likely_tokens_are_left(how):
     logits = np.random.default_rng(3).normal(0, 2, (20, 48)).astype(np.float32)
-    left = np.asarray(sampler.only_likely(jnp.asarray(logits), how))
+    left = np.asarray(only_likely(jnp.asarray(logits), typed(how)))
     expected = np.stack([kept_by(row, how) for row in logits])
     np.testing.assert_array_equal(left > -np.inf, expected)
     np.testing.assert_array_equal(left[expected], logits[expected])
@@ -257,7 +264,7 @@ def test_tokens_follow_the_distribution_that_is_left(row, how):
         logits[list(ENDS)] = -np.inf
     probs = np.where(kept_by(logits, how), np.exp(logits), 0.0)
     probs /= probs.sum()
-    tokens, logprobs = draw_many(*row, How(*(jnp.asarray(x) for x in how)), jnp.int32(4))
+    tokens, logprobs = draw_many(*row, typed(how), jnp.int32(4))
     np.testing.assert_allclose(logprobs, np.log(probs[np.asarray(tokens)]), atol=1e-4)
     found = np.bincount(tokens, minlength=48)
     assert not found[probs == 0].any()
@@ -271,16 +278,15 @@ def test_tokens_follow_the_distribution_that_is_left(row, how):
 def test_at_temperature_0_the_likeliest_token_is_chosen_and_scored_at_1(row):
     logits = np.asarray(to_logits(*row, 1.0))[0]
     for how in (How(0.0), How(0.0, top_p=0.9)):
-        tokens, logprobs = draw_many(*row, How(*(jnp.asarray(x) for x in how)), jnp.int32(4))
+        tokens, logprobs = draw_many(*row, typed(how), jnp.int32(4))
         assert set(np.asarray(tokens).tolist()) == {int(logits.argmax())}
         kept = np.where(kept_by(logits, how), np.exp(logits.astype(np.float64)), 0.0)
         np.testing.assert_allclose(logprobs, np.log(kept.max() / kept.sum()), atol=1e-5)
-    allowed = logits.copy()
-    allowed[list(ENDS)] = -np.inf
     end = int(logits.argmax())
-    tokens, _ = sampler.draw(*row, jnp.zeros(1), jnp.zeros(1, jnp.int32), How(0.0, min_tokens=1), (end,))
+    draw = jax.jit(sampler.draw, static_argnames="ends")
+    tokens, _ = draw(*row, jnp.zeros(1), jnp.zeros(1, jnp.int32), How(0.0, min_tokens=1), ends=(end,))
     assert int(tokens[0]) == np.argsort(-logits)[1]  # the end would be likeliest, and may not be yet
-    tokens, _ = sampler.draw(*row, jnp.zeros(1), jnp.ones(1, jnp.int32), How(0.0, min_tokens=1), (end,))
+    tokens, _ = draw(*row, jnp.zeros(1), jnp.ones(1, jnp.int32), How(0.0, min_tokens=1), ends=(end,))
     assert int(tokens[0]) == end
 
 
@@ -290,7 +296,7 @@ def test_choose_follows_the_distribution(vocabulary):
     logits = jnp.asarray(rng.normal(size=vocabulary) * 2, jnp.float32)
     many = 20_000
     uniform = jnp.asarray((np.arange(many) + 0.5) / many, jnp.float32)
-    tokens, logprobs = sampler.choose(jnp.broadcast_to(logits, (many, vocabulary)), uniform)
+    tokens, logprobs = choose(jnp.broadcast_to(logits, (many, vocabulary)), uniform)
     probs = np.asarray(jax.nn.softmax(logits))
     np.testing.assert_allclose(np.bincount(tokens, minlength=vocabulary) / many, probs, atol=2e-4)
     np.testing.assert_allclose(logprobs, np.log(probs)[np.asarray(tokens)], rtol=1e-3, atol=1e-5)
@@ -298,7 +304,7 @@ def test_choose_follows_the_distribution(vocabulary):
 
 def test_choose_never_takes_what_has_no_probability():
     logits = jnp.array([[-jnp.inf, 0.0, -jnp.inf, 0.0, -jnp.inf]] * 4)
-    tokens, _ = sampler.choose(logits, jnp.array([0.0, 0.4999999, 0.5, 0.99999994]))
+    tokens, _ = choose(logits, jnp.array([0.0, 0.4999999, 0.5, 0.99999994]))
     assert set(tokens.tolist()) <= {1, 3}
 
 
