@@ -111,15 +111,8 @@ def choose(
     # Rounding may step past the last token with any probability: fall back to the likeliest, never to one of probability 0.
     chosen_logprob = jnp.take_along_axis(logprobs, jnp.minimum(token, vocabulary - 1), axis=1)
     valid = (offset < block) & (token < vocabulary) & (chosen_logprob > -jnp.inf)
-    token = jnp.where(valid, token, likeliest(logits)[:, None])
+    token = jnp.where(valid, token, jnp.argmax(logits, axis=-1, keepdims=True))
     return token[:, 0], jnp.take_along_axis(logprobs, token, axis=1)[:, 0]
-
-
-def likeliest(logits: Float[Array, "B V"]) -> Int[Array, "B"]:
-    """The first of the likeliest tokens: argmax by two plain reductions, which XLA vectorises on a CPU."""
-    ids = jnp.arange(logits.shape[-1])
-    is_largest = logits == jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(is_largest, ids, logits.shape[-1] - 1), axis=-1)
 
 
 def only_likely(logits: Float[Array, "B V"], how: How) -> Float[Array, "B V"]:
@@ -155,9 +148,10 @@ def draw(
     logits = jnp.where(is_end & (written < how.min_tokens)[:, None], -jnp.inf, logits)
     logits = only_likely(logits, how)
     # Greedily, the likeliest token is the one that any uniform number hits if it alone is left.
+    likeliest = jnp.argmax(logits, axis=-1)
     token, logprob = choose(logits, uniform)
     of_likeliest = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
-    return jnp.where(greedy, likeliest(logits), token), jnp.where(greedy, of_likeliest, logprob)
+    return jnp.where(greedy, likeliest, token), jnp.where(greedy, of_likeliest, logprob)
 
 
 def uniforms(keys: UInt32[Array, "S 2"], written: Int[Array, "S"]) -> Float[Array, "S"]:
