@@ -414,7 +414,7 @@ def add_rollout(subparsers: Any, shared: argparse.ArgumentParser) -> None:
 def add_step(subparsers: Any, shared: argparse.ArgumentParser) -> None:
     """The subcommand `step`."""
     parser = add_sampling(subparsers, shared, bench_step)
-    parser.add_argument("--micro-batch", type=positive, default=8, help="rows of one gradient pass; default 8")
+    parser.add_argument("--micro-batch", type=positive, default=4, help="rows of one gradient pass; default 4")
     parser.add_argument("--kl", type=float, default=0.04, help="weight of the KL to the reference; default 0.04")
 
 
