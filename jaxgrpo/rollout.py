@@ -117,18 +117,25 @@ def judged_in_order(wave: Iterable[tuple[int, Group] | None], judge: Judge) -> I
     patient = jax.process_count() > 1
     pending: dict[int, tuple[Group, Ticket]] = {}
     head = 0
-    for item in wave:
-        if item:
-            index, group = item
-            pending[index] = group, judge.submit(group)
-        while head in pending and (patient or pending[head][1].verdicts.done()):
+
+    def judged(wait: bool) -> Iterator[Group]:
+        nonlocal head
+        while head in pending and (wait or pending[head][1].verdicts.done()):
             group, ticket = pending.pop(head)
             judge.note(group, ticket)
             head += 1
             yield group
-    for index in sorted(pending):
-        judge.note(*pending[index])
-        yield pending[index][0]
+
+    try:
+        for item in wave:
+            if item:
+                index, group = item
+                pending[index] = group, judge.submit(group)
+            yield from judged(patient)
+        yield from judged(wait=True)
+    finally:
+        for _, ticket in pending.values():
+            judge.pool.cancel(ticket)
 
 
 def most_informative(groups: Iterable[Group], count: int) -> list[Group]:

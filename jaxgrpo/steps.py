@@ -62,7 +62,7 @@ class Steps:
     empty: Callable[[int, int], sampler.Slots]
     """sampler.empty: (slots, ring) -> Slots, one of `sizes` and one of `rings`."""
     insert: Program
-    """sampler.insert: (Slots, Prefilled, starts) -> Slots; donates its slots, as do the next three."""
+    """sampler.insert: (Slots, Prefilled, starts) -> Slots; donates its slots, as `decode` does."""
     decode: Program
     """sampler.decode: (published parameters, Slots, halt, how, most steps, leave at) -> (Slots, Chosen)."""
     grow: Callable[[sampler.Slots, int], sampler.Slots]
@@ -131,10 +131,10 @@ def compile_steps(
         publish=jax.jit(partial(_publish, dtype), out_shardings=shardings(params_like)),
         prefill=Program("prefill", jax.jit(prefill, out_shardings=cached(sampler.Prefilled))),
         empty=jax.jit(lambda slots, ring: held(slots=slots, ring=ring), static_argnums=(0, 1), out_shardings=like),
-        insert=Program("insert", jax.jit(_insert, out_shardings=like, donate_argnums=0)),
+        insert=Program("insert", jax.jit(partial(_insert), out_shardings=like, donate_argnums=0)),
         decode=Program("decode", jax.jit(partial(_decode, decode), out_shardings=(like, everywhere), donate_argnums=1)),
         grow=jax.jit(lambda slots, ring: sampler.grow(slots, ring=ring), static_argnums=1, out_shardings=like),
-        compact=Program("compact", jax.jit(sampler.compact, out_shardings=like)),
+        compact=Program("compact", jax.jit(partial(sampler.compact), out_shardings=like)),
         sizes=_halves(slots, max(1, slots // 8), devices),
         rings=_halves(new_tokens, 128, 1)[::-1],
         prompts=prompts,

@@ -101,6 +101,18 @@ def test_submit_does_not_wait_and_other_workers_go_on():
         assert not stuck.verdicts.done()
 
 
+def test_what_is_cancelled_is_not_computed_and_disturbs_nothing():
+    with start("sleep_a_little", "length") as pool:
+        first, second, third = (pool.submit(PROBLEM, [text]) for text in ("a", "bb", "ccc"))
+        pool.cancel(second)
+        assert pool.result(first)[0]["length"] == 1.0
+        assert pool.result(third)[0]["length"] == 3.0
+        with pytest.raises(CancelledError):
+            pool.result(second)
+        pool.cancel(first)  # too late, and harmless
+        assert pool.result(first)[0]["length"] == 1.0
+
+
 def test_printing_and_reading_do_not_disturb_the_protocol():
     assert verdicts(["print_and_read", "length"], ["a", "bb"]) == [
         {"print_and_read": 7.0, "length": 1.0},

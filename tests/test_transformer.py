@@ -57,11 +57,12 @@ def test_reading_through_a_cache_is_reading_at_once(params):
     tokens, ones = jnp.arange(8).reshape(1, 8) + 3, jnp.ones((1, 8), bool)
     whole, _ = hidden(params, tokens, ones)
     _, key_values = hidden(params, tokens[:, :5], ones[:, :5])
-    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 3), (0, 0))), key_values)
+    recent = jax.tree.map(lambda x: jnp.zeros_like(x[:, :, :3]), key_values)
     for column in range(5, 8):
         mask = (jnp.arange(8) <= column)[None, None]
-        state, cache = transformer.forward(
-            NETWORK, params, tokens[:, column : column + 1], jnp.array([[column]]), mask, cache, column
+        cache = transformer.Cache(key_values, recent, jnp.int32(column - 5))
+        state, recent = transformer.forward(
+            NETWORK, params, tokens[:, column : column + 1], jnp.array([[column]]), mask, cache
         )
         np.testing.assert_allclose(state[:, 0], whole[:, column], atol=2e-5)
 

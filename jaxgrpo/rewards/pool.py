@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 
 from jaxgrpo.errors import UserError
@@ -119,6 +119,10 @@ class Pool:
         verdicts, width = ticket.verdicts.result(), len(self._names)
         return [dict(zip(self._names, verdicts[start : start + width], strict=True)) for start in range(0, ticket.size, width)]
 
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody will ask for this ticket's verdicts: they are not computed, unless a worker is already at it."""
+        ticket.verdicts.cancel()
+
     def close(self) -> None:
         """Kill the workers, whatever they are doing, and cancel what is queued. May be called again."""
         if self._closed:
@@ -178,10 +182,12 @@ class _Worker:
             self._kill()
 
     def _serve(self, ticket: Ticket) -> None:
+        if not ticket.verdicts.set_running_or_notify_cancel():
+            return
         try:
             ticket.verdicts.set_result(self._judge(ticket))
         except _StoppedError:
-            ticket.verdicts.cancel()
+            ticket.verdicts.set_exception(CancelledError())
             raise
         except Exception as error:  # for whoever waits for the result; the next ticket gets a process in a known state
             self._kill()
