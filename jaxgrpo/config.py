@@ -32,6 +32,8 @@ class Sampling:
     max_new_tokens: N, in tokens
     slots: rows that are sampled side by side (0: twice the rows of a batch)
     chunk: tokens of a row between two looks at which rows have ended, at most
+    stop: texts that end a completion, which holds them
+    keep_in_flight: whether what a step had no use for goes on at the next (more slots: older tokens); else it is stopped
     max_logprob_gap: nats; a run whose sampler and scorer differ by more at its first step stops (None: by dtype, GAPS)
     """
 
@@ -40,6 +42,8 @@ class Sampling:
     max_new_tokens: int = 256
     slots: int = 0
     chunk: int = 32
+    stop: tuple[str, ...] = ()
+    keep_in_flight: bool = False
     max_logprob_gap: float | None = None
 
 
@@ -121,12 +125,18 @@ class Evaluation:
 
     problems: held-out problems, at most (0: no evaluation)
     samples: completions of each
-    temperature: at which they are drawn
+    temperature: at which they are drawn (0: always the likeliest token)
+    top_k: only the k likeliest tokens (0: all)
+    top_p: only the likeliest tokens that together have this probability
+    min_p: only tokens at least this probable, as a share of the likeliest
     """
 
     problems: int = 256
     samples: int = 4
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
 
 
 @dataclass
@@ -216,12 +226,13 @@ def _read(path: str) -> Config:
 
 AT_LEAST = {
     0: "seed steps batch.micro_batch sampling.slots optimizer.learning_rate optimizer.warmup_steps "
-    "optimizer.weight_decay optimizer.b1 optimizer.b2 evaluation.problems show_rollouts_every",
+    "optimizer.weight_decay optimizer.b1 optimizer.b2 evaluation.problems evaluation.temperature evaluation.top_k "
+    "evaluation.min_p show_rollouts_every",
     1: "batch.groups sampling.prompt_width sampling.max_new_tokens sampling.chunk filter.max_prompts verifier.workers "
     "evaluation.samples save_every keep_checkpoints",
     2: "batch.group_size",
 }
-ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm verifier.deadline evaluation.temperature"
+ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm verifier.deadline evaluation.top_p"
 ONE_OF = {
     "batch.old_logprobs": ("sampler", "trainer"),
     "dtype": ("float32", "bfloat16"),
@@ -241,6 +252,8 @@ def validate(config: Config) -> None:
     _check_numbers(config)
     if config.sampling.max_logprob_gap is not None:
         _check_each(config, "sampling.max_logprob_gap", lambda value: value > 0, "above 0, or None")
+    if not all(isinstance(text, str) and text for text in config.sampling.stop):
+        raise UserError(f"sampling.stop is {config.sampling.stop!r}: it must hold texts, none of them empty")
     _check_batch(config.batch)
     _check_objective(config.objective, config.batch.old_logprobs)
     _check_filter(config.filter, config.batch.group_size)
@@ -276,6 +289,7 @@ def _check_numbers(config: Config) -> None:
         _check_each(config, names, partial(le, low), f"at least {low}")
     _check_each(config, ABOVE_ZERO, lambda value: value > 0, "above 0")
     _check_each(config, "optimizer.b1 optimizer.b2", lambda value: value < 1, "below 1")
+    _check_each(config, "evaluation.top_p evaluation.min_p", lambda value: value <= 1, "at most 1")
     _check_each(config, "seed", lambda value: value < 2**32, "below 2**32")
     for name, values in ONE_OF.items():
         value = attrgetter(name)(config)

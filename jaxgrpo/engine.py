@@ -36,6 +36,8 @@ class Group:
     """True on the tokens that the policy chose, the end token included."""
     logprobs: np.ndarray
     """The sampler's own log-probability of each chosen token, at the sampling temperature; 0 elsewhere."""
+    written: np.ndarray
+    """Int: the step whose policy chose each token; 0 elsewhere."""
     finished: np.ndarray
     """Bool[G]: whether the row ended by itself."""
     values: dict[str, np.ndarray] = field(default_factory=dict)
@@ -66,15 +68,14 @@ class Draw:
 
 @dataclass
 class Usage:
-    """What a wave of sampling took.
+    """What sampling took, by one policy.
 
-    tokens: that were chosen; computed: slots times steps; launched: problems whose prompts were read; seconds: from the first
-    call to the last. waited: seconds between the host's learning that a call was done and its asking for the next
+    tokens: that were chosen; computed: slots times steps; seconds: from the first call to the last. waited: seconds between
+    the host's learning that a call was done and its asking for the next
     """
 
     tokens: int = 0
     computed: int = 0
-    launched: int = 0
     seconds: float = 0.0
     waited: float = 0.0
 
@@ -86,6 +87,7 @@ class _Row:
     limit: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    written: list[int] = field(default_factory=list)
     ended: bool = False
 
 
@@ -147,7 +149,7 @@ class Engine:
         A text is a function of the parameters and of (seed, step, purpose, problem, sample), whatever slot it ran in.
         """
         most = draw.max_tokens or self.new_tokens
-        return Wave(self, params, problems, group_size, draw, f"{self.seed}/{step}/{purpose}", limits or (lambda *_: most))
+        return Wave(self, params, problems, group_size, draw, step, purpose, limits or (lambda *_: most))
 
     def __call__(
         self, params: Params, problems: Sequence[Problem], group_size: int, draw: Draw, step: int, purpose: str
@@ -161,24 +163,25 @@ class Engine:
         size, width = len(made.rows), self.prompt_width + self.new_tokens
         tokens = np.full((size, width), self.tokenizer.pad, np.int32)
         logprobs = np.zeros((size, width), np.float32)
+        written = np.zeros((size, width), np.int32)
         chosen = np.zeros((size, width), bool)
         for i, row in enumerate(made.rows):
-            end = self.prompt_width + len(row.tokens)
-            tokens[i, self.prompt_width : end], logprobs[i, self.prompt_width : end] = row.tokens, row.logprobs
-            chosen[i, self.prompt_width : end] = True
+            own = slice(self.prompt_width, self.prompt_width + len(row.tokens))
+            tokens[i, own], logprobs[i, own], written[i, own], chosen[i, own] = row.tokens, row.logprobs, row.written, True
         padded, mask = left_padded([made.prompt], self.prompt_width, self.tokenizer.pad)
         tokens[:, : self.prompt_width] = padded
         attended = chosen.copy()
         attended[:, : self.prompt_width] = mask
         texts = [self.tokenizer.decode(row.tokens) for row in made.rows]
-        return Group(made.problem, texts, tokens, attended, chosen, logprobs, np.array([row.ended for row in made.rows]))
+        finished = np.array([row.ended for row in made.rows])
+        return Group(made.problem, texts, tokens, attended, chosen, logprobs, written, finished)
 
 
 class Wave:
     """An iterator over (index, Group) in the order in which groups become ready; index counts problems as they were taken.
     It also yields None now and then, while the device is busy, so that whoever iterates can look after other things.
 
-    To stop early, stop iterating: what is in flight is forgotten.
+    To stop early, stop iterating: what is in flight is forgotten. Or `renew` the policy and go on with the same iterator.
     """
 
     def __init__(
@@ -188,13 +191,15 @@ class Wave:
         problems: Iterable[Problem],
         group_size: int,
         draw: Draw,
-        name: str,
+        step: int,
+        purpose: str,
         limits: Callable[[Problem, int], int],
     ):
-        self.usage = Usage()
-        self._engine, self._steps, self._draw, self._name, self._limits = engine, engine.steps, draw, name, limits
-        self._group_size = group_size
-        self._params = self._steps.publish(params)
+        self.launched = 0
+        """Problems whose prompts have been read."""
+        self._engine, self._steps, self._draw, self._limits = engine, engine.steps, draw, limits
+        self._group_size, self._purpose = group_size, purpose
+        self.renew(params, step)
         self._problems = iter(problems)
         self._how = _how(draw)
         self._size, self._ring = self._steps.sizes[0], self._steps.rings[0]
@@ -205,15 +210,22 @@ class Wave:
         self._prefilled: Any = None
         self._exhausted = False
 
+    def renew(self, params: Params, step: int) -> None:
+        """From now on another policy samples, and usage is counted anew. What is in flight goes on with what it has: its tokens
+        so far, and their keys and values as the earlier policy computed them (arXiv 2509.19128)."""
+        self.usage, self._began = Usage(), time.perf_counter()
+        self._step, self._name = step, f"{self._engine.seed}/{step}/{self._purpose}"
+        self._params = self._steps.publish(params)
+
     def __iter__(self) -> Iterator[tuple[int, Group] | None]:
-        started = idle_since = time.perf_counter()
+        idle_since = time.perf_counter()
         ready: list[_Making] = []
         while True:
             self._admit()
             if not any(self._rows):
                 break
             self._fit()
-            chosen = self._launch()
+            chosen, step = self._launch(), self._step
             self.usage.waited += time.perf_counter() - idle_since
             # The device is busy from here on: the time for everything else.
             for made in ready:
@@ -221,8 +233,8 @@ class Wave:
             yield None
             chosen = jax.device_get(chosen)
             idle_since = time.perf_counter()
-            ready = self._harvest(chosen)
-            self.usage.seconds = time.perf_counter() - started
+            ready = self._harvest(chosen, step)
+            self.usage.seconds = time.perf_counter() - self._began
         for made in ready:
             yield made.index, self._engine.build(made)
 
@@ -249,10 +261,10 @@ class Wave:
         prompts = left_padded(ids + filler, engine.prompt_width, engine.tokenizer.pad)
         self._prefilled = self._steps.prefill(self._params, *prompts)
         for source, (problem, prompt) in enumerate(zip(problems, ids, strict=True)):
-            made = _Making(self.usage.launched, problem, prompt, [], self._group_size)
+            made = _Making(self.launched, problem, prompt, [], self._group_size)
             made.rows = [_Row(made, i, min(self._limits(problem, i), engine.new_tokens)) for i in range(self._group_size)]
             self._waiting.extend((source, row) for row in made.rows)
-            self.usage.launched += 1
+            self.launched += 1
         return True
 
     def _fit(self) -> None:
@@ -282,8 +294,8 @@ class Wave:
         )
         return chosen
 
-    def _harvest(self, chosen: Any) -> list[_Making]:
-        """Takes the tokens of a call, and returns the groups whose last row has ended."""
+    def _harvest(self, chosen: Any, step: int) -> list[_Making]:
+        """Takes the tokens of a call that the step's policy made, and returns the groups whose last row has ended."""
         tokens, logprobs, n, live, ended, steps = chosen
         self.usage.computed += int(steps) * self._size
         self.usage.tokens += int(n.sum())
@@ -293,6 +305,7 @@ class Wave:
                 continue
             row.tokens.extend(tokens[slot, : n[slot]].tolist())
             row.logprobs.extend(logprobs[slot, : n[slot]].tolist())
+            row.written.extend([step] * int(n[slot]))
             row.ended = self._stopped(row) or bool(ended[slot])
             if live[slot] and not row.ended:
                 continue
@@ -310,7 +323,7 @@ class Wave:
         if not holds(len(row.tokens)):
             return False
         count = next(count for count in range(1, len(row.tokens) + 1) if holds(count))
-        del row.tokens[count:], row.logprobs[count:]
+        del row.tokens[count:], row.logprobs[count:], row.written[count:]
         return True
 
 

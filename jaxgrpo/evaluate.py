@@ -45,7 +45,8 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
 def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[Group]:
     """A judged group for every problem, in their order."""
     wanted = run.config.evaluation
-    wave = run.engine.wave(params, problems, wanted.samples, Draw(wanted.temperature), 0, "evaluation")
+    draw = Draw(wanted.temperature, wanted.top_k, wanted.top_p, wanted.min_p, stop=run.config.sampling.stop)
+    wave = run.engine.wave(params, problems, wanted.samples, draw, 0, "evaluation")
     judged = judged_in_order(wave, run.judge)
     return list(tqdm(judged, "evaluating", len(problems), unit="problem", leave=False, disable=None))
 

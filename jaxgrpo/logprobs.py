@@ -2,7 +2,7 @@
 
 The vocabulary is taken in chunks. Forward, each chunk's logits are folded into running sums; backward they are computed
 again. So [B, T, V] is never there, rows stay where the mesh has them, and each part of the embedding's gradient is written
-once: over chunks of rows, all of it would be read and written for every chunk.
+once: over chunks of rows, all of it would be read and written for every chunk. Where one chunk holds all logits, it is kept.
 """
 
 from collections.abc import Callable
@@ -128,10 +128,12 @@ def _score(form: _Form, *arrays: Array) -> tuple[Array, Array | None]:
 
 def _score_forward(form: _Form, *arrays: Array) -> tuple[tuple[Array, Array | None], tuple[Array | None, ...]]:
     """log p of the chosen tokens and, if the form asks for it, the entropy of p; then what the backward pass needs."""
-    sums = _sum_up(form, *arrays)
+    hidden, embedding, chosen, temperature = arrays
+    kept = _chunk_products(hidden, embedding) if form.size >= embedding.shape[1] else None
+    sums = _sum_up(form, hidden, embedding, chosen, temperature, kept)
     log_total = jnp.log(sums.total)
     entropy = None if sums.weighted is None else log_total - sums.weighted / sums.total
-    return (sums.chosen - sums.largest - log_total, entropy), (*arrays, sums.largest + log_total, entropy)
+    return (sums.chosen - sums.largest - log_total, entropy), (*arrays, kept, sums.largest + log_total, entropy)
 
 
 def _sum_up(
@@ -140,11 +142,12 @@ def _sum_up(
     embedding: Float[Array, "S v D"],
     chosen: Int[Array, "B N"],
     temperature: Float[Array, ""],
+    kept: Float[Array, "S B N v"] | None,
 ) -> _Sums:
     """The sums over the whole vocabulary, [B N]; those of the shards stay apart until the end."""
 
     def add(sums: _Sums, chunk: _Chunk) -> _Sums:
-        logits = _finish(_chunk_products(hidden, chunk), temperature, form.softcap)
+        logits = _finish(_chunk_products(hidden, chunk.embedding, kept), temperature, form.softcap)
         logits = jnp.where(chunk.fresh, logits, LOWEST)
         picked = jnp.where(chunk.fresh & _is_chosen(chosen, chunk), logits, 0.0)
         new = _merge(_Sums(logits, 1.0, 0.0 if form.entropy else None, picked), axis=-1)
@@ -160,22 +163,25 @@ def _merge(sums: _Sums, axis: int) -> _Sums:
     largest = sums.largest.max(axis)
     gap = sums.largest - jnp.expand_dims(largest, axis)
     scale = jnp.exp(gap)
-    weighted = None if sums.weighted is None else jnp.sum(scale * (sums.weighted + sums.total * gap), axis)
+    weighted = None
+    if sums.weighted is not None:
+        # The select changes nothing. Without it XLA has a library multiply and sum, on CPUs, which takes ten times as long.
+        weighted = jnp.sum(jnp.where(scale > 0, scale * (sums.weighted + sums.total * gap), 0.0), axis)
     return _Sums(largest, jnp.sum(scale * sums.total, axis), weighted, sums.chosen.sum(axis))
 
 
 def _score_backward(form: _Form, residuals: Any, gradients: Any) -> tuple[Array, Array, None, None]:
-    """For each chunk its logits once more, their gradient, and that one's products: the parts of both results.
+    """For each chunk its logits, their gradient, and that one's products: the parts of both results.
 
     d_hidden is summed for each shard apart, and over the shards once, at the end.
     """
-    hidden, embedding, chosen, temperature, log_normalizer, entropy = residuals
+    hidden, embedding, chosen, temperature, kept, log_normalizer, entropy = residuals
     temperature = jnp.asarray(temperature)  # jax.checkpoint hands over a constant as NumPy's
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def add(sums: tuple[Array, Array], chunk: _Chunk) -> tuple[Array, Array]:
         finish = lambda products: _finish(products, temperature, form.softcap)
-        logits, pull = jax.vjp(finish, _chunk_products(hidden, chunk))
+        logits, pull = jax.vjp(finish, _chunk_products(hidden, chunk.embedding, kept))
         d_logits = _d_logits(logits - log_normalizer[..., None], entropy, _is_chosen(chosen, chunk), *gradients)
         d_products = pull(d_logits)[0].astype(hidden.dtype)
         fresh = jnp.where(jnp.expand_dims(chunk.fresh, -1), chunk.embedding, 0).astype(hidden.dtype)
@@ -208,9 +214,13 @@ def _d_logits(
     return jnp.where(is_chosen, wide(d_logprob), 0.0) - jnp.exp(logprobs) * share
 
 
-def _chunk_products(hidden: Float[Array, "B N D"], chunk: _Chunk) -> Float[Array, "S B N v"]:
-    products = _products(hidden, chunk.embedding.reshape(-1, hidden.shape[-1]))
-    return jnp.moveaxis(products.reshape(*hidden.shape[:-1], *chunk.embedding.shape[:-1]), -2, 0)
+def _chunk_products(
+    hidden: Float[Array, "B N D"], embedding: Float[Array, "S v D"], kept: Float[Array, "S B N v"] | None = None
+) -> Float[Array, "S B N v"]:
+    if kept is not None:
+        return kept
+    products = _products(hidden, embedding.reshape(-1, hidden.shape[-1]))
+    return jnp.moveaxis(products.reshape(*hidden.shape[:-1], *embedding.shape[:-1]), -2, 0)
 
 
 def _is_chosen(chosen: Int[Array, "B N"], chunk: _Chunk) -> Bool[Array, "S B N v"]:

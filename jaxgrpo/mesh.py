@@ -4,6 +4,8 @@ Axes: `data` and `fsdp` divide the rows of a batch; `fsdp` and `tensor` divide t
 its axes; optimizer state has the same paths below it and so the same rules.
 """
 
+import contextlib
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -27,17 +29,41 @@ RULES = (
 """The first pattern found at the end of a path decides; what no pattern finds (counters) is on every device."""
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | None = None) -> Mesh:
-    """A mesh over all devices (or those given); one size may be -1, what the others leave. UserError if they do not fit."""
-    devices = jax.devices() if devices is None else devices
+MOST_CPU_DEVICES = 4
+"""More than these gain little, and each holds the parameters unless mesh.fsdp divides them."""
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | None = None, rows: int = 1) -> Mesh:
+    """A mesh over all devices (or those given); one size may be -1, what the others leave. UserError if they do not fit.
+
+    rows: what numbers of rows are multiples of. With data=-1 a CPU's cores become as many devices as divide it.
+    """
     sizes = [data, fsdp, tensor]
     known = int(np.prod([size for size in sizes if size != -1]))
+    if devices is None:
+        _divide_cpu(known, rows // (known // tensor) if data == -1 else 1)
+        devices = jax.devices()
     if sizes.count(-1) == 1 and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if -1 in sizes or int(np.prod(sizes)) != len(devices):
         wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (data, fsdp, tensor), strict=True))
         raise UserError(f"{wanted} do not multiply to the {len(devices)} devices here; set one of them to -1")
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def _divide_cpu(devices: int, most_times: int) -> None:
+    """Makes so many devices of the CPU, or 2, 4, ... times as many where its cores allow it and most_times divides by that;
+    unless JAX has begun, or somebody else chose.
+
+    Decoding is small operations one after another, most of which occupy one core of a device however many there are.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    times = 1
+    while 2 * times * devices <= min(os.cpu_count() or 1, MOST_CPU_DEVICES) and most_times % (2 * times) == 0:
+        times *= 2
+    with contextlib.suppress(RuntimeError):  # JAX has begun: it keeps what it has
+        jax.config.update("jax_num_cpu_devices", times * devices)
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:

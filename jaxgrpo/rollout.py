@@ -9,7 +9,7 @@ would favour short answers. So what is kept depends neither on the number of slo
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from jaxgrpo import difficulty
-from jaxgrpo.engine import Draw, Engine, Group
-from jaxgrpo.problems import Problem, Weighted
+from jaxgrpo.data.order import Fitted
+from jaxgrpo.engine import Draw, Engine, Group, Wave
+from jaxgrpo.problems import Weighted
 from jaxgrpo.rewards.pool import Missing, Pool, Ticket
 from jaxgrpo.types import Batch, Params
 
@@ -71,28 +72,64 @@ class Wanted:
         return difficulty.kept(self.rule, self.low, self.high, group.solved, group.judged)
 
 
-def collect(
-    engine: Engine, judge: Judge, params: Params, problems: Iterable[Problem], wanted: Wanted, draw: Draw, step: int
-) -> tuple[list[Group], dict[str, float], list[Group]]:
-    """The groups that a step trains on, its metrics, and every group that was judged: the first so many of `problems`.
+@dataclass
+class Stream:
+    """Judged groups in the order of their launch, for one step after another.
 
-    Problems are asked until `wanted.groups` groups passed the filter or `wanted.most` problems were judged. At that bound the
-    batch is filled with the most informative of the others: those with the greatest variance of the verdict, then of the
-    reward, never one in which all rewards are equal. It may still hold fewer, or none. What was asked beyond the group that
-    filled the batch is stopped, and is as if it had not been asked.
+    keep: whether what is in flight when a step has its batch goes on at the next one, under that one's policy. Else it is
+    stopped, and its problems are as if they had not been asked.
     """
-    wave = engine.wave(params, islice(problems, wanted.most), wanted.group_size, draw, step, "training")
+
+    engine: Engine
+    judge: Judge
+    problems: Fitted
+    draw: Draw
+    keep: bool = False
+    wave: Wave | None = None
+    groups: Iterator[Group] = field(default_factory=lambda: iter(()))
+
+    def begin(self, params: Params, wanted: Wanted, step: int) -> Wave:
+        """From here on `groups` are the step's."""
+        if self.wave is not None and self.keep:
+            self.wave.renew(params, step)
+            return self.wave
+        problems = self.problems if self.keep else islice(self.problems, wanted.most)
+        self.wave = self.engine.wave(params, problems, wanted.group_size, self.draw, step, "training")
+        self.groups = judged_in_order(self.wave, self.judge)
+        return self.wave
+
+    def end(self, used: int) -> None:
+        """The step has made use of so many groups."""
+        self.problems.use(used)
+        if not self.keep:
+            self.groups = iter(())
+            self.problems.rewind()
+
+
+def collect(
+    stream: Stream, params: Params, wanted: Wanted, step: int
+) -> tuple[list[Group], dict[str, float], list[Group]]:
+    """The groups that a step trains on, its metrics, and every group that was judged.
+
+    Groups are judged until `wanted.groups` of them passed the filter or `wanted.most` were judged. At that bound the batch is
+    filled with the most informative of the others: those with the greatest variance of the verdict, then of the reward, never
+    one in which all rewards are equal. It may still hold fewer, or none.
+    """
+    wave = stream.begin(params, wanted, step)
     asked: list[Group] = []
     chosen: list[Group] = []
-    for group in judged_in_order(wave, judge):
+    for group in stream.groups:
         asked.append(group)
         if wanted.takes(group):
             chosen.append(group)
-        if len(chosen) == wanted.groups:
+        if len(chosen) == wanted.groups or len(asked) == wanted.most:
             break
+    in_flight = wave.launched - stream.problems.used - len(asked)
+    stream.end(len(asked))
     sides = [difficulty.side(wanted.rule, wanted.low, wanted.high, g.solved, g.judged) for g in asked if g.judged]
     fallback = most_informative([g for g in asked if all(g is not c for c in chosen)], wanted.groups - len(chosen))
     usage = wave.usage
+    ages = np.concatenate([[0]] + [(step - group.written)[group.completion_mask] for group in chosen + fallback])
     metrics = summarise(asked) | {
         "filter/kept": len(chosen) / len(asked),
         "filter/asked": len(asked),
@@ -100,10 +137,13 @@ def collect(
         "filter/groups": len(chosen) + len(fallback),
         "filter/too_hard": sides.count(-1) / len(asked),
         "filter/too_easy": sides.count(1) / len(asked),
-        "rollout/stopped": usage.launched - len(asked),
-        "rollout/tokens_per_s": usage.tokens / usage.seconds,
-        "rollout/utilisation": usage.tokens / usage.computed,
-        "rollout/waited": usage.waited / usage.seconds,
+        "rollout/age": ages.mean(),
+        "rollout/age_max": ages.max(),
+        "rollout/in_flight": in_flight,
+        # A step whose groups were all in flight before it may not have sampled at all.
+        "rollout/tokens_per_s": usage.tokens / (usage.seconds or 1.0),
+        "rollout/utilisation": usage.tokens / (usage.computed or 1),
+        "rollout/waited": usage.waited / (usage.seconds or 1.0),
         "time/rollout": usage.seconds,
     }
     return chosen + fallback, {name: float(value) for name, value in metrics.items()}, asked

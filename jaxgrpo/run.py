@@ -4,6 +4,7 @@ Made in the order in which things can be found wrong most cheaply: nothing touch
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,9 @@ def prepare(config: settings.Config) -> Run:
     notes = [fitting.check(task.problems, "training")]
     if config.evaluation.problems:
         notes.append(fitting.check(heldout, "held-out"))
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     slots = config.sampling.slots or 2 * config.batch.groups * config.batch.group_size
+    rows = math.gcd(config.batch.groups * config.batch.group_size, config.batch.micro_batch, slots)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, rows=rows)
     _check_shards(config, row_devices(mesh), slots)
     steps = compile_steps(
         model,

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,13 @@ from jaxgrpo import evaluate, metrics
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.command_line import run_main
 from jaxgrpo.config import Config, parse_command_line
-from jaxgrpo.data.order import Order
+from jaxgrpo.data.order import Fitted, Order
 from jaxgrpo.difficulty import History
 from jaxgrpo.engine import Draw, Group
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import to_device
 from jaxgrpo.metrics import write_json
-from jaxgrpo.problems import Problem
-from jaxgrpo.rollout import Wanted, collect, make_batch
+from jaxgrpo.rollout import Stream, Wanted, collect, make_batch
 from jaxgrpo.run import Run, prepare
 from jaxgrpo.types import Params, TrainState
 
@@ -111,6 +110,8 @@ def take_steps(
 ) -> Iterator[dict[str, float]]:
     """Steps up to the last one, or until told to stop: `place` moves on, numbers are written, checkpoints saved."""
     config, is_first = run.config, jax.process_index() == 0
+    draw = Draw(config.sampling.temperature, stop=config.sampling.stop)
+    stream = Stream(run.engine, run.judge, Fitted(place.order, run.fitting.fits), draw, config.sampling.keep_in_flight)
     with metrics.Writer(config.out, place.step + 1, config.steps, active=is_first) as writer:
 
         def save() -> None:
@@ -119,7 +120,7 @@ def take_steps(
 
         # All processes must leave at the same step, whichever of them was told.
         while place.step < config.steps and not multihost_utils.process_allgather(np.bool_(stop())).any():
-            values = take_step(run, place, reference, writer)
+            values = take_step(run, place, stream, reference, writer)
             writer.write(place.step, values)
             if place.step % config.save_every == 0:
                 save()
@@ -131,17 +132,14 @@ def take_steps(
         save()
 
 
-def take_step(run: Run, place: Place, reference: Params, writer: metrics.Writer) -> dict[str, float]:
+def take_step(run: Run, place: Place, stream: Stream, reference: Params, writer: metrics.Writer) -> dict[str, float]:
     """One step: collect groups, update on them. Waits for the update: the next step's first act needs it anyway, and the
     times are then true."""
     config, step, started = run.config, place.step + 1, time.perf_counter()
     b, f = config.batch, config.filter
     most = b.groups if f.rule == "off" else int(f.max_prompts * b.groups)
     wanted = Wanted(b.groups, b.group_size, f.rule, f.low, f.high, most)
-    fitting = Fitted(place.order, run.fitting.fits)
-    draw = Draw(config.sampling.temperature)
-    groups, figures, asked = collect(run.engine, run.judge, place.state.params, fitting, wanted, draw, step)
-    fitting.give_back(len(asked))
+    groups, figures, asked = collect(stream, place.state.params, wanted, step)
     for group in asked:
         place.history.record(group.problem.id, group.solved, group.judged)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
@@ -175,30 +173,6 @@ def check_agreement(config: Config, numbers: dict[str, float]) -> None:
             f"{config.dtype} they should by at most {most:g}: the run is stopped; if you know why, raise "
             "sampling.max_logprob_gap"
         )
-
-
-@dataclass
-class Fitted:
-    """An iterator over the order's next problems whose prompts fit; the others are passed over."""
-
-    order: Order
-    fits: Callable[[Problem], bool]
-    positions: list[int] = field(default_factory=list)
-    """Of the order, after each problem that was handed out."""
-
-    def __iter__(self) -> "Fitted":
-        return self
-
-    def __next__(self) -> Problem:
-        (problem,) = self.order.take(1)
-        while not self.fits(problem):
-            (problem,) = self.order.take(1)
-        self.positions.append(self.order.position)
-        return problem
-
-    def give_back(self, used: int) -> None:
-        """Only the first `used` problems were: the order goes on after them."""
-        self.order.seek(self.positions[used - 1])
 
 
 def records(asked: list[Group], kept: list[Group], most: int = 4) -> Iterator[dict[str, Any]]:

@@ -203,7 +203,7 @@ def test_usage_counts_tokens_steps_and_prompts(slots, chunk):
     counting = watching_decode(engine, lambda _, result: computed.append(int(result[1].steps) * len(result[1].n)))
     wave = counting.wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
     groups = [item for item in wave if item]
-    assert len(groups) == wave.usage.launched == len(PROBLEMS)
+    assert len(groups) == wave.launched == len(PROBLEMS)
     assert wave.usage.tokens == sum(len(tokens) for tokens, _ in expected())
     assert wave.usage.tokens <= wave.usage.computed == sum(computed)
     assert 0 < wave.usage.waited < wave.usage.seconds
@@ -222,7 +222,7 @@ def test_problems_are_taken_as_slots_become_free_and_no_sooner():
     engine = make_engine(4, 8)
     wave = engine.wave(make_params(), problems(), GROUP, Draw(), 5, "training")
     first = next(item for item in wave if item)
-    assert len(taken) == wave.usage.launched <= 2 + 2 * engine.steps.prompts
+    assert len(taken) == wave.launched <= 2 + 2 * engine.steps.prompts
     assert first[1].problem.id in taken
 
 
@@ -233,6 +233,27 @@ def test_groups_come_when_they_are_ready_and_their_indices_say_which():
     found = [item for item in wave if item]
     assert [index for index, _ in found] == [1, 2, 3, 4, 5, 6, 0]
     assert all(group.problem == PROBLEMS[index] for index, group in found)
+
+
+def test_a_new_policy_goes_on_with_what_the_old_one_wrote():
+    """Every token says which step's policy wrote it; what the first wrote is what it would have written anyway."""
+    other = jax.tree.map(lambda leaf: leaf * 1.5, make_params())
+    wave = make_engine(16, 1).wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
+    items = iter(wave)
+    groups = [next(items) for _ in range(6)]  # a few tokens of every row
+    wave.renew(other, 6)
+    groups = sorted((item for item in [*groups, *items] if item), key=lambda item: item[0])
+    mixed = 0
+    for index, group in groups:
+        for row, (tokens, logprobs) in enumerate(expected()[index * GROUP : (index + 1) * GROUP]):
+            chosen = group.completion_mask[row]
+            written, count = group.written[row, chosen], int(np.sum(group.written[row] == 5))
+            assert set(written) <= {5, 6}
+            assert (np.diff(written) >= 0).all()
+            assert group.tokens[row, chosen][:count].tolist() == tokens[:count]
+            np.testing.assert_allclose(group.logprobs[row, chosen][:count], logprobs[:count], atol=1e-4)
+            mixed += 0 < count < len(written)
+    assert mixed > 3
 
 
 def test_no_problems_are_no_groups():

@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from itertools import count, permutations
+from itertools import count, islice, permutations
 
 import numpy as np
 import pytest
 
-from jaxgrpo.engine import Draw, Engine, Group, Usage
+from jaxgrpo.data.order import Fitted, Order
+from jaxgrpo.engine import Draw, Engine, Group, Usage, Wave
 from jaxgrpo.problems import Problem, Weighted
 from jaxgrpo.rewards.pool import Missing, Pool, Ticket
-from jaxgrpo.rollout import Judge, Wanted, collect, judged_in_order, make_batch, most_informative, summarise
+from jaxgrpo.rollout import Judge, Stream, Wanted, collect, judged_in_order, make_batch, most_informative, summarise
 from tests import tiny_engines
 
 WIDTH, NEW = 3, 4
@@ -36,6 +37,7 @@ def make_group(name: str, solved: Sequence[float], rewards: Sequence[float] = ()
         attention_mask=chosen | (np.arange(WIDTH + NEW) < WIDTH),
         completion_mask=chosen,
         logprobs=np.where(chosen, -1.0, 0.0).astype(np.float32),
+        written=np.where(chosen, 7, 0),
         finished=np.arange(size) % NEW != NEW - 1,
         values=verdicts,
         rewards=np.array(rewards if len(rewards) else correct, float),
@@ -84,7 +86,7 @@ def scripted(script: Sequence[int], shaped: float = 0.0):
 
 
 @dataclass
-class World:
+class World(Wave):
     """An engine whose groups become ready in a scripted order, and a judge whose verdicts take as long as the script says.
 
     script: of each problem, how many of its 4 completions are right. ahead: how many problems are in the making at a time;
@@ -98,6 +100,7 @@ class World:
     delay: Callable[[str], float] = lambda _: 0.0
     problems: int = 10**9
     taken: list[str] = field(default_factory=list)
+    launched: int = 0
     usage: Usage = field(default_factory=lambda: Usage(tokens=1, computed=2, seconds=1.0))
 
     def ask(self) -> Iterator[Problem]:
@@ -114,8 +117,8 @@ class World:
         making = {}
         while True:
             while len(making) < self.ahead and (problem := next(self.asked, None)):
-                making[self.usage.launched] = problem
-                self.usage.launched += 1
+                making[self.launched] = problem
+                self.launched += 1
             if not making:
                 return
             index = self.pick(sorted(making))
@@ -127,7 +130,21 @@ class World:
         object.__setattr__(engine, "world", self)
         self.pool = Verdicts(scripted(self.script, self.shaped), self.delay)
         judge = Judge(self.pool, {"accuracy": Weighted(len, 1.0), "shape": Weighted(len, 1.0)}, "accuracy")
-        return collect(engine, judge, "params", self.ask(), replace(WANTED, **changes), Draw(), 7)
+        return collect(Stream(engine, judge, Handed(self.ask()), Draw()), "params", replace(WANTED, **changes), 7)
+
+
+class Handed(Fitted):
+    """Problems that come from an iterator and cannot be handed back."""
+
+    def __init__(self, problems: Iterator[Problem]):
+        self.used, self._problems = 0, problems
+
+    def __next__(self) -> Problem:
+        return next(self._problems)
+
+    def use(self, count: int) -> None: ...
+
+    def rewind(self) -> None: ...
 
 
 class Scripted(Engine):
@@ -151,7 +168,7 @@ def test_the_batch_is_filled_in_the_order_of_asking():
     assert metrics["filter/too_hard"] == metrics["filter/too_easy"] == 1 / 5
     assert metrics["filter/fallback"] == 0
     assert metrics["filter/groups"] == 3
-    assert metrics["rollout/stopped"] == len(world.taken) - 5
+    assert metrics["rollout/in_flight"] == len(world.taken) - 5
 
 
 SCRIPT = [0, 2, 4, 4, 1, 0, 3, *[2] * 40]
@@ -167,7 +184,7 @@ def test_what_is_kept_does_not_depend_on_which_groups_are_ready_first(ahead, pic
     assert names(asked) == [f"p{place}" for place in range(7)]  # what was asked beyond p6 does not count
     assert (metrics["filter/groups"], metrics["filter/kept"]) == (3, 3 / 7)
     assert metrics["reward/accuracy"] == sum(SCRIPT[:7]) / 28
-    assert metrics["rollout/stopped"] == len(world.taken) - 7
+    assert metrics["rollout/in_flight"] == len(world.taken) - 7
 
 
 @pytest.mark.parametrize("slow", [("p0",), ("p1",), ("p5", "p6"), ("p7",), ("p0", "p3", "p6")], ids="".join)
@@ -389,12 +406,12 @@ def collect_texts(slots: int, chunk: int, delay: Callable[[str], float] = lambda
     judge = Judge(Verdicts(verdicts, delay), {"accuracy": Weighted(len, 1.0)}, "accuracy")
     wanted = Wanted(groups=6, group_size=4, rule="band", low=0.5, high=0.5, most=30)
     engine, params = tiny_engines.make_engine(slots, chunk), tiny_engines.make_params()
-    groups, metrics, asked = collect(engine, judge, params, problems, wanted, Draw(), 2)
+    groups, metrics, asked = collect(Stream(engine, judge, Handed(problems), Draw()), params, wanted, 2)
     assert metrics["rollout/tokens_per_s"] > 0
     assert 0 < metrics["rollout/utilisation"] <= 1
     assert 0 <= metrics["rollout/waited"] <= 1
     assert metrics["time/rollout"] > 0
-    assert metrics["rollout/stopped"] >= 0
+    assert metrics["rollout/in_flight"] >= 0
     same = {name: value for name, value in metrics.items() if not name.startswith(("rollout/", "time/"))}
     texts = [(group.problem.id, group.texts, group.rewards.tolist()) for group in groups]
     return texts, names(asked), same
@@ -407,3 +424,52 @@ def test_the_groups_of_a_step_do_not_depend_on_slots_chunk_or_slow_verdicts(kept
     assert len(found[0]) == 6
     assert 6 < len(found[1]) < 30
     assert found == kept
+
+
+def stream_of(keep: bool) -> Stream:
+    """Endless problems, asked of a random network whose texts are right if they have an even number of letters."""
+    verdicts = lambda problem, texts: [{"accuracy": float(len(text) % 2 == 0)} for text in texts]
+    judge = Judge(Verdicts(verdicts), {"accuracy": Weighted(len, 1.0)}, "accuracy")
+    order = Order(tiny_engines.make_problems(40), seed=0)
+    return Stream(tiny_engines.make_engine(16, 8), judge, Fitted(order, lambda problem: problem.id != "p3"), Draw(), keep)
+
+
+def order_after(used: int) -> int:
+    """Where an order stands when so many problems that fit were taken from it, from its beginning."""
+    order = Order(tiny_engines.make_problems(40), seed=0)
+    while used:
+        used -= order.take(1)[0].id != "p3"
+    return order.position
+
+
+def test_what_is_in_flight_goes_on_at_the_next_step_or_is_asked_again():
+    wanted, params = Wanted(groups=2, group_size=4, rule="off", low=0.0, high=1.0, most=2), tiny_engines.make_params()
+    for keep in (False, True):
+        stream, found, ages = stream_of(keep), [], []
+        for step in (1, 2, 3, 4):
+            groups, metrics, asked = collect(stream, params, wanted, step)
+            assert groups == asked
+            found += asked
+            ages.append(metrics["rollout/age_max"])
+            assert (metrics["rollout/age"] > 0) == (ages[-1] > 0)
+            assert all(group.written[group.completion_mask].min() >= 1 for group in groups)
+            assert all(group.written.max() <= step for group in groups)
+            assert not any(group.written[~group.completion_mask].any() for group in groups)
+            # Either way a checkpoint would go on after the last problem that was used: p3 alone is passed over.
+            assert order_after(2 * step) == stream.problems._order.position
+        asked_for = list(islice(Fitted(Order(tiny_engines.make_problems(40), 0), lambda problem: problem.id != "p3"), 8))
+        assert names(found) == [problem.id for problem in asked_for]
+        assert ages[0] == 0
+        assert (max(ages) > 0) == keep
+
+
+def test_kept_rows_are_what_one_policy_would_have_written_if_it_does_not_change():
+    """Four steps of two groups are one of eight, where the policy and what randomness is made of stay the same."""
+    params = tiny_engines.make_params()
+    whole = collect(stream_of(True), params, Wanted(8, 4, "off", 0.0, 1.0, 8), 1)[0]
+    stream, wanted = stream_of(True), Wanted(2, 4, "off", 0.0, 1.0, 2)
+    parts = [group for _ in range(4) for group in collect(stream, params, wanted, 1)[0]]
+    assert names(parts) == names(whole)
+    for part, group in zip(parts, whole, strict=True):
+        np.testing.assert_array_equal(part.tokens, group.tokens)
+        np.testing.assert_allclose(part.logprobs, group.logprobs, atol=1e-6)

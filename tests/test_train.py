@@ -16,6 +16,8 @@ import pytest
 from jaxgrpo import evaluate, metrics
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.command_line import run_main
+from jaxgrpo.errors import UserError
+from jaxgrpo.losses import Corrected
 from jaxgrpo.models import weights
 from jaxgrpo.run import prepare
 from jaxgrpo.train import main, noted_signals, train
@@ -250,6 +252,30 @@ def test_a_step_that_keeps_nothing_trains_on_nothing(tmp_path):
     assert host["order"]["position"] == 8
     for leaf, before in zip(jax.tree.leaves(state.params), jax.tree.leaves(weights.load_params(model_folder())), strict=True):
         np.testing.assert_array_equal(leaf, before)
+
+
+def test_a_run_whose_sampler_and_scorer_differ_is_stopped_at_its_first_step(config):
+    config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, max_logprob_gap=1e-12))
+    with pytest.raises(UserError, match=r"differ from the scorer's by .* nats .* at most 1e-12: .*max_logprob_gap"):
+        list(train(config))
+    assert not (out_of(config) / "checkpoints" / "1").exists()
+    assert lines(out_of(config) / "metrics.jsonl") == []
+
+
+def test_a_run_that_keeps_what_is_in_flight_trains_on_older_tokens(config):
+    config = dataclasses.replace(
+        config,
+        objective=Corrected(config.objective),
+        batch=dataclasses.replace(config.batch, old_logprobs="trainer"),
+        sampling=dataclasses.replace(config.sampling, keep_in_flight=True, chunk=2),
+    )
+    steps = list(train(config))
+    ages = [values["rollout/age_max"] for values in steps]
+    assert ages[0] == 0
+    assert max(ages) > 0
+    assert all(values["rollout/in_flight"] > 0 for values in steps)
+    asked = sum(values["filter/asked"] for values in steps)
+    assert state_of(config)[1]["order"]["position"] == asked  # what was in flight at the end will be asked again
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):

@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import statistics
 import sys
 import time
@@ -233,8 +234,9 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     """What `rollout` and `step` work on. UserError for numbers that do not go together."""
     folder = arguments.model or weights.EMBEDDED
     model, tokens = weights.check_folder(folder), tokenizer.load(folder)
-    mesh, rows = make_mesh(), arguments.groups * arguments.group_size
+    rows = arguments.groups * arguments.group_size
     slots, micro_batch = arguments.slots or rows, getattr(arguments, "micro_batch", 0)
+    mesh = make_mesh(rows=math.gcd(rows, slots, micro_batch))
     for name, number, divisor in (
         ("--slots", slots, arguments.group_size),
         ("--slots", slots, row_devices(mesh)),
@@ -414,7 +416,7 @@ def add_rollout(subparsers: Any, shared: argparse.ArgumentParser) -> None:
 def add_step(subparsers: Any, shared: argparse.ArgumentParser) -> None:
     """The subcommand `step`."""
     parser = add_sampling(subparsers, shared, bench_step)
-    parser.add_argument("--micro-batch", type=positive, default=4, help="rows of one gradient pass; default 4")
+    parser.add_argument("--micro-batch", type=positive, default=8, help="rows of one gradient pass; default 8")
     parser.add_argument("--kl", type=float, default=0.04, help="weight of the KL to the reference; default 0.04")
 
 

@@ -81,7 +81,7 @@ def prompt_width(folder: Path, length: int, new_tokens: int) -> int:
 
 def make_steps(folder: Path, tokens: tokenizer.Tokenizer, width: int, arguments: argparse.Namespace) -> Steps:
     """The compiled programs; those of training are never called, and so never compiled."""
-    mesh = make_mesh()
+    mesh = make_mesh(rows=min(arguments.samples, SIDE_BY_SIDE))
     devices = row_devices(mesh)
     return compile_steps(
         weights.check_folder(folder),

@@ -1,5 +1,7 @@
 """The order in which problems are asked: pass after pass, each problem once a pass, each pass in a new order."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 from jaxgrpo.errors import UserError
@@ -65,3 +67,38 @@ class Order:
                     f"{name}={here[name]}; resume with {mend}, or start in a new --config.out"
                 )
         self._position = state["position"]
+
+
+class Fitted:
+    """An iterator over an order's next problems whose prompts fit; the others are passed over.
+
+    It looks ahead: the order itself stands after the last problem that `use` says was used, which a checkpoint can keep.
+    """
+
+    def __init__(self, order: Order, fits: Callable[[Problem], bool]):
+        self.used = 0
+        """Of the problems handed out since the last `rewind`."""
+        self._order, self._ahead, self._fits = order, copy.copy(order), fits
+        self._positions: list[int] = []
+
+    def __iter__(self) -> "Fitted":
+        return self
+
+    def __next__(self) -> Problem:
+        (problem,) = self._ahead.take(1)
+        while not self._fits(problem):
+            (problem,) = self._ahead.take(1)
+        self._positions.append(self._ahead.position)
+        return problem
+
+    def use(self, count: int) -> None:
+        """The next `count` of those handed out have been used."""
+        self.used += count
+        self._order.seek(self._positions[count - 1])
+        del self._positions[:count]
+
+    def rewind(self) -> None:
+        """What was handed out and not used will be handed out again."""
+        self.used = 0
+        self._ahead.seek(self._order.position)
+        self._positions.clear()

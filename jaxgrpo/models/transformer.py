@@ -168,7 +168,7 @@ def init(config: ModelConfig, key: Array) -> Params:
 
 def shapes(config: ModelConfig) -> Params:
     """What `init` would make, as jax.ShapeDtypeStruct: no memory, no arithmetic."""
-    return jax.eval_shape(partial(init, config), jax.random.key(0))
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 def forward(
