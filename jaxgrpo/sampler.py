@@ -6,6 +6,7 @@ contiguous update in place where columns of their own would be a scatter. How ma
 own, its `written` says. Rotary positions are applied before keys are stored, so the order of columns does not matter.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -161,11 +162,17 @@ def uniforms(keys: UInt32[Array, "S 2"], written: Int[Array, "S"]) -> Float[Arra
 
 
 def prefill(
-    config: ModelConfig, params: Params, tokens: Int[Array, "A W"], mask: Bool[Array, "A W"], *, dtype: DTypeLike
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "A W"],
+    mask: Bool[Array, "A W"],
+    *,
+    dtype: DTypeLike,
+    whole: Callable = lambda segments: None,
 ) -> Prefilled:
-    """Reads prompts, padded on the left."""
+    """Reads prompts, padded on the left. whole: segments -> what attends, as splash.attention; None: transformer.attend."""
     positions, reads = transformer.sequence_positions(mask), transformer.sequence_mask(mask)
-    hidden, key_values = transformer.forward(config, params, tokens, positions, reads, dtype=dtype)
+    hidden, key_values = transformer.forward(config, params, tokens, positions, reads, dtype=dtype, whole=whole(mask))
     return Prefilled(key_values, hidden[:, -1], mask.sum(axis=1, dtype=jnp.int32))
 
 

@@ -15,7 +15,7 @@ from jaxgrpo import sampler
 from jaxgrpo.logprobs import token_logprobs
 from jaxgrpo.losses import Objective, TokenInputs, batch_loss, merge, report
 from jaxgrpo.mesh import replicated, row_devices, rows_sharding, slots_sharding, tree_like
-from jaxgrpo.models import transformer
+from jaxgrpo.models import splash, transformer
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.types import Batch, Params, TrainState
 
@@ -117,11 +117,12 @@ def compile_steps(
     shardings = partial(jax.tree.map, lambda leaf: leaf.sharding)
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
     devices = row_devices(mesh)
-    score = partial(_score, model, score_from or prompt_width, dtype, mesh.shape["tensor"])
+    whole = partial(splash.attention, mesh)
+    score = partial(_score, model, score_from or prompt_width, dtype, mesh.shape["tensor"], whole)
     update = partial(_update, score, optimizer, micro_batch, group_size, old_logprobs == "trainer")
     prompts = -(-max(1, slots // (2 * group_size)) // devices) * devices
     cached = slots_sharding(mesh, model.kv_heads)
-    prefill = partial(sampler.prefill, model, dtype=dtype)
+    prefill = partial(sampler.prefill, model, dtype=dtype, whole=whole)
     held = partial(sampler.empty, model, prompt_width=prompt_width, dtype=dtype)
     decode = partial(sampler.decode, model, chunk=chunk, ends=ends, dtype=dtype)
     like = cached(sampler.Slots)
@@ -256,6 +257,7 @@ def _score(
     start: int,
     dtype: DTypeLike,
     shards: int,
+    whole: Callable,
     params: Params,
     batch: Batch,
     temperature: Array,
@@ -264,7 +266,9 @@ def _score(
     """Log-probabilities of the batch's tokens and, if asked for, the entropies they were chosen at."""
     positions = transformer.sequence_positions(batch.segments)
     mask = transformer.sequence_mask(batch.segments)
-    hidden, _ = transformer.forward(model, params, batch.tokens, positions, mask, dtype=dtype)
+    hidden, _ = transformer.forward(
+        model, params, batch.tokens, positions, mask, dtype=dtype, whole=whole(batch.segments)
+    )
     embedding = transformer.output_embedding(params)
     return token_logprobs(hidden, embedding, batch.tokens, temperature, start, entropy=entropy, shards=shards)
 

@@ -5,6 +5,7 @@ functions at the end: `init`, `forward`, `output_embedding`. Shapes: B rows, T c
 K key-value heads, E head width, S columns of keys and values (T, or a cache's width).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -94,6 +95,7 @@ class RMSNorm(nn.Module):
 
 class Attention(nn.Module):
     config: ModelConfig
+    whole: Callable | None
 
     @nn.compact
     def __call__(self, x, positions, mask, cache):
@@ -112,7 +114,9 @@ class Attention(nn.Module):
             write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), column, axis=2)
             keys, values = write(recent[0], keys), write(recent[1], values)
             parts = [prompt, (keys, values)]
-        out = attend(queries, parts, mask).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        whole = self.whole if cache is None else None
+        out = whole(queries, keys, values) if whole else attend(queries, parts, mask)
+        out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         return nn.Dense(config.width, use_bias=False, dtype=x.dtype, name="out")(out), (keys, values)
 
 
@@ -130,11 +134,12 @@ class MLP(nn.Module):
 
 class Layer(nn.Module):
     config: ModelConfig
+    whole: Callable | None
 
     @nn.compact
     def __call__(self, x, positions, mask, cache):
         normed = RMSNorm(self.config.norm_epsilon, name="attention_norm")(x)
-        attended, key_values = Attention(self.config, name="attention")(normed, positions, mask, cache)
+        attended, key_values = Attention(self.config, self.whole, name="attention")(normed, positions, mask, cache)
         x = x + attended
         x = x + MLP(self.config, name="mlp")(RMSNorm(self.config.norm_epsilon, name="mlp_norm")(x))
         return x, key_values
@@ -143,6 +148,7 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     config: ModelConfig
     dtype: DTypeLike = jnp.float32
+    whole: Callable | None = None
 
     @nn.compact
     def __call__(self, tokens, positions, mask, cache=None):
@@ -155,7 +161,7 @@ class Transformer(nn.Module):
         key_values = []
         for i in range(config.layers):
             layer_cache = None if cache is None else (cache.prompt[i], cache.recent[i], cache.column)
-            x, layer_key_values = Layer(config, name=f"layers_{i}")(x, positions, mask, layer_cache)
+            x, layer_key_values = Layer(config, self.whole, name=f"layers_{i}")(x, positions, mask, layer_cache)
             key_values.append(layer_key_values)
         return RMSNorm(config.norm_epsilon, name="norm")(x), tuple(key_values)
 
@@ -179,14 +185,16 @@ def forward(
     mask: Bool[Array, "B T S"],
     cache: Cache | None = None,
     dtype: DTypeLike = jnp.float32,
+    whole: Callable | None = None,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """The last hidden states, normed, and each layer's keys and values.
 
     Without a cache S = T: the sequence reads itself. With one, T = 1 and S = W + R: the token's keys and values are written
     into the cache's column first, and what is returned is its recent part. `dtype` is what matrix products are computed in.
+    whole: what attends in place of `attend` without a cache, as of splash.attention; it knows the mask.
     """
     # Any: Flax also has it that a second result may be mutable collections, of which there are none.
-    result: Any = Transformer(config, dtype).apply({"params": params}, tokens, positions, mask, cache)
+    result: Any = Transformer(config, dtype, whole).apply({"params": params}, tokens, positions, mask, cache)
     return result
 
 
