@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgrpo.problems import Problem
+from jaxgrpo.problems import Completion, Problem
 from jaxgrpo.tokenizer import Tokenizer, left_padded
 from jaxgrpo.types import Params
 
@@ -28,7 +28,7 @@ class Group:
     """The G completions of one problem. Arrays are [G, T] on the host, with the prompt padded on the left."""
 
     problem: Problem
-    texts: list[str]
+    texts: list[Completion]
     tokens: np.ndarray
     attention_mask: np.ndarray
     """True on prompt and completion tokens, the end token included."""
@@ -172,7 +172,7 @@ class Engine:
         tokens[:, : self.prompt_width] = padded
         attended = chosen.copy()
         attended[:, : self.prompt_width] = mask
-        texts = [self.tokenizer.decode(row.tokens) for row in made.rows]
+        texts = [Completion(self.tokenizer.decode(row.tokens), len(row.tokens), row.ended) for row in made.rows]
         finished = np.array([row.ended for row in made.rows])
         return Group(made.problem, texts, tokens, attended, chosen, logprobs, written, finished)
 

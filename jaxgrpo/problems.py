@@ -25,11 +25,31 @@ class Problem:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+class Completion(str):
+    """What the policy wrote: a text that also knows what no text says.
+
+    tokens: how many the policy chose, the end token included.
+    finished: whether it ended by itself, not cut off.
+    """
+
+    tokens: int
+    finished: bool
+
+    def __new__(cls, text: str, tokens: int, finished: bool = True) -> "Completion":
+        self = super().__new__(cls, text)
+        self.tokens, self.finished = tokens, finished
+        return self
+
+    def __reduce__(self) -> tuple:  # a copy knows as much
+        return Completion, (str(self), self.tokens, self.finished)
+
+
 Problems = Sequence[Problem]
 """Random access: `len(problems)` and `problems[i]`; cheap to index, never a list of everything."""
 
 Reward = Callable[[Problem, str], float]
-"""Scores one completion's text. A module-level function of an importable module: worker processes import it by name."""
+"""Scores one completion; the text is a `Completion`. A module-level function of an importable module, or an instance of a
+dataclass of one, whose fields are its settings: worker processes import it by name."""
 
 
 @runtime_checkable

@@ -122,4 +122,8 @@ def meta_echo(problem, text):
     return problem.meta["value"] + (problem.language == "ko") + (text == "\ud800 é \u2028 \n")
 
 
+def length_and_end(problem, text):
+    return text.tokens + 0.5 * text.finished
+
+
 not_callable = 3

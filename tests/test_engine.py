@@ -139,6 +139,7 @@ def test_masks_and_ends_are_what_the_rows_say():
             assert (tokens[~group.attention_mask[row]] == TOKENIZER.pad).all()
             assert (group.logprobs[row] < 0).tolist() == chosen.tolist()
             assert group.texts[row] == TOKENIZER.decode(completion)
+            assert (group.texts[row].tokens, group.texts[row].finished) == (length, group.finished[row])
 
 
 def test_each_of_several_end_tokens_ends_a_row():

@@ -12,7 +12,7 @@ import hostile_rewards
 import pytest
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import Problem, Weighted
+from jaxgrpo.problems import Completion, Problem, Weighted
 from jaxgrpo.rewards.pool import Missing, Pool, reward_name
 from jaxgrpo.rewards.worker import find_reward
 
@@ -126,6 +126,13 @@ def test_a_reward_that_writes_into_the_protocol_is_a_crash():
 
 def test_problem_and_text_arrive_as_they_were():
     assert verdicts(["meta_echo"], ["\ud800 é \u2028 \n"]) == [{"meta_echo": 12.0}]
+
+
+def test_tokens_and_ends_arrive_with_the_text_and_are_missing_of_a_plain_one():
+    texts = [Completion("\ud800 é", 3), Completion("", 0, finished=False), "plain"]
+    values = verdicts(["length_and_end", "length"], texts)
+    assert [value["length_and_end"] for value in values] == [3.5, 0.0, Missing("AttributeError")]
+    assert [value["length"] for value in values] == [3.0, 0.0, 5.0]
 
 
 def test_a_worker_has_not_imported_jax():

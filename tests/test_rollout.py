@@ -13,7 +13,7 @@ import pytest
 
 from jaxgrpo.data.order import Fitted, Order
 from jaxgrpo.engine import Draw, Engine, Group, Usage, Wave
-from jaxgrpo.problems import Problem, Weighted
+from jaxgrpo.problems import Completion, Problem, Weighted
 from jaxgrpo.rewards.pool import Missing, Pool, Ticket
 from jaxgrpo.rollout import Judge, Stream, Wanted, collect, judged_in_order, make_batch, most_informative, summarise
 from tests import tiny_engines
@@ -32,7 +32,7 @@ def make_group(name: str, solved: Sequence[float], rewards: Sequence[float] = ()
     verdicts = {"accuracy": correct} | {name: np.array(column, float) for name, column in values.items()}
     return Group(
         problem=Problem(name, f"prompt {name}", "1", language),
-        texts=[f"{name} {row}" for row in range(size)],
+        texts=[Completion(f"{name} {row}", 1 + row % NEW) for row in range(size)],
         tokens=np.arange(1, size * (WIDTH + NEW) + 1, dtype=np.int32).reshape(size, -1),
         attention_mask=chosen | (np.arange(WIDTH + NEW) < WIDTH),
         completion_mask=chosen,

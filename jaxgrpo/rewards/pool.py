@@ -18,11 +18,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import Problem, Reward, Weighted
+from jaxgrpo.problems import Completion, Problem, Reward, Weighted
 from jaxgrpo.rewards.worker import find_reward
 
 _START_SECONDS = 120.0
@@ -103,11 +104,14 @@ class Pool:
             self.close()
             raise
 
-    def submit(self, problem: Problem, texts: list[str]) -> Ticket:
-        """Queue the rewards of a group of texts, without waiting. TypeError: problem.meta holds more than JSON can."""
+    def submit(self, problem: Problem, texts: Sequence[str]) -> Ticket:
+        """Queue the rewards of a group of completions, without waiting. TypeError: problem.meta holds more than JSON can.
+
+        A text that is no `Completion` will do for rewards that ask neither for its tokens nor whether it finished.
+        """
         if self._closed:
             raise RuntimeError("the reward pool is closed")
-        ticket = Ticket(json.dumps([vars(problem), texts]).encode(), len(texts) * len(self._names))
+        ticket = Ticket(json.dumps([vars(problem), [_to_json(text) for text in texts]]).encode(), len(texts) * len(self._names))
         self._tickets.put(ticket)
         return ticket
 
@@ -145,6 +149,10 @@ class Pool:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _to_json(text: str) -> str | tuple[str, int, bool]:
+    return (text, text.tokens, text.finished) if isinstance(text, Completion) else text
 
 
 class _LostError(Exception):

@@ -2,7 +2,8 @@
 
 in   {"rewards": {name: "module:qualname"}, "memory": bytes}   once; see find_reward
 out  null, or one line of text: which reward is wrong           once
-in   [skip, [problem, texts]]                                   a job: all rewards of all texts but `skip` verdicts
+in   [skip, [problem, texts]]                                   a job: all rewards of all texts but `skip` verdicts;
+                                                                a text is a string, or [text, tokens, finished]
 out  a number, or the reason why there is none                  one a verdict, as soon as it is known
 """
 
@@ -22,7 +23,7 @@ import threading
 import traceback
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import Problem, Reward
+from jaxgrpo.problems import Completion, Problem, Reward
 
 _SEND_WHEN_PARENT_DIES = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
@@ -96,7 +97,8 @@ def main() -> None:
     while True:
         skip, (problem, texts) = json.loads(lines.get())
         problem = Problem(**problem)
-        todo = [(reward, text) for text in texts for reward in rewards]
+        completions = [Completion(*text) if isinstance(text, list) else text for text in texts]
+        todo = [(reward, text) for text in completions for reward in rewards]
         for reward, text in todo[skip:]:
             _report(reports, verdict(reward, problem, text))
 
