@@ -112,7 +112,7 @@ class Verifier:
     """The worker processes that compute rewards.
 
     workers: how many
-    deadline: seconds that one verdict may take
+    deadline: seconds that one call of a reward may take
     """
 
     workers: int = 2

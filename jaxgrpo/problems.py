@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,25 @@ Reward = Callable[[Problem, str], float]
 """Scores one completion; the text is a `Completion`. A module-level function of an importable module, or an instance of a
 dataclass of one, whose fields are its settings: worker processes import it by name."""
 
+BatchedReward = Callable[[Problem, list[Completion]], Sequence[float]]
+"""Scores all completions of a problem in one call, a number for each; marked by `batched`."""
+
+Callee = TypeVar("Callee", bound=Callable)
+
+
+def batched(reward: Callee) -> Callee:
+    """A decorator: this function, or this class's instances, are rewards that take all completions of a problem at once.
+
+    For what is cheaper together, such as asking a model server, and for what compares completions with each other.
+    """
+    reward.batched = True  # type: ignore[attr-defined]
+    return reward
+
+
+def is_batched(reward: Callable) -> bool:
+    """Whether `batched` marks it."""
+    return getattr(reward, "batched", False) is True
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -65,7 +84,7 @@ class Source(Protocol):
 class Weighted:
     """A reward and its weight in the sum that advantages are made of."""
 
-    function: Reward
+    function: Reward | BatchedReward
     weight: float = 1.0
 
 

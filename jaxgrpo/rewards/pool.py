@@ -1,4 +1,4 @@
-"""Rewards in worker processes, with a deadline for every verdict that is enforced from outside.
+"""Rewards in worker processes, with a deadline for every call that is enforced from outside.
 
 A reward is somebody's code run on a model's text: it may hang, hold the GIL, crash, print, eat memory. So it runs in a
 process that can be killed, and never by an alarm inside it, which works in the main thread only and not in C code.
@@ -21,10 +21,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import Completion, Problem, Reward, Weighted
-from jaxgrpo.rewards.worker import find_reward
+from jaxgrpo.problems import BatchedReward, Completion, Problem, Reward, Weighted
+from jaxgrpo.rewards.worker import calls, find_reward
 
 _START_SECONDS = 120.0
 # The path is set before anything is imported, so that the worker finds each module where the parent found it.
@@ -35,7 +36,8 @@ _START = "import sys; sys.path[:] = sys.argv[1:]; from jaxgrpo.rewards.worker im
 class Missing:
     """A verdict that could not be had. Not a number, so that nobody takes it for 0: leave it out, and count it.
 
-    reason: "timeout", "crash", "not finite", "not a number", or the name of the exception that the reward raised.
+    reason: "timeout", "crash", "not finite", "not a number", of a batched reward "wrong number of results", or the name of
+    the exception that the reward raised.
     """
 
     reason: str
@@ -45,9 +47,9 @@ Verdicts = dict[str, float | Missing]
 """One text's rewards, by name."""
 
 
-def reward_name(function: Reward) -> str:
+def reward_name(function: Reward | BatchedReward) -> str:
     """The "module:qualname" by which another process can import `function`; of a dataclass's instance, its class's and
-    its settings: see worker.find_reward. Raises UserError if none can."""
+    its settings, rewards among them by their names: see worker.find_reward. Raises UserError if none can."""
     has_settings = dataclasses.is_dataclass(function) and not isinstance(function, type)
     named = type(function) if has_settings else function
     module, qualname = getattr(named, "__module__", None), getattr(named, "__qualname__", None)
@@ -56,15 +58,21 @@ def reward_name(function: Reward) -> str:
             f"reward {function!r} cannot be imported by a worker process: make it a function at the top level of a "
             "module that is not the main program (no lambda, no nested function, no partial)"
         )
-    name = f"{module}:{qualname}" + (json.dumps(vars(function)) if has_settings else "")
+    name = f"{module}:{qualname}" + (json.dumps(vars(function), default=_reward_setting) if has_settings else "")
     if find_reward(name) != function:
         raise UserError(f"reward {name}: importing that name finds another object than the one given")
     return name
 
 
+def _reward_setting(value: Any) -> dict[str, str]:
+    if not callable(value):
+        raise UserError(f"a reward's setting is {value!r}: it must be a JSON value, a tuple of them, or another reward")
+    return {"reward": reward_name(value)}
+
+
 @dataclass(frozen=True)
 class Ticket:
-    """What `submit` gives for `result`. `request` is the problem and the texts in JSON; `size` counts the verdicts."""
+    """What `submit` gives for `result`. `request` is the problem and the texts in JSON; `size` counts the texts."""
 
     request: bytes
     size: int
@@ -75,8 +83,9 @@ class Pool:
     """Worker processes that compute every reward of every text. A context manager; use `close` otherwise.
 
     rewards: by name; each must be importable by `reward_name`, in the workers too. workers: how many processes.
-    deadline: seconds that one verdict may take; a worker's imports do not count. memory: bytes of address space that a
-    worker may use; past them a reward gets a MemoryError.
+    deadline: seconds that one call may take, of a batched reward on all texts as of another on one: more texts would be
+    no excuse for a hang; a worker's imports do not count. memory: bytes of address space that a worker may use; past them
+    a reward gets a MemoryError.
 
     Raises UserError, before any reward is computed, if one of these is wrong.
     """
@@ -87,14 +96,14 @@ class Pool:
         if workers < 1:
             raise UserError(f"the reward pool needs at least 1 worker, got {workers}")
         if not 0 < deadline <= 1e6:
-            raise UserError(f"a verdict's deadline must be above 0 and at most 1,000,000 seconds, got {deadline}")
-        self._names = list(rewards)
+            raise UserError(f"a reward's deadline must be above 0 and at most 1,000,000 seconds, got {deadline}")
+        self._names, self._rewards = list(rewards), [reward.function for reward in rewards.values()]
         setup = {"rewards": {name: reward_name(rewards[name].function) for name in rewards}, "memory": memory}
         self._tickets: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._stop, self._stopper = os.pipe()
         self._closed = False
         line = json.dumps(setup).encode() + b"\n"
-        self._workers = [_Worker(line, deadline, self._tickets, self._stop) for _ in range(workers)]
+        self._workers = [_Worker(line, self._rewards, deadline, self._tickets, self._stop) for _ in range(workers)]
         try:
             for worker in self._workers:
                 worker.thread.start()
@@ -111,7 +120,7 @@ class Pool:
         """
         if self._closed:
             raise RuntimeError("the reward pool is closed")
-        ticket = Ticket(json.dumps([vars(problem), [_to_json(text) for text in texts]]).encode(), len(texts) * len(self._names))
+        ticket = Ticket(json.dumps([vars(problem), [_to_json(text) for text in texts]]).encode(), len(texts))
         self._tickets.put(ticket)
         return ticket
 
@@ -120,8 +129,11 @@ class Pool:
 
         Raises UserError if a worker had to be replaced and the new one did not start, CancelledError after `close`.
         """
-        verdicts, width = ticket.verdicts.result(), len(self._names)
-        return [dict(zip(self._names, verdicts[start : start + width], strict=True)) for start in range(0, ticket.size, width)]
+        found: list[Verdicts] = [{} for _ in range(ticket.size)]
+        for (which, texts), values in zip(calls(self._rewards, ticket.size), ticket.verdicts.result(), strict=True):
+            for text, value in zip(texts, values, strict=True):
+                found[text][self._names[which]] = value if isinstance(value, float) else Missing(value)
+        return found
 
     def cancel(self, ticket: Ticket) -> None:
         """Nobody will ask for this ticket's verdicts: they are not computed, unless a worker is already at it."""
@@ -169,10 +181,10 @@ class _Worker:
     The thread starts the process, and lives as long: Linux takes the starting thread's end for the parent's death.
     """
 
-    def __init__(self, setup: bytes, deadline: float, tickets: queue.SimpleQueue, stop: int):
+    def __init__(self, setup: bytes, rewards: list, deadline: float, tickets: queue.SimpleQueue, stop: int):
         self.ready: Future[None] = Future()
         self.thread = threading.Thread(target=self._run, name="reward worker", daemon=True)
-        self._setup, self._deadline, self._tickets, self._stop = setup, deadline, tickets, stop
+        self._setup, self._rewards, self._deadline, self._tickets, self._stop = setup, rewards, deadline, tickets, stop
         self._command = [sys.executable, "-c", _START, *map(os.path.abspath, sys.path)]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -201,21 +213,20 @@ class _Worker:
             self._kill()
             ticket.verdicts.set_exception(error)
 
-    def _judge(self, ticket: Ticket) -> list[float | Missing]:
-        """All verdicts of a ticket. A lost process costs the verdict it was at; another goes on with the next."""
-        verdicts: list[float | Missing] = []
-        while len(verdicts) < ticket.size:
+    def _judge(self, ticket: Ticket) -> list[list[float | str]]:
+        """The verdicts of a ticket's calls. A lost process costs the call it was at; another goes on with the next."""
+        todo, found = calls(self._rewards, ticket.size), list[list[float | str]]()
+        while len(found) < len(todo):
             if self._process is None or self._process.poll() is not None:
                 self._start_process()
             try:
-                self._send(b"[%d, %b]\n" % (len(verdicts), ticket.request), self._deadline)
-                while len(verdicts) < ticket.size:
-                    value = self._receive(self._deadline)
-                    verdicts.append(value if isinstance(value, float) else Missing(str(value)))
+                self._send(b"[%d, %b]\n" % (len(found), ticket.request), self._deadline)
+                while len(found) < len(todo):
+                    found.append(self._receive(self._deadline))
             except _LostError as lost:
                 self._kill()
-                verdicts.append(Missing(str(lost)))
-        return verdicts
+                found.append([str(lost)] * len(todo[len(found)][1]))
+        return found
 
     def _start_process(self) -> None:
         """Start a process and wait until it has imported the rewards. Raises UserError if it cannot."""
@@ -251,7 +262,7 @@ class _Worker:
             except BrokenPipeError:
                 raise _LostError("crash") from None
 
-    def _receive(self, seconds: float) -> float | str | None:
+    def _receive(self, seconds: float) -> Any:
         until = time.monotonic() + seconds
         while b"\n" not in self._heard:
             self._wait(self._reports, select.POLLIN, until)

@@ -1,10 +1,10 @@
-"""A reward worker's process: JSON lines in, a JSON line out for every verdict. `pool` starts it and watches the clock.
+"""A reward worker's process: JSON lines in, a JSON line out for every call. `pool` starts it and watches the clock.
 
 in   {"rewards": {name: "module:qualname"}, "memory": bytes}   once; see find_reward
 out  null, or one line of text: which reward is wrong           once
-in   [skip, [problem, texts]]                                   a job: all rewards of all texts but `skip` verdicts;
-                                                                a text is a string, or [text, tokens, finished]
-out  a number, or the reason why there is none                  one a verdict, as soon as it is known
+in   [skip, [problem, texts]]                                   a job: all its `calls` but the first so many; a text is
+                                                                a string, or [text, tokens, finished]
+out  [verdict, ...], each a number or why there is none         one a call, as soon as they are known
 """
 
 import contextlib
@@ -21,17 +21,20 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import Completion, Problem, Reward
+from jaxgrpo.problems import Completion, Problem, is_batched
 
 _SEND_WHEN_PARENT_DIES = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
-def find_reward(name: str) -> Reward:
+def find_reward(name: str) -> Callable:
     """The reward called "module:qualname", or the one of a class and its settings, 'module:qualname{"tolerance": 0.01}'.
 
-    Raises UserError if there is no such thing. JSON's lists become tuples: settings have no lists.
+    Raises UserError if there is no such thing. Settings are JSON, of which nothing is executed: lists become tuples, for
+    settings have no lists, and {"reward": name} is the reward of that name, for a reward may be made of others.
     """
     path, brace, settings = name.partition("{")
     module, _, qualname = path.partition(":")
@@ -47,7 +50,7 @@ def find_reward(name: str) -> Reward:
     if brace:
         values = json.loads(brace + settings)
         try:
-            found = found(**{field: tuple(value) if isinstance(value, list) else value for field, value in values.items()})
+            found = found(**{field: _setting(value) for field, value in values.items()})
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"reward {name} cannot be made from its settings: {reason}") from error
@@ -56,25 +59,49 @@ def find_reward(name: str) -> Reward:
     return found
 
 
-def verdict(reward: Reward, problem: Problem, text: str) -> float | str:
-    """The reward, a finite float, or why there is none: an exception's name, "not a number", "not finite"."""
+def _setting(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_setting, value))
+    return find_reward(value["reward"]) if isinstance(value, dict) and value.keys() == {"reward"} else value
+
+
+def calls(rewards: Sequence[Callable], texts: int) -> list[tuple[int, list[int]]]:
+    """What has to be called to judge so many texts: (which reward, on which texts).
+
+    Text by text, for a text's rewards may share what they find out; then the batched rewards, each on all texts.
+    """
+    alone = [which for which, reward in enumerate(rewards) if not is_batched(reward)]
+    at_once = [which for which, reward in enumerate(rewards) if is_batched(reward)]
+    singly = [(which, [text]) for text in range(texts) for which in alone]
+    return singly + [(which, list(range(texts))) for which in at_once if texts]
+
+
+def verdicts(reward: Callable, problem: Problem, texts: list[str]) -> list[float | str]:
+    """What one call gives for its texts: finite floats, or why there is none: an exception's name, "not a number",
+    "not finite", "wrong number of results"."""
     try:
-        value = reward(problem, text)
-        value = value.item() if hasattr(value, "item") else value  # NumPy's scalars
-        if not isinstance(value, numbers.Real):
-            return "not a number"
-        return float(value) if math.isfinite(value) else "not finite"
+        values = list(reward(problem, texts)) if is_batched(reward) else [reward(problem, *texts)]
+        if len(values) != len(texts):
+            return ["wrong number of results"] * len(texts)
+        return [_finite(value) for value in values]
     except BaseException as error:  # SystemExit and MemoryError are verdicts that could not be had, like any other
         _explain_once(reward, error)
-        return type(error).__name__
+        return [type(error).__name__] * len(texts)
 
 
-_explained: set[tuple[Reward, type[BaseException]]] = set()
+def _finite(value: Any) -> float | str:
+    value = value.item() if hasattr(value, "item") else value  # NumPy's scalars
+    if not isinstance(value, numbers.Real):
+        return "not a number"
+    return float(value) if math.isfinite(value) else "not finite"
 
 
-def _explain_once(reward: Reward, error: BaseException) -> None:
+_explained: set[tuple[int, type[BaseException]]] = set()
+
+
+def _explain_once(reward: Callable, error: BaseException) -> None:
     """Print a reward's first error of a kind: the pool only counts their names, and somebody has to mend the reward."""
-    kind = (reward, type(error))
+    kind = (id(reward), type(error))  # a dataclass that is not frozen has no hash
     if kind not in _explained:
         _explained.add(kind)
         traceback.print_exception(error)
@@ -98,9 +125,8 @@ def main() -> None:
         skip, (problem, texts) = json.loads(lines.get())
         problem = Problem(**problem)
         completions = [Completion(*text) if isinstance(text, list) else text for text in texts]
-        todo = [(reward, text) for text in completions for reward in rewards]
-        for reward, text in todo[skip:]:
-            _report(reports, verdict(reward, problem, text))
+        for which, on in calls(rewards, len(texts))[skip:]:
+            _report(reports, verdicts(rewards[which], problem, [completions[text] for text in on]))
 
 
 def _take_pipes() -> tuple[int, int]:
@@ -134,5 +160,5 @@ def _limit_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-def _report(reports: int, what: float | str | None) -> None:
+def _report(reports: int, what: list[float | str] | str | None) -> None:
     os.write(reports, json.dumps(what).encode() + b"\n")
