@@ -61,6 +61,12 @@ def test_what_is_no_finite_number_is_missing_with_a_reason_and_never_zero():
         sum(values.values())
 
 
+def test_a_reward_without_a_hash_is_one_like_any_other():
+    with Pool({"reward": Weighted(hostile_rewards.NotFrozen(0.5))}, 1, 10.0) as pool:
+        values = pool.result(pool.submit(PROBLEM, ["42", "41", "41"]))
+    assert [value["reward"] for value in values] == [0.5, Missing("ZeroDivisionError"), Missing("ZeroDivisionError")]
+
+
 @pytest.mark.parametrize("name", ["sleep_forever", "hold_the_gil", "ignore_signals"])
 def test_a_verdict_that_takes_too_long_is_missing_and_the_rest_is_not_lost(name):
     before = time.monotonic()
