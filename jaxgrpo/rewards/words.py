@@ -7,6 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 
 import regex as re
 from icu4py.breakers import WordBreaker
@@ -54,7 +55,7 @@ _SENTENCE_ENDS = frozenset(".!?\n。！？．｡।॥؟۔…") | {"\r\n", "\u20
 
 def pieces(text: str) -> Iterator[Piece]:
     """The words of each sentence; sentences without words are left out."""
-    text = unicodedata.normalize("NFC", text.encode(errors="replace").decode())  # ICU takes no lone surrogates
+    text = _for_icu(text)
     words: defaultdict[str, list[str]] = defaultdict(list)
     length, enough = 0, len(text) // PIECES
     for segment in WordBreaker(text, "root"):
@@ -67,6 +68,24 @@ def pieces(text: str) -> Iterator[Piece]:
             length += len(segment)
     if words:
         yield words
+
+
+MAX_WORDS = 50_000
+"""How many words of a text `split` gives: far more than a completion has, so that no text takes more than seconds."""
+
+
+def split(text: str) -> list[str]:
+    """The words of a text in their order, case folded: its segments but for white space, so numbers and signs, too.
+
+    split("She's got 12: 사과와苹果")    -> ["she's", "got", "12", ":", "사과와", "苹果"]
+    """
+    segments = WordBreaker(_for_icu(text), "root")
+    return list(islice((segment.casefold() for segment in segments if not segment.isspace()), MAX_WORDS))
+
+
+def _for_icu(text: str) -> str:
+    """Composed, and without lone surrogates, which ICU does not take."""
+    return unicodedata.normalize("NFC", text.encode(errors="replace").decode())
 
 
 _END = "end"
