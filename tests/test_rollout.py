@@ -14,6 +14,7 @@ import pytest
 from jaxgrpo.data.order import Fitted, Order
 from jaxgrpo.engine import Draw, Engine, Group, Usage, Wave
 from jaxgrpo.problems import Completion, Problem, Weighted
+from jaxgrpo.rewards.length import SoftOverlong
 from jaxgrpo.rewards.pool import Missing, Pool, Ticket
 from jaxgrpo.rollout import Judge, Stream, Wanted, collect, judged_in_order, make_batch, most_informative, summarise
 from tests import tiny_engines
@@ -322,6 +323,14 @@ def judge(solved_by: str = "accuracy", **weights: float) -> tuple[Judge, list[Gr
     rewards = {name: Weighted(len, weight) for name, weight in weights.items()}
     judge = Judge(Verdicts(lambda problem, _: verdicts[problem.id]), rewards, solved_by)
     return judge, [make_group("a", [0] * 3), make_group("b", [0] * 3)]
+
+
+def test_rewards_of_length_see_the_tokens_that_the_mask_counts():
+    group = make_group("a", [0] * 4)
+    rewards = {"short": Weighted(SoftOverlong(max_tokens=NEW, buffer=NEW))}
+    with Pool(rewards, 1, deadline=10.0) as pool:
+        Judge(pool, rewards, "short")([group])
+    np.testing.assert_array_equal(group.rewards, -group.completion_mask.sum(axis=1) / NEW)
 
 
 def test_rewards_are_weighted_sums_and_pass_rates_are_not():
