@@ -8,7 +8,7 @@ import pytest
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import transformer
 from tests.tiny_models import NETWORK, make_folder
-from tools import bench
+from tools import bench, bench_sampling
 
 TINY = ["logprobs", "--rows", "2", "--length", "5", "--width", "4", "--vocab", "50", "--repeats", "1"]
 MEASURED = {"temp_bytes", "naive_temp_bytes", "median_s", "naive_median_s"}
@@ -87,7 +87,7 @@ def test_a_step_samples_and_updates(model, capsys):
 
 def test_the_work_of_a_step_is_ten_products_a_parameter_and_token():
     lengths = np.full(64, 128)
-    work = bench.step_work(NETWORK, 64, lengths, 64, 4)
+    work = bench_sampling.step_work(NETWORK, 64, lengths, 64, 4)
     assert work.flops == 10 * transformer.size(transformer.shapes(NETWORK)) * 64 * 192
     assert work.floor_s(1e9, 1e30) == work.flops / 1e9
     assert work.floor_s(1e30, 1e9) == work.bytes / 1e9
@@ -104,3 +104,11 @@ def test_the_work_of_a_step_is_ten_products_a_parameter_and_token():
 def test_numbers_that_do_not_go_together_are_refused(model, argv, message):
     with pytest.raises(UserError, match=message):
         bench.main([*argv, "--model", model, *SMALL])
+
+
+def test_rewards_counts_verdicts(capsys):
+    bench.main(["rewards", "--verdicts", "35", "--workers", "1", "--repeats", "2", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result.items() >= {"bench": "rewards", "verdicts": 40, "workers": 1, "repeats": 2}.items()
+    assert len(result["seconds"]) == 2
+    assert result["verdicts_per_s"] == pytest.approx(40 / result["median_s"])

@@ -21,7 +21,7 @@ from jaxgrpo.rewards.pool import Missing, Pool, reward_name
 from jaxgrpo.rewards.symbolic import is_safe, same_expression
 from jaxgrpo.rewards.worker import find_reward
 from jaxgrpo.settings import fields, override
-from tools import bench_rewards, check_math
+from tools import check_math
 
 ALL = ("boxed", "hashes", "phrase", "number")
 
@@ -228,9 +228,3 @@ def test_the_check_of_data_sets_counts_and_names_exceptions(tmp_path, capsys):
     assert check_math.main(["--data", str(tmp_path)]) == 1
     assert "    x: 'x=5' is not itself\n    x: 'x=5' is also '5' of five\n" in capsys.readouterr().out
     assert check_math.main(["--data", str(tmp_path / "nothing")]) == 2
-
-
-def test_the_benchmark_runs():
-    figures = bench_rewards.run(verdicts=40, workers=1)
-    assert (figures["verdicts"], figures["workers"]) == (40, 1)
-    assert figures["verdicts_per_s"] > 0
