@@ -160,7 +160,7 @@ def judged_in_order(wave: Iterable[tuple[int, Group] | None], judge: Judge) -> I
 
     def judged(wait: bool) -> Iterator[Group]:
         nonlocal head
-        while head in pending and (wait or pending[head][1].verdicts.done()):
+        while head in pending and (wait or pending[head][1].done()):
             group, ticket = pending.pop(head)
             judge.note(group, ticket)
             head += 1

@@ -104,7 +104,17 @@ def test_submit_does_not_wait_and_other_workers_go_on():
         tickets = [pool.submit(PROBLEM, ["x" * 100_000]) for _ in range(20)]
         assert time.monotonic() - before < 1
         assert all(pool.result(ticket) == [{"sleep_on_request": 100_000.0}] for ticket in tickets)
-        assert not stuck.verdicts.done()
+        assert not stuck.done()
+
+
+def test_workers_share_a_groups_texts_whose_order_stays():
+    """Four texts of 0.3 s on four workers: one after another they would take 1.2 s."""
+    texts = [f"sleep {'x' * i}" for i in range(4)]
+    with start("sleep_a_little", "length", workers=4) as pool:
+        before = time.monotonic()
+        found = pool.result(pool.submit(PROBLEM, texts))
+        assert time.monotonic() - before < 1.0
+    assert [row["length"] for row in found] == [len(text) for text in texts]
 
 
 def test_what_is_cancelled_is_not_computed_and_disturbs_nothing():
@@ -183,7 +193,7 @@ def named(module, qualname):
         named("hostile_rewards", "not_callable"),
         named("hostile_rewards", "length"),
     ],
-    ids=lambda reward: getattr(reward, "__qualname__", repr(reward)),
+    ids=lambda reward: getattr(reward, "__qualname__", type(reward).__name__),
 )
 def test_a_reward_that_workers_cannot_import_is_refused_in_one_line(reward):
     with pytest.raises(UserError) as error:

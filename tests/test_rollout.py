@@ -15,7 +15,7 @@ from jaxgrpo.data.order import Fitted, Order
 from jaxgrpo.engine import Draw, Engine, Group, Usage, Wave
 from jaxgrpo.problems import Completion, Problem, Weighted
 from jaxgrpo.rewards.length import SoftOverlong
-from jaxgrpo.rewards.pool import Missing, Pool, Ticket
+from jaxgrpo.rewards.pool import Missing, Part, Pool, Ticket
 from jaxgrpo.rollout import Judge, Stream, Wanted, collect, judged_in_order, make_batch, most_informative, summarise
 from tests import tiny_engines
 
@@ -58,19 +58,19 @@ class Verdicts(Pool):
 
     def submit(self, problem, texts):
         self.submitted.append(problem.id)
-        ticket = Ticket(b"", len(texts))
+        ticket = Ticket((Part(b"", len(texts)),))
         self._names_of[id(ticket)] = problem.id
         delay, verdicts = self._delay(problem.id), self._verdicts(problem, texts)
         if delay:
-            threading.Timer(delay, ticket.verdicts.set_result, [verdicts]).start()
+            threading.Timer(delay, ticket.parts[0].verdicts.set_result, [verdicts]).start()
         else:
-            ticket.verdicts.set_result(verdicts)
+            ticket.parts[0].verdicts.set_result(verdicts)
         return ticket
 
     def result(self, ticket):
-        if not ticket.verdicts.done():
+        if not ticket.done():
             self.waited.append(self._names_of[id(ticket)])
-        return ticket.verdicts.result()
+        return ticket.parts[0].verdicts.result()
 
 
 def scripted(script: Sequence[int], shaped: float = 0.0):
@@ -252,7 +252,7 @@ def test_a_ticket_is_noted_when_its_verdicts_are_there():
     pool = Verdicts(scripted([3]), delay=lambda _: 0.02)
     judge, group = Judge(pool, {"accuracy": Weighted(len, 2.0)}, "accuracy"), make_group("p0", [math.nan] * 4)
     ticket = judge.submit(group)
-    assert isinstance(ticket.verdicts, Future)
+    assert isinstance(ticket.parts[0].verdicts, Future)
     judge.note(group, ticket)
     assert (group.solved, group.judged) == (3, 4)
     np.testing.assert_array_equal(group.rewards, [2, 2, 2, 0])
