@@ -70,6 +70,9 @@ def add_sampling(subparsers: Any, shared: argparse.ArgumentParser, bench: Callab
     ):
         parser.add_argument(flag, type=positive, default=default, help=f"{about}; default {default}")
     parser.add_argument("--slots", type=positive, help="rows sampled side by side; by default all")
+    parser.add_argument(
+        "--mean-new", type=positive, help="draw lengths with this mean, cut at --new; rollout also times them batch by batch"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix products and caches")
     parser.set_defaults(bench=bench)
     return parser
@@ -77,10 +80,7 @@ def add_sampling(subparsers: Any, shared: argparse.ArgumentParser, bench: Callab
 
 def add_rollout(subparsers: Any, shared: argparse.ArgumentParser) -> None:
     """The subcommand `rollout`."""
-    parser = add_sampling(subparsers, shared, bench_rollout)
-    parser.add_argument(
-        "--mean-new", type=positive, help="draw lengths with this mean, cut at --new; also times the rows batch by batch"
-    )
+    add_sampling(subparsers, shared, bench_rollout)
 
 
 def add_step(subparsers: Any, shared: argparse.ArgumentParser) -> None:
@@ -88,6 +88,8 @@ def add_step(subparsers: Any, shared: argparse.ArgumentParser) -> None:
     parser = add_sampling(subparsers, shared, bench_step)
     parser.add_argument("--micro-batch", type=positive, default=8, help="rows of one gradient pass; default 8")
     parser.add_argument("--kl", type=float, default=0.04, help="weight of the KL to the reference; default 0.04")
+    parser.add_argument("--reward-seconds", type=float, default=0.0, help="also time a reward that takes so long a completion")
+    parser.add_argument("--workers", type=positive, default=2, help="processes that compute rewards; default 2")
 
 
 def add_rewards(subparsers: Any, shared: argparse.ArgumentParser) -> None:

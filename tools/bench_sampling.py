@@ -1,7 +1,9 @@
 """`python -m tools.bench rollout` and `step`: sampling, and a whole GRPO step, through the engine and the compiled programs."""
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -19,10 +21,12 @@ from jaxgrpo.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.models import transformer, weights
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.optimizer import adamw, schedule
-from jaxgrpo.problems import Problem
-from jaxgrpo.rollout import make_batch
+from jaxgrpo.problems import Problem, Weighted
+from jaxgrpo.rewards.pool import Pool
+from jaxgrpo.rollout import Judge, judged_in_order, make_batch
 from jaxgrpo.steps import Steps, compile_steps
 from jaxgrpo.types import Params
+from tools.bench_coin import Coin
 from tools.bench_turns import Result, Work, measure
 
 
@@ -60,13 +64,16 @@ class Bench:
     lengths: np.ndarray
     """Int[P G], tokens of each completion."""
 
-    def sample(self, problems: Iterable[Problem], steps: Steps, params: Params) -> tuple[list[Group], Usage]:
-        """The problems' groups and what they took."""
+    def sample(
+        self, problems: Iterable[Problem], steps: Steps, params: Params, judge: Judge | None = None
+    ) -> tuple[list[Group], Usage]:
+        """The problems' groups, judged if there is a judge, and what they took."""
         engine = dataclasses.replace(self.engine, steps=steps)
         draw = Draw(min_tokens=engine.new_tokens)  # so that no row ends before its limit
         limits = lambda problem, sample: int(self.lengths[int(problem.id), sample])
         wave = engine.wave(params, problems, self.lengths.shape[1], draw, 0, "bench", limits)
-        return [group for _, group in filter(None, wave)], wave.usage
+        groups = judged_in_order(wave, judge) if judge else (group for _, group in filter(None, wave))
+        return list(groups), wave.usage
 
     def batch_by_batch(self) -> None:
         """The same rows without refilling: as many as there are slots begin together, and the next when the last has ended."""
@@ -137,26 +144,32 @@ def bench_rollout(arguments: argparse.Namespace) -> Result:
 
 
 def bench_step(arguments: argparse.Namespace) -> Result:
-    """A GRPO step: groups are sampled, a coin rewards them, AdamW makes one update with a KL to a reference."""
+    """A GRPO step: groups are sampled, a coin rewards them, AdamW makes one update with a KL to a reference. With
+    --reward-seconds also a step whose reward takes so long for each completion."""
     bench, usages = make_bench(arguments), []
     state, objective = bench.steps.init(bench.params), GRPO(kl=arguments.kl)
     updates: list[float] = []
     work = step_work(bench.model, arguments.prompt, bench.lengths.ravel(), *_sizes(bench, arguments))
 
-    def step() -> None:
+    def step(judge: Judge) -> None:
         nonlocal state
-        groups, usage = bench.sample(bench.problems, bench.steps, state.params)
+        groups, usage = bench.sample(bench.problems, bench.steps, state.params, judge)
         begin = time.perf_counter()
-        for group in groups:
-            group.rewards = np.sum(group.tokens, axis=1, where=group.completion_mask) % 2.0
         batch = to_device(make_batch(groups, len(groups)), bench.steps.rows)
         state, learned = bench.steps.update(state, bench.params, batch, objective, 1.0)
         jax.device_get(learned)
         updates.append(time.perf_counter() - begin)
         usages.append(usage)
 
-    result = measure({"step": step}, work, int(bench.lengths.sum()), arguments) | used(usages[1:])
-    return result | {"update_s": statistics.median(updates[1:])}
+    seconds = {"step": 0.0} | ({"slow_reward": arguments.reward_seconds} if arguments.reward_seconds else {})
+    with contextlib.ExitStack() as pools:
+        calls = {}
+        for name, each in seconds.items():
+            rewards = {"accuracy": Weighted(Coin(each))}
+            pool = pools.enter_context(Pool(rewards, arguments.workers, deadline=10.0 + each))
+            calls[name] = functools.partial(step, Judge(pool, rewards, "accuracy"))
+        result = measure(calls, work, int(bench.lengths.sum()), arguments)
+    return result | used(usages[len(calls) :: len(calls)]) | {"update_s": statistics.median(updates[len(calls) :])}
 
 
 def _sizes(bench: Bench, arguments: argparse.Namespace) -> tuple[int, int]:

@@ -1,0 +1,18 @@
+"""A reward for timing. Worker processes import it: no jax here."""
+
+import time
+import zlib
+from dataclasses import dataclass
+
+from jaxgrpo.problems import Problem
+
+
+@dataclass(frozen=True)
+class Coin:
+    """A reward that thinks for so many seconds about a completion, and then throws a coin."""
+
+    seconds: float
+
+    def __call__(self, problem: Problem, text: str) -> float:
+        time.sleep(self.seconds)
+        return zlib.crc32(f"{problem.id} {text}".encode()) % 2.0
