@@ -51,6 +51,16 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """A completion that has ended, while others of its group may go on. index: its problem's, in the order of asking."""
+
+    index: int
+    problem: Problem
+    sample: int
+    text: Completion
+
+
+@dataclass(frozen=True)
 class Draw:
     """How completions are drawn: the fields of sampler.How, stop strings, and the most tokens (0: all there is room for).
 
@@ -89,6 +99,7 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     written: list[int] = field(default_factory=list)
     ended: bool = False
+    text: Completion = field(default_factory=lambda: Completion("", 0))
 
 
 @dataclass
@@ -155,7 +166,7 @@ class Engine:
         self, params: Params, problems: Sequence[Problem], group_size: int, draw: Draw, step: int, purpose: str
     ) -> list[Group]:
         """The groups of all problems, in their order."""
-        found = dict(item for item in self.wave(params, problems, group_size, draw, step, purpose) if item)
+        found = dict(self.wave(params, problems, group_size, draw, step, purpose).groups())
         return [found[index] for index in range(len(found))]
 
     def build(self, made: _Making) -> Group:
@@ -172,14 +183,15 @@ class Engine:
         tokens[:, : self.prompt_width] = padded
         attended = chosen.copy()
         attended[:, : self.prompt_width] = mask
-        texts = [Completion(self.tokenizer.decode(row.tokens), len(row.tokens), row.ended) for row in made.rows]
+        texts = [row.text for row in made.rows]
         finished = np.array([row.ended for row in made.rows])
         return Group(made.problem, texts, tokens, attended, chosen, logprobs, written, finished)
 
 
 class Wave:
-    """An iterator over (index, Group) in the order in which groups become ready; index counts problems as they were taken.
-    It also yields None now and then, while the device is busy, so that whoever iterates can look after other things.
+    """An iterator over what happens, in the order in which it does: each completion as it has `Ended`, and (index, Group) as
+    the last one of a group has; index counts problems as they were taken. It also yields None now and then, while the device
+    is busy, so that whoever iterates can look after other things.
 
     To stop early, stop iterating: what is in flight is forgotten. Or `renew` the policy and go on with the same iterator.
     """
@@ -217,9 +229,13 @@ class Wave:
         self._step, self._name = step, f"{self._engine.seed}/{step}/{self._purpose}"
         self._params = self._steps.publish(params)
 
-    def __iter__(self) -> Iterator[tuple[int, Group] | None]:
+    def groups(self) -> Iterator[tuple[int, Group]]:
+        """Of what happens the groups alone."""
+        return (item for item in self if isinstance(item, tuple))
+
+    def __iter__(self) -> Iterator[Ended | tuple[int, Group] | None]:
         idle_since = time.perf_counter()
-        ready: list[_Making] = []
+        ended: list[_Row] = []
         while True:
             self._admit()
             if not any(self._rows):
@@ -228,15 +244,23 @@ class Wave:
             chosen, step = self._launch(), self._step
             self.usage.waited += time.perf_counter() - idle_since
             # The device is busy from here on: the time for everything else.
-            for made in ready:
-                yield made.index, self._engine.build(made)
+            yield from self._made_of(ended)
             yield None
             chosen = jax.device_get(chosen)
             idle_since = time.perf_counter()
-            ready = self._harvest(chosen, step)
+            ended = self._harvest(chosen, step)
             self.usage.seconds = time.perf_counter() - self._began
-        for made in ready:
-            yield made.index, self._engine.build(made)
+        yield from self._made_of(ended)
+
+    def _made_of(self, ended: list[_Row]) -> Iterator[Ended | tuple[int, Group]]:
+        """The texts of rows, then the groups that they were the last of."""
+        for row in ended:
+            row.text = Completion(self._engine.tokenizer.decode(row.tokens), len(row.tokens), row.ended)
+            yield Ended(row.group.index, row.group.problem, row.sample, row.text)
+        for row in ended:
+            row.group.unfinished -= 1
+            if not row.group.unfinished:
+                yield row.group.index, self._engine.build(row.group)
 
     def _admit(self) -> None:
         """Starts rows in all free slots, as long as there are any."""
@@ -294,12 +318,12 @@ class Wave:
         )
         return chosen
 
-    def _harvest(self, chosen: Any, step: int) -> list[_Making]:
-        """Takes the tokens of a call that the step's policy made, and returns the groups whose last row has ended."""
+    def _harvest(self, chosen: Any, step: int) -> list[_Row]:
+        """Takes the tokens of a call that the step's policy made, and returns the rows that have ended."""
         tokens, logprobs, n, live, ended, steps = chosen
         self.usage.computed += int(steps) * self._size
         self.usage.tokens += int(n.sum())
-        ready = []
+        over = []
         for slot, row in enumerate(self._rows):
             if row is None:
                 continue
@@ -310,10 +334,8 @@ class Wave:
             if live[slot] and not row.ended:
                 continue
             self._rows[slot], self._halt[slot] = None, True
-            row.group.unfinished -= 1
-            if not row.group.unfinished:
-                ready.append(row.group)
-        return ready
+            over.append(row)
+        return over
 
     def _stopped(self, row: _Row) -> bool:
         """Whether the row holds a stop string; then cuts it after the token that completes the first."""

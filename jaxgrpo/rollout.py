@@ -6,6 +6,7 @@ Groups are judged in the order in which they were launched, not in the order in 
 would favour short answers. So what is kept depends neither on the number of slots nor on how long a verdict takes.
 """
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 
 from jaxgrpo import difficulty
 from jaxgrpo.data.order import Fitted
-from jaxgrpo.engine import Draw, Engine, Group, Wave
+from jaxgrpo.engine import Draw, Ended, Engine, Group, Wave
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rewards.pool import Missing, Pool, Ticket
 from jaxgrpo.types import Batch, Params
@@ -36,14 +37,18 @@ class Judge:
         """Has the group judged, without waiting."""
         return self.pool.submit(group.problem, group.texts)
 
-    def note(self, group: Group, ticket: Ticket) -> None:
-        """Waits for the group's verdicts and fills in its values, rewards and counts."""
-        self._note(group, self.pool.result(ticket))
+    def submit_early(self, ended: Ended) -> Ticket | None:
+        """Has one of a group's texts judged, without waiting for the others; None where a reward must see them together."""
+        return None if self.pool.batched else self.pool.submit(ended.problem, [ended.text])
+
+    def note(self, group: Group, tickets: Sequence[Ticket]) -> None:
+        """Waits for the group's verdicts, of all its texts in order, and fills in its values, rewards and counts."""
+        self._note(group, [verdicts for ticket in tickets for verdicts in self.pool.result(ticket)])
 
     def __call__(self, groups: Sequence[Group]) -> None:
         """Judges all of them side by side."""
         for group, ticket in [(group, self.submit(group)) for group in groups]:
-            self.note(group, ticket)
+            self.note(group, [ticket])
 
     def _note(self, group: Group, verdicts: list[dict]) -> None:
         number = lambda verdict: math.nan if isinstance(verdict, Missing) else verdict
@@ -149,32 +154,40 @@ def collect(
     return chosen + fallback, {name: float(value) for name, value in metrics.items()}, asked
 
 
-def judged_in_order(wave: Iterable[tuple[int, Group] | None], judge: Judge) -> Iterator[Group]:
+def judged_in_order(wave: Iterable[Ended | tuple[int, Group] | None], judge: Judge) -> Iterator[Group]:
     """The groups of a wave in the order of their launch, each as soon as it and all before it are judged.
 
-    Verdicts are computed while the device decodes. Several processes must agree on when to stop: they wait for each verdict.
+    Texts are submitted as they end, and verdicts computed while the device decodes. Several processes must agree on when to
+    stop: they wait for each verdict.
     """
     patient = jax.process_count() > 1
-    pending: dict[int, tuple[Group, Ticket]] = {}
+    early: dict[int, dict[int, Ticket]] = defaultdict(dict)
+    pending: dict[int, tuple[Group, list[Ticket]]] = {}
     head = 0
 
     def judged(wait: bool) -> Iterator[Group]:
         nonlocal head
-        while head in pending and (wait or pending[head][1].done()):
-            group, ticket = pending.pop(head)
-            judge.note(group, ticket)
+        while head in pending and (wait or all(ticket.verdicts.done() for ticket in pending[head][1])):
+            group, tickets = pending.pop(head)
+            judge.note(group, tickets)
             head += 1
             yield group
 
     try:
         for item in wave:
+            if isinstance(item, Ended):
+                if ticket := judge.submit_early(item):
+                    early[item.index][item.sample] = ticket
+                continue
             if item:
                 index, group = item
-                pending[index] = group, judge.submit(group)
+                tickets = early.pop(index, {})
+                pending[index] = group, [tickets[sample] for sample in sorted(tickets)] or [judge.submit(group)]
             yield from judged(patient)
         yield from judged(wait=True)
     finally:
-        for _, ticket in pending.values():
+        left = [tickets for _, tickets in pending.values()] + [list(tickets.values()) for tickets in early.values()]
+        for ticket in itertools.chain(*left):
             judge.pool.cancel(ticket)
 
 

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from jaxgrpo import steps as steps_module
-from jaxgrpo.engine import Draw, completion_key
+from jaxgrpo.engine import Draw, Ended, completion_key
 from jaxgrpo.logprobs import token_logprobs
 from jaxgrpo.mesh import make_mesh, to_device
 from jaxgrpo.models import transformer
@@ -152,7 +152,7 @@ def test_limits_cut_what_would_have_been_longer():
     limit = lambda problem, sample: 3 * sample + int(problem.id[1:])
     engine = make_engine(4, 8)
     wave = engine.wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training", limit)
-    groups = [group for _, group in sorted((item for item in wave if item), key=lambda item: item[0])]
+    groups = [group for _, group in sorted(wave.groups(), key=lambda item: item[0])]
     limits = [limit(problem, sample) for problem in PROBLEMS for sample in range(GROUP)]
     assert limits[0] == 0  # a row that may say nothing says nothing
     cut = [(tokens[:most], logprobs[:most]) for (tokens, logprobs), most in zip(expected(), limits, strict=True)]
@@ -203,7 +203,7 @@ def test_usage_counts_tokens_steps_and_prompts(slots, chunk):
     computed = []
     counting = watching_decode(engine, lambda _, result: computed.append(int(result[1].steps) * len(result[1].n)))
     wave = counting.wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
-    groups = [item for item in wave if item]
+    groups = list(wave.groups())
     assert len(groups) == wave.launched == len(PROBLEMS)
     assert wave.usage.tokens == sum(len(tokens) for tokens, _ in expected())
     assert wave.usage.tokens <= wave.usage.computed == sum(computed)
@@ -222,7 +222,7 @@ def test_problems_are_taken_as_slots_become_free_and_no_sooner():
 
     engine = make_engine(4, 8)
     wave = engine.wave(make_params(), problems(), GROUP, Draw(), 5, "training")
-    first = next(item for item in wave if item)
+    first = next(wave.groups())
     assert len(taken) == wave.launched <= 2 + 2 * engine.steps.prompts
     assert first[1].problem.id in taken
 
@@ -231,7 +231,7 @@ def test_groups_come_when_they_are_ready_and_their_indices_say_which():
     """The first has rows of up to 24 tokens, the others of one."""
     limits = lambda problem, sample: NEW if problem.id == "p0" else 1
     wave = make_engine(4, 1).wave(make_params(), PROBLEMS, GROUP, Draw(min_tokens=NEW), 5, "training", limits)
-    found = [item for item in wave if item]
+    found = list(wave.groups())
     assert [index for index, _ in found] == [1, 2, 3, 4, 5, 6, 0]
     assert all(group.problem == PROBLEMS[index] for index, group in found)
 
@@ -243,7 +243,7 @@ def test_a_new_policy_goes_on_with_what_the_old_one_wrote():
     items = iter(wave)
     groups = [next(items) for _ in range(6)]  # a few tokens of every row
     wave.renew(other, 6)
-    groups = sorted((item for item in [*groups, *items] if item), key=lambda item: item[0])
+    groups = sorted((item for item in [*groups, *items] if isinstance(item, tuple)), key=lambda item: item[0])
     mixed = 0
     for index, group in groups:
         for row, (tokens, logprobs) in enumerate(expected()[index * GROUP : (index + 1) * GROUP]):
@@ -255,6 +255,21 @@ def test_a_new_policy_goes_on_with_what_the_old_one_wrote():
             np.testing.assert_allclose(group.logprobs[row, chosen][:count], logprobs[:count], atol=1e-4)
             mixed += 0 < count < len(written)
     assert mixed > 3
+
+
+def test_texts_come_as_they_end_and_before_their_groups():
+    wave = make_engine(4, 8).wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
+    ended, groups = {}, 0
+    for item in wave:
+        if isinstance(item, Ended):
+            assert item.problem == PROBLEMS[item.index]
+            ended[item.index, item.sample] = item.text
+        elif item:
+            index, group = item
+            assert group.texts == [ended[index, sample] for sample in range(GROUP)]
+            groups += len(ended) > GROUP * (groups + 1)
+    assert len(ended) == GROUP * len(PROBLEMS)
+    assert groups > 0  # texts of the next groups had ended when a group was whole
 
 
 def test_no_problems_are_no_groups():

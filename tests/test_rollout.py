@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from jaxgrpo.data.order import Fitted, Order
-from jaxgrpo.engine import Draw, Engine, Group, Usage, Wave
+from jaxgrpo.engine import Draw, Ended, Engine, Group, Usage, Wave
 from jaxgrpo.problems import Completion, Problem, Weighted
 from jaxgrpo.rewards.length import SoftOverlong
-from jaxgrpo.rewards.pool import Missing, Part, Pool, Ticket
+from jaxgrpo.rewards.pool import Missing, Pool, Ticket
 from jaxgrpo.rollout import Judge, Stream, Wanted, collect, judged_in_order, make_batch, most_informative, summarise
 from tests import tiny_engines
 
@@ -56,21 +56,23 @@ class Verdicts(Pool):
         self.waited: list[str] = []
         self._names_of: dict[int, str] = {}
 
+    batched = False
+
     def submit(self, problem, texts):
         self.submitted.append(problem.id)
-        ticket = Ticket((Part(b"", len(texts)),))
+        ticket = Ticket(b"", len(texts))
         self._names_of[id(ticket)] = problem.id
         delay, verdicts = self._delay(problem.id), self._verdicts(problem, texts)
         if delay:
-            threading.Timer(delay, ticket.parts[0].verdicts.set_result, [verdicts]).start()
+            threading.Timer(delay, ticket.verdicts.set_result, [verdicts]).start()
         else:
-            ticket.parts[0].verdicts.set_result(verdicts)
+            ticket.verdicts.set_result(verdicts)
         return ticket
 
     def result(self, ticket):
-        if not ticket.done():
+        if not ticket.verdicts.done():
             self.waited.append(self._names_of[id(ticket)])
-        return ticket.parts[0].verdicts.result()
+        return ticket.verdicts.result()
 
 
 def scripted(script: Sequence[int], shaped: float = 0.0):
@@ -222,6 +224,24 @@ def test_a_group_is_handed_out_as_soon_as_it_and_those_before_it_are_judged():
     assert next(judged).solved == 3
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_texts_are_submitted_as_they_end_unless_a_reward_must_see_them_together(together):
+    """Rows 2 and 0 of p0 end, then p1's all, then row 1 of p0; its verdicts are in the order of its texts."""
+    verdicts = lambda problem, texts: [{"accuracy": float(text[-1]), "size": float(len(texts))} for text in texts]
+    pool = Verdicts(verdicts)
+    pool.batched = together
+    groups = [make_group(f"p{index}", [math.nan] * 3) for index in range(2)]
+    ended = lambda index, row: Ended(index, groups[index].problem, row, Completion(groups[index].texts[row], 1))
+    wave = [ended(0, 2), ended(0, 0), None, *(ended(1, row) for row in range(3)), (1, groups[1]), ended(0, 1), (0, groups[0])]
+    judge = Judge(pool, {"accuracy": Weighted(len, 1.0)}, "accuracy")
+    found = list(judged_in_order(iter(wave), judge))
+    assert names(found) == ["p0", "p1"]
+    assert pool.submitted == (["p1", "p0"] if together else ["p0", "p0", "p1", "p1", "p1", "p0"])
+    for group in found:
+        assert group.values["accuracy"].tolist() == [0, 1, 2]
+        assert set(group.values["size"]) == {3.0 if together else 1.0}
+
+
 def test_nobody_waits_for_a_slow_verdict_while_the_device_has_work():
     """p0's verdict comes late: the others are written and submitted meanwhile, and it is waited for only at the end."""
     pool = Verdicts(scripted([1, 2, 3]), delay=lambda name: 0.3 * (name == "p0"))
@@ -252,8 +272,8 @@ def test_a_ticket_is_noted_when_its_verdicts_are_there():
     pool = Verdicts(scripted([3]), delay=lambda _: 0.02)
     judge, group = Judge(pool, {"accuracy": Weighted(len, 2.0)}, "accuracy"), make_group("p0", [math.nan] * 4)
     ticket = judge.submit(group)
-    assert isinstance(ticket.parts[0].verdicts, Future)
-    judge.note(group, ticket)
+    assert isinstance(ticket.verdicts, Future)
+    judge.note(group, [ticket])
     assert (group.solved, group.judged) == (3, 4)
     np.testing.assert_array_equal(group.rewards, [2, 2, 2, 0])
 

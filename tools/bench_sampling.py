@@ -72,7 +72,7 @@ class Bench:
         draw = Draw(min_tokens=engine.new_tokens)  # so that no row ends before its limit
         limits = lambda problem, sample: int(self.lengths[int(problem.id), sample])
         wave = engine.wave(params, problems, self.lengths.shape[1], draw, 0, "bench", limits)
-        groups = judged_in_order(wave, judge) if judge else (group for _, group in filter(None, wave))
+        groups = judged_in_order(wave, judge) if judge else (group for _, group in wave.groups())
         return list(groups), wave.usage
 
     def batch_by_batch(self) -> None:

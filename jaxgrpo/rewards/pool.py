@@ -71,23 +71,12 @@ def _reward_setting(value: Any) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one worker judges. `request` is the problem and its texts in JSON; `size` counts the texts."""
+class Ticket:
+    """What `submit` gives for `result`. `request` is the problem and the texts in JSON; `size` counts the texts."""
 
     request: bytes
     size: int
     verdicts: Future = field(default_factory=Future)
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """What `submit` gives for `result`."""
-
-    parts: tuple[Part, ...]
-
-    def done(self) -> bool:
-        """Whether `result` would not have to wait."""
-        return all(part.verdicts.done() for part in self.parts)
 
 
 class Pool:
@@ -110,11 +99,11 @@ class Pool:
             raise UserError(f"a reward's deadline must be above 0 and at most 1,000,000 seconds, got {deadline}")
         self._names, self._rewards = list(rewards), [reward.function for reward in rewards.values()]
         setup = {"rewards": {name: reward_name(rewards[name].function) for name in rewards}, "memory": memory}
-        self._parts: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
+        self._tickets: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._stop, self._stopper = os.pipe()
         self._closed = False
         line = json.dumps(setup).encode() + b"\n"
-        self._workers = [_Worker(line, self._rewards, deadline, self._parts, self._stop) for _ in range(workers)]
+        self._workers = [_Worker(line, self._rewards, deadline, self._tickets, self._stop) for _ in range(workers)]
         try:
             for worker in self._workers:
                 worker.thread.start()
@@ -124,21 +113,20 @@ class Pool:
             self.close()
             raise
 
+    @property
+    def batched(self) -> bool:
+        """Whether a reward has to see all completions of a group at once."""
+        return any(map(is_batched, self._rewards))
+
     def submit(self, problem: Problem, texts: Sequence[str]) -> Ticket:
         """Queue the rewards of a group of completions, without waiting. TypeError: problem.meta holds more than JSON can.
 
-        The workers share its texts, so that one slow group is soon judged; unless a batched reward wants to see them all.
         A text that is no `Completion` will do for rewards that ask neither for its tokens nor whether it finished.
         """
         if self._closed:
             raise RuntimeError("the reward pool is closed")
-        most = 1 if any(map(is_batched, self._rewards)) else len(self._workers)
-        size = max(1, -(-len(texts) // most))
-        parts = [texts[first : first + size] for first in range(0, len(texts), size)]
-        to_json = lambda texts: json.dumps([vars(problem), [_to_json(text) for text in texts]]).encode()
-        ticket = Ticket(tuple(Part(to_json(part), len(part)) for part in parts))
-        for part in ticket.parts:
-            self._parts.put(part)
+        ticket = Ticket(json.dumps([vars(problem), [_to_json(text) for text in texts]]).encode(), len(texts))
+        self._tickets.put(ticket)
         return ticket
 
     def result(self, ticket: Ticket) -> list[Verdicts]:
@@ -146,19 +134,15 @@ class Pool:
 
         Raises UserError if a worker had to be replaced and the new one did not start, CancelledError after `close`.
         """
-        return [verdicts for part in ticket.parts for verdicts in self._result(part)]
-
-    def _result(self, part: Part) -> list[Verdicts]:
-        found: list[Verdicts] = [{} for _ in range(part.size)]
-        for (which, texts), values in zip(calls(self._rewards, part.size), part.verdicts.result(), strict=True):
+        found: list[Verdicts] = [{} for _ in range(ticket.size)]
+        for (which, texts), values in zip(calls(self._rewards, ticket.size), ticket.verdicts.result(), strict=True):
             for text, value in zip(texts, values, strict=True):
                 found[text][self._names[which]] = value if isinstance(value, float) else Missing(value)
         return found
 
     def cancel(self, ticket: Ticket) -> None:
         """Nobody will ask for this ticket's verdicts: they are not computed, unless a worker is already at it."""
-        for part in ticket.parts:
-            part.verdicts.cancel()
+        ticket.verdicts.cancel()
 
     def close(self) -> None:
         """Kill the workers, whatever they are doing, and cancel what is queued. May be called again."""
@@ -167,13 +151,13 @@ class Pool:
         self._closed = True
         os.write(self._stopper, b"stop")  # never read: from now on every wait of every thread finds it
         for _ in self._workers:
-            self._parts.put(None)
+            self._tickets.put(None)
         for worker in self._workers:
             if worker.thread.ident:
                 worker.thread.join()
-        while not self._parts.empty():
-            if part := self._parts.get():
-                part.verdicts.cancel()
+        while not self._tickets.empty():
+            if ticket := self._tickets.get():
+                ticket.verdicts.cancel()
         os.close(self._stop)
         os.close(self._stopper)
 
@@ -202,10 +186,10 @@ class _Worker:
     The thread starts the process, and lives as long: Linux takes the starting thread's end for the parent's death.
     """
 
-    def __init__(self, setup: bytes, rewards: list, deadline: float, parts: queue.SimpleQueue, stop: int):
+    def __init__(self, setup: bytes, rewards: list, deadline: float, tickets: queue.SimpleQueue, stop: int):
         self.ready: Future[None] = Future()
         self.thread = threading.Thread(target=self._run, name="reward worker", daemon=True)
-        self._setup, self._rewards, self._deadline, self._parts, self._stop = setup, rewards, deadline, parts, stop
+        self._setup, self._rewards, self._deadline, self._tickets, self._stop = setup, rewards, deadline, tickets, stop
         self._command = [sys.executable, "-c", _START, *map(os.path.abspath, sys.path)]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -213,8 +197,8 @@ class _Worker:
         try:
             self._start_process()
             self.ready.set_result(None)
-            for part in iter(self._parts.get, None):
-                self._serve(part)
+            for ticket in iter(self._tickets.get, None):
+                self._serve(ticket)
         except _StoppedError:
             pass
         except Exception as error:
@@ -222,26 +206,26 @@ class _Worker:
         finally:
             self._kill()
 
-    def _serve(self, part: Part) -> None:
-        if not part.verdicts.set_running_or_notify_cancel():
+    def _serve(self, ticket: Ticket) -> None:
+        if not ticket.verdicts.set_running_or_notify_cancel():
             return
         try:
-            part.verdicts.set_result(self._judge(part))
+            ticket.verdicts.set_result(self._judge(ticket))
         except _StoppedError:
-            part.verdicts.set_exception(CancelledError())
+            ticket.verdicts.set_exception(CancelledError())
             raise
-        except Exception as error:  # for whoever waits for the result; the next part gets a process in a known state
+        except Exception as error:  # for whoever waits for the result; the next ticket gets a process in a known state
             self._kill()
-            part.verdicts.set_exception(error)
+            ticket.verdicts.set_exception(error)
 
-    def _judge(self, part: Part) -> list[list[float | str]]:
-        """The verdicts of a part's calls. A lost process costs the call it was at; another goes on with the next."""
-        todo, found = calls(self._rewards, part.size), list[list[float | str]]()
+    def _judge(self, ticket: Ticket) -> list[list[float | str]]:
+        """The verdicts of a ticket's calls. A lost process costs the call it was at; another goes on with the next."""
+        todo, found = calls(self._rewards, ticket.size), list[list[float | str]]()
         while len(found) < len(todo):
             if self._process is None or self._process.poll() is not None:
                 self._start_process()
             try:
-                self._send(b"[%d, %b]\n" % (len(found), part.request), self._deadline)
+                self._send(b"[%d, %b]\n" % (len(found), ticket.request), self._deadline)
                 while len(found) < len(todo):
                     found.append(self._receive(self._deadline))
             except _LostError as lost:
