@@ -113,10 +113,12 @@ class Verifier:
 
     workers: how many
     deadline: seconds that one call of a reward may take
+    max_missing: the greatest share of a step's verdicts that may be missing; beyond it the run stops
     """
 
     workers: int = 2
     deadline: float = 10.0
+    max_missing: float = 0.1
 
 
 @dataclass
@@ -227,7 +229,7 @@ def _read(path: str) -> Config:
 AT_LEAST = {
     0: "seed steps batch.micro_batch sampling.slots optimizer.learning_rate optimizer.warmup_steps "
     "optimizer.weight_decay optimizer.b1 optimizer.b2 evaluation.problems evaluation.temperature evaluation.top_k "
-    "evaluation.min_p show_rollouts_every",
+    "evaluation.min_p verifier.max_missing show_rollouts_every",
     1: "batch.groups sampling.prompt_width sampling.max_new_tokens sampling.chunk filter.max_prompts verifier.workers "
     "evaluation.samples save_every keep_checkpoints",
     2: "batch.group_size",
@@ -289,7 +291,7 @@ def _check_numbers(config: Config) -> None:
         _check_each(config, names, partial(le, low), f"at least {low}")
     _check_each(config, ABOVE_ZERO, lambda value: value > 0, "above 0")
     _check_each(config, "optimizer.b1 optimizer.b2", lambda value: value < 1, "below 1")
-    _check_each(config, "evaluation.top_p evaluation.min_p", lambda value: value <= 1, "at most 1")
+    _check_each(config, "evaluation.top_p evaluation.min_p verifier.max_missing", lambda value: value <= 1, "at most 1")
     _check_each(config, "seed", lambda value: value < 2**32, "below 2**32")
     for name, values in ONE_OF.items():
         value = attrgetter(name)(config)

@@ -42,8 +42,8 @@ class Group:
     """Bool[G]: whether the row ended by itself."""
     values: dict[str, np.ndarray] = field(default_factory=dict)
     """Each reward's verdicts, float64 [G]; NaN where one could not be had."""
-    missing: list[str] = field(default_factory=list)
-    """Why, for each verdict that could not be had."""
+    missing: dict[tuple[int, str], str] = field(default_factory=dict)
+    """Why, for each (row, reward) whose verdict could not be had."""
     rewards: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """The weighted sum [G] that advantages are made of; NaN where a part of it is missing."""
     solved: int = 0

@@ -15,7 +15,7 @@ from jaxgrpo.engine import Draw, Group
 from jaxgrpo.errors import UserError
 from jaxgrpo.metrics import table, write_json
 from jaxgrpo.problems import Problem
-from jaxgrpo.rollout import judged_in_order, summarise
+from jaxgrpo.rollout import check_missing, judged_in_order, summarise
 from jaxgrpo.run import Run, prepare
 from jaxgrpo.types import Params
 
@@ -33,6 +33,7 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
     wanted = run.config.evaluation
     problems = run.fitting.first(run.heldout, wanted.problems)
     groups = sample(run, params, problems)
+    check_missing(groups, run.config.verifier.max_missing, Path(run.config.out) / "missing.jsonl")
     report = summarise(groups) | {
         "by_language": _by(groups, lambda problem: problem.language),
         "by_level": _by(groups, lambda problem: str(problem.level)),

@@ -1,8 +1,11 @@
 """What the host side speaks of: problems, rewards, tasks. Plain data; no jax."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from jaxgrpo.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,50 @@ class Weighted:
 
     function: Reward | BatchedReward
     weight: float = 1.0
+
+    def next_weight(self, step: int, last: float, measured: float) -> float:
+        """The weight at a step. last: that of the step before, whose completions had this mean (NaN: no verdict)."""
+        return self.weight
+
+
+@dataclass
+class Scheduled(Weighted):
+    """A reward whose weight goes evenly from `weight` at the first step to `end` at step `steps`, and stays there."""
+
+    end: float = 0.0
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise UserError(f"a scheduled weight takes steps={self.steps}: they must be at least 2, the first and the last")
+
+    def next_weight(self, step: int, last: float, measured: float) -> float:
+        return self.weight + (self.end - self.weight) * min(1.0, (step - 1) / (self.steps - 1))
+
+
+@dataclass
+class Driven(Weighted):
+    """A reward whose weight is driven by its own mean, until that meets a target: a Lagrange multiplier of the constraint
+    "mean >= target", found by dual ascent beside the policy (arXiv 1805.11074).
+
+        weight <- weight + rate (target - mean), and never outside 0 .. most
+
+    `weight` is what it begins with. A checkpoint holds what it has become.
+    """
+
+    target: float = 1.0
+    rate: float = 0.1
+    most: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= self.most or self.rate <= 0:
+            raise UserError(
+                f"a driven weight has weight={self.weight}, most={self.most} and rate={self.rate}: it must hold "
+                "0 <= weight <= most and rate > 0"
+            )
+
+    def next_weight(self, step: int, last: float, measured: float) -> float:
+        return last if math.isnan(measured) else min(self.most, max(0.0, last + self.rate * (self.target - measured)))
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ would favour short answers. So what is kept depends neither on the number of slo
 """
 
 import itertools
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,9 +22,17 @@ import numpy as np
 from jaxgrpo import difficulty
 from jaxgrpo.data.order import Fitted
 from jaxgrpo.engine import Draw, Ended, Engine, Group, Wave
+from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rewards.pool import Missing, Pool, Ticket
 from jaxgrpo.types import Batch, Params
+
+SAVED = 100
+"""How many texts are saved, at most, whose verdicts are missing."""
+
+
+class MissingVerdictsError(UserError):
+    """So many verdicts cannot be had that what is trained is not what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,11 @@ class Judge:
     pool: Pool
     rewards: dict[str, Weighted]
     solved_by: str
+    weights: dict[str, float] = field(default_factory=dict)
+    """The rewards' weights of this step; at first those that they begin with."""
+
+    def __post_init__(self) -> None:
+        self.weights.update({name: reward.weight for name, reward in self.rewards.items()})
 
     def submit(self, group: Group) -> Ticket:
         """Has the group judged, without waiting."""
@@ -53,8 +68,13 @@ class Judge:
     def _note(self, group: Group, verdicts: list[dict]) -> None:
         number = lambda verdict: math.nan if isinstance(verdict, Missing) else verdict
         group.values = {name: np.array([number(row[name]) for row in verdicts]) for name in verdicts[0]}
-        group.missing = [value.reason for row in verdicts for value in row.values() if isinstance(value, Missing)]
-        parts = [reward.weight * group.values[name] for name, reward in self.rewards.items() if reward.weight]
+        group.missing = {
+            (row, name): value.reason
+            for row, values in enumerate(verdicts)
+            for name, value in values.items()
+            if isinstance(value, Missing)
+        }
+        parts = [weight * group.values[name] for name, weight in self.weights.items() if weight]
         group.rewards = np.sum(parts, axis=0) if parts else np.zeros(len(group.texts))
         correct = group.values[self.solved_by]
         group.judged = int(np.sum(~np.isnan(correct)))
@@ -242,10 +262,33 @@ def summarise(groups: Sequence[Group]) -> dict[str, float]:
             elif f"reward/{name}" != "reward/accuracy":
                 values[f"reward/{name}"].extend(verdicts)
     means = {name: _mean(numbers) for name, numbers in values.items()}
-    reasons = Counter(reason for group in groups for reason in group.missing)
+    reasons = Counter(reason for group in groups for reason in group.missing.values())
     wanted = sum(len(column) for group in groups for column in group.values.values())
     means["verdict/missing"] = sum(reasons.values()) / max(wanted, 1)
     return means | {f"verdict/missing/{reason}": float(count) for reason, count in reasons.items()}
+
+
+def check_missing(groups: Sequence[Group], most: float, path: Path) -> None:
+    """Raises MissingVerdictsError if a greater share of verdicts is missing than `most`. The texts are then in a JSON Lines
+    file at `path`, those that the most frequent reason stands for first."""
+    wanted = sum(len(column) for group in groups for column in group.values.values())
+    missing = [(name, reason, group, row) for group in groups for (row, name), reason in group.missing.items()]
+    if len(missing) <= most * wanted:
+        return
+    counts = Counter((name, reason) for name, reason, _, _ in missing)
+    missing.sort(key=lambda item: counts[item[:2]], reverse=True)
+    lines = [
+        {"reward": name, "missing": reason, "id": group.problem.id, "answer": group.problem.answer, "text": group.texts[row]}
+        for name, reason, group, row in missing[:SAVED]
+    ]
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    (name, reason), count = counts.most_common(1)[0]
+    raise MissingVerdictsError(
+        f"{len(missing):,} of {wanted:,} verdicts are missing, more than verifier.max_missing={most:g}; most of all "
+        f"{name!r} for {reason!r}, {count:,} times: the texts are in {path}; mend the reward, or raise verifier.max_missing"
+    )
 
 
 def _mean(numbers: Iterable[Any]) -> float:

@@ -30,7 +30,8 @@ from jaxgrpo.engine import Draw, Group
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import to_device
 from jaxgrpo.metrics import write_json
-from jaxgrpo.rollout import Stream, Wanted, collect, make_batch
+from jaxgrpo.problems import Weighted
+from jaxgrpo.rollout import MissingVerdictsError, Stream, Wanted, check_missing, collect, make_batch
 from jaxgrpo.run import Run, prepare
 from jaxgrpo.types import Params, TrainState
 
@@ -39,6 +40,7 @@ from jaxgrpo.types import Params, TrainState
 class Place:
     """Where a run is, after a whole number of steps; what a checkpoint holds.
 
+    weights: the rewards', at the next step
     begun: when it would have begun (time.time) if it had never been interrupted
     """
 
@@ -46,12 +48,14 @@ class Place:
     state: TrainState
     order: Order
     history: History
+    weights: dict[str, float]
     begun: float
 
     def host(self) -> dict[str, Any]:
         """All but the state, as JSON values."""
         spent = time.time() - self.begun
-        return {"step": self.step, "order": self.order.state(), "history": self.history.state(), "seconds": spent}
+        order, history = self.order.state(), self.history.state()
+        return {"step": self.step, "order": order, "history": history, "weights": self.weights, "seconds": spent}
 
 
 def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[dict[str, float]]:
@@ -99,10 +103,11 @@ def find_place(run: Run, checkpoints: Checkpoints, reference: Params, started: f
     """Where the newest checkpoint is; without one, the beginning."""
     order = Order(run.task.problems, run.config.seed)
     if checkpoints.latest() is None:
-        return Place(0, run.steps.init(reference), order, History(), started)
+        return Place(0, run.steps.init(reference), order, History(), dict(run.judge.weights), started)
     state, host = checkpoints.restore(run.steps.state_like)
     order.restore(host["order"])
-    return Place(host["step"], state, order, History.restore(host["history"]), started - host["seconds"])
+    history = History.restore(host["history"])
+    return Place(host["step"], state, order, history, host["weights"], started - host["seconds"])
 
 
 def take_steps(
@@ -120,7 +125,13 @@ def take_steps(
 
         # All processes must leave at the same step, whichever of them was told.
         while place.step < config.steps and not multihost_utils.process_allgather(np.bool_(stop())).any():
-            values = take_step(run, place, stream, reference, writer)
+            position = place.order.position
+            try:
+                values = take_step(run, place, stream, reference, writer)
+            except MissingVerdictsError:
+                place.order.seek(position)  # the step will be taken again
+                save()
+                raise
             writer.write(place.step, values)
             if place.step % config.save_every == 0:
                 save()
@@ -139,7 +150,13 @@ def take_step(run: Run, place: Place, stream: Stream, reference: Params, writer:
     b, f = config.batch, config.filter
     most = b.groups if f.rule == "off" else int(f.max_prompts * b.groups)
     wanted = Wanted(b.groups, b.group_size, f.rule, f.low, f.high, most)
+    run.judge.weights.update(place.weights)
     groups, figures, asked = collect(stream, place.state.params, wanted, step)
+    check_missing(asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl")
+    for name, reward in config.rewards.items():
+        place.weights[name] = reward.next_weight(step + 1, place.weights[name], figures.get(f"reward/{name}", np.nan))
+        if type(reward) is not Weighted:
+            figures[f"weight/{name}"] = run.judge.weights[name]
     for group in asked:
         place.history.record(group.problem.id, group.solved, group.judged)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:

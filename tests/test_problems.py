@@ -2,11 +2,13 @@
 
 import copy
 import json
+import math
 import pickle
 
 import pytest
 
-from jaxgrpo.problems import Completion
+from jaxgrpo.errors import UserError
+from jaxgrpo.problems import Completion, Driven, Scheduled
 
 
 def test_a_completion_is_its_text_for_whoever_asks_no_more():
@@ -21,3 +23,42 @@ def test_a_completion_is_its_text_for_whoever_asks_no_more():
 def test_a_copy_of_a_completion_knows_as_much(copied):
     copied = copied(Completion("\ud800 é", tokens=3, finished=False))
     assert (copied, copied.tokens, copied.finished) == ("\ud800 é", 3, False)
+
+
+def test_a_scheduled_weight_goes_evenly_to_its_end_and_stays():
+    reward = Scheduled(len, 1.0, end=0.2, steps=5)
+    weights = [reward.next_weight(step, math.nan, math.nan) for step in (1, 2, 3, 4, 5, 6, 99)]
+    assert weights == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
+
+
+def test_a_driven_weight_grows_below_its_target_and_falls_above_it():
+    reward = Driven(len, 0.5, target=0.9, rate=2.0, most=1.0)
+    assert reward.next_weight(2, 0.5, 0.8) == pytest.approx(0.7)
+    assert reward.next_weight(2, 0.5, 0.95) == pytest.approx(0.4)
+    assert reward.next_weight(2, 0.5, 0.9) == 0.5
+    assert reward.next_weight(2, 0.9, 0.1) == 1.0
+    assert reward.next_weight(2, 0.1, 1.0) == 0.0
+    assert reward.next_weight(2, 0.3, math.nan) == 0.3  # no verdict says nothing
+
+
+def test_a_driven_weight_settles_where_the_target_is_met():
+    """Of a policy whose mean answers to the weight, 1 - exp(-weight)."""
+    reward, weight = Driven(len, 0.0, target=0.9, rate=1.0), 0.0
+    for step in range(2, 200):
+        weight = reward.next_weight(step, weight, 1 - math.exp(-weight))
+    assert 1 - math.exp(-weight) == pytest.approx(0.9, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Scheduled(len, steps=1),
+        lambda: Driven(len, -0.1),
+        lambda: Driven(len, 2.0, most=1.0),
+        lambda: Driven(len, rate=0.0),
+    ],
+    ids=["steps", "weight", "most", "rate"],
+)
+def test_impossible_weights_are_refused(make):
+    with pytest.raises(UserError, match="weight"):
+        make()

@@ -1,5 +1,6 @@
 """Laws of collecting, with a policy and verifiers that are plain functions: no device, no worker processes."""
 
+import json
 import math
 import threading
 import time
@@ -16,7 +17,18 @@ from jaxgrpo.engine import Draw, Ended, Engine, Group, Usage, Wave
 from jaxgrpo.problems import Completion, Problem, Weighted
 from jaxgrpo.rewards.length import SoftOverlong
 from jaxgrpo.rewards.pool import Missing, Pool, Ticket
-from jaxgrpo.rollout import Judge, Stream, Wanted, collect, judged_in_order, make_batch, most_informative, summarise
+from jaxgrpo.rollout import (
+    Judge,
+    MissingVerdictsError,
+    Stream,
+    Wanted,
+    check_missing,
+    collect,
+    judged_in_order,
+    make_batch,
+    most_informative,
+    summarise,
+)
 from tests import tiny_engines
 
 WIDTH, NEW = 3, 4
@@ -360,7 +372,7 @@ def test_rewards_are_weighted_sums_and_pass_rates_are_not():
     np.testing.assert_allclose(b.rewards, [math.nan, 2.0, 0.0])
     assert (a.solved, a.judged) == (1, 3)  # 0.999 is not solved
     assert (b.solved, b.judged) == (1, 2)  # the missing verdict is neither right nor wrong
-    assert (a.missing, b.missing) == (["timeout"], ["crash"])
+    assert [list(group.missing.values()) for group in (a, b)] == [["timeout"], ["crash"]]
 
 
 def test_a_missing_verdict_of_no_weight_costs_no_reward():
@@ -502,3 +514,25 @@ def test_kept_rows_are_what_one_policy_would_have_written_if_it_does_not_change(
     for part, group in zip(parts, whole, strict=True):
         np.testing.assert_array_equal(part.tokens, group.tokens)
         np.testing.assert_allclose(part.logprobs, group.logprobs, atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [0.0, 0.2, 0.3])
+def test_more_missing_verdicts_than_are_allowed_stop_the_run_and_leave_their_texts(tmp_path, most):
+    """Three of twelve: two of one reward for one reason, which come first."""
+    verdicts = [{"accuracy": 1.0, "format": Missing("timeout")}, {"accuracy": Missing("crash"), "format": 1.0}]
+    pool = Verdicts(lambda problem, texts: [verdicts[problem.id == "b"], {"accuracy": 0.0, "format": 0.0}])
+    groups = [make_group(name, [math.nan] * 2) for name in ("b", "a", "c")]
+    Judge(pool, {"accuracy": Weighted(len), "format": Weighted(len)}, "accuracy")(groups)
+    path = tmp_path / "out" / "missing.jsonl"
+    if most > 3 / 12:
+        check_missing(groups, most, path)
+        assert not path.exists()
+        return
+    with pytest.raises(MissingVerdictsError, match=r"3 of 12 verdicts are missing.*'format' for 'timeout', 2 times: .*jsonl"):
+        check_missing(groups, most, path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["reward"], line["missing"], line["id"], line["text"]) for line in lines] == [
+        ("format", "timeout", "a", "a 0"),
+        ("format", "timeout", "c", "c 0"),
+        ("accuracy", "crash", "b", "b 0"),
+    ]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -16,12 +17,15 @@ import pytest
 from jaxgrpo import evaluate, metrics
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.command_line import run_main
+from jaxgrpo.config import load
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Corrected
 from jaxgrpo.models import weights
+from jaxgrpo.rewards.pool import Missing
+from jaxgrpo.rollout import Judge, MissingVerdictsError
 from jaxgrpo.run import prepare
 from jaxgrpo.train import main, noted_signals, train
-from tests.tiny_runs import ROOT, config_file, lines, make_config, model_folder, share_programs, start
+from tests.tiny_runs import ROOT, TEXT, config_file, lines, make_config, model_folder, share_programs, start
 
 TIMES = ("time/", "rollout/")
 """What depends on how fast things go: of the rollout, what was under way when the batch was full."""
@@ -276,6 +280,48 @@ def test_a_run_that_keeps_what_is_in_flight_trains_on_older_tokens(config):
     assert all(values["rollout/in_flight"] > 0 for values in steps)
     asked = sum(values["filter/asked"] for values in steps)
     assert state_of(config)[1]["order"]["position"] == asked  # what was in flight at the end will be asked again
+
+
+def driven(folder, steps=4):
+    """A run whose language reward is driven to a target that a random network misses."""
+    text = TEXT.replace("Weighted(language.target_word_ratio)", "Driven(language.target_word_ratio, target=0.9, rate=0.5)")
+    text = text.replace("import Weighted", "import Driven, Weighted")
+    return dataclasses.replace(load(config_file(folder, text)), steps=steps)
+
+
+def test_a_driven_weight_follows_what_is_measured_and_survives_a_stop(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    config, parts = driven(tmp_path / "whole"), driven(tmp_path / "parts", 2)
+    steps = list(train(config))
+    assert steps[0]["weight/language"] == 1.0
+    for last, now in pairwise(steps):
+        expected = last["weight/language"] + 0.5 * (0.9 - last["reward/language"])
+        assert now["weight/language"] == pytest.approx(expected)
+    resumed = list(train(parts)) + list(train(dataclasses.replace(parts, steps=4)))
+    assert [step["weight/language"] for step in resumed] == [step["weight/language"] for step in steps]
+    assert all("weight/accuracy" not in step for step in steps)
+
+
+def test_too_many_missing_verdicts_stop_a_run_that_goes_on_where_it_was(whole, config, monkeypatch):
+    whole_config, _ = whole
+    real = Judge._note
+    asked = []
+
+    def broken(self, group, verdicts):
+        asked.append(group)
+        if len(asked) > 6 + 2 * config.batch.groups:  # an evaluation, and two steps
+            verdicts = [dict.fromkeys(row, Missing("timeout")) for row in verdicts]
+        real(self, group, verdicts)
+
+    with monkeypatch.context() as context:
+        context.setattr(Judge, "_note", broken)
+        with pytest.raises(MissingVerdictsError, match=r"verdicts are missing, more than verifier.max_missing=0.1"):
+            list(train(config))
+    assert len(lines(out_of(config) / "missing.jsonl")) > 0
+    assert [values["step"] for values in lines(out_of(config) / "metrics.jsonl")] == [1, 2]
+    list(train(config))
+    assert_same_run(config, whole_config)
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
