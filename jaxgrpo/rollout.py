@@ -131,9 +131,7 @@ class Stream:
             self.problems.rewind()
 
 
-def collect(
-    stream: Stream, params: Params, wanted: Wanted, step: int
-) -> tuple[list[Group], dict[str, float], list[Group]]:
+def collect(stream: Stream, params: Params, wanted: Wanted, step: int) -> tuple[list[Group], dict[str, float], list[Group]]:
     """The groups that a step trains on, its metrics, and every group that was judged.
 
     Groups are judged until `wanted.groups` of them passed the filter or `wanted.most` were judged. At that bound the batch is

@@ -266,9 +266,7 @@ def _score(
     """Log-probabilities of the batch's tokens and, if asked for, the entropies they were chosen at."""
     positions = transformer.sequence_positions(batch.segments)
     mask = transformer.sequence_mask(batch.segments)
-    hidden, _ = transformer.forward(
-        model, params, batch.tokens, positions, mask, dtype=dtype, whole=whole(batch.segments)
-    )
+    hidden, _ = transformer.forward(model, params, batch.tokens, positions, mask, dtype=dtype, whole=whole(batch.segments))
     embedding = transformer.output_embedding(params)
     return token_logprobs(hidden, embedding, batch.tokens, temperature, start, entropy=entropy, shards=shards)
 

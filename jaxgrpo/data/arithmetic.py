@@ -79,15 +79,18 @@ class Language:
 
 
 def english_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, str]:
+    """What stands for a template's words; thing: "apples"."""
     return {"name": name, "She": pronoun, "she": pronoun.lower(), "counted": f"{start} {thing}", "things": thing}
 
 
 def chinese_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, str]:
+    """What stands for a template's words; thing: its measure word and the noun, "个 苹果"."""
     measure, noun = thing.split()
     return {"name": name, "她": pronoun, "个": measure, "thing": noun, "start": str(start)}
 
 
 def korean_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, str]:
+    """What stands for a template's words, with the particles that their sounds ask for; thing: noun and counter."""
     noun, counter = thing.split()
     particles = {"name는": with_particle(name, "은는"), "thing를": with_particle(noun, "을를")}
     particles |= {"thing가": with_particle(noun, "이가"), "개를": with_particle(counter, "을를")}
@@ -95,6 +98,7 @@ def korean_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, s
 
 
 def ukrainian_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, str]:
+    """What stands for a template's words; thing: its forms for one, for two to four and for many."""
     one, few, many = thing.split()
     counted = f"{start} {numeral_form(start, one, few, many)}"
     return {"name": name, "Вона": pronoun, "counted": counted, "things": many}
