@@ -42,7 +42,7 @@ class Judge:
     pool: Pool
     rewards: dict[str, Weighted]
     solved_by: str
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(init=False, default_factory=dict)
     """The rewards' weights of this step; at first those that they begin with."""
 
     def __post_init__(self) -> None:
@@ -59,11 +59,6 @@ class Judge:
     def note(self, group: Group, tickets: Sequence[Ticket]) -> None:
         """Waits for the group's verdicts, of all its texts in order, and fills in its values, rewards and counts."""
         self._note(group, [verdicts for ticket in tickets for verdicts in self.pool.result(ticket)])
-
-    def __call__(self, groups: Sequence[Group]) -> None:
-        """Judges all of them side by side."""
-        for group, ticket in [(group, self.submit(group)) for group in groups]:
-            self.note(group, [ticket])
 
     def _note(self, group: Group, verdicts: list[dict]) -> None:
         number = lambda verdict: math.nan if isinstance(verdict, Missing) else verdict

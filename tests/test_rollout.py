@@ -338,6 +338,11 @@ def test_dapo_and_off():
     assert metrics["filter/kept"] == 1
 
 
+def judge_all(judging: Judge, groups: Sequence[Group]) -> None:
+    for group in groups:
+        judging.note(group, [judging.submit(group)])
+
+
 def judge(solved_by: str = "accuracy", **weights: float) -> tuple[Judge, list[Group]]:
     """A judge whose pool knows the verdicts beforehand, and two groups for it."""
     verdicts = {
@@ -361,13 +366,13 @@ def test_rewards_of_length_see_the_tokens_that_the_mask_counts():
     group = make_group("a", [0] * 4)
     rewards = {"short": Weighted(SoftOverlong(max_tokens=NEW, buffer=NEW))}
     with Pool(rewards, 1, deadline=10.0) as pool:
-        Judge(pool, rewards, "short")([group])
+        judge_all(Judge(pool, rewards, "short"), [group])
     np.testing.assert_array_equal(group.rewards, -group.completion_mask.sum(axis=1) / NEW)
 
 
 def test_rewards_are_weighted_sums_and_pass_rates_are_not():
     judging, (a, b) = judge(accuracy=2.0, format=0.1)
-    judging([a, b])
+    judge_all(judging, [a, b])
     np.testing.assert_allclose(a.rewards, [2.05, math.nan, 2.098])
     np.testing.assert_allclose(b.rewards, [math.nan, 2.0, 0.0])
     assert (a.solved, a.judged) == (1, 3)  # 0.999 is not solved
@@ -377,7 +382,7 @@ def test_rewards_are_weighted_sums_and_pass_rates_are_not():
 
 def test_a_missing_verdict_of_no_weight_costs_no_reward():
     judging, (a, b) = judge(accuracy=1.0, format=0.0)
-    judging([a, b])
+    judge_all(judging, [a, b])
     np.testing.assert_allclose(a.rewards, [1.0, 0.0, 0.999])
     means = summarise([a, b])
     assert means["verdict/missing"] == 2 / 12
@@ -386,7 +391,7 @@ def test_a_missing_verdict_of_no_weight_costs_no_reward():
 
 def test_solved_by_another_reward():
     judging, (a, b) = judge(solved_by="format", accuracy=1.0, format=0.0)
-    judging([a, b])
+    judge_all(judging, [a, b])
     assert [(group.solved, group.judged) for group in (a, b)] == [(1, 2), (1, 3)]
 
 
@@ -522,7 +527,7 @@ def test_more_missing_verdicts_than_are_allowed_stop_the_run_and_leave_their_tex
     verdicts = [{"accuracy": 1.0, "format": Missing("timeout")}, {"accuracy": Missing("crash"), "format": 1.0}]
     pool = Verdicts(lambda problem, texts: [verdicts[problem.id == "b"], {"accuracy": 0.0, "format": 0.0}])
     groups = [make_group(name, [math.nan] * 2) for name in ("b", "a", "c")]
-    Judge(pool, {"accuracy": Weighted(len), "format": Weighted(len)}, "accuracy")(groups)
+    judge_all(Judge(pool, {"accuracy": Weighted(len), "format": Weighted(len)}, "accuracy"), groups)
     path = tmp_path / "out" / "missing.jsonl"
     if most > 3 / 12:
         check_missing(groups, most, path)
