@@ -1,9 +1,10 @@
 """The device boundary: every jit, sharding and donation. Below it pure functions of arrays, above it plain Python."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,9 +106,10 @@ def compile_steps(
 ) -> Steps:
     """The programs of a run. Temperature and the objective's coefficients are traced: changing them compiles nothing.
 
-    prompt_width: W of the sampler's prompts. score_from: the columns before it are never scored (None: W; 1 scores
-    everything). micro_batch: rows of one forward and backward pass; it divides the batch. ends: the ids that end a
-    completion. slots: rows that are sampled side by side. group_size: G of an update's rows. chunk: tokens of a row between
+    prompt_width: W of the sampler's prompts. score_from: where it is given, rows are read whole, each by itself, and scored
+    from that column on; None is for the batches of rollouts, which are scored from W on, and whose rows of a group have one
+    prompt, which is read once for them all (arXiv 2506.05433). micro_batch: rows of one forward and backward pass; it divides
+    the batch. ends: the ids that end a completion. slots: rows that are sampled side by side. group_size: G of an update's rows. chunk: tokens of a row between
     two looks at what has ended. old_logprobs: what the ratio is taken to, the "sampler"'s or the "trainer"'s own log-
     probabilities.
     """
@@ -118,8 +120,10 @@ def compile_steps(
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
     devices = row_devices(mesh)
     whole = partial(splash.attention, mesh)
-    score = partial(_score, model, score_from or prompt_width, dtype, mesh.shape["tensor"], whole)
-    update = partial(_update, score, optimizer, micro_batch, group_size, old_logprobs == "trainer")
+    read = partial(_read_rows, score_from) if score_from else partial(_read_groups, prompt_width)
+    score = partial(_score, model, partial(read, whole=whole), dtype, mesh.shape["tensor"])
+    cut = _Cut(micro_batch, 1 if score_from else group_size, devices)
+    update = partial(_update, score, optimizer, cut, group_size, old_logprobs == "trainer")
     prompts = -(-max(1, slots // (2 * group_size)) // devices) * devices
     cached = slots_sharding(mesh, model.kv_heads)
     prefill = partial(sampler.prefill, model, dtype=dtype, whole=whole)
@@ -176,7 +180,7 @@ def _init(optimizer: Any, params: Params) -> TrainState:
 def _update(
     score: Callable,
     optimizer: Any,
-    micro_batch: int,
+    cut: "_Cut",
     group_size: int,
     trainers_old: bool,
     state: TrainState,
@@ -191,7 +195,9 @@ def _update(
     gradient.
     """
     mask = batch.completion_mask
-    ref_logprobs = _reference_logprobs(score, reference, batch, temperature, micro_batch)
+    cut = cut.fitted(mask.shape[0])
+    score = partial(score, cut.together)
+    ref_logprobs = _reference_logprobs(score, reference, batch, temperature, cut)
     advantages = _advantages(objective, batch, ref_logprobs, group_size)
     rows = batch, ref_logprobs, advantages, objective.weights(mask)
 
@@ -212,7 +218,7 @@ def _update(
         gap = jnp.where(batch.completion_mask, jnp.abs(constant - batch.sampler_logprobs), jnp.nan)
         return value, (value, info, gap)
 
-    gradient, (losses, info, gap) = _accumulate(loss, state.params, rows, micro_batch)
+    gradient, (losses, info, gap) = _accumulate(loss, state.params, rows, cut)
     tokens = mask.sum()
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = jax.tree.map(jnp.add, state.params, updates)
@@ -231,14 +237,14 @@ def _update(
 
 
 def _reference_logprobs(
-    score: Callable, reference: Params | None, batch: Batch, temperature: Array, micro_batch: int
+    score: Callable, reference: Params | None, batch: Batch, temperature: Array, cut: "_Cut"
 ) -> Float[Array, "B T"] | None:
     """The reference's log-probabilities of the whole batch: a KL in the reward needs them before any gradient. Without a
     reference there are none, and the policy's own stand in for them: KL 0."""
     if reference is None:
         return None
-    rows = _split(batch, micro_batch)
-    return _joined(jax.lax.map(lambda rows: score(reference, rows, temperature, entropy=False)[0], rows))
+    rows = cut.split(batch)
+    return cut.joined(jax.lax.map(lambda rows: score(reference, rows, temperature, entropy=False)[0], rows))
 
 
 def _advantages(
@@ -254,24 +260,50 @@ def _advantages(
 
 def _score(
     model: ModelConfig,
-    start: int,
+    read: Callable,
     dtype: DTypeLike,
     shards: int,
-    whole: Callable,
+    together: int,
     params: Params,
     batch: Batch,
     temperature: Array,
     entropy: bool,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
-    """Log-probabilities of the batch's tokens and, if asked for, the entropies they were chosen at."""
+    """Log-probabilities of the batch's tokens and, if asked for, the entropies they were chosen at; 0 where none is scored."""
+    hidden = read(partial(transformer.forward, model, params, dtype=dtype), batch, together)
+    columns = hidden.shape[1]
+    embedding = transformer.output_embedding(params)
+    scores = token_logprobs(hidden, embedding, batch.tokens[:, -columns:], temperature, entropy=entropy, shards=shards)
+    return jax.tree.map(lambda score: jnp.pad(score, ((0, 0), (batch.tokens.shape[1] - columns, 0))), scores)
+
+
+def _read_rows(start: int, forward: Callable, batch: Batch, _: int, *, whole: Callable) -> Float[Array, "B n D"]:
+    """The hidden states of the columns from start - 1 on, which decide those from start on; every row is read whole."""
     positions = transformer.sequence_positions(batch.segments)
     mask = transformer.sequence_mask(batch.segments)
-    hidden, _ = transformer.forward(model, params, batch.tokens, positions, mask, dtype=dtype, whole=whole(batch.segments))
-    embedding = transformer.output_embedding(params)
-    return token_logprobs(hidden, embedding, batch.tokens, temperature, start, entropy=entropy, shards=shards)
+    hidden, _ = forward(batch.tokens, positions, mask, whole=whole(batch.segments))
+    return hidden[:, start - 1 :]
 
 
-def _accumulate(loss: Callable, params: Params, rows: Any, micro_batch: int) -> tuple[Params, Any]:
+def _read_groups(width: int, forward: Callable, batch: Batch, together: int, *, whole: Callable) -> Float[Array, "B n D"]:
+    """The hidden states of the columns from width - 1 on. So many rows as are together have the same prompt, in the columns
+    before width: it is read once for them, and its keys and values are read by them all."""
+    firsts = lambda x: x.reshape(-1, together, *x.shape[1:])[:, 0]
+    spread = lambda x: jnp.repeat(x, together, axis=0)
+    segments, prompts = batch.segments, firsts(batch.segments)[:, :width]
+    positions, mask = transformer.sequence_positions(prompts), transformer.sequence_mask(prompts)
+    last, key_values = forward(firsts(batch.tokens)[:, :width], positions, mask, whole=whole(prompts))
+    hidden, _ = forward(
+        batch.tokens[:, width:],
+        transformer.sequence_positions(segments)[:, width:],
+        transformer.sequence_mask(segments)[:, width:],
+        transformer.Cache(jax.tree.map(spread, key_values)),
+        whole=whole(segments, width),
+    )
+    return jnp.concatenate([spread(last[:, -1:]), hidden], axis=1)
+
+
+def _accumulate(loss: Callable, params: Params, rows: Any, cut: "_Cut") -> tuple[Params, Any]:
     """The gradient of a loss that is a sum over rows, a micro-batch at a time, and their auxiliary results, stacked."""
     gradient_of = jax.grad(loss, has_aux=True)
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -280,17 +312,36 @@ def _accumulate(loss: Callable, params: Params, rows: Any, micro_batch: int) -> 
         new, auxiliary = gradient_of(params, rows)
         return jax.tree.map(jnp.add, gradient, new), auxiliary
 
-    return jax.lax.scan(one, zeros, _split(rows, micro_batch))
+    return jax.lax.scan(one, zeros, cut.split(rows))
 
 
-def _split(rows: Any, micro_batch: int) -> Any:
-    """[B, ...] -> [B / micro_batch, micro_batch, ...]. Micro-batch m takes rows m, m + M, ...: each is spread over the devices
-    as the batch is, and no row moves."""
-    total = jax.tree.leaves(rows)[0].shape[0]
-    size = micro_batch or total
-    return jax.tree.map(lambda x: x.reshape(size, total // size, *x.shape[1:]).swapaxes(0, 1), rows)
+class _Cut(NamedTuple):
+    """How a batch is cut into micro-batches. Of a group's rows, `together` stay beside each other in one of them.
 
+    Micro-batch m of M takes the parts m, m + M, ... of so many rows: each micro-batch is spread over the devices as the batch
+    is, and no row moves.
+    """
 
-def _joined(parts: Float[Array, "M R T"]) -> Float[Array, "B T"]:
-    """The rows of `_split` in their places again."""
-    return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])
+    micro_batch: int
+    """Rows of one; 0: all."""
+    together: int
+    devices: int
+
+    def fitted(self, rows: int) -> "_Cut":
+        """The same for a batch of so many rows: together are as many as fit into a device's share of a micro-batch."""
+        size = self.micro_batch or rows
+        return _Cut(size, math.gcd(self.together, max(1, size // self.devices)), self.devices)
+
+    def split(self, rows: Any) -> Any:
+        """[B, ...] -> [M, micro_batch, ...]"""
+
+        def cut(x: Array) -> Array:
+            parts = x.reshape(self.micro_batch // self.together, -1, self.together, *x.shape[1:])
+            return parts.swapaxes(0, 1).reshape(-1, self.micro_batch, *x.shape[1:])
+
+        return jax.tree.map(cut, rows)
+
+    def joined(self, parts: Float[Array, "M R T"]) -> Float[Array, "B T"]:
+        """The rows of `split` in their places again."""
+        length = parts.shape[-1]
+        return parts.reshape(parts.shape[0], -1, self.together, length).swapaxes(0, 1).reshape(-1, length)

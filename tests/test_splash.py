@@ -23,7 +23,8 @@ def inputs():
 def test_values_and_gradients_are_those_of_dense_attention():
     arrays, segments = inputs()
     mesh = make_mesh(devices=jax.devices()[:1])
-    whole = splash.attention(mesh, segments, interpret=True)
+    attend = splash.attention(mesh, segments, interpret=True)
+    whole = lambda q, k, v: attend(q, [(k, v)])
     dense = lambda q, k, v: transformer.attend(q, [(k, v)], transformer.sequence_mask(segments))
     weights = jax.random.normal(jax.random.key(1), arrays[0].shape) * (segments != 0)[:, None, :, None]
     with_gradients = lambda f: jax.jit(jax.value_and_grad(lambda *a: jnp.sum(weights * f(*a)), argnums=(0, 1, 2)))(*arrays)
@@ -38,4 +39,4 @@ def test_values_and_gradients_are_those_of_dense_attention():
 def test_without_a_kernel_there_is_none(length, interpret):
     """No TPU; no multiple of 128."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    assert splash.attention(mesh, jnp.ones((1, length), jnp.int32), interpret) is None
+    assert splash.attention(mesh, jnp.ones((1, length), jnp.int32), interpret=interpret) is None

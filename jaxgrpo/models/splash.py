@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import Mesh, PartitionSpec
@@ -20,40 +21,45 @@ LANES = 128
 BLOCKS = 512, 256, 128
 """Columns of a block; the first that divides the length is taken."""
 
-Attention = Callable[[Array, Array, Array], Array]
-"""(queries [B H T E], keys [B K T E], values [B K T E]) -> [B H T E]"""
+Attention = Callable[[Float[Array, "B H T E"], list[tuple[Array, Array]]], Float[Array, "B H T E"]]
+"""(queries, (keys, values) in parts of any widths, together S columns), as transformer.attend."""
 
 
-def attention(mesh: Mesh, segments: Int[Array, "B T"] | Bool[Array, "B T"], interpret: bool = False) -> Attention | None:
+def attention(
+    mesh: Mesh,
+    segments: Int[Array, "B S"] | Bool[Array, "B S"],
+    prompt: int = 0,
+    interpret: bool = False,
+) -> Attention | None:
     """What reads whole sequences on this mesh: each column those before it and itself within its own segment. None where
     there is no kernel for it. What a column of segment 0, which is padding, reads is finite and never looked at.
 
+    prompt: the first so many columns have been read before, and only those after them, T = S - prompt, have queries
     interpret: run the kernel's steps on any device, for tests
     """
-    length = segments.shape[1]
-    if length % LANES or not (interpret or mesh.devices.flat[0].platform == "tpu"):
+    columns = segments.shape[1]
+    length = columns - prompt
+    if columns % LANES or length % LANES or not (interpret or mesh.devices.flat[0].platform == "tpu"):
         return None
-    block = next(block for block in BLOCKS if length % block == 0)
+    block_q, block_kv = (next(block for block in BLOCKS if size % block == 0) for size in (length, columns))
     sizes = kernels.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_q_dq=block,
-        block_kv_dq=block,
+        block_q=block_q,
+        block_kv=block_kv,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        block_q_dq=block_q,
+        block_kv_dq=block_kv,
     )
 
-    def attend(
-        queries: Float[Array, "B H T E"], keys: Float[Array, "B K T E"], values: Float[Array, "B K T E"]
-    ) -> Float[Array, "B H T E"]:
+    def attend(queries: Float[Array, "B H T E"], parts: list[tuple[Array, Array]]) -> Float[Array, "B H T E"]:
         batch, heads, _, width = queries.shape
-        kv_heads = keys.shape[1]
-        mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * (heads // kv_heads))
+        kv_heads = parts[0][0].shape[1]
+        keys, values = (jnp.concatenate(part, axis=2) for part in zip(*parts, strict=True))
+        mask = masks.MultiHeadMask([masks.CausalMask((length, columns), prompt)] * (heads // kv_heads))
         read = partial(_read, partial(kernels.make_splash_mqa_single_device, mask, block_sizes=sizes, interpret=interpret))
         divided = PartitionSpec(*ROWS, "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None)
-        shards = jax.shard_map(
-            read, mesh=mesh, in_specs=(divided, divided, divided, PartitionSpec(*ROWS)), out_specs=divided, check_vma=False
-        )
+        places = divided, divided, divided, PartitionSpec(*ROWS)
+        shards = jax.shard_map(read, mesh=mesh, in_specs=places, out_specs=divided, check_vma=False)
         grouped = (queries * width**-0.5).reshape(batch, kv_heads, -1, length, width)
         return shards(grouped, keys, values, segments.astype("int32")).reshape(queries.shape)
 
@@ -63,11 +69,11 @@ def attention(mesh: Mesh, segments: Int[Array, "B T"] | Bool[Array, "B T"], inte
 def _read(
     make: Callable[[], Callable],
     queries: Float[Array, "b k G T E"],
-    keys: Float[Array, "b k T E"],
-    values: Float[Array, "b k T E"],
-    segments: Int[Array, "b T"],
+    keys: Float[Array, "b k S E"],
+    values: Float[Array, "b k S E"],
+    segments: Int[Array, "b S"],
 ) -> Float[Array, "b k G T E"]:
-    """One device's rows and heads; G query heads read each key-value head."""
-    kernel = make()
-    row = lambda q, k, v, s: jax.vmap(lambda q, k, v: kernel(q, k, v, kernels.SegmentIds(s, s)))(q, k, v)
+    """One device's rows and heads; G query heads read each key-value head. Queries are those of the last T columns."""
+    kernel, length = make(), queries.shape[3]
+    row = lambda q, k, v, s: jax.vmap(lambda q, k, v: kernel(q, k, v, kernels.SegmentIds(s[-length:], s)))(q, k, v)
     return jax.vmap(row)(queries, keys, values, segments)

@@ -24,11 +24,12 @@ KeyValues = tuple[tuple[Array, Array], ...]
 
 
 class Cache(NamedTuple):
-    """What a single new token reads: W columns of its prompt and R recent ones, of which `column` becomes its own."""
+    """What new tokens read: W columns of their prompt, then, if there are no recent ones, each other. With R recent columns
+    there is a single new token, and `column` becomes its own."""
 
     prompt: KeyValues
-    recent: KeyValues
-    column: Int[Array, ""]
+    recent: KeyValues | None = None
+    column: Int[Array, ""] | int = 0
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,11 @@ class Attention(nn.Module):
         parts = [(keys, values)]
         if cache is not None:
             prompt, recent, column = cache
-            write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), column, axis=2)
-            keys, values = write(recent[0], keys), write(recent[1], values)
+            if recent is not None:
+                write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), column, axis=2)
+                keys, values = write(recent[0], keys), write(recent[1], values)
             parts = [prompt, (keys, values)]
-        whole = self.whole if cache is None else None
-        out = whole(queries, keys, values) if whole else attend(queries, parts, mask)
+        out = self.whole(queries, parts) if self.whole else attend(queries, parts, mask)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         return nn.Dense(config.width, use_bias=False, dtype=x.dtype, name="out")(out), (keys, values)
 
@@ -160,7 +161,7 @@ class Transformer(nn.Module):
         x = embedding.astype(self.dtype)[tokens]
         key_values = []
         for i in range(config.layers):
-            layer_cache = None if cache is None else (cache.prompt[i], cache.recent[i], cache.column)
+            layer_cache = None if cache is None else (cache.prompt[i], cache.recent and cache.recent[i], cache.column)
             x, layer_key_values = Layer(config, self.whole, name=f"layers_{i}")(x, positions, mask, layer_cache)
             key_values.append(layer_key_values)
         return RMSNorm(config.norm_epsilon, name="norm")(x), tuple(key_values)
@@ -189,9 +190,10 @@ def forward(
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """The last hidden states, normed, and each layer's keys and values.
 
-    Without a cache S = T: the sequence reads itself. With one, T = 1 and S = W + R: the token's keys and values are written
-    into the cache's column first, and what is returned is its recent part. `dtype` is what matrix products are computed in.
-    whole: what attends in place of `attend` without a cache, as of splash.attention; it knows the mask.
+    Without a cache S = T: the sequence reads itself. With a prompt alone S = W + T: the sequence goes on from it. With recent
+    columns T = 1 and S = W + R: the token's keys and values are written into the cache's column first, and what is returned is
+    its recent part. `dtype` is what matrix products are computed in.
+    whole: (queries, parts) -> what `attend` gives, in its place, as splash.attention makes it; it knows the mask.
     """
     # Any: Flax also has it that a second result may be mutable collections, of which there are none.
     result: Any = Transformer(config, dtype, whole).apply({"params": params}, tokens, positions, mask, cache)
