@@ -5,9 +5,11 @@ Nothing is cached between runs, compiled programs included: a rerun tests what i
 
 import os
 
+from tests.tiny_devices import flags
+
 # Before jax is imported. A machine with an accelerator must give the same numbers, and leave it alone.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+os.environ["XLA_FLAGS"] = flags(devices=1)
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a tokenizer that has made threads warns when a worker is started

@@ -1,11 +1,7 @@
 """Chunked log-probabilities and entropies are the plain ones, forward and backward, and a chunk is the most that is held."""
 
-import os
 import re
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgrpo.logprobs import to_logits, token_logprobs
 from jaxgrpo.mesh import make_mesh, rows_sharding
+from tests.tiny_devices import DEFAULT, output_on_devices
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 3, 7, 5, 12
 CHUNKS = [1, 5, 12, None]
@@ -162,7 +159,7 @@ def shapes_of(rows, length, width, vocabulary):
 
 
 def temp_bytes(program, inputs):
-    return jax.jit(program).lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+    return jax.jit(program).lower(*inputs).compile(compiler_options=DEFAULT).memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize("entropy", [False, True])
@@ -258,14 +255,4 @@ def compare_meshes():
 
 
 def test_every_mesh_gives_the_same_and_keeps_the_vocabulary_where_it_is():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    run = subprocess.run(
-        [sys.executable, "-c", "from tests.test_logprobs import compare_meshes; compare_meshes()"],
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("equal") == 4
+    assert output_on_devices(compare_meshes).count("equal") == 4

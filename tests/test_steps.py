@@ -1,10 +1,6 @@
 """Laws of the compiled programs: how rows are cut, padded, masked or spread over devices does not change an update."""
 
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +17,7 @@ from jaxgrpo.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.models import transformer
 from jaxgrpo.rollout import make_batch
 from jaxgrpo.steps import compile_steps
+from tests.tiny_devices import output_on_devices
 from tests.tiny_engines import ENDS, NETWORK, TOKENIZER, assert_same_texts, completions, make_problems
 from tests.tiny_models import random_params
 
@@ -304,14 +301,4 @@ def compare_meshes():
 
 
 def test_every_mesh_gives_the_same_samples_and_updates():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    run = subprocess.run(
-        [sys.executable, "-c", "from tests.test_steps import compare_meshes; compare_meshes()"],
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("equal") == 1 + len(MESHES)
+    assert output_on_devices(compare_meshes).count("equal") == 1 + len(MESHES)
