@@ -11,22 +11,25 @@ from jaxgrpo.models import splash, transformer
 LENGTH = 128
 
 
-def inputs():
+def inputs(length):
     """Queries of 4 heads, keys and values of 2; a row padded on the left, and one of two texts padded on the right."""
     keys = jax.random.split(jax.random.key(0), 3)
-    shapes = [(2, heads, LENGTH, 16) for heads in (4, 2, 2)]
-    columns = np.arange(LENGTH)
+    shapes = [(2, heads, length, 16) for heads in (4, 2, 2)]
+    columns = np.arange(length)
     segments = jnp.array([columns >= 37, np.where(columns < 50, 1, np.where(columns < 101, 2, 0))], jnp.int32)
     return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)], segments
 
 
-def test_values_and_gradients_are_those_of_dense_attention():
-    arrays, segments = inputs()
-    mesh = make_mesh(devices=jax.devices()[:1])
-    attend = splash.attention(mesh, segments, interpret=True)
-    whole = lambda q, k, v: attend(q, [(k, v)])
-    dense = lambda q, k, v: transformer.attend(q, [(k, v)], transformer.sequence_mask(segments))
-    weights = jax.random.normal(jax.random.key(1), arrays[0].shape) * (segments != 0)[:, None, :, None]
+@pytest.mark.parametrize("prompt", [0, LENGTH])
+def test_values_and_gradients_are_those_of_dense_attention(prompt):
+    """Of whole sequences, and of what goes on from a prompt that has been read: then keys and values come in two parts."""
+    (queries, *key_values), segments = inputs(prompt + LENGTH)
+    arrays = [queries[:, :, prompt:], *key_values]
+    parts = lambda k, v: [(k[:, :, at], v[:, :, at]) for at in (slice(0, prompt), slice(prompt, None))][not prompt :]
+    attend = splash.attention(make_mesh(devices=jax.devices()[:1]), segments, prompt, interpret=True)
+    whole = lambda q, k, v: attend(q, parts(k, v))
+    dense = lambda q, k, v: transformer.attend(q, parts(k, v), transformer.sequence_mask(segments)[:, prompt:])
+    weights = jax.random.normal(jax.random.key(1), arrays[0].shape) * (segments != 0)[:, None, prompt:, None]
     with_gradients = lambda f: jax.jit(jax.value_and_grad(lambda *a: jnp.sum(weights * f(*a)), argnums=(0, 1, 2)))(*arrays)
     (value, gradients), (expected, expected_gradients) = with_gradients(whole), with_gradients(dense)
     np.testing.assert_allclose(value, expected, rtol=1e-5)

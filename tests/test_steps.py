@@ -182,7 +182,7 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
     cut = steps_module._Cut(micro_batch, GROUP, 1).fitted(ROWS)
     score = partial(steps_module._score, NETWORK, read, jnp.float32, 1, cut.together)
 
-    def as_policy(params, temperature):
+    def as_policy(params, batch, temperature):
         def loss(params, rows):
             logprobs, entropy = score(params, rows, temperature, entropy=True)
             return jnp.sum(jnp.exp(logprobs - rows.sampler_logprobs) * rows.completion_mask), (logprobs, entropy)
@@ -190,9 +190,9 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
         gradient, (logprobs, _) = steps_module._accumulate(loss, params, batch, cut)
         return cut.joined(logprobs), gradient
 
-    as_reference = partial(steps_module._reference_logprobs, score)
-    expected = jax.jit(lambda params, t: as_reference(params, batch, t, cut))(params, 1.0)
-    np.testing.assert_array_equal(jax.jit(as_policy)(params, 1.0)[0], expected)
+    as_reference = partial(steps_module._reference_logprobs, score, cut=cut)
+    expected = jax.jit(as_reference)(params, batch, 1.0)
+    np.testing.assert_array_equal(jax.jit(as_policy)(params, batch, 1.0)[0], expected)
     assert np.abs(expected).max() > 1
 
 
