@@ -109,9 +109,9 @@ def compile_steps(
     prompt_width: W of the sampler's prompts. score_from: where it is given, rows are read whole, each by itself, and scored
     from that column on; None is for the batches of rollouts, which are scored from W on, and whose rows of a group have one
     prompt, which is read once for them all (arXiv 2506.05433). micro_batch: rows of one forward and backward pass; it divides
-    the batch. ends: the ids that end a completion. slots: rows that are sampled side by side. group_size: G of an update's rows. chunk: tokens of a row between
-    two looks at what has ended. old_logprobs: what the ratio is taken to, the "sampler"'s or the "trainer"'s own log-
-    probabilities.
+    the batch. ends: the ids that end a completion. slots: rows that are sampled side by side. group_size: G of an update's
+    rows. chunk: tokens of a row between two looks at what has ended. old_logprobs: what the ratio is taken to, the "sampler"'s
+    or the "trainer"'s own log-probabilities.
     """
     params = transformer.shapes(model)
     params_like = tree_like(mesh, params)
