@@ -96,6 +96,8 @@ class Optimizer:
     b1: decay of the gradient's running mean
     b2: decay of its square's
     max_grad_norm: gradients are clipped to this global norm
+    params_dtype: what the trained parameters are stored in, "float32" or "bfloat16" (rounded at random: optimizer.store)
+    state_dtype: the same of the two running means
     """
 
     learning_rate: float = 1e-6
@@ -105,6 +107,8 @@ class Optimizer:
     b1: float = 0.9
     b2: float = 0.99
     max_grad_norm: float = 1.0
+    params_dtype: str = "float32"
+    state_dtype: str = "float32"
 
 
 @dataclass
@@ -142,6 +146,18 @@ class Evaluation:
 
 
 @dataclass
+class Compute:
+    """What an update costs: time to compile, time, memory. None of it changes what is computed, beyond rounding.
+
+    scan_layers: whether it scans over the layers, their parameters stacked: shorter to compile; unrolled may be faster
+    remat: what the backward pass finds of a layer: "none": all; "dots": matrix products; "full": nothing but its input
+    """
+
+    scan_layers: bool = False
+    remat: str = "none"
+
+
+@dataclass
 class Mesh:
     """Sizes of the device mesh's axes; one of them may be -1: what is left of the devices.
 
@@ -165,7 +181,7 @@ class Config:
     out: the folder it writes and resumes from
     model: a Hugging Face folder ("": the embedded one)
     system: a system message before every prompt ("": none)
-    dtype: of parameters and activations: "float32" or "bfloat16"
+    dtype: of matrix products, of the sampler's and the reference's parameters: "float32" or "bfloat16"
     seed: all randomness is a function of it
     steps: updates
     save_every: steps between checkpoints
@@ -190,6 +206,7 @@ class Config:
     verifier: Verifier = field(default_factory=Verifier)
     evaluation: Evaluation = field(default_factory=Evaluation)
     mesh: Mesh = field(default_factory=Mesh)
+    compute: Compute = field(default_factory=Compute)
     save_every: int = 20
     keep_checkpoints: int = 2
     show_rollouts_every: int = 10
@@ -235,11 +252,15 @@ AT_LEAST = {
     2: "batch.group_size",
 }
 ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm verifier.deadline evaluation.top_p"
+DTYPES = ("float32", "bfloat16")
 ONE_OF = {
     "batch.old_logprobs": ("sampler", "trainer"),
-    "dtype": ("float32", "bfloat16"),
+    "compute.remat": ("none", "dots", "full"),
+    "dtype": DTYPES,
     "filter.rule": ("band", "dapo", "off"),
+    "optimizer.params_dtype": DTYPES,
     "optimizer.schedule": ("constant", "linear", "cosine"),
+    "optimizer.state_dtype": DTYPES,
 }
 WHY = {
     "batch.group_size": ": GRPO compares the completions of a prompt with each other",
@@ -360,7 +381,7 @@ def _check_mesh(mesh: Mesh) -> None:
         raise UserError(f"mesh.{' and mesh.'.join(rest)} are -1: only one axis can take what is left of the devices")
 
 
-MAY_DIFFER = {"out", "steps", "save_every", "keep_checkpoints", "show_rollouts_every", "verifier.workers"}
+MAY_DIFFER = {"out", "steps", "save_every", "keep_checkpoints", "show_rollouts_every", "verifier.workers", "compute.remat"}
 """What a resumed run may change: none of it changes what is computed."""
 
 

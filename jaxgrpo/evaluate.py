@@ -97,7 +97,7 @@ def latest_params(run: Run) -> tuple[Params, str]:
         step = checkpoints.latest()
         if step is None:
             return run.load_params(), f"{run.model_folder}, untrained"
-        return checkpoints.restore_params(run.steps.params_like), f"{run.config.out}, step {step}"
+        return checkpoints.restore_params(run.steps.state_like.params), f"{run.config.out}, step {step}"
 
 
 def main(argv: list[str]) -> None:

@@ -5,6 +5,7 @@ its axes; optimizer state has the same paths below it and so the same rules.
 """
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Callable
@@ -26,7 +27,8 @@ RULES = (
     (r"(query|key|value)/bias$", PartitionSpec("tensor")),
     (r"scale$", PartitionSpec()),
 )
-"""The first pattern found at the end of a path decides; what no pattern finds (counters) is on every device."""
+"""The first pattern found at the end of a path decides; what no pattern finds (counters) is on every device. A leaf that
+holds every layer's has one axis more in front, which is whole."""
 
 
 MOST_CPU_DEVICES = 4
@@ -100,6 +102,21 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def is_stacked(name: str) -> bool:
+    """Whether a leaf holds every layer's, the layers being its first axis (transformer.stack)."""
+    return re.search(r"(^|/)layers/", name) is not None
+
+
+def matrices(tree: Any) -> Any:
+    """Whether each leaf of parameters is a matrix, of one layer or of all."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim - is_stacked(path_name(path)) > 1, tree)
+
+
+def device_bytes(like: Any) -> int:
+    """Bytes that a device holds of a tree of arrays, or of jax.ShapeDtypeStruct, with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(like))
+
+
 def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     """A sharding for each leaf of parameters, or of a state that holds them, by RULES.
 
@@ -109,8 +126,10 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
         name = path_name(path)
         spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), PartitionSpec())
+        if spec and is_stacked(name):
+            spec = PartitionSpec(None, *spec)
         for dimension, axis in enumerate(spec):
-            if leaf.shape[dimension] % mesh.shape[axis]:
+            if axis and leaf.shape[dimension] % mesh.shape[axis]:
                 raise UserError(
                     f"{name} {tuple(leaf.shape)} cannot be divided by mesh.{axis}={mesh.shape[axis]} "
                     f"on axis {dimension}: choose a mesh.{axis} that divides {leaf.shape[dimension]}"

@@ -70,6 +70,11 @@ class Writer:
                 self._tensorboard.add_scalar(name, value, step)
         self._progress.show(step, values)
 
+    def say(self, line: str) -> None:
+        """Puts a line on the console, between the steps'."""
+        if self._active:
+            self._progress.say(line)
+
     def rollouts(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
         """Appends samples, JSON values by name, to OUT/rollouts.jsonl."""
         if self._active:
@@ -151,12 +156,15 @@ class Progress:
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         self._times.append(time.monotonic())
         seconds = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
-        line = progress_line(step, metrics, self._steps, seconds)
+        self.say(progress_line(step, metrics, self._steps, seconds))
+        if self._bar is not None:
+            self._bar.update()
+
+    def say(self, line: str) -> None:
         if self._bar is None:
             print(line, flush=True)
         else:
             self._bar.write(line)
-            self._bar.update()
 
     def close(self) -> None:
         if self._bar is not None:
@@ -182,6 +190,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+
+
+def size(count: float) -> str:
+    """Of bytes: `3.1 GB`, `12.0 MB`."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -84,9 +84,10 @@ class Run:
     """What the person should know before it begins."""
 
     def load_params(self) -> Params:
-        """The model folder's parameters, each in its place on the mesh."""
-        places = {path: leaf.sharding for path, leaf in named_leaves(self.steps.params_like).items()}
-        return weights.load_params(self.model_folder, lambda path, array: to_device(array, places[path]))
+        """The model folder's parameters, each in its place on the mesh and in the dtype that the run trains them in."""
+        like = named_leaves(self.steps.params_like)
+        place = lambda path, array: to_device(array.astype(like[path].dtype), like[path].sharding)
+        return weights.load_params(self.model_folder, place)
 
     def close(self) -> None:
         self.judge.pool.close()
@@ -129,6 +130,10 @@ def prepare(config: settings.Config) -> Run:
         slots=slots,
         chunk=config.sampling.chunk,
         dtype=jnp.dtype(config.dtype),
+        params_dtype=jnp.dtype(config.optimizer.params_dtype),
+        state_dtype=jnp.dtype(config.optimizer.state_dtype),
+        scan_layers=config.compute.scan_layers,
+        remat=config.compute.remat,
     )
     pool = Pool(config.rewards | MEASURED, config.verifier.workers, config.verifier.deadline)
     return Run(

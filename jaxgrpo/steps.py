@@ -15,9 +15,10 @@ from jaxtyping import Array, Float
 from jaxgrpo import sampler
 from jaxgrpo.logprobs import token_logprobs
 from jaxgrpo.losses import Objective, TokenInputs, batch_loss, merge, report
-from jaxgrpo.mesh import replicated, row_devices, rows_sharding, slots_sharding, tree_like
+from jaxgrpo.mesh import device_bytes, replicated, row_devices, rows_sharding, slots_sharding, tree_like
 from jaxgrpo.models import splash, transformer
 from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.optimizer import cast, store
 from jaxgrpo.types import Batch, Params, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -38,6 +39,11 @@ class Program:
             raise RuntimeError(f"{self.name} was compiled again after warm-up, for {shapes}")
         return result
 
+    def temporaries(self, *arguments: Any) -> int:
+        """Bytes that a device needs beside arguments and results, for arguments like these. The program is not compiled again:
+        JAX gives the version that ran."""
+        return self._jitted.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
     @property
     def compiled(self) -> int:
         """How many versions of it there are."""
@@ -53,11 +59,16 @@ class Steps:
     """A run's compiled programs and where their arguments live."""
 
     init: Callable[[Params], TrainState]
-    """Parameters -> state, a copy: `update` donates its state, so the reference must never share its buffers."""
+    """Parameters, as `params_like` -> state, a copy: `update` donates its state, so the reference must never share its
+    buffers."""
+    refer: Callable[[Params], Params]
+    """Parameters, as `params_like` -> a reference: a copy for forward passes alone, laid out as the state's, matrices in the
+    run's dtype."""
     update: Program
     """(state, reference or None, batch, objective, temperature) -> (state, metrics)."""
     publish: Callable[[Params], Params]
-    """Parameters -> a copy to decode with, matrices in the run's dtype; made once a step."""
+    """Parameters, stacked or not -> a copy to decode with, matrices in the run's dtype; made once a step. A leaf of each layer:
+    a slice of a stacked one would be copied at every token."""
     prefill: Program
     """sampler.prefill: (published parameters, tokens [A W], mask [A W]) -> Prefilled."""
     empty: Callable[[int, int], sampler.Slots]
@@ -81,11 +92,20 @@ class Steps:
     chunk: int
     """Tokens of a row in a call of decode, at most."""
     params_like: Params
-    """jax.ShapeDtypeStruct for each parameter, with its sharding."""
+    """jax.ShapeDtypeStruct for each parameter of each layer, with its sharding: what a folder's weights become."""
     state_like: TrainState
-    """The same for the whole state."""
+    """The same for the whole state; with scan_layers, its parameters are stacked."""
     rows: NamedSharding
     """Where everything lives whose first axis is rows or prompts."""
+
+    def memory(self, reference: Params | None, *arguments: Any) -> dict[str, float]:
+        """Bytes of a device that `update` needs, with such arguments after the state."""
+        return {
+            "memory/parameters": float(device_bytes(self.state_like.params)),
+            "memory/optimizer": float(device_bytes(self.state_like.opt_state)),
+            "memory/reference": float(device_bytes(reference)),
+            "memory/temporaries": float(self.update.temporaries(self.state_like, reference, *arguments)),
+        }
 
 
 def compile_steps(
@@ -103,6 +123,10 @@ def compile_steps(
     score_from: int | None = None,
     old_logprobs: str = "sampler",
     dtype: DTypeLike = jnp.float32,
+    params_dtype: DTypeLike = jnp.float32,
+    state_dtype: DTypeLike = jnp.float32,
+    scan_layers: bool = False,
+    remat: str = "none",
 ) -> Steps:
     """The programs of a run. Temperature and the objective's coefficients are traced: changing them compiles nothing.
 
@@ -111,17 +135,21 @@ def compile_steps(
     prompt, which is read once for them all (arXiv 2506.05433). micro_batch: rows of one forward and backward pass; it divides
     the batch. ends: the ids that end a completion. slots: rows that are sampled side by side. group_size: G of an update's
     rows. chunk: tokens of a row between two looks at what has ended. old_logprobs: what the ratio is taken to, the "sampler"'s
-    or the "trainer"'s own log-probabilities.
+    or the "trainer"'s own log-probabilities. dtype: of matrix products; params_dtype, state_dtype: what the trained parameters
+    and the optimizer's moments are stored in. scan_layers: whether the update scans over stacked layers. remat: what its
+    backward pass finds of a layer, one of transformer.REMAT.
     """
-    params = transformer.shapes(model)
+    layout = transformer.stack if scan_layers else transformer.unstack
+    init = partial(_init, optimizer, layout, params_dtype, state_dtype)
+    params = jax.eval_shape(lambda params: cast(params, params_dtype), transformer.shapes(model))
     params_like = tree_like(mesh, params)
-    state_like = tree_like(mesh, jax.eval_shape(partial(_init, optimizer), params))
+    state_like = tree_like(mesh, jax.eval_shape(init, params))
     shardings = partial(jax.tree.map, lambda leaf: leaf.sharding)
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
     devices = row_devices(mesh)
     whole = partial(splash.attention, mesh)
     read = partial(_read_rows, score_from) if score_from else partial(_read_groups, prompt_width)
-    score = partial(_score, model, partial(read, whole=whole), dtype, mesh.shape["tensor"])
+    score = partial(_score, model, partial(read, whole=whole), dtype, remat, mesh.shape["tensor"])
     cut = _Cut(micro_batch, 1 if score_from else group_size, devices)
     update = partial(_update, score, optimizer, cut, group_size, old_logprobs == "trainer")
     prompts = -(-max(1, slots // (2 * group_size)) // devices) * devices
@@ -131,7 +159,8 @@ def compile_steps(
     decode = partial(sampler.decode, model, chunk=chunk, ends=ends, dtype=dtype)
     like = cached(sampler.Slots)
     return Steps(
-        init=jax.jit(partial(_init, optimizer), out_shardings=shardings(state_like)),
+        init=jax.jit(init, out_shardings=shardings(state_like)),
+        refer=jax.jit(lambda params: layout(_publish(dtype, params)), out_shardings=shardings(state_like.params)),
         update=Program("update", jax.jit(update, out_shardings=(shardings(state_like), everywhere), donate_argnums=0)),
         publish=jax.jit(partial(_publish, dtype), out_shardings=shardings(params_like)),
         prefill=Program("prefill", jax.jit(prefill, out_shardings=cached(sampler.Prefilled))),
@@ -161,7 +190,7 @@ def _halves(most: int, least: int, multiple: int) -> tuple[int, ...]:
 
 def _publish(dtype: DTypeLike, params: Params) -> Params:
     """Matrices are multiplied in `dtype`; the rest is small, and exact."""
-    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else jnp.copy(x), params)
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else jnp.copy(x), transformer.unstack(params))
 
 
 def _insert(slots: sampler.Slots, prefilled: sampler.Prefilled, starts: tuple) -> sampler.Slots:
@@ -172,9 +201,9 @@ def _decode(decode: Callable, params: Params, slots: sampler.Slots, halt: Array,
     return decode(params, slots, halt, sampler.How(*how), *bounds)
 
 
-def _init(optimizer: Any, params: Params) -> TrainState:
-    params = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+def _init(optimizer: Any, layout: Callable, params_dtype: DTypeLike, state_dtype: DTypeLike, params: Params) -> TrainState:
+    params = layout(jax.tree.map(jnp.copy, params))
+    return TrainState(jnp.int32(0), cast(params, params_dtype), cast(optimizer.init(params), state_dtype))
 
 
 def _update(
@@ -220,12 +249,11 @@ def _update(
 
     gradient, (losses, info, gap) = _accumulate(loss, state.params, rows, cut)
     tokens = mask.sum()
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = jax.tree.map(jnp.add, state.params, updates)
-    keep = lambda new, old: jnp.where(tokens > 0, new, old)
-    new_state = TrainState(
-        state.step + 1, jax.tree.map(keep, params, state.params), jax.tree.map(keep, opt_state, state.opt_state)
-    )
+    params, opt_state = cast((state.params, state.opt_state), jnp.float32)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    old = state.params, state.opt_state
+    new = store((jax.tree.map(jnp.add, params, updates), opt_state), old, state.step)
+    new_state = TrainState(state.step + 1, *jax.tree.map(lambda new, old: jnp.where(tokens > 0, new, old), new, old))
     squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g.astype(jnp.float32))), gradient)
     metrics = report(merge(info)) | {
         "update/loss": losses.sum(),
@@ -262,6 +290,7 @@ def _score(
     model: ModelConfig,
     read: Callable,
     dtype: DTypeLike,
+    remat: str,
     shards: int,
     together: int,
     params: Params,
@@ -270,7 +299,7 @@ def _score(
     entropy: bool,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
     """Log-probabilities of the batch's tokens and, if asked for, the entropies they were chosen at; 0 where none is scored."""
-    hidden = read(partial(transformer.forward, model, params, dtype=dtype), batch, together)
+    hidden = read(partial(transformer.forward, model, params, dtype=dtype, remat=remat), batch, together)
     columns = hidden.shape[1]
     embedding = transformer.output_embedding(params)
     scores = token_logprobs(hidden, embedding, batch.tokens[:, -columns:], temperature, entropy=entropy, shards=shards)
@@ -290,6 +319,7 @@ def _read_groups(width: int, forward: Callable, batch: Batch, together: int, *, 
     before width: it is read once for them, and its keys and values are read by them all."""
     firsts = lambda x: x.reshape(-1, together, *x.shape[1:])[:, 0]
     spread = lambda x: jnp.repeat(x, together, axis=0)
+    each = lambda x: jnp.repeat(x, together, axis=-4)  # layers may be stacked in front of the rows
     segments, prompts = batch.segments, firsts(batch.segments)[:, :width]
     positions, mask = transformer.sequence_positions(prompts), transformer.sequence_mask(prompts)
     last, key_values = forward(firsts(batch.tokens)[:, :width], positions, mask, whole=whole(prompts))
@@ -297,7 +327,7 @@ def _read_groups(width: int, forward: Callable, batch: Batch, together: int, *, 
         batch.tokens[:, width:],
         transformer.sequence_positions(segments)[:, width:],
         transformer.sequence_mask(segments)[:, width:],
-        transformer.Cache(jax.tree.map(spread, key_values)),
+        transformer.Cache(jax.tree.map(each, key_values)),
         whole=whole(segments, width),
     )
     return jnp.concatenate([spread(last[:, -1:]), hidden], axis=1)
@@ -306,7 +336,7 @@ def _read_groups(width: int, forward: Callable, batch: Batch, together: int, *, 
 def _accumulate(loss: Callable, params: Params, rows: Any, cut: "_Cut") -> tuple[Params, Any]:
     """The gradient of a loss that is a sum over rows, a micro-batch at a time, and their auxiliary results, stacked."""
     gradient_of = jax.grad(loss, has_aux=True)
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
 
     def one(gradient: Params, rows: Any) -> tuple[Params, Any]:
         new, auxiliary = gradient_of(params, rows)

@@ -19,24 +19,27 @@ from jaxgrpo.run import model_folder
 
 
 def read_run(run: Path) -> dict[str, Any]:
-    """A run's settings, and as `folder` the model it began with. UserError if there is no run."""
+    """A run's settings, as `folder` the model it began with, and whether its layers are `stacked`. UserError if there is no run."""
     path = run / "config.json"
     if not path.is_file():
         raise UserError(f"{run} holds no run (no config.json): give the --config.out of a training run")
     try:
         config = json.loads(path.read_text())
-        return {**config, "folder": model_folder(config["model"])}
+        stacked = config.get("compute", {}).get("scan_layers", False)
+        return {**config, "folder": model_folder(config["model"]), "stacked": stacked}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no run's ({type(error).__name__}: {error}): give the --config.out of one") from error
 
 
 def export(run: Path, target: Path) -> int:
     """Writes the folder and returns the step it is of. UserError if there is no run, no checkpoint, or the folder exists."""
-    source = read_run(run)["folder"]
-    shapes = transformer.shapes(weights.load_config(source))
+    settings = read_run(run)
+    shapes = transformer.shapes(weights.load_config(settings["folder"]))
+    if settings["stacked"]:
+        shapes = jax.eval_shape(transformer.stack, shapes)
     with Checkpoints(run) as checkpoints:
-        params = checkpoints.restore_params(tree_like(make_mesh(), shapes))
-        weights.save(params, source, target)
+        params = jax.device_get(checkpoints.restore_params(tree_like(make_mesh(), shapes)))
+        weights.save(transformer.unstack(params), settings["folder"], target)
         return checkpoints.latest()
 
 

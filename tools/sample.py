@@ -57,7 +57,7 @@ def sample(arguments: argparse.Namespace, prompt: str) -> Group:
     system = of_run.get("system", "") if arguments.system is None else arguments.system
     tokens = tokenizer.load(folder)
     width = prompt_width(folder, len(tokens.prompt(prompt, system)), arguments.max_tokens)
-    steps = make_steps(folder, tokens, width, arguments)
+    steps = make_steps(folder, tokens, width, arguments, of_run.get("stacked", False))
     engine = Engine(steps, tokens, width, arguments.max_tokens, arguments.seed, system)
     a = arguments
     draw = Draw(a.temperature, a.top_k, a.top_p, a.min_p, a.min_tokens, a.max_tokens, tuple(a.stop))
@@ -79,8 +79,10 @@ def prompt_width(folder: Path, length: int, new_tokens: int) -> int:
     return length
 
 
-def make_steps(folder: Path, tokens: tokenizer.Tokenizer, width: int, arguments: argparse.Namespace) -> Steps:
-    """The compiled programs; those of training are never called, and so never compiled."""
+def make_steps(
+    folder: Path, tokens: tokenizer.Tokenizer, width: int, arguments: argparse.Namespace, stacked: bool
+) -> Steps:
+    """The compiled programs, for a run whose layers are stacked or not; those of training are never called, and so never compiled."""
     mesh = make_mesh(rows=min(arguments.samples, SIDE_BY_SIDE))
     devices = row_devices(mesh)
     return compile_steps(
@@ -92,6 +94,7 @@ def make_steps(folder: Path, tokens: tokenizer.Tokenizer, width: int, arguments:
         micro_batch=0,
         ends=tokens.ends,
         slots=-(-min(arguments.samples, SIDE_BY_SIDE) // devices) * devices,
+        scan_layers=stacked,
     )
 
 
@@ -101,7 +104,7 @@ def load_params(folder: Path, run: Path | None, steps: Steps) -> Params:
         places = jax.tree.map(lambda leaf: leaf.sharding, steps.params_like)
         return to_device(weights.load_params(folder), places)
     with Checkpoints(run) as checkpoints:
-        return checkpoints.restore_params(steps.params_like)
+        return checkpoints.restore_params(steps.state_like.params)
 
 
 def records(group: Group) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """One decoder-only transformer for every family: RMS norms, rotary positions, grouped queries, a gated MLP.
 
 The only file that imports Flax. Modules describe the network; parameters are a plain pytree that travels through the pure
-functions at the end: `init`, `forward`, `output_embedding`. Shapes: B rows, T columns, D model width, H query heads,
+functions at the end: `init`, `forward`, `output_embedding`. They have a leaf of each layer, `layers_3/mlp/up/kernel`, or one of
+all, `layers/mlp/up/kernel`: `stack` and `unstack` go from one to the other. Over stacked layers `forward` scans. Shapes: B rows, T columns, D model width, H query heads,
 K key-value heads, E head width, S columns of keys and values (T, or a cache's width).
 """
 
@@ -19,8 +20,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgrpo.types import Params
 
-KeyValues = tuple[tuple[Array, Array], ...]
-"""One (keys, values) a layer, each Float[B K S E]."""
+KeyValues = tuple[tuple[Array, Array], ...] | tuple[Array, Array]
+"""One (keys, values) a layer, each Float[B K S E]; where the parameters are stacked, one of all layers, Float[L B K S E]."""
+
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What the backward pass finds of a layer, besides its input; the rest it computes again."""
 
 
 class Cache(NamedTuple):
@@ -150,6 +158,7 @@ class Transformer(nn.Module):
     config: ModelConfig
     dtype: DTypeLike = jnp.float32
     whole: Callable | None = None
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, tokens, positions, mask, cache=None):
@@ -159,12 +168,26 @@ class Transformer(nn.Module):
         if not config.tied_embeddings:
             self.param("output_embedding", normal, (config.vocab_size, config.width))
         x = embedding.astype(self.dtype)[tokens]
+        scanned = self.has_variable("params", "layers")
+        layers = self._scanned if scanned else self._unrolled
+        layer: Any = Layer if self.remat == "none" else nn.remat(Layer, policy=REMAT[self.remat], prevent_cse=not scanned)
+        x, key_values = layers(layer, x, positions, mask, cache)
+        return RMSNorm(config.norm_epsilon, name="norm")(x), key_values
+
+    def _unrolled(self, layer, x, positions, mask, cache):
         key_values = []
-        for i in range(config.layers):
+        for i in range(self.config.layers):
             layer_cache = None if cache is None else (cache.prompt[i], cache.recent and cache.recent[i], cache.column)
-            x, layer_key_values = Layer(config, self.whole, name=f"layers_{i}")(x, positions, mask, layer_cache)
+            x, layer_key_values = layer(self.config, self.whole, name=f"layers_{i}")(x, positions, mask, layer_cache)
             key_values.append(layer_key_values)
-        return RMSNorm(config.norm_epsilon, name="norm")(x), tuple(key_values)
+        return x, tuple(key_values)
+
+    def _scanned(self, layer, x, positions, mask, cache):
+        """One compiled layer for all. What differs from layer to layer comes with axis 0, as its parameters and its prompt do."""
+        config, in_axes = self.config, (nn.broadcast, nn.broadcast, 0)
+        over = nn.scan(layer, {"params": 0}, split_rngs={"params": False}, in_axes=in_axes, length=config.layers)
+        layer_cache = None if cache is None else (cache.prompt, None, None)
+        return over(config, self.whole, name="layers")(x, positions, mask, layer_cache)
 
 
 def init(config: ModelConfig, key: Array) -> Params:
@@ -187,6 +210,7 @@ def forward(
     cache: Cache | None = None,
     dtype: DTypeLike = jnp.float32,
     whole: Callable | None = None,
+    remat: str = "none",
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """The last hidden states, normed, and each layer's keys and values.
 
@@ -194,10 +218,30 @@ def forward(
     columns T = 1 and S = W + R: the token's keys and values are written into the cache's column first, and what is returned is
     its recent part. `dtype` is what matrix products are computed in.
     whole: (queries, parts) -> what `attend` gives, in its place, as splash.attention makes it; it knows the mask.
+    remat: what a backward pass finds of each layer, one of REMAT. Where the parameters are stacked, a cache has a prompt alone.
     """
     # Any: Flax also has it that a second result may be mutable collections, of which there are none.
-    result: Any = Transformer(config, dtype, whole).apply({"params": params}, tokens, positions, mask, cache)
+    result: Any = Transformer(config, dtype, whole, remat).apply({"params": params}, tokens, positions, mask, cache)
     return result
+
+
+def stack(params: Params) -> Params:
+    """The same parameters with one leaf [L ...] where there was one of each layer; as they are if they are stacked."""
+    names = [name for name in params if name.startswith("layers_")]
+    if not names:
+        return params
+    layers = [params[f"layers_{i}"] for i in range(len(names))]
+    rest = {name: value for name, value in params.items() if name not in names}
+    return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+
+def unstack(params: Params) -> Params:
+    """The inverse of `stack`; as they are if they are not stacked."""
+    if "layers" not in params:
+        return params
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    count = len(jax.tree.leaves(params["layers"])[0])
+    return rest | {f"layers_{i}": jax.tree.map(lambda leaf: leaf[i], params["layers"]) for i in range(count)}
 
 
 def size(params: Params) -> int:
