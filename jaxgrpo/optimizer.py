@@ -65,4 +65,4 @@ def store(tree: Any, like: Any, step: Int[Array, ""]) -> Any:
 
     leaves, structure = jax.tree.flatten(tree)
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(like)]
-    return structure.unflatten(one(i, *pair) for i, pair in enumerate(zip(leaves, dtypes, strict=True)))
+    return jax.tree.unflatten(structure, [one(i, *pair) for i, pair in enumerate(zip(leaves, dtypes, strict=True))])

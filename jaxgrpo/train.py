@@ -196,7 +196,7 @@ def check_agreement(config: Config, numbers: dict[str, float]) -> None:
 
 
 def peak_memory() -> dict[str, float]:
-    """{"memory/peak": the most bytes that a device of this process has held}; {} where the back end does not know, as on CPUs."""
+    """{"memory/peak": the most bytes that a device of this process has held}; {} where nobody knows, as of a CPU."""
     known = [stats["peak_bytes_in_use"] for device in jax.local_devices() if (stats := device.memory_stats())]
     return {"memory/peak": float(max(known))} if known else {}
 

@@ -19,7 +19,7 @@ from jaxgrpo.run import model_folder
 
 
 def read_run(run: Path) -> dict[str, Any]:
-    """A run's settings, as `folder` the model it began with, and whether its layers are `stacked`. UserError if there is no run."""
+    """A run's settings, the model it began with as `folder`, whether its layers are `stacked`. UserError if there is no run."""
     path = run / "config.json"
     if not path.is_file():
         raise UserError(f"{run} holds no run (no config.json): give the --config.out of a training run")

@@ -82,7 +82,7 @@ def prompt_width(folder: Path, length: int, new_tokens: int) -> int:
 def make_steps(
     folder: Path, tokens: tokenizer.Tokenizer, width: int, arguments: argparse.Namespace, stacked: bool
 ) -> Steps:
-    """The compiled programs, for a run whose layers are stacked or not; those of training are never called, and so never compiled."""
+    """The compiled programs, for a run whose layers are stacked or not; those of training are never called nor compiled."""
     mesh = make_mesh(rows=min(arguments.samples, SIDE_BY_SIDE))
     devices = row_devices(mesh)
     return compile_steps(

@@ -2,13 +2,15 @@
 
 The only file that imports Flax. Modules describe the network; parameters are a plain pytree that travels through the pure
 functions at the end: `init`, `forward`, `output_embedding`. They have a leaf of each layer, `layers_3/mlp/up/kernel`, or one of
-all, `layers/mlp/up/kernel`: `stack` and `unstack` go from one to the other. Over stacked layers `forward` scans. Shapes: B rows, T columns, D model width, H query heads,
-K key-value heads, E head width, S columns of keys and values (T, or a cache's width).
+all, `layers/mlp/up/kernel`: `stack` and `unstack` go from one to the other, and over stacked layers `forward` scans. Shapes:
+B rows, T columns, D model width, H query heads, K key-value heads, E head width, L layers, S columns of keys and values (T, or
+a cache's width).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -241,7 +243,7 @@ def unstack(params: Params) -> Params:
         return params
     rest = {name: value for name, value in params.items() if name != "layers"}
     count = len(jax.tree.leaves(params["layers"])[0])
-    return rest | {f"layers_{i}": jax.tree.map(lambda leaf: leaf[i], params["layers"]) for i in range(count)}
+    return rest | {f"layers_{i}": jax.tree.map(itemgetter(i), params["layers"]) for i in range(count)}
 
 
 def size(params: Params) -> int:
