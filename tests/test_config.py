@@ -205,6 +205,8 @@ def test_rewards_in_a_config_file_can_be_imported_by_name(file, tmp_path):
         ({"optimizer.b2": 1.0}, ["below 1"]),
         ({"optimizer.schedule": "step"}, ["constant, linear, cosine"]),
         ({"dtype": "float16"}, ["'float16'", "float32, bfloat16"]),
+        ({"optimizer.state_dtype": "float16"}, ["optimizer.state_dtype is 'float16'", "float32, bfloat16"]),
+        ({"compute.remat": "all"}, ["compute.remat is 'all'", "none, dots, full"]),
         ({"mesh.fsdp": 0}, ["mesh.fsdp is 0", "at least 1, or -1"]),
         ({"mesh.fsdp": -1}, ["mesh.data and mesh.fsdp are -1", "only one"]),
         ({"evaluation.samples": 0}, ["at least 1"]),
@@ -307,6 +309,7 @@ def test_check_same(tmp_path):
     check_same(make(out="elsewhere", steps=7, save_every=1, keep_checkpoints=9, show_rollouts_every=0), out)
     workers = make()
     workers.verifier.workers = 5
+    workers.compute.remat = "full"
     check_same(workers, out)
 
 

@@ -11,27 +11,29 @@ import pytest
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.command_line import run_main
 from jaxgrpo.mesh import make_mesh, named_leaves
-from jaxgrpo.models import weights
+from jaxgrpo.models import transformer, weights
 from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.steps import compile_steps
 from tests.tiny_models import make_folder, random_params
 from tools import export
 
 
-@pytest.fixture(scope="session")
-def run(tmp_path_factory):
+@pytest.fixture(scope="session", params=[False, True], ids=["layer by layer", "layers stacked"])
+def run(request, tmp_path_factory):
     """What a run leaves behind: config.json and a checkpoint of step 3, with other parameters than its model's."""
     folder = tmp_path_factory.mktemp("run")
     model = make_folder(folder / "model", tie_word_embeddings=False)
     config = weights.load_config(model)
     optimizer = adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.1, 1.0)
-    steps = compile_steps(config, optimizer, make_mesh(), prompt_width=4, new_tokens=4, micro_batch=0, ends=(1,), slots=1)
+    shapes = {"prompt_width": 4, "new_tokens": 4, "micro_batch": 0, "ends": (1,), "slots": 1}
+    steps = compile_steps(config, optimizer, make_mesh(), scan_layers=request.param, **shapes)
     state = steps.init(random_params(config, seed=9))
     out = folder / "out"
     with Checkpoints(out, keep=1) as checkpoints:
         checkpoints.save(3, state, {})
-    (out / "config.json").write_text(json.dumps({"model": str(model)}))
-    return out, jax.device_get(state.params)
+    compute = {"compute": {"scan_layers": True}} if request.param else {}  # runs of before have no such setting
+    (out / "config.json").write_text(json.dumps({"model": str(model)} | compute))
+    return out, transformer.unstack(jax.device_get(state.params))
 
 
 def call(monkeypatch, run: Path, target: Path):

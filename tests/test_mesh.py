@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import (
     AXES,
+    device_bytes,
     make_mesh,
     named_leaves,
     replicated,
@@ -144,3 +145,21 @@ def test_like_says_shape_dtype_and_place(state):
     for name, leaf in named_leaves(like).items():
         source = named_leaves(state)[name]
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (source.shape, source.dtype, shardings[name])
+
+
+def test_stacked_layers_have_their_rules_behind_the_layers(state, wide):
+    stacked = jax.eval_shape(transformer.stack, state.params)
+    shardings = named_leaves(tree_shardings(wide, TrainState(state.step, stacked, {"mu": stacked})))
+    for name, axes in EXPECTED.items():
+        if name.startswith("layers_0/"):
+            name = name.replace("layers_0/", "layers/")
+            expected = PartitionSpec(None, *axes) if axes else PartitionSpec()
+            assert shardings[f"params/{name}"].spec == shardings[f"opt_state/mu/{name}"].spec == expected, name
+    with pytest.raises(UserError, match=r"layers/.* on axis [12]"):
+        tree_shardings(make_mesh(1, 1, 5, devices(5)), {"layers": stacked["layers"]})
+
+
+def test_a_device_holds_its_share(state, wide):
+    like = {"kernel": state.params["layers_0"]["attention"]["query"]["kernel"], "scale": state.params["norm"]["scale"]}
+    placed = tree_like(wide, {"query": like})
+    assert device_bytes(placed) == 4 * (16 * 16 // 4 + 16)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.optimizer import adamw, schedule
+from jaxgrpo.optimizer import adamw, cast, schedule, store
 
 PEAK = 3e-3
 
@@ -79,3 +79,40 @@ def test_the_first_update_moves_each_parameter_by_the_rate_against_its_gradient(
     optimizer = make(rate=0.01)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.01 * jnp.sign(gradient["kernel"]), rtol=1e-4)
+
+
+def test_norms_of_stacked_layers_do_not_decay():
+    params = {"layers": {"norm": {"scale": jnp.ones((2, 4))}, "up": {"kernel": jnp.ones((2, 4, 3))}}}
+    optimizer = make(weight_decay=0.5)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    assert not updates["layers"]["norm"]["scale"].any()
+    assert updates["layers"]["up"]["kernel"].all()
+
+
+def test_storing_in_bfloat16_is_exact_on_average():
+    numbers = jnp.repeat(jnp.array([1.001, -3.3e-7, 1.0, 0.0])[:, None], 20_000, axis=1)
+    like = jnp.zeros(numbers.shape, jnp.bfloat16)
+    stored = store({"a": numbers}, {"a": like}, jnp.int32(7))["a"]
+    assert stored.dtype == jnp.bfloat16
+    wide = np.asarray(stored, np.float64)
+    np.testing.assert_allclose(wide.mean(axis=1), numbers[:, 0], rtol=2e-4)
+    assert [len(np.unique(row)) for row in wide] == [2, 2, 1, 1]
+    assert np.abs(wide - np.asarray(numbers)).max() < 2**-7
+
+
+def test_storing_is_a_function_of_the_step_and_the_place():
+    tree = {"a": jnp.full(64, 1.001), "b": jnp.full(64, 1.001)}
+    like = cast(tree, jnp.bfloat16)
+    first, again, later = (store(tree, like, jnp.int32(step)) for step in (1, 1, 2))
+    assert (first["a"] == again["a"]).all()
+    assert (first["a"] != later["a"]).any()
+    assert (first["a"] != first["b"]).any()
+
+
+def test_what_is_stored_as_it_is_stays_as_it_is():
+    tree = {"a": jnp.array([1.001]), "count": jnp.int32(3), "bad": jnp.array([jnp.inf, -jnp.inf, jnp.nan])}
+    same = store(tree, tree, jnp.int32(0))
+    assert same["a"] is tree["a"]
+    assert cast(tree, jnp.bfloat16)["count"].dtype == jnp.int32
+    bad = store(tree["bad"], tree["bad"].astype(jnp.bfloat16), jnp.int32(0))
+    np.testing.assert_array_equal(bad.astype(jnp.float32), tree["bad"])

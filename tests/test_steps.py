@@ -24,6 +24,8 @@ from tests.tiny_models import random_params
 WIDTH, NEW, PLACES, GROUP = 5, 6, 8, 2
 ROWS = PLACES * GROUP
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
+SCANNED = (2, 2, 2)
+"""Where the update is also made with its layers scanned."""
 
 
 def make_steps(mesh=None, micro_batch=0, **changes):
@@ -90,6 +92,29 @@ def assert_same_metrics(a, b):
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_scanning_the_layers_and_keeping_little_do_not_change_the_update(params, other, batch, updated):
+    steps = make_steps(scan_layers=True, remat="full")
+    state, metrics = steps.update(steps.init(params), steps.refer(other), batch, GRPO(), 1.0)
+    assert "layers" in state.params
+    assert_close(transformer.unstack(state.params), updated[0].params)
+    assert_same_metrics(metrics, updated[1])
+    assert leaves(steps.publish(steps.init(params).params)) == leaves(params)
+
+
+def test_parameters_and_moments_can_be_stored_in_bfloat16(params, other, batch, updated):
+    steps = make_steps(params_dtype=jnp.bfloat16, state_dtype=jnp.bfloat16)
+    state, metrics = steps.update(steps.init(params), other, batch, GRPO(), 1.0)
+    for path, leaf in named_leaves((state.params, state.opt_state)).items():
+        assert leaf.dtype == (jnp.int32 if path.endswith("count") else jnp.bfloat16), path
+    kept = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state.params)
+    assert_close(kept, updated[0].params, atol=0.01)
+    np.testing.assert_allclose(metrics["update/grad_norm"], updated[1]["update/grad_norm"], rtol=0.1)
+    memory = steps.memory(other, batch, GRPO(), 1.0)
+    assert memory["memory/reference"] == 2 * memory["memory/parameters"] == sum(leaf.nbytes for leaf in jax.tree.leaves(other))
+    assert memory["memory/temporaries"] > 0
+    assert steps.update.compiled == 1
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
@@ -287,18 +312,21 @@ def compare_meshes():
         steps = make_steps(mesh, micro_batch=8)
         placed, reference = place(steps, params), place(steps, other)
         groups = sample(steps, placed)
-        state = steps.init(placed)
-        for _ in range(2):
-            state, metrics = steps.update(state, reference, to_device(make_batch(groups, PLACES), steps.rows), GRPO(), 1.0)
-        for like, leaf in zip(jax.tree.leaves(steps.state_like), jax.tree.leaves(state), strict=True):
-            assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim), (leaf.sharding, like.sharding)
-        result = completions(groups), to_host(state.params), to_host(metrics)
-        expected = expected or result
-        assert_same_texts(result[0], expected[0])
-        assert_close(result[1], expected[1], atol=2e-6)
-        assert_same_metrics(result[2], expected[2])
-        print("equal", *sizes)
+        scanned = [make_steps(mesh, micro_batch=8, scan_layers=True)] if sizes == SCANNED else []
+        for each in (steps, *scanned):
+            state = each.init(placed)
+            for _ in range(2):
+                batch = to_device(make_batch(groups, PLACES), steps.rows)
+                state, metrics = each.update(state, each.refer(reference), batch, GRPO(), 1.0)
+            for like, leaf in zip(jax.tree.leaves(each.state_like), jax.tree.leaves(state), strict=True):
+                assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim), (leaf.sharding, like.sharding)
+            result = completions(groups), transformer.unstack(to_host(state.params)), to_host(metrics)
+            expected = expected or result
+            assert_same_texts(result[0], expected[0])
+            assert_close(result[1], expected[1], atol=2e-6)
+            assert_same_metrics(result[2], expected[2])
+            print("equal", *sizes)
 
 
 def test_every_mesh_gives_the_same_samples_and_updates():
-    assert output_on_devices(compare_meshes).count("equal") == 1 + len(MESHES)
+    assert output_on_devices(compare_meshes).count("equal") == 2 + len(MESHES)

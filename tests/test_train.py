@@ -27,8 +27,9 @@ from jaxgrpo.run import prepare
 from jaxgrpo.train import main, noted_signals, train
 from tests.tiny_runs import ROOT, TEXT, config_file, lines, make_config, model_folder, share_programs, start
 
-TIMES = ("time/", "rollout/")
-"""What depends on how fast things go: of the rollout, what was under way when the batch was full."""
+TIMES = ("time/", "rollout/", "memory/")
+"""What depends on how fast things go: of the rollout, what was under way when the batch was full. And what a process notes
+once, at its first step."""
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,23 @@ def test_a_step_is_a_line_with_every_number(whole):
         assert values["policy/logprob_gap"] < 1e-5
     assert yielded[0]["policy/kl"] < 1e-14  # one rounding of a log-probability, squared
     assert yielded[-1]["policy/kl"] > 0
+
+
+def test_a_run_with_scanned_layers_and_half_width_numbers(tmp_path, whole, capsys):
+    """It evaluates its own checkpoint, too: what it samples with is laid out layer by layer."""
+    half = [f"{name}=bfloat16" for name in ("dtype", "optimizer.params_dtype", "optimizer.state_dtype")]
+    config = make_config(tmp_path, "compute.scan_layers=True", "compute.remat=full", "steps=3", "evaluation.problems=2", *half)
+    first, *_, last = train(config)
+    assert first["policy/kl"] == 0
+    assert last["policy/kl"] > 0
+    assert first["memory/parameters"] == first["memory/reference"] == whole[1][0]["memory/parameters"] / 2
+    assert "memory a device: parameters" in capsys.readouterr().out
+    with prepare(config) as run:
+        params, which = evaluate.latest_params(run)
+        assert which.endswith("step 3")
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+        after = json.loads((out_of(config) / "summary.json").read_text())["after"]
+        assert evaluate.evaluate(run, params)["reward/accuracy"] == after["reward/accuracy"]
 
 
 def test_what_a_run_leaves(whole):

@@ -76,3 +76,54 @@ def test_rotation_depends_on_the_distance_alone():
 
 def test_a_row_of_padding_stays_finite(params):
     assert np.isfinite(hidden(params, np.zeros((1, 4), int), np.zeros((1, 4), bool))[0]).all()
+
+
+def test_stacking_loses_nothing(params):
+    stacked = transformer.stack(params)
+    assert stacked.keys() == {"embedding", "norm", "layers"}
+    back = transformer.unstack(stacked)
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    assert transformer.stack(stacked) is stacked
+    assert transformer.unstack(params) is params
+
+
+@pytest.fixture(scope="module")
+def read_on(params):
+    """(params, remat) -> hidden states of texts that go on from prompts, and the gradient of a number made of them."""
+    tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, NETWORK.vocab_size)
+    ones, direction = jnp.ones(tokens.shape, bool), jax.random.normal(jax.random.key(2), (3, 5, NETWORK.width))
+
+    def read(params, remat):
+        mask, positions = transformer.sequence_mask(ones), transformer.sequence_positions(ones)
+        forward = lambda cut, *cache: transformer.forward(
+            NETWORK, params, tokens[:, cut], positions[:, cut], mask[:, cut, : cut.stop], *cache, remat=remat
+        )
+        _, prompt = forward(slice(0, 4))
+        return forward(slice(4, 9), transformer.Cache(prompt))[0]
+
+    number = lambda params, remat: jnp.vdot(read(params, remat), direction)
+    return jax.jit(lambda params, remat: (read(params, remat), jax.grad(number)(params, remat)), static_argnums=1)
+
+
+@pytest.mark.parametrize("remat", transformer.REMAT)
+@pytest.mark.parametrize("layout", [transformer.unstack, transformer.stack])
+def test_neither_scanning_nor_rematerialising_changes_a_number(params, read_on, layout, remat):
+    expected, expected_gradient = read_on(params, "none")
+    hidden, gradient = read_on(layout(params), remat)
+    np.testing.assert_allclose(hidden, expected, rtol=1e-6, atol=2e-6)
+    for leaf, wanted in zip(*map(jax.tree.leaves, (transformer.unstack(gradient), expected_gradient)), strict=True):
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max())
+
+
+def test_less_is_kept_for_the_backward_pass(params):
+    """Full keeps a layer's input alone, dots the matrix products too."""
+
+    def kept(remat):
+        ones = jnp.ones((2, 16), bool)
+        hidden = lambda params: transformer.forward(
+            NETWORK, params, ones.astype(int), transformer.sequence_positions(ones), transformer.sequence_mask(ones), remat=remat
+        )[0]
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(hidden, params)[1], params)))
+
+    assert kept("full") < kept("dots") < kept("none")

@@ -25,8 +25,8 @@ def read_run(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} holds no run (no config.json): give the --config.out of a training run")
     try:
         config = json.loads(path.read_text())
-        stacked = config.get("compute", {}).get("scan_layers", False)
-        return {**config, "folder": model_folder(config["model"]), "stacked": stacked}
+        folder = model_folder(config["model"])
+        return {**config, "folder": folder, "stacked": config.get("compute", {}).get("scan_layers", False)}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no run's ({type(error).__name__}: {error}): give the --config.out of one") from error
 

@@ -64,7 +64,10 @@ def frozen_pytree(cls: Class) -> Class:
         return keyed, tuple(getattr(node, name) for name in static)
 
     def unflatten(structure: Any, values: Any) -> Any:
-        return made(**dict(zip(leaves, values, strict=True)), **dict(zip(static, structure, strict=True)))
+        node = object.__new__(made)  # not made(...): JAX also puts descriptions in the place of numbers
+        for name, value in (*zip(leaves, values, strict=True), *zip(static, structure, strict=True)):
+            object.__setattr__(node, name, value)
+        return node
 
     jax.tree_util.register_pytree_with_keys(made, flatten, unflatten)
     return made
