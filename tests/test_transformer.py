@@ -120,10 +120,9 @@ def test_less_is_kept_for_the_backward_pass(params):
     """Full keeps a layer's input alone, dots the matrix products too."""
 
     def kept(remat):
-        ones = jnp.ones((2, 16), bool)
-        hidden = lambda params: transformer.forward(
-            NETWORK, params, ones.astype(int), transformer.sequence_positions(ones), transformer.sequence_mask(ones), remat=remat
-        )[0]
+        tokens, ones = jnp.zeros((2, 16), int), jnp.ones((2, 16), bool)
+        mask, positions = transformer.sequence_mask(ones), transformer.sequence_positions(ones)
+        hidden = lambda params: transformer.forward(NETWORK, params, tokens, positions, mask, remat=remat)[0]
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(hidden, params)[1], params)))
 
     assert kept("full") < kept("dots") < kept("none")
