@@ -229,6 +229,6 @@ def test_qwen2_sliding_windows_are_refused(folder):
 def test_both_spellings_of_the_rotary_base(folder):
     for changes in ({"rope_theta": 5e5}, {"rope_theta": ..., "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}):
         change_config(folder, **changes)
-        assert weights.load_config(folder).rope_theta == 5e5
+        assert weights.load_config(folder).rope.theta == 5e5
     change_config(folder, rope_parameters=...)
-    assert weights.load_config(folder).rope_theta == 10_000.0
+    assert weights.load_config(folder).rope.theta == 10_000.0

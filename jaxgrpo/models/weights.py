@@ -14,11 +14,19 @@ from safetensors.numpy import save_file
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import named_leaves
-from jaxgrpo.models import llama, qwen2, transformer
+from jaxgrpo.models import gemma2, gemma3, llama, mistral, olmo2, qwen2, qwen3, transformer
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.types import Params
 
-FAMILIES = {"LlamaForCausalLM": llama, "Qwen2ForCausalLM": qwen2}
+FAMILIES = {
+    "LlamaForCausalLM": llama,
+    "Qwen2ForCausalLM": qwen2,
+    "Qwen3ForCausalLM": qwen3,
+    "Olmo2ForCausalLM": olmo2,
+    "Gemma2ForCausalLM": gemma2,
+    "Gemma3ForCausalLM": gemma3,
+    "MistralForCausalLM": mistral,
+}
 """What config.json calls an architecture -> the file that knows it."""
 
 EMBEDDED = Path(__file__).parent.parent / "tiny"
