@@ -16,7 +16,7 @@ from jaxgrpo import config as settings
 from jaxgrpo import tokenizer
 from jaxgrpo.engine import Engine
 from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import make_mesh, named_leaves, row_devices, to_device
+from jaxgrpo.mesh import make_mesh, row_devices
 from jaxgrpo.models import weights
 from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.problems import Problem, Problems, Task, Weighted
@@ -85,8 +85,7 @@ class Run:
 
     def load_params(self) -> Params:
         """The model folder's parameters, each in its place on the mesh."""
-        places = {path: leaf.sharding for path, leaf in named_leaves(self.steps.params_like).items()}
-        return weights.load_params(self.model_folder, lambda path, array: to_device(array, places[path]))
+        return weights.load_params(self.model_folder, self.steps.params_like)
 
     def close(self) -> None:
         self.judge.pool.close()

@@ -113,7 +113,7 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     )
     ids = Ids(tokens.hf, tokens.ends, tokens.pad)
     engine = Engine(steps, ids, arguments.prompt, arguments.new, seed=0)
-    params = to_device(weights.load_params(folder), jax.tree.map(lambda leaf: leaf.sharding, steps.params_like))
+    params = weights.load_params(folder, steps.params_like)
     return Bench(model, params, steps, engine, random_problems(arguments, model.vocab_size), completion_lengths(arguments))
 
 

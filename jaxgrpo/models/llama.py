@@ -73,7 +73,10 @@ def refuse(hf: dict[str, Any], field: str, default: Any, computed: dict[Any, str
 
 
 def windows(hf: dict[str, Any], window: int | None, slides: list[bool]) -> tuple[int, ...]:
-    """How many columns back each layer reads, itself included; 0: all. slides: which do where config.json has no layer_types."""
+    """How many columns back each layer reads, itself included; 0: all.
+
+    slides: whether each has a window, where config.json has no layer_types
+    """
     types = hf.get("layer_types")
     if types is not None:
         others = sorted(set(types) - set(LAYER_TYPES))

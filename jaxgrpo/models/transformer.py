@@ -6,7 +6,7 @@ K key-value heads, E head width, S columns of keys and values (T, or a cache's w
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ class ModelConfig:
     head_width: int
     mlp_width: int
     norm_epsilon: float = 1e-6
-    rope: Rope = Rope()
+    rope: Rope = field(default_factory=Rope)
     local_rope: Rope | None = None
     """Of the layers that have a window; None: as the others."""
     windows: tuple[int, ...] = ()
@@ -134,8 +134,10 @@ def attend(
 ) -> Float[Array, "B H T E"]:
     """Softmax attention of H query heads over K key-value heads; query head h reads key-value head h // (H / K).
 
-    scale: of the products of queries and keys; None: E ** -0.5. softcap: their bound, None: none (arXiv 2408.00118). Keys and values come in parts of any widths, together S columns: put together, they would have to be copied. A query whose
+    Keys and values come in parts of any widths, together S columns: put together, they would have to be copied. A query whose
     mask is all False reads the mean of the values: finite, and never looked at.
+
+    scale: of the products of queries and keys; None: E ** -0.5. softcap: their bound (arXiv 2408.00118); None: none
     """
     batch, heads, length, width = queries.shape
     kv_heads = parts[0][0].shape[1]

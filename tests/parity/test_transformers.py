@@ -114,7 +114,8 @@ SHAPES = {
     "olmo2, odd heads": ("Olmo2", sizes(3, 1, 18) | {"tie_word_embeddings": True, "rms_norm_eps": 1e-4}),
     "olmo2, linear": (
         "Olmo2",
-        sizes(5, 5, 30) | {"attention_bias": True, "rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
+        sizes(5, 5, 30)
+        | {"attention_bias": True, "rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
     ),
     "gemma2, grouped": ("Gemma2", sizes(4, 2, 24) | {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 6}),
     "gemma2, odd heads, low caps": (
@@ -208,7 +209,7 @@ def saved(request, tmp_path_factory):
 
 
 def our_logits(folder, tokens):
-    config, params = weights.load_config(folder), weights.load_params(folder, lambda _, array: jnp.asarray(array))
+    config, params = weights.load_config(folder), jax.device_put(weights.load_params(folder))
     segments = jnp.ones(tokens.shape, jnp.int32)
     positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
     hidden, _ = jax.jit(lambda params: transformer.forward(config, params, jnp.asarray(tokens), positions, mask))(params)
