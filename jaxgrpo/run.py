@@ -44,13 +44,17 @@ class Fitting:
     system: str
     width: int
 
+    def length(self, problem: Problem) -> int:
+        """Tokens of its prompt as it is asked."""
+        return len(self.tokenizer.prompt(problem.prompt, self.system, problem.language))
+
     def fits(self, problem: Problem) -> bool:
-        return len(self.tokenizer.prompt(problem.prompt, self.system)) <= self.width
+        return self.length(problem) <= self.width
 
     def check(self, problems: Problems, what: str) -> str | None:
         """A line that counts the prompts that are too long, if any is. UserError if there is no problem, or none fits."""
         scanned = min(len(problems), SCANNED)
-        lengths = [len(self.tokenizer.prompt(problems[i].prompt, self.system)) for i in range(scanned)]
+        lengths = [self.length(problems[i]) for i in range(scanned)]
         if not lengths:
             raise UserError(f"{what}: there are no problems")
         long = sum(length > self.width for length in lengths)

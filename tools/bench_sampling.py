@@ -48,7 +48,7 @@ def step_work(model: ModelConfig, prompt: int, lengths: np.ndarray, slots: int, 
 class Ids(tokenizer.Tokenizer):
     """A model folder's tokenizer, but prompts are token ids in decimals: their lengths can be chosen."""
 
-    def prompt(self, prompt: str, system: str = "") -> list[int]:
+    def prompt(self, prompt: str, system: str = "", language: str = "en") -> list[int]:
         return [int(number) for number in prompt.split()]
 
 
