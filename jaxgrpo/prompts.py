@@ -76,8 +76,8 @@ ASKED = {
         "Une conversation entre Utilisateur et Assistant. L'utilisateur pose une question et l'assistant la résout. "
         "L'assistant "
         "réfléchit d'abord au raisonnement en français, puis donne la réponse. Le raisonnement est écrit entre <think> et "
-        r"</think>, et la réponse finale ensuite dans \boxed{}, c'est-à-dire : <think> raisonnement </think> "
-        r"\boxed{réponse}.""
+        r"</think>, et la réponse finale ensuite dans \boxed{}, c'est-à-dire : "
+        r"<think> raisonnement </think> \boxed{réponse}.",
         "Utilisateur",
         "Assistant",
     ),
