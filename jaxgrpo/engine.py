@@ -280,7 +280,7 @@ class Wave:
             self._exhausted = True
             return False
         engine = self._engine
-        ids = [engine.tokenizer.prompt(problem.prompt, engine.system) for problem in problems]
+        ids = [engine.tokenizer.prompt(problem.prompt, engine.system, problem.language) for problem in problems]
         filler: list[list[int]] = [[]] * (self._steps.prompts - len(problems))
         prompts = left_padded(ids + filler, engine.prompt_width, engine.tokenizer.pad)
         self._prefilled = self._steps.prefill(self._params, *prompts)

@@ -16,7 +16,7 @@ from jaxgrpo import config as settings
 from jaxgrpo import tokenizer
 from jaxgrpo.engine import Engine
 from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import make_mesh, named_leaves, row_devices, to_device
+from jaxgrpo.mesh import make_mesh, row_devices
 from jaxgrpo.models import weights
 from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.problems import Problem, Problems, Task, Weighted
@@ -44,13 +44,17 @@ class Fitting:
     system: str
     width: int
 
+    def length(self, problem: Problem) -> int:
+        """Tokens of its prompt as it is asked."""
+        return len(self.tokenizer.prompt(problem.prompt, self.system, problem.language))
+
     def fits(self, problem: Problem) -> bool:
-        return len(self.tokenizer.prompt(problem.prompt, self.system)) <= self.width
+        return self.length(problem) <= self.width
 
     def check(self, problems: Problems, what: str) -> str | None:
         """A line that counts the prompts that are too long, if any is. UserError if there is no problem, or none fits."""
         scanned = min(len(problems), SCANNED)
-        lengths = [len(self.tokenizer.prompt(problems[i].prompt, self.system)) for i in range(scanned)]
+        lengths = [self.length(problems[i]) for i in range(scanned)]
         if not lengths:
             raise UserError(f"{what}: there are no problems")
         long = sum(length > self.width for length in lengths)
@@ -85,9 +89,7 @@ class Run:
 
     def load_params(self) -> Params:
         """The model folder's parameters, each in its place on the mesh and in the dtype that the run trains them in."""
-        like = named_leaves(self.steps.params_like)
-        place = lambda path, array: to_device(array.astype(like[path].dtype), like[path].sharding)
-        return weights.load_params(self.model_folder, place)
+        return weights.load_params(self.model_folder, self.steps.params_like)
 
     def close(self) -> None:
         self.judge.pool.close()

@@ -141,10 +141,11 @@ def draw(
     written: Int[Array, "S"],
     how: How,
     ends: tuple[int, ...],
+    softcap: float | None = None,
 ) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
-    """The next token of each row and its log-probability, by one uniform number a row."""
+    """The next token of each row and its log-probability, by one uniform number a row. softcap: as of to_logits."""
     greedy = jnp.asarray(how.temperature == 0)
-    logits = to_logits(hidden, embedding, jnp.where(greedy, 1.0, how.temperature))
+    logits = to_logits(hidden, embedding, jnp.where(greedy, 1.0, how.temperature), softcap)
     is_end = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(ends))
     logits = jnp.where(is_end & (written < how.min_tokens)[:, None], -jnp.inf, logits)
     logits = only_likely(logits, how)
@@ -246,7 +247,8 @@ def decode(
 
     def step(state: tuple[Slots, Chosen]) -> tuple[Slots, Chosen]:
         slots, chosen = state
-        token, logprob = draw(slots.hidden, embedding, uniforms(slots.keys, slots.written), slots.written, how, ends)
+        uniform = uniforms(slots.keys, slots.written)
+        token, logprob = draw(slots.hidden, embedding, uniform, slots.written, how, ends, config.logit_softcap)
         write = lambda array, new: jax.lax.dynamic_update_slice_in_dim(array, new[:, None], chosen.steps, axis=1)
         ended = slots.live & jnp.isin(token, jnp.array(ends))
         n = slots.live.astype(jnp.int32)
@@ -268,17 +270,20 @@ def decode(
 def _read(config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "S"], dtype: DTypeLike) -> Slots:
     """Every row's newest token, already counted, is read: into the ring's column at the clock, and to a new hidden state."""
     width, ring = slots.prompt[0][0].shape[2], slots.recent[0][0].shape[2]
+    position = (slots.prompt_length + slots.written - 1)[:, None]
     of_prompt = jnp.arange(width) >= width - slots.prompt_length[:, None]
     age = (slots.clock - jnp.arange(ring)) % ring
     of_ring = age < slots.written[:, None]
+    positions = [jnp.arange(width) - width + slots.prompt_length[:, None], position - age]
     hidden, recent = transformer.forward(
         config,
         params,
         token[:, None],
-        (slots.prompt_length + slots.written - 1)[:, None],
+        position,
         jnp.concatenate([of_prompt, of_ring], axis=1)[:, None],
         transformer.Cache(slots.prompt, slots.recent, slots.clock),
         dtype=dtype,
+        key_positions=jnp.concatenate(positions, axis=1),
     )
     return slots._replace(recent=recent, clock=(slots.clock + 1) % ring, hidden=hidden[:, 0].astype(slots.hidden.dtype))
 

@@ -302,7 +302,8 @@ def _score(
     hidden = read(partial(transformer.forward, model, params, dtype=dtype, remat=remat), batch, together)
     columns = hidden.shape[1]
     embedding = transformer.output_embedding(params)
-    scores = token_logprobs(hidden, embedding, batch.tokens[:, -columns:], temperature, entropy=entropy, shards=shards)
+    how: dict[str, Any] = {"softcap": model.logit_softcap, "entropy": entropy, "shards": shards}
+    scores = token_logprobs(hidden, embedding, batch.tokens[:, -columns:], temperature, **how)
     return jax.tree.map(lambda score: jnp.pad(score, ((0, 0), (batch.tokens.shape[1] - columns, 0))), scores)
 
 
@@ -323,12 +324,14 @@ def _read_groups(width: int, forward: Callable, batch: Batch, together: int, *, 
     segments, prompts = batch.segments, firsts(batch.segments)[:, :width]
     positions, mask = transformer.sequence_positions(prompts), transformer.sequence_mask(prompts)
     last, key_values = forward(firsts(batch.tokens)[:, :width], positions, mask, whole=whole(prompts))
+    positions = transformer.sequence_positions(segments)
     hidden, _ = forward(
         batch.tokens[:, width:],
-        transformer.sequence_positions(segments)[:, width:],
+        positions[:, width:],
         transformer.sequence_mask(segments)[:, width:],
         transformer.Cache(jax.tree.map(each, key_values)),
         whole=whole(segments, width),
+        key_positions=positions,
     )
     return jnp.concatenate([spread(last[:, -1:]), hidden], axis=1)
 

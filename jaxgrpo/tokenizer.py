@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxgrpo import prompts
 from jaxgrpo.errors import UserError
-
-PLAIN_TEMPLATE = "{system}{prompt}\n"
-"""For base models, whose folders bring no chat template."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +17,15 @@ class Tokenizer:
     """What the rest of the program needs of a tokenizer.
 
     ends: ids that end a completion. pad: the id that fills columns no mask covers. hf: the tokenizer itself.
+    begin: ids that a text begins with where no chat template says so. asks: whether, where there is none, a prompt asks for
+    thoughts and an answer in the problem's language (prompts.asked), unless a system message says what is wanted.
     """
 
     hf: Any
     ends: tuple[int, ...]
     pad: int
+    begin: tuple[int, ...] = ()
+    asks: bool = False
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text that holds its own special tokens; none is added."""
@@ -33,10 +35,12 @@ class Tokenizer:
         """The text of chosen tokens, without the end token and whatever else the tokenizer calls special."""
         return self.hf.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def prompt(self, prompt: str, system: str = "") -> list[int]:
-        """Ids of a prompt as the model expects it, up to where its answer begins."""
+    def prompt(self, prompt: str, system: str = "", language: str = "en") -> list[int]:
+        """Ids of a prompt as the model expects it, up to where its answer begins. language: the problem's."""
         if not self.hf.chat_template:
-            return self.encode(PLAIN_TEMPLATE.format(system=system and f"{system}\n\n", prompt=prompt))
+            asks = self.asks and not system
+            text = prompts.asked(prompt, language) if asks else prompts.plain(prompt, system)
+            return [*self.begin, *self.encode(text)]
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
         return self.encode(self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
@@ -65,7 +69,8 @@ def load(folder: Path) -> Tokenizer:
     if not ends:
         raise UserError(f"the tokenizer in {folder} names no end token: set eos_token in its tokenizer_config.json")
     pad = hf.pad_token_id if hf.pad_token_id is not None else min(ends)
-    return Tokenizer(hf, tuple(sorted(ends)), pad)
+    begin = tuple(i for i in hf("").input_ids if i not in ends)
+    return Tokenizer(hf, tuple(sorted(ends)), pad, begin, asks=True)
 
 
 def left_padded(rows: list[list[int]], width: int, pad: int) -> tuple[np.ndarray, np.ndarray]:

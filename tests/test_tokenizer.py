@@ -2,14 +2,19 @@
 """Text survives tokens, prompts end where answers begin, and masks come from lengths."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+import sentencepiece
 
-from jaxgrpo import tokenizer
+from jaxgrpo import prompts, tokenizer
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import weights
+from jaxgrpo.problems import Problem
+from jaxgrpo.rewards import language as language_of
+from jaxgrpo.rewards.format import think_then_answer
 
 TEXTS = (
     "Tom has 12 apples and buys 7 more: 12 + 7 = 19.",
@@ -90,11 +95,50 @@ def test_the_system_message_comes_first(embedded):
     assert with_system[-len(without) :] == without
 
 
-def test_a_base_model_reads_plain_text(folder):
+def test_a_base_model_is_asked_in_the_problems_language(folder):
+    """Without a chat template; what is asked for is what think_then_answer looks for."""
     change(folder, chat_template=...)
-    plain = tokenizer.load(folder)
-    assert plain.hf.decode(plain.prompt("12 + {7}?")) == "12 + {7}?\n"
-    assert plain.hf.decode(plain.prompt("12 + 7?", "Answer {briefly}.")) == "Answer {briefly}.\n\n12 + 7?\n"
+    base = tokenizer.load(folder)
+    texts = {language: base.hf.decode(base.prompt("12 + {7}?", language=language)) for language in prompts.ASKED}
+    assert set(texts) == {"en", "zh", "ko", "uk", "ja", "th", "ru", "de", "fr", "es"}
+    for language, text in texts.items():
+        assert text.count("12 + {7}?") == 1
+        assert text.endswith(":")
+        example = re.search(r"<think> [^<>]+ </think> \\boxed\{[^{}]+\}", text)
+        assert think_then_answer(Problem("p", "", ""), example[0]) == 1.0
+        words = language_of.target_word_ratio(Problem("p", "", "", language=language), prompts.ASKED[language][0])
+        assert words > 0.7, (language, words)
+    assert base.prompt("12 + {7}?", language="zh-CN") == base.prompt("12 + {7}?", language="zh")
+    assert base.prompt("12 + {7}?", language="la") == base.prompt("12 + {7}?", language="en")
+
+
+def test_a_system_message_says_what_is_wanted_in_place_of_that(folder):
+    change(folder, chat_template=...)
+    base = tokenizer.load(folder)
+    assert base.hf.decode(base.prompt("12 + 7?", "Answer {briefly}.", "ko")) == "Answer {briefly}.\n\n12 + 7?\n"
+
+
+def test_a_chat_template_is_not_meddled_with(embedded):
+    assert embedded.prompt("12 + 7?", language="ko") == embedded.prompt("12 + 7?")
+
+
+def test_a_text_begins_as_the_tokenizer_has_it(folder):
+    """A base model whose tokenizer begins texts with a token has never seen one without."""
+    change(folder, chat_template=..., bos_token="<unk>", add_bos_token=True)
+    base = tokenizer.load(folder)
+    assert base.begin == (base.hf.bos_token_id,)
+    assert base.prompt("12 + 7?") == [*base.begin, *base.encode(prompts.asked("12 + 7?", "en"))]
+
+
+def test_a_sentencepiece_model_alone_is_a_tokenizer(folder, embedded):
+    """Its end token is the one the model names; there is no chat template."""
+    (folder / "tokenizer_config.json").unlink()
+    alone = tokenizer.load(folder)
+    assert alone.ends == embedded.ends
+    assert alone.asks
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    for text in TEXTS:
+        assert alone.encode(text) == pieces.encode(text)
 
 
 @pytest.mark.parametrize(("ends", "expected"), [([7, 1], (1, 7)), (9, (1, 9)), (None, (1,)), (..., (1,))])

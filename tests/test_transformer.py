@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgrpo.models import transformer
+from jaxgrpo.models.rope import Rope
 from tests.tiny_models import NETWORK, random_params
 
 
@@ -69,7 +70,7 @@ def test_reading_through_a_cache_is_reading_at_once(params):
 
 def test_rotation_depends_on_the_distance_alone():
     x = jax.random.normal(jax.random.key(0), (1, 1, 2, 8))
-    near, far = (transformer.rotate(x, jnp.array([[p, p + 3]]), 10_000.0) for p in (0, 50))
+    near, far = (transformer.rotate(x, jnp.array([[p, p + 3]]), Rope().frequencies(8)) for p in (0, 50))
     products = [jnp.einsum("e,e->", r[0, 0, 0], r[0, 0, 1]) for r in (near, far)]
     np.testing.assert_allclose(*products, rtol=1e-4)
 

@@ -1,10 +1,12 @@
 """A Hugging Face folder, read and written again, is the same model; whatever is wrong with one is named."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import named_leaves
-from jaxgrpo.models import transformer, weights
+from jaxgrpo.mesh import make_mesh, named_leaves, tree_like
+from jaxgrpo.models import rope, tensors, transformer, weights
 from tests.tiny_models import make_folder
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -85,11 +87,56 @@ def test_kernels_are_turned_and_biases_are_not(tmp_path):
     np.testing.assert_array_equal(attention["bias"], tensors[QUERY.replace("weight", "bias")])
 
 
-def test_each_tensor_is_placed_as_it_is_read(original):
-    placed = {}
-    params = weights.load_params(original, lambda path, array: placed.setdefault(path, array).shape)
-    assert placed.keys() == named_leaves(transformer.shapes(weights.load_config(original))).keys()
-    assert params["embedding"] == placed["embedding"].shape
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_each_tensor_is_read_to_where_it_belongs(original, dtype):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    like = tree_like(mesh, transformer.shapes(weights.load_config(original)))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), like)
+    params, whole = weights.load_params(original, like), weights.load_params(original)
+    assert jax.tree.map(lambda x: (x.dtype, x.sharding), params) == jax.tree.map(lambda x: (x.dtype, x.sharding), like)
+    assert bits(params) == bits(jax.tree.map(lambda x: x.astype(dtype), whole))
+
+
+def test_any_part_of_a_tensor_can_be_read(tmp_path, monkeypatch):
+    """In blocks of one or two rows, with a part of the columns, turned or not; and nothing else of the file is."""
+    monkeypatch.setattr(tensors, "BLOCK", 64)
+    matrix = np.random.default_rng(0).normal(size=(11, 7)).astype(np.float32)
+    save_file({"other": np.ones(5, np.float32), "matrix": matrix, "one": matrix[0]}, tmp_path / "model.safetensors")
+    found = tensors.found_in(tmp_path)
+    for rows, columns in [(slice(None), slice(None)), (slice(3, 9), slice(None)), (slice(0, 5), slice(2, 7))]:
+        part = found["matrix"].read((rows, columns), np.float32)
+        np.testing.assert_array_equal(part, matrix[rows, columns])
+        turned = found["matrix"].read((columns, rows), np.float16, turned=True)
+        np.testing.assert_array_equal(turned, matrix.T[columns, rows].astype(np.float16))
+        assert part.flags.c_contiguous
+        assert turned.flags.c_contiguous
+    np.testing.assert_array_equal(found["one"].read((slice(2, 4),), np.float32), matrix[0, 2:4])
+
+
+def test_a_large_model_is_saved_in_several_files(original, tmp_path):
+    params = weights.load_params(original)
+    weights.save(params, original, tmp_path / "target", limit=4000)
+    files = sorted(path.name for path in (tmp_path / "target").glob("*.safetensors"))
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    index = json.loads((tmp_path / "target" / tensors.INDEX).read_text())
+    held = {file: load_file(tmp_path / "target" / file) for file in files}
+    assert index["weight_map"] == {name: file for file, inside in held.items() for name in inside}
+    assert index["metadata"]["total_size"] == sum(x.nbytes for inside in held.values() for x in inside.values())
+    # Only a tensor that is larger by itself makes a larger file.
+    assert all(len(inside) == 1 or sum(x.nbytes for x in inside.values()) <= 4000 for inside in held.values())
+    assert bits(weights.load_params(tmp_path / "target")) == bits(params)
+
+
+def test_tensors_are_taken_to_the_host_one_by_one(original, tmp_path, monkeypatch):
+    """Each is written before the next is asked for."""
+    events = []
+    to_host = weights._to_host
+    monkeypatch.setattr(weights, "_to_host", lambda *a: events.append("host") or to_host(*a))
+    contiguous = np.ascontiguousarray
+    monkeypatch.setattr(np, "ascontiguousarray", lambda *a, **k: events.append("write") or contiguous(*a, **k))
+    params = weights.load_params(original)
+    weights.save(params, original, tmp_path / "target")
+    assert events == ["host", "write"] * len(jax.tree.leaves(params))
 
 
 def test_shards_with_an_index_are_one_model(folder, original):
@@ -104,6 +151,8 @@ def test_shards_with_an_index_are_one_model(folder, original):
         save_file({name: tensors[name] for name in names}, folder / file)
         index |= dict.fromkeys(names, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    stray = {QUERY: np.zeros((3, 3), np.float32), "consolidated": np.zeros(2, np.float32)}
+    save_file(stray, folder / "consolidated.safetensors")  # the index does not name it
     assert bits(weights.load_params(folder)) == bits(weights.load_params(original))
     target = folder.with_name("target")
     weights.save(weights.load_params(folder), folder, target)
@@ -148,7 +197,7 @@ def test_a_save_that_fails_leaves_nothing(original, tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     params = weights.load_params(original)
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(tensors, "_write_file", full)
     with pytest.raises(OSError, match="No space left"):
         weights.save(params, original, tmp_path / "target")
     assert list(tmp_path.iterdir()) == []
@@ -169,20 +218,39 @@ SPOILED = {
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json holds a list"),
     "unknown architecture": (
         lambda f: change_config(f, architectures=["GPT2LMHeadModel"]),
-        "config.json says architecture GPT2LMHeadModel; those known here are LlamaForCausalLM, Qwen2ForCausalLM",
+        "config.json says architecture GPT2LMHeadModel; those known here are LlamaForCausalLM, Qwen2ForCausalLM, ",
     ),
     "no architecture": (lambda f: change_config(f, architectures=...), "says architecture no architecture"),
     "lacking field": (lambda f: change_config(f, hidden_size=...), "config.json lacks 'hidden_size'"),
     "activation": (lambda f: change_config(f, hidden_act="gelu"), "config.json: hidden_act is 'gelu'"),
-    "biases": (lambda f: change_config(f, attention_bias=True), "config.json: attention_bias"),
+    "biases": (lambda f: change_config(f, attention_bias=True), "lacks 8 of 28 tensors, first model.layers.0.self_attn.k_proj"),
+    "biases of the MLP": (lambda f: change_config(f, mlp_bias=True), "config.json: mlp_bias is True; computed here: no bias"),
     "rope, old spelling": (
-        lambda f: change_config(f, rope_scaling={"type": "linear", "factor": 2.0}),
-        "config.json: rope type 'linear'",
+        lambda f: change_config(f, rope_scaling={"type": "dynamic", "factor": 2.0}),
+        "config.json: rope type 'dynamic' is not computed here; default, linear, llama3 and yarn are",
     ),
     "rope, new spelling": (
-        lambda f: change_config(f, rope_parameters={"rope_type": "llama3", "factor": 8.0}),
-        "config.json: rope type 'llama3'",
+        lambda f: change_config(f, rope_parameters={"rope_type": "longrope", "factor": 8.0}),
+        "config.json: rope type 'longrope'",
     ),
+    "rope, lacking a factor": (
+        lambda f: change_config(f, rope_parameters={"rope_type": "llama3", "factor": 8.0}),
+        "config.json lacks 'low_freq_factor'",
+    ),
+    "part of a head turned": (
+        lambda f: change_config(f, partial_rotary_factor=0.5),
+        "config.json: partial_rotary_factor is 0.5; whole heads",
+    ),
+    "quantised": (
+        lambda f: change_config(f, quantization_config={"quant_method": "fp8"}),
+        "config.json: quantization_config is {'quant_method': 'fp8'}; computed here: float32, bfloat16 and float16",
+    ),
+    "integers": (lambda f: change_tensors(f, **{QUERY: np.ones((16, 16), np.int8)}), f"{QUERY} is quantised or of integers"),
+    "a file of the index": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}'),
+        "lacks 1 of the 1 files its index names, first model-00001-of-00001.safetensors",
+    ),
+    "no index": (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "index.json is no index (TypeError"),
     "odd heads": (
         lambda f: change_config(f, num_attention_heads=4, num_key_value_heads=3),
         "config.json: 4 query heads cannot share 3 key-value heads",
@@ -220,15 +288,58 @@ def test_what_is_wrong_is_named_in_one_line(folder, spoil, message, load):
     assert "\n" not in str(caught.value)
 
 
-def test_qwen2_sliding_windows_are_refused(folder):
-    change_config(folder, architectures=["Qwen2ForCausalLM"], use_sliding_window=True)
-    with pytest.raises(UserError, match=r"config.json: use_sliding_window is true"):
+REFUSED = {
+    "qwen2, chunks": ("Qwen2ForCausalLM", {"layer_types": ["chunked_attention"] * 2}, "layer_types holds 'chunked_attention'"),
+    "qwen2, short": ("Qwen2ForCausalLM", {"layer_types": ["full_attention"]}, "layer_types has 1 of 2 layers; computed here"),
+    "qwen2, two": ("Qwen2ForCausalLM", {"rope_parameters": {"full_attention": {}}}, "rope_parameters has 'full_attention'"),
+    "mistral": ("MistralForCausalLM", {"layer_types": ["full_attention"] * 2}, "layer_types is ['full_attention', 'full_"),
+    "gemma2": ("Gemma2ForCausalLM", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'; computed here: gelu's"),
+    "gemma3, both ways": ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    "gemma3, cap": ("Gemma3ForCausalLM", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0; computed here"),
+    "yarn": ("LlamaForCausalLM", {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, "mscale is 1.0; of yarn"),
+}
+
+
+@pytest.mark.parametrize(("architecture", "changes", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_is_not_computed_is_refused(folder, architecture, changes, message):
+    """The field of config.json, its value, and what is computed."""
+    change_config(folder, architectures=[architecture], **changes)
+    with pytest.raises(UserError, match=re.escape(f"config.json: {message}")):
         weights.load_config(folder)
+
+
+def test_each_layers_window_is_the_familys(folder):
+    """Where config.json has no layer_types, as before transformers 5."""
+
+    def windows(architecture, **changes):
+        change_config(folder, architectures=[f"{architecture}ForCausalLM"], num_hidden_layers=7, **changes)
+        return weights.load_config(folder).windows
+
+    assert windows("Llama") == ()
+    assert windows("Qwen2", use_sliding_window=False, sliding_window=32) == ()
+    assert windows("Qwen2", use_sliding_window=True, max_window_layers=5) == (0, 0, 0, 0, 0, 32, 32)
+    assert windows("Mistral") == (32,) * 7
+    assert windows("Gemma2") == (32, 0, 32, 0, 32, 0, 32)
+    assert windows("Gemma3") == (32, 32, 32, 32, 32, 0, 32)
+    assert windows("Gemma3", sliding_window_pattern=3) == (32, 32, 0, 32, 32, 0, 32)
+    assert windows("Mistral", sliding_window=None) == ()
+
+
+def test_gemma3_has_a_rotary_base_for_each_kind_of_layer(folder):
+    """Both spellings; a scaling is of the layers without a window."""
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    whole, local = rope.Linear(1e6, 8.0), rope.Rope(500.0)
+    both = {"full_attention": scaling | {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 500.0}}
+    apart = {"rope_theta": 1e6, "rope_local_base_freq": 500.0, "rope_scaling": scaling}
+    for changes in (apart, {"rope_theta": ..., "rope_local_base_freq": ..., "rope_scaling": ..., "rope_parameters": both}):
+        change_config(folder, architectures=["Gemma3ForCausalLM"], **changes)
+        config = weights.load_config(folder)
+        assert (config.rope, config.local_rope) == (whole, local)
 
 
 def test_both_spellings_of_the_rotary_base(folder):
     for changes in ({"rope_theta": 5e5}, {"rope_theta": ..., "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}):
         change_config(folder, **changes)
-        assert weights.load_config(folder).rope_theta == 5e5
+        assert weights.load_config(folder).rope.theta == 5e5
     change_config(folder, rope_parameters=...)
-    assert weights.load_config(folder).rope_theta == 10_000.0
+    assert weights.load_config(folder).rope.theta == 10_000.0

@@ -37,7 +37,7 @@ def make_folder(folder: Path, architecture: str = "LlamaForCausalLM", seed: int 
             shutil.copy(weights.EMBEDDED / name, folder)
     hf = json.loads((weights.EMBEDDED / "config.json").read_text()) | {
         "architectures": [architecture],
-        "model_type": {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}[architecture],
+        "model_type": architecture.removesuffix("ForCausalLM").lower(),
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_hidden_layers": 2,
@@ -51,7 +51,7 @@ def make_folder(folder: Path, architecture: str = "LlamaForCausalLM", seed: int 
     params = jax.device_get(random_params(config, seed))
     names = {path: name for name, (path, _) in weights.wanted_tensors(folder, config).items()}
     tensors = {
-        name: np.ascontiguousarray(leaf.T if path.endswith("kernel") else leaf)
+        name: np.ascontiguousarray(leaf.T if path.endswith("kernel") else leaf, dtype=jnp.dtype(hf["dtype"]))
         for path, name in names.items()
         for leaf in [_at(params, path)]
     }

@@ -48,7 +48,7 @@ def step_work(model: ModelConfig, prompt: int, lengths: np.ndarray, slots: int, 
 class Ids(tokenizer.Tokenizer):
     """A model folder's tokenizer, but prompts are token ids in decimals: their lengths can be chosen."""
 
-    def prompt(self, prompt: str, system: str = "") -> list[int]:
+    def prompt(self, prompt: str, system: str = "", language: str = "en") -> list[int]:
         return [int(number) for number in prompt.split()]
 
 
@@ -113,7 +113,7 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     )
     ids = Ids(tokens.hf, tokens.ends, tokens.pad)
     engine = Engine(steps, ids, arguments.prompt, arguments.new, seed=0)
-    params = to_device(weights.load_params(folder), jax.tree.map(lambda leaf: leaf.sharding, steps.params_like))
+    params = weights.load_params(folder, steps.params_like)
     return Bench(model, params, steps, engine, random_problems(arguments, model.vocab_size), completion_lengths(arguments))
 
 

@@ -13,14 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxgrpo import tokenizer
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.command_line import run_main
 from jaxgrpo.engine import Draw, Engine, Group
 from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import make_mesh, row_devices, to_device
+from jaxgrpo.mesh import make_mesh, row_devices
 from jaxgrpo.models import weights
 from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.problems import Problem
@@ -101,8 +99,7 @@ def make_steps(
 def load_params(folder: Path, run: Path | None, steps: Steps) -> Params:
     """The newest checkpoint's parameters, or without a run the folder's own."""
     if run is None:
-        places = jax.tree.map(lambda leaf: leaf.sharding, steps.params_like)
-        return to_device(weights.load_params(folder), places)
+        return weights.load_params(folder, steps.params_like)
     with Checkpoints(run) as checkpoints:
         return checkpoints.restore_params(steps.state_like.params)
 

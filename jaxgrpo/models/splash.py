@@ -21,8 +21,9 @@ LANES = 128
 BLOCKS = 512, 256, 128
 """Columns of a block; the first that divides the length is taken."""
 
-Attention = Callable[[Float[Array, "B H T E"], list[tuple[Array, Array]]], Float[Array, "B H T E"]]
-"""(queries, (keys, values) in parts of any widths, together S columns), as transformer.attend."""
+Attention = Callable[..., Float[Array, "B H T E"]]
+"""(queries, parts, window=, scale=, softcap=): as transformer.attend, but that it knows the mask. window: how many columns back
+a column reads, itself included; 0: all."""
 
 
 def attention(
@@ -51,16 +52,25 @@ def attention(
         block_kv_dq=block_kv,
     )
 
-    def attend(queries: Float[Array, "B H T E"], parts: list[tuple[Array, Array]]) -> Float[Array, "B H T E"]:
+    def attend(
+        queries: Float[Array, "B H T E"],
+        parts: list[tuple[Array, Array]],
+        window: int = 0,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Float[Array, "B H T E"]:
         batch, heads, _, width = queries.shape
         kv_heads = parts[0][0].shape[1]
         keys, values = (jnp.concatenate(part, axis=2) for part in zip(*parts, strict=True))
-        mask = masks.MultiHeadMask([masks.CausalMask((length, columns), prompt)] * (heads // kv_heads))
-        read = partial(_read, partial(kernels.make_splash_mqa_single_device, mask, block_sizes=sizes, interpret=interpret))
+        shape = (length, columns)
+        one = masks.LocalMask(shape, (window - 1, 0), prompt) if window else masks.CausalMask(shape, prompt)
+        mask = masks.MultiHeadMask([one] * (heads // kv_heads))
+        how = {"block_sizes": sizes, "attn_logits_soft_cap": softcap, "interpret": interpret}
+        read = partial(_read, partial(kernels.make_splash_mqa_single_device, mask, **how))
         divided = PartitionSpec(*ROWS, "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None)
         places = divided, divided, divided, PartitionSpec(*ROWS)
         shards = jax.shard_map(read, mesh=mesh, in_specs=places, out_specs=divided, check_vma=False)
-        grouped = (queries * width**-0.5).reshape(batch, kv_heads, -1, length, width)
+        grouped = (queries * (width**-0.5 if scale is None else scale)).reshape(batch, kv_heads, -1, length, width)
         return shards(grouped, keys, values, segments.astype("int32")).reshape(queries.shape)
 
     return attend

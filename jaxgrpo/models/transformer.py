@@ -8,7 +8,7 @@ a cache's width).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxgrpo.models.rope import Rope
 from jaxgrpo.types import Params
 
 KeyValues = tuple[tuple[Array, Array], ...] | tuple[Array, Array]
@@ -54,17 +55,81 @@ class ModelConfig:
     head_width: int
     mlp_width: int
     norm_epsilon: float = 1e-6
-    rope_theta: float = 10_000.0
+    rope: Rope = field(default_factory=Rope)
+    local_rope: Rope | None = None
+    """Of the layers that have a window; None: as the others."""
+    windows: tuple[int, ...] = ()
+    """How many columns back each layer reads, itself included; 0 (or no entry): all."""
     tied_embeddings: bool = False
     qkv_bias: bool = False
+    out_bias: bool = False
+    head_norm: str = ""
+    """What of queries and keys is normed: each "head" for itself, "all" heads together, or nothing."""
+    norms: str = "before"
+    """Where attention and MLP have a norm: "before" them, "after" them, or "around" them."""
+    norm_offset: float = 0.0
+    """What is added to the scale of every norm."""
+    activation: str = "silu"
+    embedding_scale: float = 1.0
+    query_scale: float | None = None
+    """What the products of queries and keys are multiplied by; None: head_width ** -0.5."""
+    attention_softcap: float | None = None
+    """The bound c of these, as c * tanh(products / c)."""
+    logit_softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        # Windows that are all alike, written in one way: configs that mean the same are equal.
+        object.__setattr__(self, "windows", self.windows if any(self.windows) else ())
+
+    @property
+    def kinds(self) -> tuple[tuple[int, Rope], ...]:
+        """The window and the rotary positions of each layer."""
+        windows = self.windows or (0,) * self.layers
+        return tuple((window, self.local_rope if window and self.local_rope else self.rope) for window in windows)
 
 
-def rotate(x: Float[Array, "B n T E"], positions: Int[Array, "B T"], theta: float) -> Float[Array, "B n T E"]:
+ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": partial(nn.gelu, approximate=True)}
+
+EVERYTHING = 2**30
+"""As a window: wider than any text."""
+
+
+class Own(NamedTuple):
+    """What a layer does not share with the others, besides its parameters; of all layers, with an axis of them in front."""
+
+    window: Int[Any, "*L"]
+    """How many columns back it reads, itself included."""
+    which: Int[Any, "*L"]
+    """The place of its window among those that the network has."""
+    frequencies: Float[Any, "*L half"]
+    magnitude: Float[Any, "*L"]
+
+
+def owned(config: ModelConfig) -> Own:
+    """What each layer has of its own: a constant, and so NumPy's."""
+    windows = distinct_windows(config)
+    return Own(
+        np.array([window or EVERYTHING for window, _ in config.kinds], np.int32),
+        np.array([windows.index(window) for window, _ in config.kinds], np.int32),
+        np.stack([rope.frequencies(config.head_width) for _, rope in config.kinds]),
+        np.array([rope.magnitude() for _, rope in config.kinds], np.float32),
+    )
+
+
+def distinct_windows(config: ModelConfig) -> list[int]:
+    """The windows that there are, each once; 0: all columns."""
+    return sorted({window for window, _ in config.kinds})
+
+
+def rotate(
+    x: Float[Array, "B n T E"],
+    positions: Int[Array, "B T"],
+    frequencies: Float[Any, "half"],
+    magnitude: Float[Any, ""] | float = 1.0,
+) -> Float[Array, "B n T E"]:
     """Rotary position embedding (arXiv 2104.09864), halves convention as in Hugging Face checkpoints; angles in float32."""
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions[:, None, :, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
@@ -73,17 +138,24 @@ def attend(
     queries: Float[Array, "B H T E"],
     parts: list[tuple[Float[Array, "B K _ E"], Float[Array, "B K _ E"]]],
     mask: Bool[Array, "B T S"],
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "B H T E"]:
     """Softmax attention of H query heads over K key-value heads; query head h reads key-value head h // (H / K).
 
     Keys and values come in parts of any widths, together S columns: put together, they would have to be copied. A query whose
     mask is all False reads the mean of the values: finite, and never looked at.
+
+    scale: of the products of queries and keys; None: E ** -0.5. softcap: their bound (arXiv 2408.00118); None: none
     """
     batch, heads, length, width = queries.shape
     kv_heads = parts[0][0].shape[1]
     grouped = queries.reshape(batch, kv_heads, -1, width)  # [B, K, H/K * T, E]: one product for a whole group of heads
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = jnp.concatenate([product("bkqe,bkse->bkqs", grouped, keys) for keys, _ in parts], axis=-1) * width**-0.5
+    scores = jnp.concatenate([product("bkqe,bkse->bkqs", grouped, keys) for keys, _ in parts], axis=-1)
+    scores = scores * (width**-0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     scores = scores.reshape(batch, heads, length, -1)
     scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).reshape(batch, kv_heads, -1, scores.shape[-1])
@@ -95,13 +167,19 @@ def attend(
 
 class RMSNorm(nn.Module):
     epsilon: float
+    offset: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), (x.shape[-1],))
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+        return (normed * (scale.astype(jnp.float32) + self.offset)).astype(x.dtype)
+
+
+def norm(config: ModelConfig, name: str) -> RMSNorm:
+    """A norm as all of this network's are."""
+    return RMSNorm(config.norm_epsilon, config.norm_offset, name=name)
 
 
 class Attention(nn.Module):
@@ -109,16 +187,12 @@ class Attention(nn.Module):
     whole: Callable | None
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache):
+    def __call__(self, x, positions, mask, cache, own):
         config = self.config
-
-        def project(name: str, heads: int) -> Float[Array, "B n T E"]:
-            out = nn.Dense(heads * config.head_width, use_bias=config.qkv_bias, dtype=x.dtype, name=name)(x)
-            return out.reshape(*x.shape[:2], heads, config.head_width).swapaxes(1, 2)
-
-        queries = rotate(project("query", config.heads), positions, config.rope_theta)
-        keys = rotate(project("key", config.kv_heads), positions, config.rope_theta)
-        values = project("value", config.kv_heads)
+        turn = partial(rotate, positions=positions, frequencies=own.frequencies, magnitude=own.magnitude)
+        queries = turn(self._project("query", x, config.heads, config.head_norm))
+        keys = turn(self._project("key", x, config.kv_heads, config.head_norm))
+        values = self._project("value", x, config.kv_heads)
         parts = [(keys, values)]
         if cache is not None:
             prompt, recent, column = cache
@@ -126,9 +200,27 @@ class Attention(nn.Module):
                 write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), column, axis=2)
                 keys, values = write(recent[0], keys), write(recent[1], values)
             parts = [prompt, (keys, values)]
-        out = self.whole(queries, parts) if self.whole else attend(queries, parts, mask)
+        out = self._read(queries, parts, mask, own)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1)
-        return nn.Dense(config.width, use_bias=False, dtype=x.dtype, name="out")(out), (keys, values)
+        return nn.Dense(config.width, use_bias=config.out_bias, dtype=x.dtype, name="out")(out), (keys, values)
+
+    def _project(self, name: str, x: Array, heads: int, normed: str = "") -> Float[Array, "B n T E"]:
+        config = self.config
+        out = nn.Dense(heads * config.head_width, use_bias=config.qkv_bias, dtype=x.dtype, name=name)(x)
+        if normed == "all":
+            out = norm(config, f"{name}_norm")(out)
+        out = out.reshape(*x.shape[:2], heads, config.head_width)
+        if normed == "head":
+            out = norm(config, f"{name}_norm")(out)
+        return out.swapaxes(1, 2)
+
+    def _read(self, queries: Array, parts: list, mask: Array, own: Own) -> Float[Array, "B H T E"]:
+        config = self.config
+        how = {"scale": config.query_scale, "softcap": config.attention_softcap}
+        if not self.whole:
+            return attend(queries, parts, mask, **how)
+        reads = [partial(self.whole, window=window, **how) for window in distinct_windows(config)]
+        return jax.lax.switch(own.which, reads, queries, parts) if len(reads) > 1 else reads[0](queries, parts)
 
 
 class MLP(nn.Module):
@@ -139,20 +231,28 @@ class MLP(nn.Module):
         def dense(width: int, name: str) -> nn.Dense:
             return nn.Dense(width, use_bias=False, dtype=x.dtype, name=name)
 
-        gated = nn.silu(dense(self.config.mlp_width, "gate")(x)) * dense(self.config.mlp_width, "up")(x)
+        activation = ACTIVATIONS[self.config.activation]
+        gated = activation(dense(self.config.mlp_width, "gate")(x)) * dense(self.config.mlp_width, "up")(x)
         return dense(self.config.width, "down")(gated)
 
 
 class Layer(nn.Module):
+    """distances: how many tokens before a column's own token one lies that it may read; None where no layer has a window."""
+
     config: ModelConfig
     whole: Callable | None
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache):
-        normed = RMSNorm(self.config.norm_epsilon, name="attention_norm")(x)
-        attended, key_values = Attention(self.config, self.whole, name="attention")(normed, positions, mask, cache)
-        x = x + attended
-        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config.norm_epsilon, name="mlp_norm")(x))
+    def __call__(self, x, positions, mask, cache, own, distances):
+        config = self.config
+        before = lambda name, x: x if config.norms == "after" else norm(config, f"{name}_norm")(x)
+        after = lambda name, x: x if config.norms == "before" else norm(config, f"{name}_out_norm")(x)
+        if distances is not None:
+            mask = mask & (distances < own.window)
+        attention = Attention(config, self.whole, name="attention")
+        attended, key_values = attention(before("attention", x), positions, mask, cache, own)
+        x = x + after("attention", attended)
+        x = x + after("mlp", MLP(config, name="mlp")(before("mlp", x)))
         return x, key_values
 
 
@@ -163,33 +263,38 @@ class Transformer(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, tokens, positions, mask, cache=None):
+    def __call__(self, tokens, positions, mask, cache=None, key_positions=None):
         config = self.config
         normal = nn.initializers.normal(0.02)
         embedding = self.param("embedding", normal, (config.vocab_size, config.width))
         if not config.tied_embeddings:
             self.param("output_embedding", normal, (config.vocab_size, config.width))
-        x = embedding.astype(self.dtype)[tokens]
+        x = embedding.astype(self.dtype)[tokens] * jnp.asarray(config.embedding_scale, self.dtype)
+        distances = None
+        if config.windows:
+            distances = positions[:, :, None] - (positions if key_positions is None else key_positions)[:, None]
         scanned = self.has_variable("params", "layers")
         layers = self._scanned if scanned else self._unrolled
         layer: Any = Layer if self.remat == "none" else nn.remat(Layer, policy=REMAT[self.remat], prevent_cse=not scanned)
-        x, key_values = layers(layer, x, positions, mask, cache)
-        return RMSNorm(config.norm_epsilon, name="norm")(x), key_values
+        x, key_values = layers(layer, x, positions, mask, cache, distances)
+        return norm(config, "norm")(x), key_values
 
-    def _unrolled(self, layer, x, positions, mask, cache):
-        key_values = []
+    def _unrolled(self, layer, x, positions, mask, cache, distances):
+        every, key_values = owned(self.config), []
         for i in range(self.config.layers):
             layer_cache = None if cache is None else (cache.prompt[i], cache.recent and cache.recent[i], cache.column)
-            x, layer_key_values = layer(self.config, self.whole, name=f"layers_{i}")(x, positions, mask, layer_cache)
+            own = jax.tree.map(itemgetter(i), every)
+            one = layer(self.config, self.whole, name=f"layers_{i}")
+            x, layer_key_values = one(x, positions, mask, layer_cache, own, distances)
             key_values.append(layer_key_values)
         return x, tuple(key_values)
 
-    def _scanned(self, layer, x, positions, mask, cache):
-        """One compiled layer for all. What differs from layer to layer comes with axis 0: its parameters, its part of a cache."""
-        config, in_axes = self.config, (nn.broadcast, nn.broadcast, 0)
+    def _scanned(self, layer, x, positions, mask, cache, distances):
+        """One compiled layer for all. What differs from layer to layer comes with axis 0: parameters, prompt, and its own."""
+        config, in_axes = self.config, (nn.broadcast, nn.broadcast, 0, 0, nn.broadcast)
         over = nn.scan(layer, {"params": 0}, split_rngs={"params": False}, in_axes=in_axes, length=config.layers)
         layer_cache = None if cache is None else (cache.prompt, None, None)
-        return over(config, self.whole, name="layers")(x, positions, mask, layer_cache)
+        return over(config, self.whole, name="layers")(x, positions, mask, layer_cache, owned(config), distances)
 
 
 def init(config: ModelConfig, key: Array) -> Params:
@@ -213,6 +318,7 @@ def forward(
     dtype: DTypeLike = jnp.float32,
     whole: Callable | None = None,
     remat: str = "none",
+    key_positions: Int[Array, "B S"] | None = None,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """The last hidden states, normed, and each layer's keys and values.
 
@@ -221,9 +327,13 @@ def forward(
     its recent part. `dtype` is what matrix products are computed in.
     whole: (queries, parts) -> what `attend` gives, in its place, as splash.attention makes it; it knows the mask.
     remat: what a backward pass finds of each layer, one of REMAT. Where the parameters are stacked, a cache has a prompt alone.
+    key_positions: of the columns that a cache makes longer than the sequence, in whatever order they are; windows need them.
     """
+    if config.windows and cache is not None and key_positions is None:
+        raise ValueError("this network has windows: with a cache they need key_positions, the positions of its columns")
     # Any: Flax also has it that a second result may be mutable collections, of which there are none.
-    result: Any = Transformer(config, dtype, whole, remat).apply({"params": params}, tokens, positions, mask, cache)
+    network = Transformer(config, dtype, whole, remat)
+    result: Any = network.apply({"params": params}, tokens, positions, mask, cache, key_positions)
     return result
 
 

@@ -2,24 +2,32 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import named_leaves
-from jaxgrpo.models import llama, qwen2, transformer
+from jaxgrpo.mesh import named_leaves, to_host
+from jaxgrpo.models import gemma2, gemma3, llama, mistral, olmo2, qwen2, qwen3, tensors, transformer
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.types import Params
 
-FAMILIES = {"LlamaForCausalLM": llama, "Qwen2ForCausalLM": qwen2}
+FAMILIES = {
+    "LlamaForCausalLM": llama,
+    "Qwen2ForCausalLM": qwen2,
+    "Qwen3ForCausalLM": qwen3,
+    "Olmo2ForCausalLM": olmo2,
+    "Gemma2ForCausalLM": gemma2,
+    "Gemma3ForCausalLM": gemma3,
+    "MistralForCausalLM": mistral,
+}
 """What config.json calls an architecture -> the file that knows it."""
+
+FILE_LIMIT = 5 * 10**9
+"""Bytes of a file of weights, as transformers has it."""
 
 EMBEDDED = Path(__file__).parent.parent / "tiny"
 """The model that comes with the package; a config's `model = ""` means it."""
@@ -57,56 +65,86 @@ def load_config(folder: Path) -> ModelConfig:
 def check_folder(folder: Path) -> ModelConfig:
     """The network that a folder describes and holds, without reading a tensor. UserError as load_config and load_params."""
     config = load_config(folder)
-    with ExitStack() as stack:
-        _check_tensors(folder, config, _open_tensors(folder, stack), wanted_tensors(folder, config))
+    _check_tensors(folder, config, tensors.found_in(folder), wanted_tensors(folder, config))
     return config
 
 
-def load_params(folder: Path, place: Callable[[str, np.ndarray], Any] = lambda _, array: array) -> Params:
-    """The parameters of a folder, in float32, one tensor at a time; `place(path, array)` puts each where it belongs.
+def load_params(folder: Path, like: Params | None = None) -> Params:
+    """The parameters of a folder, one tensor at a time.
+
+    like: a jax.ShapeDtypeStruct with a sharding for each of them, as steps.params_like. Each device's part is read straight
+    from the file, in the dtype given there; besides the parts of this process no more than one of them is held. None: whole
+    numpy arrays in float32.
 
     Raises UserError naming the tensors that are missing, of another shape than config.json says, or unknown.
     """
     config = load_config(folder)
-    with ExitStack() as stack:
-        tensors, wanted = _open_tensors(folder, stack), wanted_tensors(folder, config)
-        _check_tensors(folder, config, tensors, wanted)
-        params: Params = {}
-        for name, (path, _) in wanted.items():
-            array = np.asarray(tensors[name].get_tensor(name), dtype=np.float32)
-            _insert(params, path, place(path, array.T if path.endswith("kernel") else array))
+    found, wanted = tensors.found_in(folder), wanted_tensors(folder, config)
+    _check_tensors(folder, config, found, wanted)
+    places = {} if like is None else named_leaves(like)
+    params: Params = {}
+    for name, (path, _) in wanted.items():
+        place = places[path] if places else None
+        turned = path.endswith("kernel")
+        _insert(params, path, _placed(found[name], turned, place) if place else found[name].whole(np.float32, turned))
     return params
 
 
-def save(params: Params, source: Path, target: Path) -> None:
-    """Writes a Hugging Face folder: `source`'s config and tokenizer files, and these parameters in its dtype.
+def _placed(tensor: tensors.Tensor, turned: bool, place: jax.ShapeDtypeStruct) -> jax.Array:
+    """The array of which every device of this process has its part."""
+    shards: list[jax.Array] = []
+    last, part = None, np.zeros(0)
+    for device, index in place.sharding.addressable_devices_indices_map(place.shape).items():
+        if index != last:  # neighbours may hold the same
+            last, part = index, tensor.read(index, place.dtype, turned)
+        # One at a time: what is still under way is held twice.
+        shards.append(jax.block_until_ready(jax.device_put(part, device)))
+    return jax.make_array_from_single_device_arrays(place.shape, place.sharding, shards)
 
-    The folder appears whole or not at all. Raises UserError if `target` is there already.
+
+def save(params: Params, source: Path, target: Path, limit: int = FILE_LIMIT) -> None:
+    """Writes a Hugging Face folder: `source`'s config and tokenizer files, and these parameters in its tensors' dtypes.
+
+    The folder appears whole or not at all. Tensors come to the host one after another; of several processes, all of which must
+    call this, the first one writes. limit: bytes of a file; more are several, with an index. Raises UserError if `target` is
+    there already.
     """
     if target.exists():
         raise UserError(f"{target} is there already: name a folder that is not")
+    if jax.process_index():
+        for leaf in named_leaves(params).values():
+            to_host(leaf)
+        return
     partial_target = target.with_name(target.name + ".partial")
     shutil.rmtree(partial_target, ignore_errors=True)
     partial_target.mkdir(parents=True)
     try:
-        _write(params, source, partial_target)
+        for file in source.iterdir():
+            if file.suffix in (".json", ".model", ".jinja", ".txt") and file.name != tensors.INDEX:
+                shutil.copy(file, partial_target)
+        tensors.write(partial_target, _planned(params, source), limit)
         partial_target.rename(target)
     finally:
         shutil.rmtree(partial_target, ignore_errors=True)
 
 
-def _write(params: Params, source: Path, target: Path) -> None:
+def _planned(params: Params, source: Path) -> dict[str, tensors.Planned]:
+    """Each parameter under its checkpoint's name, in the dtype it has there, or that config.json says if it is not there."""
     hf, weights = read_hf_config(source), _weights_of(source)
     dtype = jax.numpy.dtype(hf.get("dtype") or hf.get("torch_dtype") or "float32")
-    for file in source.iterdir():
-        if file.suffix in (".json", ".model", ".jinja", ".txt") and not file.name.endswith(".safetensors.index.json"):
-            shutil.copy(file, target)
-    tensors = {}
+    found = tensors.found_in(source) if any(source.glob("*.safetensors")) else {}
+    planned = {}
     for path, leaf in named_leaves(params).items():
-        array = np.asarray(leaf)
-        tensors[_name(weights, path)] = np.ascontiguousarray(array.T if path.endswith("kernel") else array).astype(dtype)
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    shutil.copymode(target / "config.json", target / "model.safetensors")  # safetensors lets nobody but the owner read it
+        name, turned = _name(weights, path), path.endswith("kernel")
+        host = partial(_to_host, leaf, turned)
+        own = found[name].dtype if name in found else dtype
+        planned[name] = tensors.Planned(own, leaf.shape[::-1] if turned else leaf.shape, host)
+    return planned
+
+
+def _to_host(leaf: Any, turned: bool) -> np.ndarray:
+    array = np.asarray(to_host(leaf))
+    return array.T if turned else array
 
 
 def _weights_of(folder: Path) -> dict[str, str]:
@@ -135,31 +173,19 @@ def _insert(tree: dict, path: str, leaf: Any) -> None:
     tree[last] = leaf
 
 
-def _open_tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Every tensor's name -> the open file that holds it."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"model folder {folder} has no *.safetensors: only that format is read; convert the weights to it")
-    tensors: dict[str, Any] = {}
-    for file in files:
-        try:
-            opened = stack.enter_context(safe_open(file, "np"))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} cannot be read ({error}): copy it anew") from error
-        tensors |= dict.fromkeys(opened.keys(), opened)
-    return tensors
-
-
-def _check_tensors(folder: Path, config: ModelConfig, tensors: dict, wanted: dict[str, tuple[str, tuple]]) -> None:
-    missing = [name for name in wanted if name not in tensors]
+def _check_tensors(
+    folder: Path, config: ModelConfig, found: dict[str, tensors.Tensor], wanted: dict[str, tuple[str, tuple]]
+) -> None:
+    missing = [name for name in wanted if name not in found]
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]}: copy it anew")
-    for name, (path, shape) in wanted.items():
-        expected = shape[::-1] if path.endswith("kernel") else shape
-        found = tuple(tensors[name].get_slice(name).get_shape())
-        if found != expected:
-            raise UserError(f"{folder}: {name} is {found}, but config.json makes it {expected}; one is another model's")
+    for name, (path, own) in wanted.items():
+        expected, shape = own[::-1] if path.endswith("kernel") else own, found[name].shape
+        if shape != expected:
+            raise UserError(f"{folder}: {name} is {shape}, but config.json makes it {expected}; one is another model's")
+        if found[name].dtype.name not in tensors.DTYPES.values():
+            raise UserError(f"{folder}: {name} is quantised or of integers; read are {', '.join(tensors.DTYPES)}")
     tied = {"lm_head.weight"} if config.tied_embeddings else set()
-    extra = [name for name in tensors if name not in wanted and name not in tied and not name.endswith("rotary_emb.inv_freq")]
+    extra = [name for name in found if name not in wanted and name not in tied and not name.endswith("rotary_emb.inv_freq")]
     if extra:
         raise UserError(f"{folder} has {len(extra)} tensors that config.json does not explain, first {extra[0]}")
