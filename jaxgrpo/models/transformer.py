@@ -185,7 +185,7 @@ class Transformer(nn.Module):
         return x, tuple(key_values)
 
     def _scanned(self, layer, x, positions, mask, cache):
-        """One compiled layer for all. What differs from layer to layer comes with axis 0: its parameters, its part of a cache."""
+        """One compiled layer for all. What differs between layers comes with axis 0: parameters, a part of the cache."""
         config, in_axes = self.config, (nn.broadcast, nn.broadcast, 0)
         over = nn.scan(layer, {"params": 0}, split_rngs={"params": False}, in_axes=in_axes, length=config.layers)
         layer_cache = None if cache is None else (cache.prompt, None, None)
