@@ -39,10 +39,11 @@ class Program:
             raise RuntimeError(f"{self.name} was compiled again after warm-up, for {shapes}")
         return result
 
-    def temporaries(self, *arguments: Any) -> int:
-        """Bytes that a device needs beside arguments and results, for arguments like these. The program is not compiled again:
-        JAX gives the version that ran."""
-        return self._jitted.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    def temporaries(self, *arguments: Any) -> float:
+        """Bytes that a device needs beside arguments and results, for arguments like these; NaN where nobody says.
+        The program is not compiled again: JAX gives the version that ran."""
+        needs = self._jitted.lower(*arguments).compile().memory_analysis()
+        return float(needs.temp_size_in_bytes) if needs else float("nan")
 
     @property
     def compiled(self) -> int:
@@ -104,7 +105,7 @@ class Steps:
             "memory/parameters": float(device_bytes(self.state_like.params)),
             "memory/optimizer": float(device_bytes(self.state_like.opt_state)),
             "memory/reference": float(device_bytes(reference)),
-            "memory/temporaries": float(self.update.temporaries(self.state_like, reference, *arguments)),
+            "memory/temporaries": self.update.temporaries(self.state_like, reference, *arguments),
         }
 
 
