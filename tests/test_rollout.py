@@ -285,7 +285,7 @@ def test_a_ticket_is_noted_when_its_verdicts_are_there():
     judge, group = Judge(pool, {"accuracy": Weighted(len, 2.0)}, "accuracy"), make_group("p0", [math.nan] * 4)
     ticket = judge.submit(group)
     assert isinstance(ticket.verdicts, Future)
-    judge.note(group, [ticket])
+    judge.note(group, judge.verdicts([ticket]))
     assert (group.solved, group.judged) == (3, 4)
     np.testing.assert_array_equal(group.rewards, [2, 2, 2, 0])
 
@@ -340,7 +340,7 @@ def test_dapo_and_off():
 
 def judge_all(judging: Judge, groups: Sequence[Group]) -> None:
     for group in groups:
-        judging.note(group, [judging.submit(group)])
+        judging.note(group, judging.verdicts([judging.submit(group)]))
 
 
 def judge(solved_by: str = "accuracy", **weights: float) -> tuple[Judge, list[Group]]:
