@@ -408,7 +408,7 @@ def _check_distributed(several: Distributed) -> None:
         return
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"distributed.coordinator is {coordinator!r}: it must be auto, off, or a host:port such as 10.0.0.2:8476")
+        raise UserError(f"distributed.coordinator is {coordinator!r}: it must be auto, off, or a host:port, as 10.0.0.2:8476")
     if not 0 <= which < count:
         raise UserError(f"distributed.process is {which} of distributed.processes={count}: it must be 0 to {count - 1}")
 

@@ -61,7 +61,7 @@ def _arranged(sizes: list[int], devices: list) -> np.ndarray:
     plain = sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
     slices = len(set(map(_slice, devices)))
     if sizes[0] % slices:
-        raise UserError(f"mesh.data is {sizes[0]}: it must be a multiple of the {slices} slices, between which rows are divided")
+        raise UserError(f"mesh.data is {sizes[0]}: it must be a multiple of the {slices} slices, which divide the rows")
     if devices[0].platform == "tpu":
         inner, outer = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1]
         with contextlib.suppress(NotImplementedError, ValueError, AssertionError):  # no such network as it knows

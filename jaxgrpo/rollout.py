@@ -67,9 +67,8 @@ class Judge:
         """Fills in the group's values, rewards and counts."""
         number = lambda verdict: math.nan if isinstance(verdict, str) else verdict
         group.values = {name: np.array([number(row[name]) for row in verdicts]) for name in verdicts[0]}
-        group.missing = {
-            (row, name): value for row, values in enumerate(verdicts) for name, value in values.items() if isinstance(value, str)
-        }
+        each = ((row, name, verdict) for row, values in enumerate(verdicts) for name, verdict in values.items())
+        group.missing = {(row, name): verdict for row, name, verdict in each if isinstance(verdict, str)}
         parts = [weight * group.values[name] for name, weight in self.weights.items() if weight]
         group.rewards = np.sum(parts, axis=0) if parts else np.zeros(len(group.texts))
         correct = group.values[self.solved_by]
