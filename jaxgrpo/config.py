@@ -115,7 +115,7 @@ class Optimizer:
 class Verifier:
     """The worker processes that compute rewards.
 
-    workers: how many
+    workers: how many of them; where several processes train, each has so many
     deadline: seconds that one call of a reward may take
     max_missing: the greatest share of a step's verdicts that may be missing; beyond it the run stops
     """

@@ -47,6 +47,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | No
     if devices is None:
         _divide_cpu(known, rows // (known // tensor) if data == -1 else 1)
         devices = jax.devices()
+        if jax.process_count() > 1 and not jax.distributed.is_initialized():
+            raise UserError(f"this is one of {jax.process_count()} processes: --config.distributed.coordinator=off is for one")
     if sizes.count(-1) == 1 and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if -1 in sizes or int(np.prod(sizes)) != len(devices):

@@ -16,14 +16,17 @@ import jax
 
 from jaxgrpo.errors import UserError
 
+MEETING = 300
+"""Seconds that processes wait for each other at the start: machines do not come up together."""
+
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as dead."""
 
 LAST_WORDS = 3.0
 """Seconds that process 0 lives longer: the others end with it, and may have something to say of their own."""
 
-ENDPOINTS = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
-"""Where a TPU VM of Google Compute Engine learns which workers its slice has."""
+METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
+"""Where a TPU VM of Google Compute Engine learns what it is part of."""
 
 MEND = "start all of them again with the same command to go on from the last checkpoint"
 
@@ -42,13 +45,23 @@ def join(coordinator: str, processes: int, process: int) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     explicit: dict[str, Any] = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
     explicit["cluster_detection_method"] = "deactivate"
+    mend = "see that all of them are started, each with its own number; --config.distributed.coordinator=off is for one alone"
+    failed = f"distributed.coordinator {coordinator!r}: the processes did not meet within {MEETING} s; {mend}"
+    _heralds.append(_herald(f"error: {failed}"))
     try:
-        jax.distributed.initialize(**({} if coordinator == "auto" else explicit), heartbeat_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(
+            **({} if coordinator == "auto" else explicit),
+            initialization_timeout=MEETING,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=HEARTBEAT,
+        )
     except (RuntimeError, ValueError) as error:
-        mend = "--config.distributed.coordinator=off is for one process alone, host:port for a coordinator that you choose"
-        raise UserError(f"distributed.coordinator {coordinator!r}: the processes do not meet ({error}); {mend}") from error
+        raise UserError(f"{failed} ({error})") from error
+    finally:
+        _dismiss()
     if jax.process_count() > 1:
-        _heralds.append(_herald())
+        ended = f"{_which()} was ended in the middle of the run: another is gone, or this one was killed"
+        _heralds.append(_herald(f"error: {ended}; {MEND}"))
         atexit.register(_dismiss)
 
 
@@ -61,14 +74,16 @@ def _are_several() -> bool:
         return True
     if not (jax.config.jax_platforms or "").startswith("tpu"):  # JAX sets it where it finds TPUs
         return False
-    return "," in (os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES") or _endpoints())
+    if workers := os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES"):
+        return "," in workers
+    return "," in _metadata("worker-network-endpoints") or "MEGASCALE_NUM_SLICES" in _metadata("tpu-env")
 
 
-def _endpoints() -> str:
-    """The workers of this TPU VM's slice, with commas between them; "" where there is nobody to ask."""
+def _metadata(name: str) -> str:
+    """An attribute of this TPU VM; "" where there is nobody to ask."""
     if "TPU_SKIP_MDS_QUERY" in os.environ:
         return ""
-    request = urllib.request.Request(ENDPOINTS, headers={"Metadata-Flavor": "Google"})
+    request = urllib.request.Request(METADATA + name, headers={"Metadata-Flavor": "Google"})
     try:
         with urllib.request.urlopen(request, timeout=5.0) as answer:
             return answer.read().decode()
@@ -76,9 +91,8 @@ def _endpoints() -> str:
         return ""
 
 
-def _herald() -> subprocess.Popen:
-    """A process that outlives this one and then says so, unless told a word before: whatever ends this one, even SIGKILL."""
-    message = f"error: {_which()} was ended in the middle of the run: another is gone, or this one was killed; {MEND}"
+def _herald(message: str) -> subprocess.Popen:
+    """A process that outlives this one and then gives the message, unless told a word before: whatever ends this one."""
     # A session of its own: Ctrl-C is for the run.
     command = ["sh", "-c", 'read -r word || echo "$0" >&2', message]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)

@@ -98,6 +98,7 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
     if after:
         say(f"\n{evaluate.tables(before, after)}\n")
     say(f"{headline(summary)} in {summary['seconds']:.0f} s; see {out}")
+    exchange(None)  # none of several processes ends before the first has written
 
 
 def find_place(run: Run, checkpoints: Checkpoints, params: Params, started: float) -> Place:

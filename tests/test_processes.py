@@ -1,6 +1,8 @@
 """Several real processes make the run that one makes; when one of them goes, all end, and the run goes on with any number."""
 
 import contextlib
+import io
+import json
 import os
 import re
 import shutil
@@ -181,6 +183,9 @@ from jaxgrpo.mesh import exchange
 def main(argv):
     address, process, what = argv[0], int(argv[1]), argv[2]
     processes.HEARTBEAT = 10
+    processes.MEETING = 3 if what == "nobody comes" else 60
+    if what == "nobody comes" and process == 0:
+        return
     processes.join(address, 2, process)
     for size in (0, 3, 3000, 50000, 7):
         values = [{"process": p, "text": "\\u00e9" * (size + p)} for p in range(2)]
@@ -204,6 +209,23 @@ run_main(main)
 """
 
 
+SIGNALLED = """
+import os, signal, sys
+from jaxgrpo import processes
+from jaxgrpo.mesh import exchange
+from jaxgrpo.train import noted_signals
+
+with noted_signals() as signals:
+    processes.join(sys.argv[1], 2, int(sys.argv[2]))
+    turns = 0
+    while not any(exchange(bool(signals))):
+        turns += 1
+        if turns == 5 and sys.argv[2] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+    print("left after", turns, "turns")
+"""
+
+
 @pytest.mark.parametrize(
     ("what", "codes", "said"),
     [
@@ -212,6 +234,7 @@ run_main(main)
         ("crash", (1, None), "ZeroDivisionError: a bug\n"),
         ("killed", (-signal.SIGKILL, None), ""),
         ("killed in its sleep", (None, -signal.SIGKILL), ""),
+        ("nobody comes", (0, None), "the processes did not meet within 3 s; see that all of them are started"),
     ],
 )
 def test_what_ends_one_process_ends_them_all(what, codes, said):
@@ -222,11 +245,12 @@ def test_what_ends_one_process_ends_them_all(what, codes, said):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     results = ends([subprocess.Popen([*command, str(process), what], **pipes) for process in range(2)])
     assert time.monotonic() - began < 60
-    assert [result[1].count("exchanged") for result in results] == [1, 0]
+    met = what != "nobody comes"
+    assert [result[1].count("exchanged") for result in results] == [met, 0]
     assert any(said in errors for _, _, errors in results)
     for code, (found, _, errors) in zip(codes, results, strict=True):
         assert found == code or (code is None and found != 0), errors
-        assert len(re.findall(SAYS_SO, errors)) == (what != "fine"), errors
+        assert len(re.findall(SAYS_SO, errors)) == (met and what != "fine"), errors
 
 
 @pytest.mark.parametrize(
@@ -240,9 +264,10 @@ def test_what_ends_one_process_ends_them_all(what, codes, said):
         ({"MEGASCALE_NUM_SLICES": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-        ({"asked": "t1v-w-0,t1v-w-1"}, True),
-        ({"asked": "t1v-w-0"}, False),
-        ({"asked": "t1v-w-0,t1v-w-1", "TPU_SKIP_MDS_QUERY": "1"}, False),
+        ({"worker-network-endpoints": "t1v-w-0,t1v-w-1"}, True),
+        ({"worker-network-endpoints": "t1v-w-0"}, False),
+        ({"worker-network-endpoints": "t1v-w-0", "tpu-env": "MEGASCALE_NUM_SLICES: '2'"}, True),
+        ({"worker-network-endpoints": "t1v-w-0,t1v-w-1", "TPU_SKIP_MDS_QUERY": "1"}, False),
     ],
 )
 def test_the_environment_says_whether_there_are_several(monkeypatch, environment, several):
@@ -251,11 +276,10 @@ def test_the_environment_says_whether_there_are_several(monkeypatch, environment
 
     @contextlib.contextmanager
     def asked(request, timeout):
-        assert request.full_url.endswith("worker-network-endpoints")
-        if "asked" not in environment:
+        name = request.full_url.rpartition("/")[2]
+        if name not in environment:
             raise OSError("no such host")
-        with contextlib.closing(__import__("io").BytesIO(environment["asked"].encode())) as answer:
-            yield answer
+        yield io.BytesIO(environment[name].encode())
 
     monkeypatch.setattr("urllib.request.urlopen", asked)
     for name, value in environment.items():
@@ -263,6 +287,15 @@ def test_the_environment_says_whether_there_are_several(monkeypatch, environment
     if not any(name.startswith(("SLURM", "OMPI")) for name in environment):
         monkeypatch.setattr(processes.jax, "config", type("Config", (), {"jax_platforms": "tpu,cpu"}))
     assert processes._are_several() == several
+
+
+def test_all_leave_at_the_same_turn_whichever_of_them_is_told_to():
+    """JAX has an eye on SIGTERM, too, which must not cost us ours."""
+    address = f"127.0.0.1:{free_port()}"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    results = ends([subprocess.Popen([sys.executable, "-c", SIGNALLED, address, str(i)], **pipes) for i in range(2)])
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert [output.splitlines()[-1] for _, output, _ in results] == ["left after 5 turns"] * 2
 
 
 def test_alone_nothing_happens(capsys):
@@ -299,9 +332,9 @@ def test_a_run_that_began_without_them_goes_on_with_processes_and_another_mesh(t
     settings = make_config(tmp_path)
     config.save(settings, settings.out)
     description = Path(settings.out) / "config.json"
-    begun = config.json.loads(description.read_text())
+    begun = json.loads(description.read_text())
     del begun["distributed"]
-    description.write_text(config.json.dumps(begun))
+    description.write_text(json.dumps(begun))
     config.check_same(
         make_config(tmp_path, "distributed.coordinator=a:1", "distributed.processes=2", "mesh.fsdp=2"), settings.out
     )
