@@ -72,7 +72,7 @@ def _are_several() -> bool:
         return True
     if count("OMPI_COMM_WORLD_SIZE") > 1 or count("MEGASCALE_NUM_SLICES") > 1:
         return True
-    if not (jax.config.jax_platforms or "").startswith("tpu"):  # JAX sets it where it finds TPUs
+    if not (getattr(jax.config, "jax_platforms", None) or "").startswith("tpu"):  # JAX sets it where it finds TPUs
         return False
     if workers := os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES"):
         return "," in workers
