@@ -5,8 +5,8 @@ its axes; optimizer state has the same paths below it and so the same rules.
 """
 
 import contextlib
-import math
 import json
+import math
 import os
 import re
 from collections.abc import Callable
