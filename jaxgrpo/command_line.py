@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxgrpo import settings
+from jaxgrpo import processes, settings
 from jaxgrpo.errors import UserError
 
 
@@ -103,12 +103,18 @@ def _blaming(file: Path) -> Iterator[None]:
 
 
 def run_main(main: Callable[[list[str]], object]) -> None:
-    """Calls main(arguments). A UserError becomes one line on stderr and exit code 2; Ctrl-C exits with 130."""
+    """Calls main(arguments). A UserError becomes one line on stderr and exit code 2; Ctrl-C exits with 130. What ends one of
+    several processes ends them all."""
     try:
         main(sys.argv[1:])
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        processes.leave(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        processes.leave(130)
+    except Exception:
+        if processes.is_alone():
+            raise
+        traceback.print_exc()
+        processes.leave(1)

@@ -115,7 +115,7 @@ class Optimizer:
 class Verifier:
     """The worker processes that compute rewards.
 
-    workers: how many
+    workers: how many of them; where several processes train, each has so many
     deadline: seconds that one call of a reward may take
     max_missing: the greatest share of a step's verdicts that may be missing; beyond it the run stops
     """
@@ -172,6 +172,20 @@ class Mesh:
 
 
 @dataclass
+class Distributed:
+    """Processes that train together: all started with the same settings, but for `process`.
+
+    coordinator: "auto": as a TPU pod, Slurm or Open MPI says; "off": this process alone; or process 0's host:port
+    processes: with host:port, how many there are
+    process: with host:port, which of them this one is, from 0
+    """
+
+    coordinator: str = "auto"
+    processes: int = 1
+    process: int = 0
+
+
+@dataclass
 class Config:
     """A run.
 
@@ -207,6 +221,7 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     mesh: Mesh = field(default_factory=Mesh)
     compute: Compute = field(default_factory=Compute)
+    distributed: Distributed = field(default_factory=Distributed)
     save_every: int = 20
     keep_checkpoints: int = 2
     show_rollouts_every: int = 10
@@ -248,7 +263,7 @@ AT_LEAST = {
     "optimizer.weight_decay optimizer.b1 optimizer.b2 evaluation.problems evaluation.temperature evaluation.top_k "
     "evaluation.min_p verifier.max_missing show_rollouts_every",
     1: "batch.groups sampling.prompt_width sampling.max_new_tokens sampling.chunk filter.max_prompts verifier.workers "
-    "evaluation.samples save_every keep_checkpoints",
+    "evaluation.samples distributed.processes save_every keep_checkpoints",
     2: "batch.group_size",
 }
 ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm verifier.deadline evaluation.top_p"
@@ -282,6 +297,7 @@ def validate(config: Config) -> None:
     _check_filter(config.filter, config.batch.group_size)
     _check_rewards(config.rewards, config.solved_by)
     _check_mesh(config.mesh)
+    _check_distributed(config.distributed)
 
 
 METHODS = ("advantages", "weights", "token_loss")
@@ -381,8 +397,34 @@ def _check_mesh(mesh: Mesh) -> None:
         raise UserError(f"mesh.{' and mesh.'.join(rest)} are -1: only one axis can take what is left of the devices")
 
 
-MAY_DIFFER = {"out", "steps", "save_every", "keep_checkpoints", "show_rollouts_every", "verifier.workers", "compute.remat"}
-"""What a resumed run may change: none of it changes what is computed."""
+def _check_distributed(several: Distributed) -> None:
+    coordinator, count, which = several.coordinator, several.processes, several.process
+    if coordinator in ("auto", "off"):
+        if (count, which) != (1, 0):
+            mend = "give the coordinator as host:port, the same on all processes"
+            raise UserError(
+                f"distributed.processes is {count} and process {which}, with distributed.coordinator {coordinator!r}: {mend}"
+            )
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"distributed.coordinator is {coordinator!r}: it must be auto, off, or a host:port, as 10.0.0.2:8476")
+    if not 0 <= which < count:
+        raise UserError(f"distributed.process is {which} of distributed.processes={count}: it must be 0 to {count - 1}")
+
+
+MAY_DIFFER = {
+    "out",
+    "steps",
+    "save_every",
+    "keep_checkpoints",
+    "show_rollouts_every",
+    "verifier.workers",
+    "compute.remat",
+    "mesh",
+    "distributed",
+}
+"""What a resumed run may change, single settings and groups of them: none of it changes what is computed, beyond rounding."""
 
 
 def save(config: Config, out: str) -> None:
@@ -407,7 +449,8 @@ def check_same(config: Config, out: str) -> None:
     now = settings.flat(describe(config))
     # A schedule that ends at the last step depends on which step that is.
     allowed = MAY_DIFFER if config.optimizer.schedule == "constant" else MAY_DIFFER - {"steps"}
-    changed = [n for n in [*now, *(begun.keys() - now.keys())] if n not in allowed and begun.get(n) != now.get(n)]
+    differ = [name for name in [*now, *(begun.keys() - now.keys())] if begun.get(name) != now.get(name)]
+    changed = [name for name in differ if not {name, name.split(".")[0]} & allowed]
     if changed:
         listed = ", ".join(f"{n} (then {begun.get(n)!r}, now {now.get(n)!r})" for n in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

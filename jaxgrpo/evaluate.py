@@ -15,6 +15,7 @@ from jaxgrpo.engine import Draw, Group
 from jaxgrpo.errors import UserError
 from jaxgrpo.metrics import table, write_json
 from jaxgrpo.problems import Problem
+from jaxgrpo.processes import join, say
 from jaxgrpo.rollout import check_missing, judged_in_order, summarise
 from jaxgrpo.run import Run, prepare
 from jaxgrpo.types import Params
@@ -49,7 +50,8 @@ def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[Group]
     draw = Draw(wanted.temperature, wanted.top_k, wanted.top_p, wanted.min_p, stop=run.config.sampling.stop)
     wave = run.engine.wave(params, problems, wanted.samples, draw, 0, "evaluation")
     judged = judged_in_order(wave, run.judge)
-    return list(tqdm(judged, "evaluating", len(problems), unit="problem", leave=False, disable=None))
+    hidden = jax.process_index() > 0 or None  # None: where there is no terminal
+    return list(tqdm(judged, "evaluating", len(problems), unit="problem", leave=False, disable=hidden))
 
 
 def tables(before: dict[str, Any], after: dict[str, Any] | None = None) -> str:
@@ -105,13 +107,14 @@ def main(argv: list[str]) -> None:
     config: Config = parse_command_line(argv, "jaxgrpo.evaluate")
     if not config.evaluation.problems:
         raise UserError("evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256")
+    join(**vars(config.distributed))
     with prepare(config) as run:
         for note in run.notes:
-            print(note)
+            say(note)
         params, which = latest_params(run)
         run.engine.warm_up(params)
         report = evaluate(run, params)
-    print(f"{which}: {report['problems']} held-out problems, {report['samples']} samples of each\n\n{tables(report)}")
+    say(f"{which}: {report['problems']} held-out problems, {report['samples']} samples of each\n\n{tables(report)}")
     if jax.process_index() == 0:
         Path(config.out).mkdir(parents=True, exist_ok=True)
         write_json(Path(config.out) / "evaluation.json", {"of": which, **report})

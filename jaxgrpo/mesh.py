@@ -5,6 +5,7 @@ its axes; optimizer state has the same paths below it and so the same rules.
 """
 
 import contextlib
+import json
 import math
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgrpo.errors import UserError
@@ -45,21 +47,58 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | No
     if devices is None:
         _divide_cpu(known, rows // (known // tensor) if data == -1 else 1)
         devices = jax.devices()
+        if jax.process_count() > 1 and not jax.distributed.is_initialized():
+            raise UserError(f"this is one of {jax.process_count()} processes: --config.distributed.coordinator=off is for one")
     if sizes.count(-1) == 1 and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if -1 in sizes or int(np.prod(sizes)) != len(devices):
         wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (data, fsdp, tensor), strict=True))
         raise UserError(f"{wanted} do not multiply to the {len(devices)} devices here; set one of them to -1")
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+    return Mesh(_arranged(sizes, devices), AXES)
+
+
+def _arranged(sizes: list[int], devices: list) -> np.ndarray:
+    """Devices as an array of these sizes: `data` over the slices of a TPU, `tensor` within a process; UserError if that cannot
+    be. As JAX arranges them for a TPU's network where that keeps to it, else one process after another."""
+    plain = sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
+    slices = len(set(map(_slice, devices)))
+    if sizes[0] % slices:
+        raise UserError(f"mesh.data is {sizes[0]}: it must be a multiple of the {slices} slices, which divide the rows")
+    if devices[0].platform == "tpu":
+        inner, outer = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1]
+        with contextlib.suppress(NotImplementedError, ValueError, AssertionError):  # no such network as it knows
+            if slices > 1:
+                found = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+            else:
+                found = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+            if _tensor_within(found):
+                return found
+    arranged = np.asarray(plain).reshape(sizes)
+    if not _tensor_within(arranged):
+        each = len(devices) // len({device.process_index for device in devices})
+        raise UserError(f"mesh.tensor is {sizes[2]}: it must divide the {each} devices of a process, for it stays within one")
+    return arranged
+
+
+def _slice(device: Any) -> int:
+    """The part of a TPU's machines that has a network of its own; 0 where there is one network."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+
+
+def _tensor_within(devices: np.ndarray) -> bool:
+    """Whether a row's tensors are all with one process."""
+    return all(len({device.process_index for device in row}) == 1 for row in devices.reshape(-1, devices.shape[-1]))
 
 
 def _divide_cpu(devices: int, most_times: int) -> None:
     """Makes so many devices of the CPU, or 2, 4, ... times as many where its cores allow it and most_times divides by that;
-    unless JAX has begun, or somebody else chose.
+    unless JAX has begun, or somebody else chose, or several processes share it.
 
     Decoding is small operations one after another, most of which occupy one core of a device however many there are.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    if jax.distributed.is_initialized():
         return
     times = 1
     while 2 * times * devices <= min(os.cpu_count() or 1, MOST_CPU_DEVICES) and most_times % (2 * times) == 0:
@@ -161,6 +200,31 @@ def to_host(tree: Any) -> Any:
     """Device arrays -> numpy, whole on every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    from jax.experimental import multihost_utils
-
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+EXCHANGED = 2048
+"""Bytes of each process that are exchanged in one go; more take a second."""
+
+
+def exchange(value: Any) -> list[Any]:
+    """The JSON values that the processes call this with, in the processes' order; alone, it is the one value.
+
+    All of them must call it at the same point of the program, as they do everything that touches devices.
+    """
+    # process_count() would open the devices, too early for a run that has not divided its CPU yet.
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    first = _gathered(len(text).to_bytes(8, "little") + text[: EXCHANGED - 8], EXCHANGED)
+    sizes = [int.from_bytes(row[:8], "little") for row in first]
+    rows = [row[8:] for row in first]
+    if max(sizes) > EXCHANGED - 8:
+        rows = _gathered(text, 1 << max(sizes).bit_length())  # few widths: each is compiled
+    return [json.loads(row[:size]) for row, size in zip(rows, sizes, strict=True)]
+
+
+def _gathered(text: bytes, width: int) -> list[bytes]:
+    """Each process's bytes, padded to the width."""
+    padded = np.frombuffer(text.ljust(width, b"\0"), np.uint8)
+    return [row.tobytes() for row in multihost_utils.process_allgather(padded)]

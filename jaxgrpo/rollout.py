@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from jaxgrpo import difficulty
 from jaxgrpo.data.order import Fitted
 from jaxgrpo.engine import Draw, Ended, Engine, Group, Wave
 from jaxgrpo.errors import UserError
+from jaxgrpo.mesh import exchange
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rewards.pool import Missing, Pool, Ticket
 from jaxgrpo.types import Batch, Params
@@ -56,19 +57,18 @@ class Judge:
         """Has one of a group's texts judged, without waiting for the others; None where a reward must see them together."""
         return None if self.pool.batched else self.pool.submit(ended.problem, [ended.text])
 
-    def note(self, group: Group, tickets: Sequence[Ticket]) -> None:
-        """Waits for the group's verdicts, of all its texts in order, and fills in its values, rewards and counts."""
-        self._note(group, [verdicts for ticket in tickets for verdicts in self.pool.result(ticket)])
+    def verdicts(self, tickets: Sequence[Ticket]) -> list[dict[str, float | str]]:
+        """Waits for the verdicts of a group's texts, in order: of each a number, or why there is none."""
+        plain = lambda verdict: verdict.reason if isinstance(verdict, Missing) else verdict
+        rows = [row for ticket in tickets for row in self.pool.result(ticket)]
+        return [{name: plain(verdict) for name, verdict in row.items()} for row in rows]
 
-    def _note(self, group: Group, verdicts: list[dict]) -> None:
-        number = lambda verdict: math.nan if isinstance(verdict, Missing) else verdict
+    def note(self, group: Group, verdicts: Sequence[Mapping[str, float | str]]) -> None:
+        """Fills in the group's values, rewards and counts."""
+        number = lambda verdict: math.nan if isinstance(verdict, str) else verdict
         group.values = {name: np.array([number(row[name]) for row in verdicts]) for name in verdicts[0]}
-        group.missing = {
-            (row, name): value.reason
-            for row, values in enumerate(verdicts)
-            for name, value in values.items()
-            if isinstance(value, Missing)
-        }
+        each = ((row, name, verdict) for row, values in enumerate(verdicts) for name, verdict in values.items())
+        group.missing = {(row, name): verdict for row, name, verdict in each if isinstance(verdict, str)}
         parts = [weight * group.values[name] for name, weight in self.weights.items() if weight]
         group.rewards = np.sum(parts, axis=0) if parts else np.zeros(len(group.texts))
         correct = group.values[self.solved_by]
@@ -170,38 +170,73 @@ def collect(stream: Stream, params: Params, wanted: Wanted, step: int) -> tuple[
 def judged_in_order(wave: Iterable[Ended | tuple[int, Group] | None], judge: Judge) -> Iterator[Group]:
     """The groups of a wave in the order of their launch, each as soon as it and all before it are judged.
 
-    Texts are submitted as they end, and verdicts computed while the device decodes. Several processes must agree on when to
-    stop: they wait for each verdict.
+    Texts are submitted as they end, and verdicts computed while the device decodes. Of n processes each judges every n-th
+    group. All of them must come to the same decisions: they tell each other what they have found once a call of the device,
+    and hand out what all of them know.
     """
-    patient = jax.process_count() > 1
-    early: dict[int, dict[int, Ticket]] = defaultdict(dict)
-    pending: dict[int, tuple[Group, list[Ticket]]] = {}
-    head = 0
-
-    def judged(wait: bool) -> Iterator[Group]:
-        nonlocal head
-        while head in pending and (wait or all(ticket.verdicts.done() for ticket in pending[head][1])):
-            group, tickets = pending.pop(head)
-            judge.note(group, tickets)
-            head += 1
-            yield group
-
+    share = _Share(judge, jax.process_index(), jax.process_count())
     try:
         for item in wave:
             if isinstance(item, Ended):
-                if ticket := judge.submit_early(item):
-                    early[item.index][item.sample] = ticket
+                share.submit(item)
                 continue
             if item:
-                index, group = item
-                tickets = early.pop(index, {})
-                pending[index] = group, [tickets[sample] for sample in sorted(tickets)] or [judge.submit(group)]
-            yield from judged(patient)
-        yield from judged(wait=True)
+                share.add(*item)
+            if item is None or share.processes == 1:
+                yield from share.judged(wait=False)
+        while share.groups:
+            yield from share.judged(wait=True)
     finally:
-        left = [tickets for _, tickets in pending.values()] + [list(tickets.values()) for tickets in early.values()]
-        for ticket in itertools.chain(*left):
-            judge.pool.cancel(ticket)
+        share.cancel()
+
+
+@dataclass
+class _Share:
+    """What one of several processes knows of a wave's groups: those that are whole, its own share's tickets, and verdicts."""
+
+    judge: Judge
+    process: int
+    processes: int
+    head: int = 0
+    """The next group in the order of launch."""
+    groups: dict[int, Group] = field(default_factory=dict)
+    early: dict[int, dict[int, Ticket]] = field(default_factory=lambda: defaultdict(dict))
+    tickets: dict[int, list[Ticket]] = field(default_factory=dict)
+    known: dict[int, list[dict[str, float | str]]] = field(default_factory=dict)
+    """Verdicts of groups that are not handed out yet: the same in all processes."""
+
+    def submit(self, ended: Ended) -> None:
+        """A text that has ended is judged, if it is this process's to judge."""
+        if self._is_mine(ended.index) and (ticket := self.judge.submit_early(ended)):
+            self.early[ended.index][ended.sample] = ticket
+
+    def add(self, index: int, group: Group) -> None:
+        """A group is whole."""
+        self.groups[index] = group
+        if self._is_mine(index):
+            tickets = self.early.pop(index, {})
+            self.tickets[index] = [tickets[sample] for sample in sorted(tickets)] or [self.judge.submit(group)]
+
+    def judged(self, wait: bool) -> Iterator[Group]:
+        """The next groups, as far as all processes know their verdicts. wait: until those of the first of them are there."""
+        done = lambda index: all(ticket.verdicts.done() for ticket in self.tickets[index])
+        ready = [index for index in self.tickets if done(index) or (wait and index == self.head)]
+        found = [[index, self.judge.verdicts(self.tickets.pop(index))] for index in ready]
+        for part in exchange(found):
+            self.known.update(part)
+        while self.head in self.known:
+            group = self.groups.pop(self.head)
+            self.judge.note(group, self.known.pop(self.head))
+            self.head += 1
+            yield group
+
+    def cancel(self) -> None:
+        """What has not been handed out is not wanted any more."""
+        for ticket in itertools.chain(*self.tickets.values(), *(tickets.values() for tickets in self.early.values())):
+            self.judge.pool.cancel(ticket)
+
+    def _is_mine(self, index: int) -> bool:
+        return index % self.processes == self.process
 
 
 def most_informative(groups: Iterable[Group], count: int) -> list[Group]:

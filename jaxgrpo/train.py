@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxgrpo import config as settings
 from jaxgrpo import evaluate, metrics
@@ -28,9 +27,10 @@ from jaxgrpo.data.order import Fitted, Order
 from jaxgrpo.difficulty import History
 from jaxgrpo.engine import Draw, Group
 from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import to_device
+from jaxgrpo.mesh import exchange, to_device
 from jaxgrpo.metrics import write_json
 from jaxgrpo.problems import Weighted
+from jaxgrpo.processes import join, say
 from jaxgrpo.rollout import MissingVerdictsError, Stream, Wanted, check_missing, collect, make_batch
 from jaxgrpo.run import Run, prepare
 from jaxgrpo.types import Params, TrainState
@@ -66,15 +66,15 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
 
     stop: asked before each step; at the first yes, and when the caller stops iterating, the steps so far are saved.
     """
+    join(**vars(config.distributed))
     settings.check_same(config, config.out)
     started, out = time.time(), Path(config.out)
     if _finished(config):
         return
     with prepare(config) as run, Checkpoints(config.out, config.keep_checkpoints) as checkpoints:
-        is_first = jax.process_index() == 0
-        say = print if is_first else lambda *_, **__: None
-        if is_first:
+        if jax.process_index() == 0:
             settings.save(config, config.out)
+        check_shared(out)
         for note in run.notes:
             say(note)
         params = run.load_params()
@@ -83,7 +83,7 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
         run.engine.warm_up(place.state.params)
         if place.step:
             say(f"going on from step {place.step} of {config.steps} in {out}")
-        before = once(out / "before.json", partial(_evaluate, run, reference), is_first)
+        before = once(out / "before.json", partial(_evaluate, run, reference))
         if before:
             say(f"\n{evaluate.tables(before)}\n", flush=True)
         yield from take_steps(run, place, reference, checkpoints, stop)
@@ -92,12 +92,13 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
             return
         after = _evaluate(run, place.state.params)
     summary = summarise(before, after, steps=place.step, seconds=time.time() - place.begun)
-    if is_first:
+    if jax.process_index() == 0:
         write_json(out / "summary.json", summary)
         metrics.plot(out)
-        if after:
-            print(f"\n{evaluate.tables(before, after)}\n")
-        print(f"{headline(summary)} in {summary['seconds']:.0f} s; see {out}")
+    if after:
+        say(f"\n{evaluate.tables(before, after)}\n")
+    say(f"{headline(summary)} in {summary['seconds']:.0f} s; see {out}")
+    exchange(None)  # none of several processes ends before the first has written
 
 
 def find_place(run: Run, checkpoints: Checkpoints, params: Params, started: float) -> Place:
@@ -125,7 +126,7 @@ def take_steps(
             checkpoints.save(place.step, place.state, place.host())
 
         # All processes must leave at the same step, whichever of them was told.
-        while place.step < config.steps and not multihost_utils.process_allgather(np.bool_(stop())).any():
+        while place.step < config.steps and not any(exchange(stop())):
             position = place.order.position
             try:
                 values = take_step(run, place, stream, reference, writer)
@@ -255,23 +256,34 @@ def headline(summary: dict[str, Any]) -> str:
     return f"{steps} step{'' if steps == 1 else 's'}" + (f", accuracy {before:.3f} -> {after:.3f}" if known else "")
 
 
-def once(path: Path, make: Callable[[], dict[str, Any]], writes: bool) -> dict[str, Any]:
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` returned the first time; read from the file ever after."""
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+    if made := exchange(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)[0]:
+        return made
     value = make()
-    if writes and value:
+    if jax.process_index() == 0 and value:
         write_json(path, value)
     return value
+
+
+def check_shared(out: Path) -> None:
+    """Raises UserError in all processes if one of them does not see what process 0 has written to `out`."""
+    exchange(None)
+    blind = [process for process, sees in enumerate(exchange((out / "config.json").exists())) if not sees]
+    if blind:
+        raise UserError(
+            f"{out}: process 0 writes there, and {len(blind)} of {jax.process_count()} processes, the first of them "
+            f"{blind[0]}, do not see it: give an --config.out that all of them share"
+        )
 
 
 def _finished(config: Config) -> bool:
     """Whether OUT holds the summary of all the steps that are wanted; then says so."""
     path = Path(config.out) / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1}
+    summary = exchange(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1})[0]
     if summary["steps"] < config.steps:
         return False
-    print(f"{config.out} is finished: {headline(summary)}; to go on raise --config.steps, to begin anew change --config.out")
+    say(f"{config.out} is finished: {headline(summary)}; to go on raise --config.steps, to begin anew change --config.out")
     return True
 
 

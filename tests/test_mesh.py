@@ -1,6 +1,7 @@
 """Where each array lives: sizes that fit, a rule for every parameter and for the optimizer's copies of it, moves and back."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import (
     AXES,
     device_bytes,
+    exchange,
     make_mesh,
     named_leaves,
     replicated,
@@ -50,10 +52,21 @@ class Device:
     id: int
     platform: str = "cpu"
     process_index: int = 0
+    device_kind: str = "cpu"
+    slice_index: int = 0
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
 
 
 def devices(count):
     return [Device(i) for i in range(count)]
+
+
+def tpus(slices=1, width=4, height=2, kind="TPU v5 lite"):
+    """Slices of width x height chips, of which 2 x 2 are a process; numbered row by row, as JAX does."""
+    chips = [(s, x, y) for s in range(slices) for y in range(height) for x in range(width)]
+    process = lambda s, x, y: s * (width * height // 4) + (y // 2) * (width // 2) + x // 2
+    return [Device(i, "tpu", process(*chip), kind, chip[0], (*chip[1:], 0)) for i, chip in enumerate(chips)]
 
 
 @pytest.mark.parametrize(
@@ -75,6 +88,43 @@ def test_sizes_that_do_not_fit_are_named(sizes):
     assert "8 devices" in message
     for axis, size in zip(AXES, sizes, strict=True):
         assert f"mesh.{axis}={size}" in message
+
+
+def test_rows_are_divided_between_slices_and_nothing_else_is():
+    """2 slices of 16 chips: on `data` the first half is one slice."""
+    for sizes in ((2, 16, 1), (4, 8, 1), (8, 2, 2), (32, 1, 1)):
+        found = make_mesh(*sizes, devices=tpus(2, 4, 4)).devices
+        assert found.shape == sizes
+        for half, part in enumerate(np.split(found, 2)):
+            assert {device.slice_index for device in part.flat} == {half}
+
+
+@pytest.mark.parametrize(("sizes", "data"), [((1, 16, 1), 1), ((-1, 16, 1), 1), ((1, -1, 2), 1)])
+def test_data_that_the_slices_do_not_divide_is_named(sizes, data):
+    with pytest.raises(UserError, match=f"mesh.data is {data}: it must be a multiple of the 2 slices"):
+        make_mesh(*sizes, devices=tpus(2))
+
+
+def test_neighbours_in_a_mesh_are_neighbours_in_the_network():
+    """Eight chips of a v5e in a ring: each is next to the one before it."""
+    found = make_mesh(1, 8, 1, devices=tpus()).devices.flatten()
+    for last, now in pairwise([*found, found[0]]):
+        assert sum(abs(a - b) for a, b in zip(last.coords, now.coords, strict=True)) == 1
+
+
+@pytest.mark.parametrize("tensor", [2, 4])
+def test_the_tensor_axis_stays_within_a_process(tensor):
+    several = [Device(i, process_index=i % 2) for i in range(8)]
+    for given in (several, tpus(1, 4, 4), tpus(2, 4, 4)):
+        for row in make_mesh(-1, 1, tensor, given).devices.reshape(-1, tensor):
+            assert len({device.process_index for device in row}) == 1
+    with pytest.raises(UserError, match=r"mesh.tensor is 8: it must divide the 4 devices of a process"):
+        make_mesh(-1, 1, 8, several)
+
+
+def test_alone_an_exchange_gives_what_it_was_given():
+    value = object()
+    assert exchange(value) == [value]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import count, islice, permutations
 
@@ -270,14 +270,73 @@ def test_nobody_waits_for_a_slow_verdict_while_the_device_has_work():
     assert busy[0] < 0.2
 
 
-def test_several_processes_wait_for_each_verdict_in_its_turn(monkeypatch):
-    """Whether a verdict is there already is not the same everywhere; when to stop must be."""
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    world = World(SCRIPT, ahead=3, delay=lambda name: 0.03 * (name in ("p0", "p4")))
-    groups, _, _ = world.collect()
-    assert names(groups) == ["p1", "p4", "p6"]
-    assert world.pool.waited == ["p0", "p4"]
-    assert world.pool.submitted == [f"p{place}" for place in range(7)]
+def in_lockstep(monkeypatch, count: int, work: Callable[[int], object]) -> list:
+    """What `work` gives in each of so many processes, which here are threads that exchange values as processes do."""
+    here, barrier, values = threading.local(), threading.Barrier(count, timeout=60), [""] * count
+
+    def exchange(value):
+        values[here.index] = json.dumps(value)
+        barrier.wait()
+        found = [json.loads(text) for text in values]
+        barrier.wait()
+        return found
+
+    def run(index: int):
+        here.index = index
+        return work(index)
+
+    with monkeypatch.context() as context, ThreadPoolExecutor(count) as threads:
+        context.setattr("jaxgrpo.rollout.exchange", exchange)
+        context.setattr("jax.process_count", lambda: count)
+        context.setattr("jax.process_index", lambda: here.index)
+        return list(threads.map(run, range(count)))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("slow", [("p0",), ("p1", "p4"), ("p6",)], ids="".join)
+def test_several_processes_share_the_judging_and_come_to_the_same_decisions(monkeypatch, count, slow):
+    """A verdict is slow in the process whose share it is; all take the same groups at the same call of the device."""
+    worlds = [World(SCRIPT, ahead=3, delay=lambda name: 0.03 * (name in slow), problems=30) for _ in range(count)]
+    results = in_lockstep(monkeypatch, count, lambda process: worlds[process].collect())
+    for groups, metrics, asked in results:
+        assert names(groups) == ["p1", "p4", "p6"]
+        assert names(asked) == [f"p{place}" for place in range(7)]
+        assert metrics == results[0][1]
+    assert len({len(world.taken) for world in worlds}) == 1
+    for process, world in enumerate(worlds):
+        assert (
+            world.pool.submitted
+            == [f"p{place}" for place in range(len(world.taken)) if place % count == process][: len(world.pool.submitted)]
+        )
+        assert set(world.pool.waited) <= set(slow)
+
+
+def test_missing_verdicts_and_numbers_travel_between_processes_as_they_are(monkeypatch):
+    """Rows 2 and 0 of p0 end, then p1, then row 1 of p0."""
+    third = 1 / 3
+    verdicts = lambda problem, texts: [
+        {"accuracy": third} if "1" in text[2:] else {"accuracy": Missing("crash")} for text in texts
+    ]
+
+    def work(process: int):
+        groups = [make_group(f"p{index}", [math.nan] * 3) for index in range(2)]
+        ended = lambda index, row: Ended(index, groups[index].problem, row, Completion(groups[index].texts[row], 1))
+        wave = [
+            ended(0, 2),
+            ended(0, 0),
+            None,
+            *(ended(1, row) for row in range(3)),
+            (1, groups[1]),
+            ended(0, 1),
+            (0, groups[0]),
+        ]
+        return list(judged_in_order(iter(wave), Judge(Verdicts(verdicts), {"accuracy": Weighted(len, 1.0)}, "accuracy")))
+
+    for found in in_lockstep(monkeypatch, 2, work):
+        assert names(found) == ["p0", "p1"]
+        for group in found:
+            np.testing.assert_array_equal(group.rewards, [math.nan, third, math.nan])
+            assert group.missing == {(0, "accuracy"): "crash", (2, "accuracy"): "crash"}
 
 
 def test_a_ticket_is_noted_when_its_verdicts_are_there():
@@ -285,7 +344,7 @@ def test_a_ticket_is_noted_when_its_verdicts_are_there():
     judge, group = Judge(pool, {"accuracy": Weighted(len, 2.0)}, "accuracy"), make_group("p0", [math.nan] * 4)
     ticket = judge.submit(group)
     assert isinstance(ticket.verdicts, Future)
-    judge.note(group, [ticket])
+    judge.note(group, judge.verdicts([ticket]))
     assert (group.solved, group.judged) == (3, 4)
     np.testing.assert_array_equal(group.rewards, [2, 2, 2, 0])
 
@@ -340,7 +399,7 @@ def test_dapo_and_off():
 
 def judge_all(judging: Judge, groups: Sequence[Group]) -> None:
     for group in groups:
-        judging.note(group, [judging.submit(group)])
+        judging.note(group, judging.verdicts([judging.submit(group)]))
 
 
 def judge(solved_by: str = "accuracy", **weights: float) -> tuple[Judge, list[Group]]:

@@ -21,7 +21,6 @@ from jaxgrpo.config import load
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Corrected
 from jaxgrpo.models import weights
-from jaxgrpo.rewards.pool import Missing
 from jaxgrpo.rollout import Judge, MissingVerdictsError
 from jaxgrpo.run import prepare
 from jaxgrpo.train import main, noted_signals, train
@@ -323,17 +322,17 @@ def test_a_driven_weight_follows_what_is_measured_and_survives_a_stop(tmp_path):
 
 def test_too_many_missing_verdicts_stop_a_run_that_goes_on_where_it_was(whole, config, monkeypatch):
     whole_config, _ = whole
-    real = Judge._note
+    real = Judge.note
     asked = []
 
     def broken(self, group, verdicts):
         asked.append(group)
         if len(asked) > 6 + 2 * config.batch.groups:  # an evaluation, and two steps
-            verdicts = [dict.fromkeys(row, Missing("timeout")) for row in verdicts]
+            verdicts = [dict.fromkeys(row, "timeout") for row in verdicts]
         real(self, group, verdicts)
 
     with monkeypatch.context() as context:
-        context.setattr(Judge, "_note", broken)
+        context.setattr(Judge, "note", broken)
         with pytest.raises(MissingVerdictsError, match=r"verdicts are missing, more than verifier.max_missing=0.1"):
             list(train(config))
     assert len(lines(out_of(config) / "missing.jsonl")) > 0
