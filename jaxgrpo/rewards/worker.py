@@ -1,7 +1,16 @@
-"""A reward worker's process: JSON lines in, a JSON line out for every call. `pool` starts it and watches the clock.
+"""A reward worker's process: JSON lines in, a JSON line out for every call. `process` starts it, `pool` watches the clock.
 
-in   {"rewards": {name: "module:qualname"}, "memory": bytes}   once; see find_reward
-out  null, or one line of text: which reward is wrong           once
+On its stdin, a socket:
+
+in   {"rewards": {name: "module:qualname"}, "memory": bytes, "parent": process id}     see find_reward
+out  null, or one line of text: which reward is wrong
+in   a socket                                                   for whoever will answer
+out  the answering process's id: a child's, or its own
+in   a byte                                                     when the child has been killed; then all again from the socket
+out  null                                                       it is no more
+
+On such a socket:
+
 in   [skip, [problem, texts]]                                   a job: all its `calls` but the first so many; a text is
                                                                 a string, or [text, tokens, finished]
 out  [verdict, ...], each a number or why there is none         one a call, as soon as they are known
@@ -9,6 +18,7 @@ out  [verdict, ...], each a number or why there is none         one a call, as s
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import math
@@ -18,6 +28,7 @@ import os
 import queue
 import resource
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -108,48 +119,138 @@ def _explain_once(reward: Callable, error: BaseException) -> None:
 
 
 def main() -> None:
-    """Serve until the parent closes the pipe, or dies."""
-    requests, reports = _take_pipes()
-    _die_with_parent()
-    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(requests, lines), daemon=True).start()
-    setup = json.loads(lines.get())
+    """Serve until the parent closes the socket, or dies."""
+    control = _take_stdin()
+    setup = json.loads(_first_line(control))
+    _die_with(setup["parent"])
     try:
         rewards = [find_reward(name) for name in setup["rewards"].values()]
     except UserError as error:
-        _report(reports, str(error))
+        _report(control.fileno(), str(error))
         return
+    _report(control.fileno(), None)
+    _warm_up()
+    line = _fork_children(control) if may_fork({0, 1, 2, control.fileno()}) else _be_the_only_one(control)
+    control.close()
     _limit_memory(setup["memory"])
-    _report(reports, None)
+    _answer(line, rewards)
+
+
+def _be_the_only_one(control: socket.socket) -> int:
+    """The socket to answer on."""
+    line = _accept(control)
+    _report(control.fileno(), os.getpid())
+    return line
+
+
+def _answer(line: int, rewards: list[Callable]) -> None:
+    jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(line, jobs), daemon=True).start()
     while True:
-        skip, (problem, texts) = json.loads(lines.get())
+        skip, (problem, texts) = json.loads(jobs.get())
         problem = Problem(**problem)
         completions = [Completion(*text) if isinstance(text, list) else text for text in texts]
         for which, on in calls(rewards, len(texts))[skip:]:
-            _report(reports, verdicts(rewards[which], problem, [completions[text] for text in on]))
+            _report(line, verdicts(rewards[which], problem, [completions[text] for text in on]))
 
 
-def _take_pipes() -> tuple[int, int]:
-    """The two pipes to the parent, on descriptors of their own: a reward that prints or reads must not meet them."""
-    requests, reports = os.dup(0), os.dup(1)
+def _warm_up() -> None:
+    """Load what these rewards need when they are first called: no deadline, and no replacement, is to pay for it."""
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith("jaxgrpo.rewards.") and hasattr(module, "warm_up"):
+            module.warm_up()
+
+
+def may_fork(descriptors: set[int]) -> bool:
+    """Whether a fork of this process is as good as a fresh one: what it has imported must have left it but one thread, no
+    process, no open file besides `descriptors`, and no memory that others can write. A fork would have the threads' locks
+    without the threads, and go on in the middle of what one before it was saying to a server when it was killed."""
+    if sys.platform != "linux":
+        return False
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return False
+    except ChildProcessError:
+        pass
+    files = {int(name) for name in os.listdir("/proc/self/fd")} - descriptors
+    with open("/proc/self/maps") as maps:
+        shared = any("w" in line.split()[1] and "s" in line.split()[1] for line in maps)
+    return len(os.listdir("/proc/self/task")) == 1 and not any(map(_is_open, files)) and not shared
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _fork_children(control: socket.socket) -> int:
+    """Fork a child whenever the parent asks for one. Comes back in the children alone, with the socket to answer on."""
+    template = os.getpid()
+    sys.stdout.flush()  # or every child would print it again
+    sys.stderr.flush()
+    gc.freeze()  # a collection would write to the pages that are shared
+    while True:
+        line = _accept(control)
+        child = os.fork()
+        if not child:
+            _die_with(template)
+            return line
+        os.close(line)
+        with contextlib.suppress(OSError):  # it is dead already
+            os.setpgid(child, child)
+        _report(control.fileno(), child)
+        _heard(control.recv(1))
+        with contextlib.suppress(ChildProcessError):  # a module has SIGCHLD ignored
+            os.waitpid(child, 0)
+        _report(control.fileno(), None)
+
+
+def _take_stdin() -> socket.socket:
+    """The socket to the parent, on a descriptor of its own: a reward that prints or reads must not meet it."""
+    control = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
     os.dup2(2, 1)
-    return requests, reports
+    return control
 
 
-def _die_with_parent() -> None:
+def _first_line(control: socket.socket) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        line += _heard(control.recv(1 << 16))
+    return line
+
+
+def _heard(something: bytes) -> bytes:
+    """End this process if there is nothing: the parent is gone."""
+    return something or os._exit(0)
+
+
+def _accept(control: socket.socket) -> int:
+    """The descriptor of the socket that the parent hands over."""
+    message, (line, *_), _, _ = socket.recv_fds(control, 1, 1)
+    _heard(message)
+    os.set_inheritable(line, False)
+    return line
+
+
+def _die_with(parent: int) -> None:
     """Let Linux kill this process when its parent dies. Elsewhere `_read` does, unless a reward holds the GIL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SEND_WHEN_PARENT_DIES, signal.SIGKILL)
+    if os.getppid() != parent:  # it was too early
+        os._exit(0)
 
 
-def _read(requests: int, lines: queue.SimpleQueue) -> None:
+def _read(line: int, jobs: queue.SimpleQueue) -> None:
     """Queue what the parent writes, and end the process when it has gone, in the middle of a verdict if need be."""
-    with os.fdopen(requests, "rb") as stream:
-        for line in stream:
-            lines.put(line)
+    with os.fdopen(line, "rb") as stream:
+        for job in stream:
+            jobs.put(job)
     os._exit(0)
 
 
@@ -160,5 +261,5 @@ def _limit_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-def _report(reports: int, what: list[float | str] | str | None) -> None:
-    os.write(reports, json.dumps(what).encode() + b"\n")
+def _report(line: int, what: list[float | str] | int | str | None) -> None:
+    os.write(line, json.dumps(what).encode() + b"\n")
