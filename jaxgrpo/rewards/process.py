@@ -154,9 +154,13 @@ class Process:
     def _ask_for_one(self) -> None:
         """Hand the process a socket, on which a child will answer, or it itself."""
         self.line, theirs = _pair(self._stop)
-        with theirs:
-            self._control.hand_over(theirs)
-        self._answering = self._control.receive(_START_SECONDS)
+        try:
+            with theirs:
+                self._control.hand_over(theirs)
+            self._answering = self._control.receive(_START_SECONDS)
+        except BaseException:
+            self.line.close()
+            raise
 
     def answers(self) -> bool:
         """Whether somebody does, as far as is known."""

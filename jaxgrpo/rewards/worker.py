@@ -119,7 +119,7 @@ def _explain_once(reward: Callable, error: BaseException) -> None:
 
 
 def main() -> None:
-    """Serve until the parent closes the socket, or dies."""
+    """Import the rewards; then fork those who answer, or answer. Until the parent closes the socket, or dies."""
     control = _take_stdin()
     setup = json.loads(_first_line(control))
     _die_with(setup["parent"])
@@ -130,14 +130,14 @@ def main() -> None:
         return
     _report(control.fileno(), None)
     _warm_up()
-    line = _fork_children(control) if may_fork({0, 1, 2, control.fileno()}) else _be_the_only_one(control)
+    line = _fork_children(control) if may_fork({0, 1, 2, control.fileno()}) else _serve_alone(control)
     control.close()
     _limit_memory(setup["memory"])
     _answer(line, rewards)
 
 
-def _be_the_only_one(control: socket.socket) -> int:
-    """The socket to answer on."""
+def _serve_alone(control: socket.socket) -> int:
+    """The socket to answer on, in this process."""
     line = _accept(control)
     _report(control.fileno(), os.getpid())
     return line
@@ -161,26 +161,33 @@ def _warm_up() -> None:
             module.warm_up()
 
 
-def may_fork(descriptors: set[int]) -> bool:
-    """Whether a fork of this process is as good as a fresh one: what it has imported must have left it but one thread, no
-    process, no open file besides `descriptors`, and no memory that others can write. A fork would have the threads' locks
-    without the threads, and go on in the middle of what one before it was saying to a server when it was killed."""
+def may_fork(files: set[int]) -> bool:
+    """Whether a fork of this process is as good as a fresh one: it has one thread, no child, no open file besides `files`,
+    and no memory that others can write. A fork would have the threads' locks without the threads, and would go on in the
+    middle of what a killed one was saying to a server. False where the system does not tell."""
     if sys.platform != "linux":
         return False
     try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        opened = {int(name) for name in os.listdir("/proc/self/fd")}
+        threads = len(os.listdir("/proc/self/task"))
+        with open("/proc/self/maps") as maps:
+            shared = any({"w", "s"} <= set(line.split()[1]) for line in maps)
+    except OSError:
         return False
-    except ChildProcessError:
-        pass
-    files = {int(name) for name in os.listdir("/proc/self/fd")} - descriptors
-    with open("/proc/self/maps") as maps:
-        shared = any("w" in line.split()[1] and "s" in line.split()[1] for line in maps)
-    return len(os.listdir("/proc/self/task")) == 1 and not any(map(_is_open, files)) and not shared
+    return threads == 1 and not (shared or _has_child() or any(map(_is_open, opened - files)))
 
 
-def _is_open(descriptor: int) -> bool:
+def _has_child() -> bool:
     try:
-        os.fstat(descriptor)
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _is_open(file: int) -> bool:
+    try:
+        os.fstat(file)
     except OSError:
         return False
     return True
