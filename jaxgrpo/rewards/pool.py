@@ -4,6 +4,7 @@ A reward is somebody's code run on a model's text: it may hang, hold the GIL, cr
 process that can be killed, and never by an alarm inside it, which works in the main thread only and not in C code.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import BatchedReward, Completion, Problem, Reward, Weighted, is_batched
-from jaxgrpo.rewards.process import LostError, Process, StoppedError
+from jaxgrpo.rewards.process import LostError, Process, StoppedError, Supply
 from jaxgrpo.rewards.worker import calls, find_reward
 
 
@@ -91,8 +92,9 @@ class Pool:
         self._tickets: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._stop, self._stopper = os.pipe()
         self._closed = False
-        line = json.dumps(setup).encode() + b"\n"
-        self._workers = [_Worker(line, self._rewards, deadline, self._tickets, self._stop) for _ in range(workers)]
+        supply = Supply(json.dumps(setup).encode() + b"\n", self._stop)
+        self._end = threading.Barrier(workers, supply.close)
+        self._workers = [_Worker(supply, self._rewards, deadline, self._tickets, self._end) for _ in range(workers)]
         try:
             for worker in self._workers:
                 worker.thread.start()
@@ -141,9 +143,11 @@ class Pool:
         os.write(self._stopper, b"stop")  # never read: from now on every wait of every thread finds it
         for _ in self._workers:
             self._tickets.put(None)
-        for worker in self._workers:
-            if worker.thread.ident:
-                worker.thread.join()
+        threads = [worker.thread for worker in self._workers if worker.thread.ident]
+        if len(threads) < len(self._workers):  # the system did not let all of them start
+            self._end.abort()
+        for thread in threads:
+            thread.join()
         while not self._tickets.empty():
             if ticket := self._tickets.get():
                 ticket.verdicts.cancel()
@@ -164,15 +168,15 @@ def _to_json(text: str) -> str | tuple[str, int, bool]:
 class _Worker:
     """A worker process, and the thread that feeds it, watches the clock, and has it replaced."""
 
-    def __init__(self, setup: bytes, rewards: list, deadline: float, tickets: queue.SimpleQueue, stop: int):
+    def __init__(self, supply: Supply, rewards: list, deadline: float, tickets: queue.SimpleQueue, end: threading.Barrier):
         self.ready: Future[None] = Future()
         self.thread = threading.Thread(target=self._run, name="reward worker", daemon=True)
         self._rewards, self._deadline, self._tickets = rewards, deadline, tickets
-        self._process = Process(setup, stop)
+        self._supply, self._process, self._end = supply, Process(supply), end
 
     def _run(self) -> None:
         try:
-            self._process.load()
+            self._supply.load()
             self.ready.set_result(None)
             for ticket in iter(self._tickets.get, None):
                 self._serve(ticket)
@@ -182,6 +186,8 @@ class _Worker:
             self.ready.set_exception(error)
         finally:
             self._process.close()
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self._end.wait()  # what one thread has started may serve the others
 
     def _serve(self, ticket: Ticket) -> None:
         if not ticket.verdicts.set_running_or_notify_cancel():

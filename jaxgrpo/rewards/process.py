@@ -1,12 +1,14 @@
-"""A process that answers in JSON lines, as its parent sees it: killed at any moment, and replaced in milliseconds.
+"""Processes that answer in JSON lines, as their parent sees them: killed at any moment, and replaced in milliseconds.
 
-    parent -> template -> child
+    parent -> process that imports -> template of each worker -> child, which answers
 
-Workers are started afresh: a fork of the parent would inherit the hold on the accelerator; `multiprocessing` would import
+What imports is started afresh: a fork of the parent would inherit the hold on the accelerator; `multiprocessing` would import
 the parent's main program, and jax with it, and unpickle what the other side sends. But a fresh process takes a second to
-import what rewards need. So it only imports, and becomes a template: it forks a child, which answers, and another once that
-one has been killed. Where a fork would not be as good as a fresh process (`worker.may_fork`), the process answers itself,
-and what replaces it is fresh.
+import what rewards need. So one imports, for all workers, and forks. A child that is killed is replaced by another fork. A
+reward that kills its child's parent, too, has met a template: that of the other workers is another.
+
+Where a fork would not be as good as a fresh process (`worker.may_fork`), every worker has one of its own, which answers
+itself, and what replaces it is fresh.
 
 Whoever answers does so on a socket of its own: what somebody killed has left behind is never read. A dead child stays a
 zombie until the parent has it buried, so that whom the parent kills is never another process of the same id.
@@ -20,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -45,7 +48,7 @@ class Line:
     """JSON lines over a socket, with a time limit for each; StoppedError as soon as the descriptor `stop` can be read."""
 
     def __init__(self, ours: socket.socket, stop: int):
-        self.socket, self._stop, self._heard = ours, stop, b""
+        self.socket, self.stop, self._heard = ours, stop, b""
         self.socket.setblocking(False)
 
     def close(self) -> None:
@@ -96,32 +99,36 @@ class Line:
         """Return when the socket is ready. What is ready by now is never late, however long this thread was held up."""
         poll = select.poll()
         poll.register(self.socket, event)
-        poll.register(self._stop, select.POLLIN)
+        poll.register(self.stop, select.POLLIN)
         ready = dict(poll.poll(max(0.0, until - time.monotonic()) * 1000))
-        if self._stop in ready:
+        if self.stop in ready:
             raise StoppedError
         if not ready:
             raise LostError("timeout")
 
 
-class Process:
-    """A process, and what answers in its stead: from `start`, on `line`, until `kill` or the next start.
+class Supply:
+    """Gives each of several threads a process that has imported the rewards: a fork of one that all of them share, or,
+    where that cannot be, a fresh one.
 
-    setup: the line that it is told first. stop: a descriptor that can be read once nobody needs the process any more.
-    It belongs to the thread that starts it: Linux takes that thread's end for the parent's death.
+    setup: the line that a process is told first. stop: a descriptor that can be read once nobody needs any more.
+    All the threads must live until `close`: Linux takes the end of the one that started a process for its parent's death.
     """
 
-    line: Line
-
     def __init__(self, setup: bytes, stop: int):
-        self._setup, self._stop = setup, stop
+        self.stop, self._setup, self._lock = stop, setup, threading.Lock()
         self._command = [sys.executable, "-c", _START, *map(os.path.abspath, sys.path)]
         self._process: subprocess.Popen[bytes] | None = None
-        self._answering: int | None = None
 
     def load(self) -> None:
-        """Start the process and wait until it has imported the rewards. Raises UserError if it cannot."""
-        self._control, theirs = _pair(self._stop)
+        """Have a process that has imported the rewards. Raises UserError if it cannot."""
+        with self._lock:
+            self._load()
+
+    def _load(self) -> None:
+        if self._process:
+            return
+        self._control, theirs = _pair(self.stop)
         with theirs:
             self._process = subprocess.Popen(
                 self._command,
@@ -136,31 +143,69 @@ class Process:
         except LostError as lost:
             problem = f"a worker process did not get through importing the rewards ({lost}); see what it printed above"
         if problem:
-            self.close()
+            self._end()
             raise UserError(problem)
+
+    def take(self) -> tuple[int, Line, subprocess.Popen | None]:
+        """A process's id and the line to it: a template's, or, with its handle, one that answers itself. Raises UserError."""
+        with self._lock:
+            for _ in range(2):
+                self._load()
+                try:
+                    taken, line = _ask(self._control)
+                except LostError:  # somebody has killed it, or stopped it
+                    self._end()
+                    continue
+                if not self._process or taken != self._process.pid:
+                    return taken, line, None
+                alone, self._process = self._process, None
+                self._control.close()
+                return taken, line, alone
+        raise UserError("a worker process imported the rewards and then ended by itself; see what it printed above")
+
+    def bury(self, taken: int) -> None:
+        """See the end of a template that was taken and is dead."""
+        with self._lock:
+            if self._process and not _bury(self._control, taken):
+                self._end()
+
+    def close(self) -> None:
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        if self._process:
+            _kill_group(self._process.pid)
+            self._process.wait()
+            self._control.close()
+            self._process = None
+
+
+class Process:
+    """What answers, from `start`, on `line`, until `kill` or the next start. It belongs to one thread."""
+
+    line: Line
+
+    def __init__(self, supply: Supply):
+        self._supply = supply
+        self._template: tuple[int, Line] | None = None
+        self._alone: subprocess.Popen | None = None
+        self._answering: int | None = None
 
     def start(self) -> None:
         """Have somebody new answer. Raises UserError if that cannot be."""
         self.kill()
-        for _ in range(2):
-            if self._process is None:
-                self.load()
+        while self._answering is None:
+            if self._template is None:
+                taken, line, self._alone = self._supply.take()
+                if self._alone:
+                    self._answering, self.line = taken, line
+                    return
+                self._template = taken, line
             try:
-                return self._ask_for_one()
+                self._answering, self.line = _ask(self._template[1])
             except LostError:  # what was killed has killed the template, or stopped it
-                self.close()
-        raise UserError("a worker process imported the rewards and then ended by itself; see what it printed above")
-
-    def _ask_for_one(self) -> None:
-        """Hand the process a socket, on which a child will answer, or it itself."""
-        self.line, theirs = _pair(self._stop)
-        try:
-            with theirs:
-                self._control.hand_over(theirs)
-            self._answering = self._control.receive(_START_SECONDS)
-        except BaseException:
-            self.line.close()
-            raise
+                self._drop_template()
 
     def answers(self) -> bool:
         """Whether somebody does, as far as is known."""
@@ -169,33 +214,52 @@ class Process:
     def kill(self) -> None:
         """Kill what answers, and whatever it started, and wait until it is gone."""
         answering, self._answering = self._answering, None
-        if answering is None or self._process is None:
+        if answering is None:
             return
         _kill_group(answering)
         self.line.close()
-        if answering == self._process.pid or not self._bury():
-            self.close()
-
-    def _bury(self) -> bool:
-        """Whether the template has seen its dead child's end."""
-        template = self._control.socket
-        try:
-            template.settimeout(_BURY_SECONDS)  # even when `stop` can be read: a closed pool leaves no zombie
-            template.sendall(b"b")
-            buried = template.recv(16) == b"null\n"
-            template.setblocking(False)
-            return buried
-        except OSError:
-            return False
+        if self._alone:
+            self._alone.wait()
+            self._alone = None
+        elif self._template and not _bury(self._template[1], answering):
+            self._drop_template()
 
     def close(self) -> None:
         """Kill all there is, and wait until it is gone."""
         self.kill()
-        if self._process:
-            _kill_group(self._process.pid)
-            self._process.wait()
-            self._control.close()
-            self._process = None
+        self._drop_template()
+
+    def _drop_template(self) -> None:
+        if self._template:
+            template, line = self._template
+            _kill_group(template)
+            line.close()
+            self._supply.bury(template)
+            self._template = None
+
+
+def _ask(template: Line) -> tuple[int, Line]:
+    """The id of a process that a template forks, and the line to it. Raises LostError."""
+    line, theirs = _pair(template.stop)
+    try:
+        with theirs:
+            template.hand_over(theirs)
+        return template.receive(_START_SECONDS), line
+    except BaseException:
+        line.close()
+        raise
+
+
+def _bury(template: Line, process: int) -> bool:
+    """Whether a template has seen the end of a process that it forked and that is dead."""
+    try:
+        template.socket.settimeout(_BURY_SECONDS)  # even when `stop` can be read: a closed pool leaves no zombie
+        template.socket.sendall(b"%d" % process)
+        buried = template.socket.recv(16) == b"null\n"
+        template.socket.setblocking(False)
+        return buried
+    except OSError:
+        return False
 
 
 def _pair(stop: int) -> tuple[Line, socket.socket]:

@@ -4,12 +4,14 @@ On its stdin, a socket:
 
 in   {"rewards": {name: "module:qualname"}, "memory": bytes, "parent": process id}     see find_reward
 out  null, or one line of text: which reward is wrong
-in   a socket                                                   for whoever will answer
-out  the answering process's id: a child's, or its own
-in   a byte                                                     when the child has been killed; then all again from the socket
+in   a socket
+out  the id of the process that has it: a child's, or its own, which then answers on it
+in   a child's id                                               when it has been killed; without the end of a line
 out  null                                                       it is no more
 
-On such a socket:
+A child of the first process is a template: on its socket it is asked for children in the same way. Theirs are to answer on.
+
+There:
 
 in   [skip, [problem, texts]]                                   a job: all its `calls` but the first so many; a text is
                                                                 a string, or [text, tokens, finished]
@@ -130,15 +132,24 @@ def main() -> None:
         return
     _report(control.fileno(), None)
     _warm_up()
-    line = _fork_children(control) if may_fork({0, 1, 2, control.fileno()}) else _serve_alone(control)
+    line = _of_a_template(control) if may_fork({0, 1, 2, control.fileno()}) else _serve_alone(control)
     control.close()
     _limit_memory(setup["memory"])
     _answer(line, rewards)
 
 
+def _of_a_template(control: socket.socket) -> int:
+    """Fork templates, and children of them, in which alone this comes back, with the socket to answer on."""
+    template = _fork_children(control)
+    with socket.socket(fileno=template) as own:
+        own.setblocking(True)  # whatever default a module has set
+        return _fork_children(own)
+
+
 def _serve_alone(control: socket.socket) -> int:
     """The socket to answer on, in this process."""
-    line = _accept(control)
+    _, line = _accept(control)
+    assert line is not None  # nothing else is said to a process without children
     _report(control.fileno(), os.getpid())
     return line
 
@@ -194,25 +205,26 @@ def _is_open(file: int) -> bool:
 
 
 def _fork_children(control: socket.socket) -> int:
-    """Fork a child whenever the parent asks for one. Comes back in the children alone, with the socket to answer on."""
-    template = os.getpid()
+    """Fork a child whenever the parent asks for one. Comes back in the children alone, with the socket handed over."""
+    parent = os.getpid()
     sys.stdout.flush()  # or every child would print it again
     sys.stderr.flush()
     gc.freeze()  # a collection would write to the pages that are shared
     while True:
-        line = _accept(control)
+        what, line = _accept(control)
+        if line is None:
+            with contextlib.suppress(ChildProcessError):  # another process's, or a module has SIGCHLD ignored
+                os.waitpid(int(what), 0)
+            _report(control.fileno(), None)
+            continue
         child = os.fork()
         if not child:
-            _die_with(template)
+            _die_with(parent)
             return line
         os.close(line)
         with contextlib.suppress(OSError):  # it is dead already
             os.setpgid(child, child)
         _report(control.fileno(), child)
-        _heard(control.recv(1))
-        with contextlib.suppress(ChildProcessError):  # a module has SIGCHLD ignored
-            os.waitpid(child, 0)
-        _report(control.fileno(), None)
 
 
 def _take_stdin() -> socket.socket:
@@ -237,12 +249,12 @@ def _heard(something: bytes) -> bytes:
     return something or os._exit(0)
 
 
-def _accept(control: socket.socket) -> int:
-    """The descriptor of the socket that the parent hands over."""
-    message, (line, *_), _, _ = socket.recv_fds(control, 1, 1)
-    _heard(message)
-    os.set_inheritable(line, False)
-    return line
+def _accept(control: socket.socket) -> tuple[bytes, int | None]:
+    """What the parent says, and the descriptor of the socket that it hands over, if it does."""
+    what, lines, _, _ = socket.recv_fds(control, 16, 1)
+    for line in lines:
+        os.set_inheritable(line, False)
+    return _heard(what), lines[0] if lines else None
 
 
 def _die_with(parent: int) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -163,10 +164,32 @@ def test_a_lost_worker_is_replaced_by_another_with_the_same_imports():
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
 def test_a_reward_that_strikes_its_parent_costs_its_own_verdict(monkeypatch, name):
     monkeypatch.setattr(process, "_BURY_SECONDS", 0.5)
-    with start("strike_the_parent_on_request", "importing_process_id") as pool:
+    with start("strike_the_parent_on_request", "length") as pool:
         values = pool.result(pool.submit(PROBLEM, ["a", name, "b"]))
     assert [value["strike_the_parent_on_request"] for value in values] == [1.0, Missing("crash"), 1.0]
-    assert len({value["importing_process_id"] for value in values}) == 2
+    assert [value["length"] for value in values] == [1, len(name), 1]
+
+
+@linux
+def test_a_reward_that_strikes_its_parent_costs_other_workers_nothing():
+    with start("strike_the_parent_on_request", "sleep_a_little", workers=2) as pool:
+        others = [pool.submit(PROBLEM, ["a"] * 4) for _ in range(2)]
+        strikes = [pool.submit(PROBLEM, ["SIGKILL", "a"]) for _ in range(3)]
+        values = [value for ticket in others + strikes for value in pool.result(ticket)]
+    lost = [value for value in values if isinstance(value["strike_the_parent_on_request"], Missing)]
+    assert len(lost) == 3
+    assert all(value["sleep_a_little"] == 1.0 for value in values)
+
+
+@linux
+def test_when_the_process_that_imported_dies_another_does():
+    with start("importing_process_id", workers=2) as pool:
+        importing = lambda: [pool.result(pool.submit(PROBLEM, ["a"]))[0]["importing_process_id"] for _ in range(8)]
+        (first,) = set(importing())
+        os.kill(int(first), signal.SIGKILL)
+        time.sleep(0.3)  # those that it forked die with it
+        (second,) = set(importing())
+    assert second != first
 
 
 def test_what_a_reward_has_started_dies_with_it(tmp_path):
