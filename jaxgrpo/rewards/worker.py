@@ -219,12 +219,11 @@ def _fork_children(control: socket.socket) -> int:
             continue
         child = os.fork()
         if not child:
+            os.setsid()  # a process group to kill as a whole; and Linux shares out the cores among sessions
             _die_with(parent)
+            _report(control.fileno(), os.getpid())
             return line
         os.close(line)
-        with contextlib.suppress(OSError):  # it is dead already
-            os.setpgid(child, child)
-        _report(control.fileno(), child)
 
 
 def _take_stdin() -> socket.socket:
