@@ -6,7 +6,7 @@ Hardware: two CPU cores. Time: two to three minutes. Expect: held-out accuracy f
 and as many words of its own as before, or more, in every language (0.003 fewer at most).
 """
 
-from jaxgrpo.config import Batch, Config, Evaluation, Filter, Optimizer, Sampling
+from jaxgrpo.config import Batch, Config, Evaluation, Filter, Optimizer, Sampling, Verifier
 from jaxgrpo.data.arithmetic import Arithmetic
 from jaxgrpo.losses import GRPO
 from jaxgrpo.problems import Weighted
@@ -30,4 +30,6 @@ def get_config() -> Config:
         filter=Filter(rule="band", low=0.2, high=0.8, max_prompts=6.0),
         optimizer=Optimizer(learning_rate=1e-4, warmup_steps=4, schedule="linear"),
         evaluation=Evaluation(problems=288, samples=4),
+        # These rewards take milliseconds. Two workers more than cores, for one that hangs does nothing until its deadline.
+        verifier=Verifier(workers=4, deadline=1.0),
     )

@@ -2,9 +2,6 @@
 
 A reward is somebody's code run on a model's text: it may hang, hold the GIL, crash, print, eat memory. So it runs in a
 process that can be killed, and never by an alarm inside it, which works in the main thread only and not in C code.
-
-Workers are started afresh and spoken to in JSON lines. A fork would inherit the hold on the accelerator;
-`multiprocessing` would import the parent's main program, and jax with it, and unpickle what the other side sends.
 """
 
 import contextlib
@@ -12,12 +9,7 @@ import dataclasses
 import json
 import os
 import queue
-import select
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
@@ -25,11 +17,8 @@ from typing import Any
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import BatchedReward, Completion, Problem, Reward, Weighted, is_batched
+from jaxgrpo.rewards.process import LostError, Process, StoppedError, Supply
 from jaxgrpo.rewards.worker import calls, find_reward
-
-_START_SECONDS = 120.0
-# The path is set before anything is imported, so that the worker finds each module where the parent found it.
-_START = "import sys; sys.path[:] = sys.argv[1:]; from jaxgrpo.rewards.worker import main; main()"
 
 
 @dataclass(frozen=True)
@@ -98,12 +87,14 @@ class Pool:
         if not 0 < deadline <= 1e6:
             raise UserError(f"a reward's deadline must be above 0 and at most 1,000,000 seconds, got {deadline}")
         self._names, self._rewards = list(rewards), [reward.function for reward in rewards.values()]
-        setup = {"rewards": {name: reward_name(rewards[name].function) for name in rewards}, "memory": memory}
+        names = {name: reward_name(rewards[name].function) for name in rewards}
+        setup = {"rewards": names, "memory": memory, "parent": os.getpid()}
         self._tickets: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._stop, self._stopper = os.pipe()
         self._closed = False
-        line = json.dumps(setup).encode() + b"\n"
-        self._workers = [_Worker(line, self._rewards, deadline, self._tickets, self._stop) for _ in range(workers)]
+        supply = Supply(json.dumps(setup).encode() + b"\n", self._stop)
+        self._end = threading.Barrier(workers, supply.close)
+        self._workers = [_Worker(supply, self._rewards, deadline, self._tickets, self._end) for _ in range(workers)]
         try:
             for worker in self._workers:
                 worker.thread.start()
@@ -152,9 +143,11 @@ class Pool:
         os.write(self._stopper, b"stop")  # never read: from now on every wait of every thread finds it
         for _ in self._workers:
             self._tickets.put(None)
-        for worker in self._workers:
-            if worker.thread.ident:
-                worker.thread.join()
+        threads = [worker.thread for worker in self._workers if worker.thread.ident]
+        if len(threads) < len(self._workers):  # the system did not let all of them start
+            self._end.abort()
+        for thread in threads:
+            thread.join()
         while not self._tickets.empty():
             if ticket := self._tickets.get():
                 ticket.verdicts.cancel()
@@ -172,130 +165,53 @@ def _to_json(text: str) -> str | tuple[str, int, bool]:
     return (text, text.tokens, text.finished) if isinstance(text, Completion) else text
 
 
-class _LostError(Exception):
-    """The process died ("crash") or was too slow ("timeout")."""
-
-
-class _StoppedError(Exception):
-    """The pool is being closed."""
-
-
 class _Worker:
-    """A worker process, and the thread that feeds it, watches the clock, and replaces it.
+    """A worker process, and the thread that feeds it, watches the clock, and has it replaced."""
 
-    The thread starts the process, and lives as long: Linux takes the starting thread's end for the parent's death.
-    """
-
-    def __init__(self, setup: bytes, rewards: list, deadline: float, tickets: queue.SimpleQueue, stop: int):
+    def __init__(self, supply: Supply, rewards: list, deadline: float, tickets: queue.SimpleQueue, end: threading.Barrier):
         self.ready: Future[None] = Future()
         self.thread = threading.Thread(target=self._run, name="reward worker", daemon=True)
-        self._setup, self._rewards, self._deadline, self._tickets, self._stop = setup, rewards, deadline, tickets, stop
-        self._command = [sys.executable, "-c", _START, *map(os.path.abspath, sys.path)]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._rewards, self._deadline, self._tickets = rewards, deadline, tickets
+        self._supply, self._process, self._end = supply, Process(supply), end
 
     def _run(self) -> None:
         try:
-            self._start_process()
+            self._supply.load()
             self.ready.set_result(None)
             for ticket in iter(self._tickets.get, None):
                 self._serve(ticket)
-        except _StoppedError:
+        except StoppedError:
             pass
         except Exception as error:
             self.ready.set_exception(error)
         finally:
-            self._kill()
+            self._process.close()
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self._end.wait()  # what one thread has started may serve the others
 
     def _serve(self, ticket: Ticket) -> None:
         if not ticket.verdicts.set_running_or_notify_cancel():
             return
         try:
             ticket.verdicts.set_result(self._judge(ticket))
-        except _StoppedError:
+        except StoppedError:
             ticket.verdicts.set_exception(CancelledError())
             raise
         except Exception as error:  # for whoever waits for the result; the next ticket gets a process in a known state
-            self._kill()
+            self._process.close()
             ticket.verdicts.set_exception(error)
 
     def _judge(self, ticket: Ticket) -> list[list[float | str]]:
         """The verdicts of a ticket's calls. A lost process costs the call it was at; another goes on with the next."""
         todo, found = calls(self._rewards, ticket.size), list[list[float | str]]()
         while len(found) < len(todo):
-            if self._process is None or self._process.poll() is not None:
-                self._start_process()
+            if not self._process.answers():
+                self._process.start()
             try:
-                self._send(b"[%d, %b]\n" % (len(found), ticket.request), self._deadline)
+                self._process.line.send(b"[%d, %b]\n" % (len(found), ticket.request), self._deadline)
                 while len(found) < len(todo):
-                    found.append(self._receive(self._deadline))
-            except _LostError as lost:
-                self._kill()
+                    found.append(self._process.line.receive(self._deadline))
+            except LostError as lost:
+                self._process.kill()
                 found.append([str(lost)] * len(todo[len(found)][1]))
         return found
-
-    def _start_process(self) -> None:
-        """Start a process and wait until it has imported the rewards. Raises UserError if it cannot."""
-        self._kill()
-        self._heard = b""
-        self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,  # a process group to kill as a whole; and Ctrl-C is for the parent to handle
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},  # whatever a reward imports, the accelerator is the trainer's
-        )
-        assert self._process.stdin is not None  # both are pipes, as asked for
-        assert self._process.stdout is not None
-        self._requests, self._reports = self._process.stdin.fileno(), self._process.stdout.fileno()
-        os.set_blocking(self._requests, False)
-        try:
-            self._send(self._setup, _START_SECONDS)
-            problem = self._receive(_START_SECONDS)
-        except _LostError as lost:
-            problem = f"a worker process did not get through importing the rewards ({lost}); see what it printed above"
-        if problem:
-            self._kill()
-            raise UserError(problem)
-
-    def _send(self, line: bytes, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while line:
-            self._wait(self._requests, select.POLLOUT, until)
-            try:
-                line = line[os.write(self._requests, line) :]
-            except BrokenPipeError:
-                raise _LostError("crash") from None
-
-    def _receive(self, seconds: float) -> Any:
-        until = time.monotonic() + seconds
-        while b"\n" not in self._heard:
-            self._wait(self._reports, select.POLLIN, until)
-            heard = os.read(self._reports, 1 << 16)
-            if not heard:
-                raise _LostError("crash")
-            self._heard += heard
-        line, _, self._heard = self._heard.partition(b"\n")
-        try:
-            return json.loads(line)
-        except ValueError:  # a reward wrote to descriptors it does not own
-            raise _LostError("crash") from None
-
-    def _wait(self, stream: int, event: int, until: float) -> None:
-        """Return when the stream is ready. What is ready by now is never late, however long this thread was held up."""
-        poll = select.poll()
-        poll.register(stream, event)
-        poll.register(self._stop, select.POLLIN)
-        ready = dict(poll.poll(max(0.0, until - time.monotonic()) * 1000))
-        if self._stop in ready:
-            raise _StoppedError
-        if not ready:
-            raise _LostError("timeout")
-
-    def _kill(self) -> None:
-        """Kill the process and whatever it started, and wait until it is gone."""
-        if self._process is None:
-            return
-        with self._process, contextlib.suppress(ProcessLookupError, PermissionError):  # closes its pipes and waits for it
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process = None

@@ -104,9 +104,15 @@ def _spell(text: str) -> str:
     return _POINT.sub("", _PRIME.sub("_{prime}", text)).strip()
 
 
+def warm_up() -> None:
+    """Import math-verify and make its grammar's tables: a second, which a worker does not want to pay out of a deadline."""
+    same_expression(r"\frac{1}{\sqrt{3}}", r"\frac{\sqrt{3}}{3}")
+    same_expression("x^2+2x+1", "(x+1)^2")
+
+
 @cache
 def _math_verify():
-    """math-verify, imported when first needed: half a second that plain numbers never pay."""
+    """math-verify, imported when first needed: half a second that a trainer never pays, nor plain numbers."""
     import logging
 
     import math_verify

@@ -128,6 +128,11 @@ def _guesses(text: str) -> list[tuple[str, float]]:
     return [(guess["lang"], guess["score"]) for guess in _detector().detect(text, model="lite", k=12, threshold=_LEAST)]
 
 
+def warm_up() -> None:
+    """Load fastText and its model: a tenth of a second, which a worker does not want to pay out of a deadline."""
+    _guesses("a sentence")
+
+
 @cache
 def _detector() -> Any:
     """The small model, which comes with the package: never the network. Loaded once a process, when first needed."""

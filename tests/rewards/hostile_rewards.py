@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import signal
 import sys
 import threading
 import time
@@ -47,8 +48,6 @@ def hold_the_gil(problem, text):
 
 
 def ignore_signals(problem, text):
-    import signal
-
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
     sleep_forever(problem, text)
@@ -58,6 +57,34 @@ def exit_on_request(problem, text):
     if text == "exit":
         os._exit(0)
     return len(text)
+
+
+def hang_on_request(problem, text):
+    if text == "hold the GIL":
+        hold_the_gil(problem, text)
+    return sleep_on_request(problem, text)
+
+
+def strike_the_parent_on_request(problem, text):
+    """At whoever started this process, which under a fork is not the trainer."""
+    if text in ("SIGKILL", "SIGSTOP"):
+        os.kill(os.getppid(), getattr(signal, text))
+        exit_on_request(problem, "exit")
+    return len(text)
+
+
+def start_a_process_and_hang(problem, text):
+    """Of which `text` is a file that gets the id."""
+    process = os.fork()
+    if process:
+        with open(text, "w") as file:
+            file.write(str(process))
+    time.sleep(3600)
+
+
+def close_all_descriptors(problem, text):
+    os.closerange(0, 100)
+    return 1.0
 
 
 def exit_after_the_verdict(problem, text):
@@ -113,6 +140,17 @@ def scribble(problem, text):
 
 def process_id(problem, text):
     return os.getpid()
+
+
+IMPORTED_BY = os.getpid()
+
+
+def importing_process_id(problem, text):
+    return IMPORTED_BY
+
+
+def imports_math_verify(problem, text):
+    return "math_verify" in sys.modules
 
 
 def imports_jax(problem, text):

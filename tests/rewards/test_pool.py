@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,8 +14,11 @@ import pytest
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Completion, Problem, Weighted
+from jaxgrpo.rewards import math, process
 from jaxgrpo.rewards.pool import Missing, Pool, reward_name
 from jaxgrpo.rewards.worker import find_reward
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems' workers are fresh processes without such limits")
 
 PROBLEM = Problem("1", "question", "42", language="ko", meta={"value": 10})
 
@@ -141,11 +145,74 @@ def test_tokens_and_ends_arrive_with_the_text_and_are_missing_of_a_plain_one():
     assert [value["length"] for value in values] == [3.0, 0.0, 5.0]
 
 
+def test_a_reward_that_closes_every_descriptor_is_a_crash():
+    assert verdicts(["close_all_descriptors", "length"], ["a"]) == [{"close_all_descriptors": Missing("crash"), "length": 1.0}]
+
+
+@linux
+def test_a_lost_worker_is_replaced_by_another_with_the_same_imports():
+    with start("exit_on_request", "process_id", "importing_process_id") as pool:
+        values = pool.result(pool.submit(PROBLEM, ["a", "exit", "b", "exit", "c"]))
+    assert [value["exit_on_request"] for value in values] == [1.0, Missing("crash"), 1.0, Missing("crash"), 1.0]
+    processes = {value["process_id"] for value in values}
+    (imported,) = {value["importing_process_id"] for value in values}
+    assert len(processes) == 3
+    assert imported not in processes
+
+
+@linux
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
+def test_a_reward_that_strikes_its_parent_costs_its_own_verdict(monkeypatch, name):
+    monkeypatch.setattr(process, "_BURY_SECONDS", 0.5)
+    with start("strike_the_parent_on_request", "length") as pool:
+        values = pool.result(pool.submit(PROBLEM, ["a", name, "b"]))
+    assert [value["strike_the_parent_on_request"] for value in values] == [1.0, Missing("crash"), 1.0]
+    assert [value["length"] for value in values] == [1, len(name), 1]
+
+
+@linux
+def test_a_reward_that_strikes_its_parent_costs_other_workers_nothing():
+    with start("strike_the_parent_on_request", "sleep_a_little", workers=2) as pool:
+        others = [pool.submit(PROBLEM, ["a"] * 4) for _ in range(2)]
+        strikes = [pool.submit(PROBLEM, ["SIGKILL", "a"]) for _ in range(3)]
+        values = [value for ticket in others + strikes for value in pool.result(ticket)]
+    lost = [value for value in values if isinstance(value["strike_the_parent_on_request"], Missing)]
+    assert len(lost) == 3
+    assert all(value["sleep_a_little"] == 1.0 for value in values)
+
+
+@linux
+def test_when_the_process_that_imported_dies_another_does():
+    with start("importing_process_id", workers=2) as pool:
+        importing = lambda: [pool.result(pool.submit(PROBLEM, ["a"]))[0]["importing_process_id"] for _ in range(8)]
+        (first,) = set(importing())
+        os.kill(int(first), signal.SIGKILL)
+        time.sleep(0.3)  # those that it forked die with it
+        (second,) = set(importing())
+    assert second != first
+
+
+def test_what_a_reward_has_started_dies_with_it(tmp_path):
+    values = verdicts(["start_a_process_and_hang", "length"], [str(tmp_path / "id")], deadline=0.5)
+    assert values[0]["start_a_process_and_hang"] == Missing("timeout")
+    started = int((tmp_path / "id").read_text())
+    until = time.monotonic() + 10
+    while is_alive(started) and time.monotonic() < until:  # it is the system's first process that has to see it dead
+        time.sleep(0.01)
+    assert not is_alive(started)
+
+
+def test_a_worker_has_loaded_what_a_call_would_import():
+    rewards = {"accuracy": Weighted(math.accuracy), "loaded": Weighted(hostile_rewards.imports_math_verify)}
+    with Pool(rewards, 1, 10.0) as pool:
+        assert pool.result(pool.submit(PROBLEM, [r"\boxed{42}"])) == [{"accuracy": 1.0, "loaded": 1.0}]
+
+
 def test_a_worker_has_not_imported_jax():
     assert verdicts(["imports_jax"], ["text"]) == [{"imports_jax": 0.0}]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit a process's address space")
+@linux
 def test_memory_is_bounded():
     assert verdicts(["eat_memory"], ["text"], memory=2**30) == [{"eat_memory": Missing("MemoryError")}]
 
@@ -209,9 +276,52 @@ def test_a_module_that_kills_the_worker_is_refused(tmp_path, monkeypatch):
         Pool({"reward": Weighted(module.reward)}, 1, 1.0)
 
 
+HAS_A_THREAD = """
+import os, sys, threading
+'pytest' in sys.modules or threading.Thread(target=threading.Event().wait, daemon=True).start()
+"""
+
+
+def test_a_module_that_starts_a_thread_is_imported_by_every_worker_afresh(tmp_path, monkeypatch):
+    text = HAS_A_THREAD + "imported = os.getpid()\ndef reward(problem, text): return imported if text else os._exit(1)\n"
+    module = write_module(tmp_path, monkeypatch, "has_a_thread", text)
+    with Pool({"reward": Weighted(module.reward), "id": Weighted(hostile_rewards.process_id)}, 1, 10.0) as pool:
+        first, lost, second = pool.result(pool.submit(PROBLEM, ["a", "", "b"]))
+    assert lost["reward"] == Missing("crash")
+    assert first["reward"] == first["id"] != second["id"] == second["reward"]
+
+
+LEAVES_NO_FORK = """
+import mmap, os, signal, sys, threading
+sys.path[:] = {path!r}
+from jaxgrpo.rewards.worker import may_fork
+assert may_fork({{0, 1, 2}})
+file = open(os.devnull)
+assert not may_fork({{0, 1, 2}})
+assert may_fork({{0, 1, 2, file.fileno()}})
+file.close()
+shared = mmap.mmap(-1, 4096)
+assert not may_fork({{0, 1, 2}})
+shared.close()
+process = os.fork() or signal.pause()
+assert not may_fork({{0, 1, 2}})
+os.kill(process, signal.SIGKILL)
+os.waitpid(process, 0)
+assert may_fork({{0, 1, 2}})
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+assert not may_fork({{0, 1, 2}})
+"""
+
+
+@linux
+def test_a_process_with_threads_files_children_or_shared_memory_is_no_template():
+    program = LEAVES_NO_FORK.format(path=sys.path)
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+
+
 def test_a_replacement_that_does_not_start_is_an_error_not_a_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    text = "import os\ndef reward(problem, text): os._exit(1)\n"
+    text = HAS_A_THREAD + "def reward(problem, text): os._exit(1)\n"
     module = write_module(tmp_path, monkeypatch, "soon_gone", text)
     with Pool({"reward": Weighted(module.reward)}, 1, 1.0) as pool:
         for file in tmp_path.rglob("soon_gone*"):
@@ -263,18 +373,20 @@ sys.path[:] = {path!r}
 import hostile_rewards
 from jaxgrpo.problems import Problem, Weighted
 from jaxgrpo.rewards.pool import Pool
-pool = Pool({{"reward": Weighted(hostile_rewards.{reward})}}, 2, 100.0)
+pool = Pool({{"reward": Weighted(hostile_rewards.hang_on_request)}}, 2, 100.0)
+problem = Problem("1", "question", "42")
+pool.result(pool.submit(problem, ["text"]))
 for _ in range(2):
-    pool.submit(Problem("1", "question", "42"), ["text"])
+    pool.submit(problem, [{text!r}])
 time.sleep(0.1)
 print("ready", flush=True)
 time.sleep(100)
 """
 
 
-@pytest.mark.parametrize("reward", ["sleep_forever", "hold_the_gil"] if sys.platform == "linux" else ["sleep_forever"])
-def test_workers_die_with_a_killed_parent(reward):
-    program = PARENT.format(path=sys.path, reward=reward)
+@pytest.mark.parametrize("text", ["sleep", "hold the GIL"] if sys.platform == "linux" else ["sleep"])
+def test_workers_die_with_a_killed_parent(text):
+    program = PARENT.format(path=sys.path, text=text)
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert parent.stdout.readline() == b"ready\n"
     parent.kill()
