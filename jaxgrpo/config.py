@@ -19,6 +19,7 @@ from typing import Any
 from jaxgrpo import command_line, settings
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import GRPO, Corrected, Objective
+from jaxgrpo.models.lora import TARGETS, Lora
 from jaxgrpo.problems import Source, Weighted
 from jaxgrpo.settings import describe
 
@@ -217,6 +218,7 @@ class Config:
     sampling: Sampling = field(default_factory=Sampling)
     filter: Filter = field(default_factory=Filter)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    lora: Lora = field(default_factory=Lora)
     verifier: Verifier = field(default_factory=Verifier)
     evaluation: Evaluation = field(default_factory=Evaluation)
     mesh: Mesh = field(default_factory=Mesh)
@@ -260,13 +262,13 @@ def _read(path: str) -> Config:
 
 AT_LEAST = {
     0: "seed steps batch.micro_batch sampling.slots optimizer.learning_rate optimizer.warmup_steps "
-    "optimizer.weight_decay optimizer.b1 optimizer.b2 evaluation.problems evaluation.temperature evaluation.top_k "
-    "evaluation.min_p verifier.max_missing show_rollouts_every",
+    "optimizer.weight_decay optimizer.b1 optimizer.b2 lora.rank evaluation.problems evaluation.temperature "
+    "evaluation.top_k evaluation.min_p verifier.max_missing show_rollouts_every",
     1: "batch.groups sampling.prompt_width sampling.max_new_tokens sampling.chunk filter.max_prompts verifier.workers "
     "evaluation.samples distributed.processes save_every keep_checkpoints",
     2: "batch.group_size",
 }
-ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm verifier.deadline evaluation.top_p"
+ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm lora.alpha verifier.deadline evaluation.top_p"
 DTYPES = ("float32", "bfloat16")
 ONE_OF = {
     "batch.old_logprobs": ("sampler", "trainer"),
@@ -296,6 +298,7 @@ def validate(config: Config) -> None:
     _check_objective(config.objective, config.batch.old_logprobs)
     _check_filter(config.filter, config.batch.group_size)
     _check_rewards(config.rewards, config.solved_by)
+    _check_lora(config.lora.targets)
     _check_mesh(config.mesh)
     _check_distributed(config.distributed)
 
@@ -385,6 +388,13 @@ def _check_rewards(rewards: Any, solved_by: str) -> None:
             raise UserError(f"rewards.{name}.weight is {reward.weight}: it must be finite")
     if solved_by not in rewards:
         raise UserError(f"solved_by is {solved_by!r}: it must name one of the rewards, {', '.join(map(str, rewards))}")
+
+
+def _check_lora(targets: tuple[str, ...]) -> None:
+    unknown = [repr(target) for target in targets if target not in TARGETS]
+    if unknown or not targets:
+        wrong = f"there is no {', '.join(unknown)}" if unknown else "nothing would be trained"
+        raise UserError(f"lora.targets is {targets!r}: {wrong}; choose of {', '.join(TARGETS)}")
 
 
 def _check_mesh(mesh: Mesh) -> None:

@@ -27,6 +27,10 @@ RULES = (
     (r"(query|key|value|gate|up)/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"(out|down)/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"(query|key|value)/bias$", PartitionSpec("tensor")),
+    (r"(query|key|value|gate|up)/lora_a$", PartitionSpec("fsdp", None)),
+    (r"(query|key|value|gate|up)/lora_b$", PartitionSpec(None, "tensor")),
+    (r"(out|down)/lora_a$", PartitionSpec("tensor", None)),
+    (r"(out|down)/lora_b$", PartitionSpec(None, "fsdp")),
     (r"scale$", PartitionSpec()),
 )
 """The first pattern found at the end of a path decides; what no pattern finds (counters) is on every device. A leaf that

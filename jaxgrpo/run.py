@@ -136,6 +136,7 @@ def prepare(config: settings.Config) -> Run:
         state_dtype=jnp.dtype(config.optimizer.state_dtype),
         scan_layers=config.compute.scan_layers,
         remat=config.compute.remat,
+        adapters=config.lora,
     )
     pool = Pool(config.rewards | MEASURED, config.verifier.workers, config.verifier.deadline)
     return Run(

@@ -16,7 +16,8 @@ from jaxgrpo import sampler
 from jaxgrpo.logprobs import token_logprobs
 from jaxgrpo.losses import Objective, TokenInputs, batch_loss, merge, report
 from jaxgrpo.mesh import device_bytes, replicated, row_devices, rows_sharding, slots_sharding, tree_like
-from jaxgrpo.models import splash, transformer
+from jaxgrpo.models import lora, splash, transformer
+from jaxgrpo.models.lora import Lora
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.optimizer import cast, store
 from jaxgrpo.types import Batch, Params, TrainState
@@ -59,17 +60,18 @@ class Program:
 class Steps:
     """A run's compiled programs and where their arguments live."""
 
-    init: Callable[[Params], TrainState]
-    """Parameters, as `params_like` -> state, a copy: `update` donates its state, so the reference must never share its
-    buffers."""
+    init: Callable[..., TrainState]
+    """(parameters as `params_like`, seed=0) -> state, a copy: `update` donates its state, so the reference must never share its
+    buffers. With LoRA the state is of adapters alone, which the seed draws."""
     refer: Callable[[Params], Params]
     """Parameters, as `params_like` -> a reference: a copy for forward passes alone, laid out as the state's, matrices in the
-    run's dtype."""
+    run's dtype. LoRA's adapters stand beside its matrices."""
     update: Program
-    """(state, reference or None, batch, objective, temperature) -> (state, metrics)."""
+    """(state, reference or None, batch, objective, temperature) -> (state, metrics). With LoRA there must be a reference."""
     publish: Callable[[Params], Params]
-    """Parameters, stacked or not -> a copy to decode with, matrices in the run's dtype; made once a step. A leaf of each layer:
-    a slice of a stacked one would be copied at every token."""
+    """lora.join(a reference, a state's parameters), or a model's, stacked or not -> a copy to decode with, adapters merged,
+    matrices in the run's dtype; made once a step. A leaf of each layer: a slice of a stacked one would be copied at every
+    token."""
     prefill: Program
     """sampler.prefill: (published parameters, tokens [A W], mask [A W]) -> Prefilled."""
     empty: Callable[[int, int], sampler.Slots]
@@ -128,6 +130,7 @@ def compile_steps(
     state_dtype: DTypeLike = jnp.float32,
     scan_layers: bool = False,
     remat: str = "none",
+    adapters: Lora = lora.OFF,
 ) -> Steps:
     """The programs of a run. Temperature and the objective's coefficients are traced: changing them compiles nothing.
 
@@ -138,13 +141,14 @@ def compile_steps(
     rows. chunk: tokens of a row between two looks at what has ended. old_logprobs: what the ratio is taken to, the "sampler"'s
     or the "trainer"'s own log-probabilities. dtype: of matrix products; params_dtype, state_dtype: what the trained parameters
     and the optimizer's moments are stored in. scan_layers: whether the update scans over stacked layers. remat: what its
-    backward pass finds of a layer, one of transformer.REMAT.
+    backward pass finds of a layer, one of transformer.REMAT. adapters: what is trained in the place of every parameter.
     """
     layout = transformer.stack if scan_layers else transformer.unstack
-    init = partial(_init, optimizer, layout, params_dtype, state_dtype)
+    init = partial(_init, optimizer, layout, adapters, params_dtype, state_dtype)
     params = jax.eval_shape(lambda params: cast(params, params_dtype), transformer.shapes(model))
     params_like = tree_like(mesh, params)
     state_like = tree_like(mesh, jax.eval_shape(init, params))
+    reference_like = tree_like(mesh, jax.eval_shape(layout, params))
     shardings = partial(jax.tree.map, lambda leaf: leaf.sharding)
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
     devices = row_devices(mesh)
@@ -152,7 +156,7 @@ def compile_steps(
     read = partial(_read_rows, score_from) if score_from else partial(_read_groups, prompt_width)
     score = partial(_score, model, partial(read, whole=whole), dtype, remat, mesh.shape["tensor"])
     cut = _Cut(micro_batch, 1 if score_from else group_size, devices)
-    update = partial(_update, score, optimizer, cut, group_size, old_logprobs == "trainer")
+    update = partial(_update, score, optimizer, adapters.scale, cut, group_size, old_logprobs == "trainer")
     prompts = -(-max(1, slots // (2 * group_size)) // devices) * devices
     cached = slots_sharding(mesh, model.kv_heads)
     prefill = partial(sampler.prefill, model, dtype=dtype, whole=whole)
@@ -161,9 +165,9 @@ def compile_steps(
     like = cached(sampler.Slots)
     return Steps(
         init=jax.jit(init, out_shardings=shardings(state_like)),
-        refer=jax.jit(lambda params: layout(_publish(dtype, params)), out_shardings=shardings(state_like.params)),
+        refer=jax.jit(lambda params: layout(_publish(dtype, 1.0, params)), out_shardings=shardings(reference_like)),
         update=Program("update", jax.jit(update, out_shardings=(shardings(state_like), everywhere), donate_argnums=0)),
-        publish=jax.jit(partial(_publish, dtype), out_shardings=shardings(params_like)),
+        publish=jax.jit(partial(_publish, dtype, adapters.scale), out_shardings=shardings(params_like)),
         prefill=Program("prefill", jax.jit(prefill, out_shardings=cached(sampler.Prefilled))),
         empty=jax.jit(lambda slots, ring: held(slots=slots, ring=ring), static_argnums=(0, 1), out_shardings=like),
         insert=Program("insert", jax.jit(partial(_insert), out_shardings=like, donate_argnums=0)),
@@ -189,9 +193,10 @@ def _halves(most: int, least: int, multiple: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _publish(dtype: DTypeLike, params: Params) -> Params:
+def _publish(dtype: DTypeLike, scale: float, policy: Params) -> Params:
     """Matrices are multiplied in `dtype`; the rest is small, and exact."""
-    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else jnp.copy(x), transformer.unstack(params))
+    params = transformer.unstack(lora.merge(policy, scale))
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else jnp.copy(x), params)
 
 
 def _insert(slots: sampler.Slots, prefilled: sampler.Prefilled, starts: tuple) -> sampler.Slots:
@@ -202,14 +207,23 @@ def _decode(decode: Callable, params: Params, slots: sampler.Slots, halt: Array,
     return decode(params, slots, halt, sampler.How(*how), *bounds)
 
 
-def _init(optimizer: Any, layout: Callable, params_dtype: DTypeLike, state_dtype: DTypeLike, params: Params) -> TrainState:
-    params = layout(jax.tree.map(jnp.copy, params))
-    return TrainState(jnp.int32(0), cast(params, params_dtype), cast(optimizer.init(params), state_dtype))
+def _init(
+    optimizer: Any,
+    layout: Callable,
+    adapters: Lora,
+    params_dtype: DTypeLike,
+    state_dtype: DTypeLike,
+    params: Params,
+    seed: int | Array = 0,
+) -> TrainState:
+    trained = lora.init(adapters, layout(params), jax.random.key(seed))
+    return TrainState(jnp.int32(0), cast(trained, params_dtype), cast(optimizer.init(trained), state_dtype))
 
 
 def _update(
     score: Callable,
     optimizer: Any,
+    scale: float,
     cut: "_Cut",
     group_size: int,
     trainers_old: bool,
@@ -233,7 +247,8 @@ def _update(
 
     def loss(params: Params, rows: tuple) -> tuple[Array, tuple]:
         batch, ref_logprobs, advantages, weights = rows
-        logprobs, entropy = score(params, batch, temperature, entropy=True)
+        policy = lora.join(reference or {}, lora.scaled(params, scale))
+        logprobs, entropy = score(policy, batch, temperature, entropy=True)
         constant = jax.lax.stop_gradient(logprobs)
         inputs = TokenInputs(
             logprobs,

@@ -29,6 +29,7 @@ from jaxgrpo.engine import Draw, Group
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import exchange, to_device
 from jaxgrpo.metrics import write_json
+from jaxgrpo.models.lora import join
 from jaxgrpo.problems import Weighted
 from jaxgrpo.processes import join, say
 from jaxgrpo.rollout import MissingVerdictsError, Stream, Wanted, check_missing, collect, make_batch
@@ -80,7 +81,7 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
         params = run.load_params()
         place, reference = find_place(run, checkpoints, params, started), run.steps.refer(params)
         del params
-        run.engine.warm_up(place.state.params)
+        run.engine.warm_up(join(reference, place.state.params))
         if place.step:
             say(f"going on from step {place.step} of {config.steps} in {out}")
         before = once(out / "before.json", partial(_evaluate, run, reference))
@@ -90,7 +91,7 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
         if place.step < config.steps:
             say(f"stopped after step {place.step} of {config.steps}, which is saved in {out}: the same command goes on")
             return
-        after = _evaluate(run, place.state.params)
+        after = _evaluate(run, join(reference, place.state.params))
     summary = summarise(before, after, steps=place.step, seconds=time.time() - place.begun)
     if jax.process_index() == 0:
         write_json(out / "summary.json", summary)
@@ -105,7 +106,8 @@ def find_place(run: Run, checkpoints: Checkpoints, params: Params, started: floa
     """Where the newest checkpoint is; without one, the beginning, with these parameters."""
     order = Order(run.task.problems, run.config.seed)
     if checkpoints.latest() is None:
-        return Place(0, run.steps.init(params), order, History(), dict(run.judge.weights), started)
+        state = run.steps.init(params, np.uint32(run.config.seed))
+        return Place(0, state, order, History(), dict(run.judge.weights), started)
     state, host = checkpoints.restore(run.steps.state_like)
     order.restore(host["order"])
     history = History.restore(host["history"])
@@ -153,7 +155,7 @@ def take_step(run: Run, place: Place, stream: Stream, reference: Params, writer:
     most = b.groups if f.rule == "off" else int(f.max_prompts * b.groups)
     wanted = Wanted(b.groups, b.group_size, f.rule, f.low, f.high, most)
     run.judge.weights.update(place.weights)
-    groups, figures, asked = collect(stream, place.state.params, wanted, step)
+    groups, figures, asked = collect(stream, join(reference, place.state.params), wanted, step)
     check_missing(asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl")
     for name, reward in config.rewards.items():
         place.weights[name] = reward.next_weight(step + 1, place.weights[name], figures.get(f"reward/{name}", np.nan))

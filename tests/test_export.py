@@ -4,41 +4,33 @@ import json
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.command_line import run_main
-from jaxgrpo.mesh import make_mesh, named_leaves
-from jaxgrpo.models import transformer, weights
-from jaxgrpo.optimizer import adamw, schedule
-from jaxgrpo.steps import compile_steps
-from tests.tiny_models import make_folder, random_params
+from jaxgrpo.mesh import named_leaves
+from jaxgrpo.models import weights
+from jaxgrpo.models.lora import Lora
+from tests.tiny_runs import leave_run
 from tools import export
+
+LORA = Lora(2, 3.0, ("query", "down"))
 
 
 @pytest.fixture(scope="session", params=[False, True], ids=["layer by layer", "layers stacked"])
 def run(request, tmp_path_factory):
-    """What a run leaves behind: config.json and a checkpoint of step 3, with other parameters than its model's."""
-    folder = tmp_path_factory.mktemp("run")
-    model = make_folder(folder / "model", tie_word_embeddings=False)
-    config = weights.load_config(model)
-    optimizer = adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.1, 1.0)
-    shapes = {"prompt_width": 4, "new_tokens": 4, "micro_batch": 0, "ends": (1,), "slots": 1}
-    steps = compile_steps(config, optimizer, make_mesh(), scan_layers=request.param, **shapes)
-    state = steps.init(random_params(config, seed=9))
-    out = folder / "out"
-    with Checkpoints(out, keep=1) as checkpoints:
-        checkpoints.save(3, state, {})
-    compute = {"compute": {"scan_layers": True}} if request.param else {}  # runs of before have no such setting
-    (out / "config.json").write_text(json.dumps({"model": str(model)} | compute))
-    return out, transformer.unstack(jax.device_get(state.params))
+    return leave_run(tmp_path_factory.mktemp("run"), stacked=request.param)
 
 
-def call(monkeypatch, run: Path, target: Path):
+@pytest.fixture(scope="session", params=[False, True], ids=["layer by layer", "layers stacked"])
+def lora_run(request, tmp_path_factory):
+    return leave_run(tmp_path_factory.mktemp("lora"), "Qwen2ForCausalLM", LORA, request.param)
+
+
+def call(monkeypatch, run: Path, target: Path, *flags: str):
     """The program's exit code."""
-    monkeypatch.setattr(sys, "argv", ["tools.export", "--run", str(run), "--to", str(target)])
+    monkeypatch.setattr(sys, "argv", ["tools.export", "--run", str(run), "--to", str(target), *flags])
     try:
         run_main(export.main)
     except SystemExit as end:
@@ -56,6 +48,31 @@ def test_what_is_exported_is_what_was_trained(run, tmp_path, monkeypatch, capsys
     model = Path(json.loads((out / "config.json").read_text())["model"])
     for name in ("config.json", "tokenizer_config.json", "tokenizer.model"):
         assert (target / name).read_bytes() == (model / name).read_bytes()
+
+
+def test_adapters_are_merged_unless_they_are_asked_for(lora_run, tmp_path, monkeypatch):
+    out, params = lora_run
+    assert call(monkeypatch, out, tmp_path / "merged") == 0
+    for path, leaf in named_leaves(weights.load_params(tmp_path / "merged")).items():
+        np.testing.assert_allclose(leaf, named_leaves(params)[path], rtol=0, atol=1e-6, err_msg=path)
+
+
+def test_an_adapter_folder_is_what_peft_calls_one(lora_run, tmp_path, monkeypatch):
+    """tests/parity has PEFT itself read it."""
+    out, params = lora_run
+    assert call(monkeypatch, out, tmp_path / "adapter", "--adapter") == 0
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    model = Path(json.loads((out / "config.json").read_text())["model"])
+    assert (described["r"], described["lora_alpha"], described["base_model_name_or_path"]) == (2, 3.0, str(model))
+    assert described["target_modules"] == ["down_proj", "q_proj"]
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert len(tensors) == 2 * 2 * 2  # A and B of two matrices in two layers
+    for place, module in (("attention/query", "self_attn.q_proj"), ("mlp/down", "mlp.down_proj")):
+        path = f"layers_1/{place}/kernel"
+        a, b = (tensors[f"base_model.model.model.layers.1.{module}.lora_{which}.weight"] for which in "AB")
+        change = named_leaves(params)[path] - named_leaves(weights.load_params(model))[path]
+        np.testing.assert_allclose(1.5 * (b @ a).T, change, rtol=0, atol=1e-6)
 
 
 def copied(out, folder, **config):
@@ -84,6 +101,11 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, c
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_where_everything_is_trained_there_is_no_adapter(run, tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, run[0], tmp_path / "new", "--adapter") == 2
+    assert "lora.rank is 0" in capsys.readouterr().err
 
 
 def test_a_damaged_config_is_one_line_too(run, tmp_path, monkeypatch, capsys):

@@ -9,8 +9,17 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from jaxgrpo import run, steps
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrpo import run, settings, steps
+from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, load
+from jaxgrpo.mesh import make_mesh
+from jaxgrpo.models import lora, transformer, weights
+from jaxgrpo.models.lora import Lora
+from jaxgrpo.optimizer import adamw, schedule
 from tests.tiny_models import make_folder
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +90,28 @@ def share_programs(monkeypatch) -> None:
     """For runs that only have to be short: they share compiled programs, and look at the length of 32 prompts, not 10,000."""
     monkeypatch.setattr(run, "compile_steps", compile_once)
     monkeypatch.setattr(run, "SCANNED", 32)
+
+
+def leave_run(
+    folder: Path, architecture: str = "LlamaForCausalLM", adapters: Lora = lora.OFF, stacked: bool = False
+) -> tuple[Path, dict]:
+    """(OUT, parameters): what a run leaves behind, config.json and a checkpoint of step 3, and what the policy then was.
+    All that is trained has moved."""
+    model = make_folder(folder / "model", architecture, tie_word_embeddings=False)
+    network, optimizer = weights.load_config(model), adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.1, 1.0)
+    shapes = {"prompt_width": 4, "new_tokens": 4, "micro_batch": 0, "ends": (1,), "slots": 1, "scan_layers": stacked}
+    state_like = steps.compile_steps(network, optimizer, make_mesh(), **shapes, adapters=adapters).state_like
+    rng = np.random.default_rng(9)
+    random = lambda leaf: jnp.asarray(rng.normal(0.0, 0.3, leaf.shape), leaf.dtype)
+    state = jax.tree.map(random, state_like)
+    out = folder / "out"
+    with Checkpoints(out, keep=1) as checkpoints:
+        checkpoints.save(3, state, {})
+    described = {"lora": settings.describe(adapters), "compute": {"scan_layers": stacked}}
+    # Runs of before have no such settings.
+    (out / "config.json").write_text(json.dumps({"model": str(model)} | (described if stacked or adapters.rank else {})))
+    base = weights.load_params(model) if adapters.rank else {}
+    return out, jax.device_get(lora.merge(lora.join(base, transformer.unstack(state.params)), adapters.scale))
 
 
 def lines(path: Path) -> list[dict]:

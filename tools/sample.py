@@ -19,7 +19,8 @@ from jaxgrpo.command_line import run_main
 from jaxgrpo.engine import Draw, Engine, Group
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import make_mesh, row_devices
-from jaxgrpo.models import weights
+from jaxgrpo.models import lora, weights
+from jaxgrpo.models.lora import Lora
 from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.problems import Problem
 from jaxgrpo.steps import Steps, compile_steps
@@ -55,12 +56,14 @@ def sample(arguments: argparse.Namespace, prompt: str) -> Group:
     system = of_run.get("system", "") if arguments.system is None else arguments.system
     tokens = tokenizer.load(folder)
     width = prompt_width(folder, len(tokens.prompt(prompt, system)), arguments.max_tokens)
-    steps = make_steps(folder, tokens, width, arguments, of_run.get("stacked", False))
+    adapters = of_run.get("lora", lora.OFF)
+    steps = make_steps(folder, tokens, width, arguments, of_run.get("stacked", False), adapters)
     engine = Engine(steps, tokens, width, arguments.max_tokens, arguments.seed, system)
     a = arguments
     draw = Draw(a.temperature, a.top_k, a.top_p, a.min_p, a.min_tokens, a.max_tokens, tuple(a.stop))
     problem = Problem("prompt", prompt, "")
-    (group,) = engine(load_params(folder, arguments.run, steps), [problem], a.samples, draw, 0, "sample")
+    params = load_params(folder, arguments.run, steps, adapters)
+    (group,) = engine(params, [problem], a.samples, draw, 0, "sample")
     return group
 
 
@@ -78,9 +81,9 @@ def prompt_width(folder: Path, length: int, new_tokens: int) -> int:
 
 
 def make_steps(
-    folder: Path, tokens: tokenizer.Tokenizer, width: int, arguments: argparse.Namespace, stacked: bool
+    folder: Path, tokens: tokenizer.Tokenizer, width: int, arguments: argparse.Namespace, stacked: bool, adapters: Lora
 ) -> Steps:
-    """The compiled programs, for a run whose layers are stacked or not; those of training are never called nor compiled."""
+    """The compiled programs for a run's layers, stacked or not, and adapters; those of training are never compiled."""
     mesh = make_mesh(rows=min(arguments.samples, SIDE_BY_SIDE))
     devices = row_devices(mesh)
     return compile_steps(
@@ -93,15 +96,18 @@ def make_steps(
         ends=tokens.ends,
         slots=-(-min(arguments.samples, SIDE_BY_SIDE) // devices) * devices,
         scan_layers=stacked,
+        adapters=adapters,
     )
 
 
-def load_params(folder: Path, run: Path | None, steps: Steps) -> Params:
-    """The newest checkpoint's parameters, or without a run the folder's own."""
+def load_params(folder: Path, run: Path | None, steps: Steps, adapters: Lora) -> Params:
+    """The newest checkpoint's parameters, beside the folder's own if these are adapters; without a run the folder's own."""
     if run is None:
         return weights.load_params(folder, steps.params_like)
     with Checkpoints(run) as checkpoints:
-        return checkpoints.restore_params(steps.state_like.params)
+        trained = checkpoints.restore_params(steps.state_like.params)
+    reference = steps.refer(weights.load_params(folder, steps.params_like)) if adapters.rank else {}
+    return lora.join(reference, trained)
 
 
 def records(group: Group) -> Iterator[dict[str, Any]]:

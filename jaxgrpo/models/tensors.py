@@ -126,11 +126,11 @@ def write(folder: Path, tensors: Mapping[str, Planned], limit: int) -> None:
     """Writes tensors, one in memory at a time, into files of at most `limit` bytes, or one tensor; several get an index."""
     files = list(_shared_out(tensors, limit))
     if len(files) == 1:
-        return _write_file(folder / "model.safetensors", files[0])
+        return write_file(folder / "model.safetensors", files[0])
     places = {}
     for number, part in enumerate(files, 1):
         name = f"model-{number:05}-of-{len(files):05}.safetensors"
-        _write_file(folder / name, part)
+        write_file(folder / name, part)
         places |= dict.fromkeys(part, name)
     total = sum(tensor.size for tensor in tensors.values())
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n")
@@ -148,7 +148,8 @@ def _shared_out(tensors: Mapping[str, Planned], limit: int) -> Iterator[dict[str
     yield part
 
 
-def _write_file(path: Path, tensors: Mapping[str, Planned]) -> None:
+def write_file(path: Path, tensors: Mapping[str, Planned]) -> None:
+    """Writes tensors into one file."""
     names = {numpy: name for name, numpy in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
     end = 0

@@ -182,6 +182,27 @@ def norm(config: ModelConfig, name: str) -> RMSNorm:
     return RMSNorm(config.norm_epsilon, config.norm_offset, name=name)
 
 
+class Dense(nn.Module):
+    """x W, + b with a bias; where the parameters hold adapters beside W, + (x A) B (see lora.py)."""
+
+    width: int
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T _"]) -> Float[Array, "B T _"]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
+        out = x @ kernel.astype(x.dtype)
+        if self.has_variable("params", "lora_a"):
+            change = x
+            for name in ("lora_a", "lora_b"):
+                change = change @ self.get_variable("params", name).astype(x.dtype)
+            out = out + change
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(x.dtype)
+            out = out + bias.reshape(1, 1, -1)
+        return out
+
+
 class Attention(nn.Module):
     config: ModelConfig
     whole: Callable | None
@@ -202,11 +223,11 @@ class Attention(nn.Module):
             parts = [prompt, (keys, values)]
         out = self._read(queries, parts, mask, own)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1)
-        return nn.Dense(config.width, use_bias=config.out_bias, dtype=x.dtype, name="out")(out), (keys, values)
+        return Dense(config.width, config.out_bias, name="out")(out), (keys, values)
 
     def _project(self, name: str, x: Array, heads: int, normed: str = "") -> Float[Array, "B n T E"]:
         config = self.config
-        out = nn.Dense(heads * config.head_width, use_bias=config.qkv_bias, dtype=x.dtype, name=name)(x)
+        out = Dense(heads * config.head_width, config.qkv_bias, name=name)(x)
         if normed == "all":
             out = norm(config, f"{name}_norm")(out)
         out = out.reshape(*x.shape[:2], heads, config.head_width)
@@ -228,12 +249,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        def dense(width: int, name: str) -> nn.Dense:
-            return nn.Dense(width, use_bias=False, dtype=x.dtype, name=name)
-
-        activation = ACTIVATIONS[self.config.activation]
-        gated = activation(dense(self.config.mlp_width, "gate")(x)) * dense(self.config.mlp_width, "up")(x)
-        return dense(self.config.width, "down")(gated)
+        width, activation = self.config.mlp_width, ACTIVATIONS[self.config.activation]
+        gated = activation(Dense(width, name="gate")(x)) * Dense(width, name="up")(x)
+        return Dense(self.config.width, name="down")(gated)
 
 
 class Layer(nn.Module):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import named_leaves, to_host
 from jaxgrpo.models import gemma2, gemma3, llama, mistral, olmo2, qwen2, qwen3, tensors, transformer
+from jaxgrpo.models.lora import Lora
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.types import Params
 
@@ -109,20 +111,60 @@ def save(params: Params, source: Path, target: Path, limit: int = FILE_LIMIT) ->
     call this, the first one writes. limit: bytes of a file; more are several, with an index. Raises UserError if `target` is
     there already.
     """
+    planned = _planned(params, source)
+
+    def write(folder: Path) -> None:
+        for file in source.iterdir():
+            if file.suffix in (".json", ".model", ".jinja", ".txt") and file.name != tensors.INDEX:
+                shutil.copy(file, folder)
+        tensors.write(folder, planned, limit)
+
+    _appear(target, planned, write)
+
+
+def save_adapters(adapters: Params, lora: Lora, source: Path, target: Path) -> None:
+    """Writes a PEFT folder: adapters of the model in `source`, unstacked, in float32. Whole or not at all, and UserError, as
+    `save`."""
+    planned: dict[str, tensors.Planned] = {}
+    modules = set()
+    for path, leaf in named_leaves(adapters).items():
+        place, _, name = path.rpartition("/")
+        module = _name(_weights_of(source), f"{place}/kernel").removesuffix(".weight")
+        modules.add(module.rpartition(".")[2])
+        end = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}[name]
+        host = partial(_to_host, leaf, True)
+        planned[f"base_model.model.{module}.{end}"] = tensors.Planned(np.dtype(np.float32), leaf.shape[::-1], host)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(source.resolve()),
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "target_modules": sorted(modules),
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+    def write(folder: Path) -> None:
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        tensors.write_file(folder / "adapter_model.safetensors", planned)
+
+    _appear(target, planned, write)
+
+
+def _appear(target: Path, planned: dict[str, tensors.Planned], write: Callable[[Path], None]) -> None:
+    """A folder that is `target` once everything is in it; processes other than the first only help with what is planned."""
     if target.exists():
         raise UserError(f"{target} is there already: name a folder that is not")
     if jax.process_index():
-        for leaf in named_leaves(params).values():
-            to_host(leaf)
+        for tensor in planned.values():
+            tensor.array()
         return
     partial_target = target.with_name(target.name + ".partial")
     shutil.rmtree(partial_target, ignore_errors=True)
     partial_target.mkdir(parents=True)
     try:
-        for file in source.iterdir():
-            if file.suffix in (".json", ".model", ".jinja", ".txt") and file.name != tensors.INDEX:
-                shutil.copy(file, partial_target)
-        tensors.write(partial_target, _planned(params, source), limit)
+        write(partial_target)
         partial_target.rename(target)
     finally:
         shutil.rmtree(partial_target, ignore_errors=True)

@@ -1,0 +1,262 @@
+"""LoRA: adapters that change nothing at first, learn alone, and are the same merged into their matrices or beside them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxgrpo import evaluate
+from jaxgrpo.checkpoint import Checkpoints
+from jaxgrpo.errors import UserError
+from jaxgrpo.losses import GRPO
+from jaxgrpo.mesh import make_mesh, named_leaves, to_device, to_host
+from jaxgrpo.models import lora, transformer, weights
+from jaxgrpo.models.lora import Lora
+from jaxgrpo.run import prepare
+from jaxgrpo.steps import compile_steps
+from jaxgrpo.train import train
+from jaxgrpo.types import Batch
+from tests.tiny_devices import output_on_devices
+from tests.tiny_engines import NETWORK
+from tests.tiny_models import random_params
+from tests.tiny_runs import make_config, share_programs
+from tools import export, sample
+
+ADAPTERS = Lora(rank=2, alpha=3.0, targets=("query", "value", "out", "up", "down"))
+ROWS, WIDTH, LENGTH = 8, 5, 11
+
+
+def make_steps(adapters=ADAPTERS, mesh=None):
+    """Plain gradient descent at rate 1: an update is the gradient."""
+    shapes = {"prompt_width": WIDTH, "new_tokens": LENGTH - WIDTH, "ends": (7,), "slots": 8, "group_size": 2, "micro_batch": 0}
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    return compile_steps(NETWORK, optax.sgd(1.0), mesh, old_logprobs="trainer", adapters=adapters, **shapes)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return make_steps()
+
+
+@pytest.fixture(scope="module")
+def base():
+    return random_params(NETWORK)
+
+
+@pytest.fixture(scope="module")
+def trained(steps):
+    return random_adapters(steps)
+
+
+def random_adapters(steps):
+    """Adapters that have learned something."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype), steps.state_like.params)
+
+
+def make_batch():
+    """Groups of two of which the first was right; whoever sampled them."""
+    shape = (ROWS, LENGTH)
+    tokens = np.random.default_rng(0).integers(0, NETWORK.vocab_size, shape, dtype=np.int32)
+    tokens[1::2, :WIDTH] = tokens[0::2, :WIDTH]
+    return Batch(
+        tokens=tokens,
+        segments=np.ones(shape, np.int32),
+        completion_mask=np.broadcast_to(np.arange(LENGTH) >= WIDTH, shape),
+        rewards=np.tile(np.float32([1, 0]), ROWS // 2),
+        sampler_logprobs=np.full(shape, -3.0, np.float32),
+    )
+
+
+@jax.jit
+def hidden(params):
+    tokens = jnp.asarray(make_batch().tokens)
+    segments = jnp.ones_like(tokens)
+    positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
+    return transformer.forward(NETWORK, params, tokens, positions, mask)[0]
+
+
+def same(a, b):
+    a, b = named_leaves(a), named_leaves(b)
+    return a.keys() == b.keys() and all(np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes() for name in a)
+
+
+def test_at_first_the_policy_is_the_base(steps, base):
+    policy = lora.join(base, steps.init(base).params)
+    assert not same(policy, base)
+    assert same(hidden(policy), hidden(base))
+    assert same(steps.publish(policy), steps.publish(base))
+
+
+def test_adapters_stand_beside_their_targets_alone(base):
+    adapters = lora.init(Lora(3, targets=("key", "gate")), base, jax.random.key(0))
+    assert {name: leaf.shape for name, leaf in named_leaves(adapters).items()} == {
+        "layers_0/attention/key/lora_a": (16, 3),
+        "layers_0/attention/key/lora_b": (3, 8),
+        "layers_0/mlp/gate/lora_a": (16, 3),
+        "layers_0/mlp/gate/lora_b": (3, 24),
+    }
+
+
+def test_the_first_adapters_are_a_function_of_the_seed_and_each_its_own(steps, base):
+    draws = [steps.init(base, np.uint32(seed)).params for seed in (0, 0, 2**32 - 1)]
+    assert same(draws[0], draws[1])
+    leaves = [leaf for draw in draws[1:] for name, leaf in named_leaves(draw).items() if name.endswith("lora_a")]
+    assert len({np.asarray(leaf).tobytes() for leaf in leaves}) == len(leaves) == 2 * len(ADAPTERS.targets)
+
+
+def test_first_adapters_are_uniform_as_pefts():
+    """torch's kaiming_uniform_(a=sqrt(5)) on a matrix that takes n numbers: within +-1 / sqrt(n)."""
+    adapters = lora.init(Lora(64, targets=("up",)), {"up": {"kernel": jnp.zeros((100, 7))}}, jax.random.key(0))
+    drawn = np.asarray(adapters["up"]["lora_a"]) * 10.0
+    assert 0.99 < np.abs(drawn).max() <= 1
+    np.testing.assert_allclose([drawn.mean(), drawn.var()], [0, 1 / 3], atol=0.02)
+
+
+def test_merged_and_beside_are_the_same_policy(base, trained):
+    scale = ADAPTERS.scale
+    beside, merged = lora.join(base, lora.scaled(trained, scale)), lora.merge(lora.join(base, trained), scale)
+    assert scale == 1.5
+    assert jax.tree.structure(merged) == jax.tree.structure(base)
+    np.testing.assert_allclose(hidden(beside), hidden(merged), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(hidden(transformer.stack(beside)), hidden(merged), rtol=0, atol=1e-5)  # layers scanned
+    assert np.abs(hidden(merged) - hidden(base)).max() > 0.1
+
+
+def test_layers_may_be_an_axis():
+    """Stacked, each layer has its own pair."""
+    rng = np.random.default_rng(0)
+    kernels = jnp.asarray(rng.normal(size=(3, 5, 4)), jnp.float32)
+    pair = lora.init(ADAPTERS, {"up": {"kernel": kernels}}, jax.random.key(0))["up"]
+    assert {name: leaf.shape for name, leaf in pair.items()} == {"lora_a": (3, 5, 2), "lora_b": (3, 2, 4)}
+    a, b = (rng.normal(size=leaf.shape).astype(np.float32) for leaf in pair.values())
+    merged = lora.merge(lora.join({"up": {"kernel": kernels}}, {"up": {"lora_a": a, "lora_b": b}}), 0.5)["up"]["kernel"]
+    for layer in range(3):
+        np.testing.assert_allclose(merged[layer], kernels[layer] + 0.5 * a[layer] @ b[layer], atol=1e-6)
+
+
+def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(steps, base, trained):
+    """dL/dA = scale * G B^T and dL/dB = scale * A^T G, where G is the gradient of the matrix that they are merged into."""
+    policy, before = lora.join(base, trained), jax.device_get(base)
+    whole = make_steps(lora.OFF)
+    merged = lora.merge(policy, ADAPTERS.scale)
+    moved, metrics = whole.update(whole.init(merged), base, make_batch(), GRPO(kl=0.1), 1.0)
+    gradient = named_leaves(jax.tree.map(jnp.subtract, merged, moved.params))
+    state = steps.init(base)._replace(params=jax.tree.map(jnp.copy, trained))
+    state, lora_metrics = steps.update(state, base, make_batch(), GRPO(kl=0.1), 1.0)
+    steps_taken = named_leaves(jax.tree.map(jnp.subtract, trained, state.params))
+    assert len(steps_taken) == 2 * len(ADAPTERS.targets)
+    for name, step in steps_taken.items():
+        place = name.rpartition("/")[0]
+        g, a, b = gradient[f"{place}/kernel"], *(named_leaves(trained)[f"{place}/lora_{which}"] for which in "ab")
+        expected = g @ b.T if name.endswith("lora_a") else a.T @ g
+        assert np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(step, ADAPTERS.scale * expected, rtol=0, atol=2e-6, err_msg=name)
+    for name in ("update/loss", "policy/kl", "policy/entropy"):
+        np.testing.assert_allclose(lora_metrics[name], metrics[name], rtol=1e-4, err_msg=name)
+    assert same(base, before)
+
+
+def learn_on_meshes():
+    """Run in a process with eight devices: adapters are divided as their matrices are, and learn what one device learns."""
+    expected = None
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        steps = make_steps(mesh=make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)]))
+        kernels = named_leaves(steps.params_like)
+        base = to_device(jax.device_get(random_params(NETWORK)), jax.tree.map(lambda leaf: leaf.sharding, steps.params_like))
+        state = steps.init(base, np.uint32(3))
+        for _ in range(2):
+            state, metrics = steps.update(state, base, to_device(make_batch(), steps.rows), GRPO(kl=0.1), 1.0)
+        for name, leaf in named_leaves(state.params).items():
+            first, second = kernels[name.rpartition("/")[0] + "/kernel"].sharding.spec
+            spec = PartitionSpec(first, None) if name.endswith("a") else PartitionSpec(None, second)
+            assert leaf.sharding.is_equivalent_to(NamedSharding(leaf.sharding.mesh, spec), leaf.ndim), name
+        result = named_leaves(to_host((state.params, steps.publish(lora.join(base, state.params)), metrics)))
+        expected = expected or result
+        for name, leaf in result.items():
+            np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=2e-6, err_msg=name)
+        print("equal", *sizes)
+
+
+def test_spread_over_devices_they_learn_the_same():
+    assert output_on_devices(learn_on_meshes).count("equal") == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lora.rank=-1", "lora.rank is -1: it must be at least 0"),
+        ("lora.alpha=0", "lora.alpha is 0.0: it must be above 0"),
+        ("lora.targets=query,q_proj", "there is no 'q_proj'; choose of query, key, value, out, gate, up, down"),
+        ("lora.targets=()", "nothing would be trained; choose of query, key, value, out, gate, up, down"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, override, says):
+    with pytest.raises(UserError) as error:
+        make_config(tmp_path, override)
+    assert says in str(error.value)
+
+
+SETTINGS = ("lora.rank=2", "lora.alpha=4", "lora.targets=value,up", "steps=3", "seed=1", "evaluation.problems=2")
+SETTINGS += ("sampling.slots=5",)  # an odd number is never halved: one program decodes
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The config of a run with LoRA that nobody interrupted, and what it yielded."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        share_programs(monkeypatch)
+        config = make_config(tmp_path_factory.mktemp("lora"), *SETTINGS)
+        yield config, list(train(config))
+
+
+def restored(config):
+    with prepare(config) as run, Checkpoints(config.out) as checkpoints:
+        return jax.device_get(checkpoints.restore(run.steps.state_like)[0])
+
+
+def test_a_run_begins_at_its_reference_and_learns(run):
+    _, yielded = run
+    assert yielded[0]["policy/kl"] < 1e-14  # one rounding of a log-probability, squared
+    assert yielded[-1]["policy/kl"] > 1e-9
+    assert max(values["policy/logprob_gap"] for values in yielded) < 1e-5
+
+
+def test_a_checkpoint_holds_adapters_alone(run):
+    state = restored(run[0])
+    places = [f"layers_0/{matrix}/lora_{which}" for matrix in ("attention/value", "mlp/up") for which in "ab"]
+    assert sorted(named_leaves(state.params)) == places
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_going_on_changes_nothing(run, tmp_path):
+    config = dataclasses.replace(run[0], out=str(tmp_path / "out"), save_every=100)
+    for values in train(config):
+        if values["step"] == 1:
+            break
+    assert [values["step"] for values in train(config)] == [2, 3]
+    assert same(restored(config), restored(run[0]))
+
+
+def test_what_reads_a_run_finds_the_policy(run, tmp_path, capsys):
+    """The evaluation after it, a sample and an export are of one policy."""
+    config, _ = run
+    with prepare(config) as prepared:
+        params, which = evaluate.latest_params(prepared)
+        summary = json.loads((Path(config.out) / "summary.json").read_text())
+        assert which.endswith("step 3")
+        assert evaluate.evaluate(prepared, params) == summary["after"]
+    export.export(Path(config.out), tmp_path / "merged")
+    published = prepared.steps.publish(params)
+    for name, leaf in named_leaves(weights.load_params(tmp_path / "merged")).items():
+        np.testing.assert_allclose(leaf, named_leaves(published)[name], rtol=0, atol=1e-6, err_msg=name)
+    with_sample = sample.load_params(prepared.model_folder, Path(config.out), prepared.steps, config.lora)
+    assert same(with_sample, params)
+    sample.main(["--samples", "1", "--max-tokens", "6", "--prompt", "2 + 3", "--json", "--run", config.out])
+    assert json.loads(capsys.readouterr().out)["tokens"] <= 6
