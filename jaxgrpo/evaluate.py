@@ -14,7 +14,7 @@ from jaxgrpo.config import Config, parse_command_line
 from jaxgrpo.engine import Draw, Group
 from jaxgrpo.errors import UserError
 from jaxgrpo.metrics import table, write_json
-from jaxgrpo.models.lora import join
+from jaxgrpo.models import lora
 from jaxgrpo.problems import Problem
 from jaxgrpo.processes import join, say
 from jaxgrpo.rollout import check_missing, judged_in_order, summarise
@@ -102,7 +102,7 @@ def latest_params(run: Run) -> tuple[Params, str]:
             return run.load_params(), f"{run.model_folder}, untrained"
         trained = checkpoints.restore_params(run.steps.state_like.params)
     reference = run.steps.refer(run.load_params()) if run.config.lora.rank else {}
-    return join(reference, trained), f"{run.config.out}, step {step}"
+    return lora.join(reference, trained), f"{run.config.out}, step {step}"
 
 
 def main(argv: list[str]) -> None:

@@ -29,7 +29,7 @@ from jaxgrpo.engine import Draw, Group
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import exchange, to_device
 from jaxgrpo.metrics import write_json
-from jaxgrpo.models.lora import join
+from jaxgrpo.models import lora
 from jaxgrpo.problems import Weighted
 from jaxgrpo.processes import join, say
 from jaxgrpo.rollout import MissingVerdictsError, Stream, Wanted, check_missing, collect, make_batch
@@ -81,7 +81,7 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
         params = run.load_params()
         place, reference = find_place(run, checkpoints, params, started), run.steps.refer(params)
         del params
-        run.engine.warm_up(join(reference, place.state.params))
+        run.engine.warm_up(lora.join(reference, place.state.params))
         if place.step:
             say(f"going on from step {place.step} of {config.steps} in {out}")
         before = once(out / "before.json", partial(_evaluate, run, reference))
@@ -91,7 +91,7 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
         if place.step < config.steps:
             say(f"stopped after step {place.step} of {config.steps}, which is saved in {out}: the same command goes on")
             return
-        after = _evaluate(run, join(reference, place.state.params))
+        after = _evaluate(run, lora.join(reference, place.state.params))
     summary = summarise(before, after, steps=place.step, seconds=time.time() - place.begun)
     if jax.process_index() == 0:
         write_json(out / "summary.json", summary)
@@ -155,7 +155,7 @@ def take_step(run: Run, place: Place, stream: Stream, reference: Params, writer:
     most = b.groups if f.rule == "off" else int(f.max_prompts * b.groups)
     wanted = Wanted(b.groups, b.group_size, f.rule, f.low, f.high, most)
     run.judge.weights.update(place.weights)
-    groups, figures, asked = collect(stream, join(reference, place.state.params), wanted, step)
+    groups, figures, asked = collect(stream, lora.join(reference, place.state.params), wanted, step)
     check_missing(asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl")
     for name, reward in config.rewards.items():
         place.weights[name] = reward.next_weight(step + 1, place.weights[name], figures.get(f"reward/{name}", np.nan))
