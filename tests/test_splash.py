@@ -20,15 +20,21 @@ def inputs(length):
     return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)], segments
 
 
-@pytest.mark.parametrize("prompt", [0, LENGTH])
-def test_values_and_gradients_are_those_of_dense_attention(prompt):
+CAPPED = {"window": 20, "scale": 0.4, "softcap": 1.5}
+
+
+@pytest.mark.parametrize(("prompt", "how"), [(0, {}), (LENGTH, {}), (LENGTH, CAPPED)])
+def test_values_and_gradients_are_those_of_dense_attention(prompt, how):
     """Of whole sequences, and of what goes on from a prompt that has been read: then keys and values come in two parts."""
     (queries, *key_values), segments = inputs(prompt + LENGTH)
     arrays = [queries[:, :, prompt:], *key_values]
     parts = lambda k, v: [(k[:, :, at], v[:, :, at]) for at in (slice(0, prompt), slice(prompt, None))][not prompt :]
     attend = splash.attention(make_mesh(devices=jax.devices()[:1]), segments, prompt, interpret=True)
-    whole = lambda q, k, v: attend(q, parts(k, v))
-    dense = lambda q, k, v: transformer.attend(q, parts(k, v), transformer.sequence_mask(segments)[:, prompt:])
+    whole = lambda q, k, v: attend(q, parts(k, v), **how)
+    columns = np.arange(prompt + LENGTH)
+    near = columns[:, None] - columns < how.get("window", LENGTH * 2)
+    mask = (transformer.sequence_mask(segments) & near)[:, prompt:]
+    dense = lambda q, k, v: transformer.attend(q, parts(k, v), mask, how.get("scale"), how.get("softcap"))
     weights = jax.random.normal(jax.random.key(1), arrays[0].shape) * (segments != 0)[:, None, prompt:, None]
     with_gradients = lambda f: jax.jit(jax.value_and_grad(lambda *a: jnp.sum(weights * f(*a)), argnums=(0, 1, 2)))(*arrays)
     (value, gradients), (expected, expected_gradients) = with_gradients(whole), with_gradients(dense)

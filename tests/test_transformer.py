@@ -1,13 +1,31 @@
 """Laws of the network: what may read what, and that a cache changes nothing."""
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxgrpo.models import transformer
-from jaxgrpo.models.rope import Rope
+from jaxgrpo.models.rope import Linear, Llama3, Rope, Yarn
 from tests.tiny_models import NETWORK, random_params
+
+SLIDING = replace(NETWORK, windows=(3, 0), local_rope=Llama3(100.0, original=16))
+"""Layers that differ."""
+
+VARIED = replace(
+    SLIDING,
+    head_norm="head",
+    norms="around",
+    norm_offset=1.0,
+    activation="gelu_tanh",
+    embedding_scale=4.0,
+    query_scale=0.7,
+    attention_softcap=2.0,
+)
+"""And whatever else a family may have."""
 
 
 @pytest.fixture(scope="module")
@@ -15,11 +33,16 @@ def params():
     return random_params(NETWORK)
 
 
-@jax.jit
-def hidden(params, tokens, segments):
+@pytest.fixture(scope="module")
+def varied():
+    return random_params(VARIED)
+
+
+@partial(jax.jit, static_argnames="network")
+def hidden(params, tokens, segments, network=NETWORK):
     segments = jnp.asarray(segments)
     mask, positions = transformer.sequence_mask(segments), transformer.sequence_positions(segments)
-    return transformer.forward(NETWORK, params, jnp.asarray(tokens), positions, mask)
+    return transformer.forward(network, params, jnp.asarray(tokens), positions, mask)
 
 
 def test_causality(params):
@@ -54,18 +77,50 @@ def test_positions_count_tokens_of_their_own_text():
     assert positions[0, 2:7].tolist() == [0, 1, 2, 0, 1]
 
 
-def test_reading_through_a_cache_is_reading_at_once(params):
-    tokens, ones = jnp.arange(8).reshape(1, 8) + 3, jnp.ones((1, 8), bool)
-    whole, _ = hidden(params, tokens, ones)
-    _, key_values = hidden(params, tokens[:, :5], ones[:, :5])
+def test_a_window_ends_what_a_layer_reads(params):
+    """One layer of a window of 3 reads a token from its own column and the two after it."""
+    network = replace(NETWORK, layers=1, windows=(3,))
+    tokens, ones = np.arange(12).reshape(1, 12) + 3, np.ones((1, 12), np.int32)
+    changed = tokens.copy()
+    changed[0, 4] = 40
+    before, after = (hidden(params, t, ones, network)[0][0] for t in (tokens, changed))
+    differs = np.abs(before - after).max(axis=1) > 1e-4
+    assert np.flatnonzero(differs).tolist() == [4, 5, 6]
+
+
+def test_windows_go_by_positions_where_columns_are_in_no_order(varied):
+    """The keys of tokens 5 to 7 lie in columns 2, 0, 1 of the recent ones, as in a ring."""
+    network, tokens, ones = VARIED, jnp.arange(8).reshape(1, 8) + 3, jnp.ones((1, 8), bool)
+    whole, _ = hidden(varied, tokens, ones, network)
+    _, key_values = hidden(varied, tokens[:, :5], ones[:, :5], network)
     recent = jax.tree.map(lambda x: jnp.zeros_like(x[:, :, :3]), key_values)
-    for column in range(5, 8):
-        mask = (jnp.arange(8) <= column)[None, None]
-        cache = transformer.Cache(key_values, recent, jnp.int32(column - 5))
-        state, recent = transformer.forward(
-            NETWORK, params, tokens[:, column : column + 1], jnp.array([[column]]), mask, cache
-        )
-        np.testing.assert_allclose(state[:, 0], whole[:, column], atol=2e-5)
+    key_positions = jnp.array([[0, 1, 2, 3, 4, 6, 7, 5]])
+
+    @jax.jit
+    def read(token, position, recent, column):
+        cache = transformer.Cache(key_values, recent, column)
+        mask = (key_positions <= position)[:, None]
+        return transformer.forward(network, varied, token, position, mask, cache, key_positions=key_positions)
+
+    for position, column in ((5, 2), (6, 0), (7, 1)):
+        state, recent = read(tokens[:, position : position + 1], jnp.array([[position]]), recent, jnp.int32(column))
+        np.testing.assert_allclose(state[:, 0], whole[:, position], atol=2e-5)
+    unknown = network, varied, tokens[:, :1], jnp.zeros((1, 1), int), jnp.ones((1, 1, 8), bool), transformer.Cache(key_values)
+    with pytest.raises(ValueError, match="this network has windows"):
+        transformer.forward(*unknown)
+
+
+def test_scalings_leave_fast_pairs_and_slow_the_others():
+    """A pair that turns often within the original context keeps its pace; one that hardly turns is slowed by the factor."""
+    plain = Rope(1e4).frequencies(32)
+    np.testing.assert_allclose(plain, 1e4 ** (-np.arange(16) / 16), rtol=1e-7)
+    np.testing.assert_allclose(Linear(1e4, 4.0).frequencies(32), plain / 4, rtol=1e-6)
+    for scaled in (Llama3(1e4, 4.0, original=64), Yarn(1e4, 4.0, original=64)):
+        share = scaled.frequencies(32) / plain
+        np.testing.assert_allclose(share[[0, -1]], [1.0, 0.25], rtol=1e-6)
+        assert np.all(np.diff(share) <= 1e-6)
+    assert Yarn(1e4, 4.0).magnitude() == pytest.approx(1.0 + 0.1 * np.log(4.0))
+    assert Yarn(1e4, 4.0, attention=1.5).magnitude() == 1.5
 
 
 def test_rotation_depends_on_the_distance_alone():
@@ -90,7 +145,7 @@ def test_stacking_loses_nothing(params):
 
 
 @pytest.fixture(scope="module")
-def read_on(params):
+def read_on():
     """(params, remat) -> hidden states of texts that go on from prompts, and the gradient of a number made of them."""
     tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, NETWORK.vocab_size)
     ones, direction = jnp.ones(tokens.shape, bool), jax.random.normal(jax.random.key(2), (3, 5, NETWORK.width))
@@ -98,7 +153,14 @@ def read_on(params):
     def read(params, remat):
         mask, positions = transformer.sequence_mask(ones), transformer.sequence_positions(ones)
         forward = lambda cut, *cache: transformer.forward(
-            NETWORK, params, tokens[:, cut], positions[:, cut], mask[:, cut, : cut.stop], *cache, remat=remat
+            SLIDING,
+            params,
+            tokens[:, cut],
+            positions[:, cut],
+            mask[:, cut, : cut.stop],
+            *cache,
+            remat=remat,
+            key_positions=positions[:, : cut.stop],
         )
         _, prompt = forward(slice(0, 4))
         return forward(slice(4, 9), transformer.Cache(prompt))[0]

@@ -20,7 +20,7 @@ from jaxgrpo.tokenizer import Tokenizer
 from tests import tiny_models
 from tests.tiny_models import random_params
 
-NETWORK = replace(tiny_models.NETWORK, layers=1)
+NETWORK = replace(tiny_models.NETWORK, layers=1, windows=(9,), logit_softcap=4.0)
 """Compiling is what takes the time here; tests of the transformer and parity with torch are about more layers."""
 WIDTH, NEW, GROUP, ENDS, PAD = 8, 24, 3, (7, 11, 23, 36), 0
 
@@ -103,7 +103,7 @@ def _uncached(rows: int, columns: int):
         positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
         hidden, _ = transformer.forward(NETWORK, params, tokens, positions, mask)
         last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-        return to_logits(last, transformer.output_embedding(params), 1.0)
+        return to_logits(last, transformer.output_embedding(params), 1.0, NETWORK.logit_softcap)
 
     return last_logits
 

@@ -5,6 +5,7 @@
     python -m tools.bench rollout --mean-new 48 --new 384 --groups 32 --group-size 8 --slots 64 --json
     python -m tools.bench step --micro-batch 8 --json
     python -m tools.bench rewards --verdicts 5000 --workers 2 --json
+    python -m tools.bench load --gigabytes 3 --json
 
 `rollout` and `step` go through the engine and the compiled programs of a run, on random prompts of exactly --prompt tokens,
 with completions of exactly --new. They also measure what the machine can do in the same minutes, in turns with the work: a
@@ -13,6 +14,7 @@ bare matrix product and a copy. `floor_s` is the time that these two alone would
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import jax
 
 from jaxgrpo.command_line import run_main
+from tools.bench_load import bench_load
 from tools.bench_logprobs import bench_logprobs
 from tools.bench_rewards import bench_rewards
 from tools.bench_sampling import bench_rollout, bench_step
@@ -101,6 +104,17 @@ def add_rewards(subparsers: Any, shared: argparse.ArgumentParser) -> None:
     parser.set_defaults(bench=bench_rewards)
 
 
+def add_load(subparsers: Any, shared: argparse.ArgumentParser) -> None:
+    """The subcommand `load`."""
+    about = bench_load.__doc__
+    parser = subparsers.add_parser("load", parents=[shared], help=about, description=about)
+    parser.add_argument("--gigabytes", type=float, default=3.0, help="about so many 10^9 bytes of bfloat16; default 3")
+    parser.add_argument("--file-gigabytes", type=float, default=1.0, help="of a file, at most; default 1")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the parameters on the devices")
+    parser.add_argument("--devices", type=positive, default=1, help="that share the parameters; default 1")
+    parser.set_defaults(bench=bench_load)
+
+
 def main(argv: list[str]) -> None:
     """Measures what the command line asks for and prints it."""
     shared = argparse.ArgumentParser(add_help=False)
@@ -108,13 +122,16 @@ def main(argv: list[str]) -> None:
     shared.add_argument("--repeats", type=positive, default=3, help="timed runs, of which the median counts; default 3")
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
     subparsers = parser.add_subparsers(required=True, metavar="WHAT")
-    for add in (add_logprobs, add_rollout, add_step, add_rewards):
+    for add in (add_logprobs, add_rollout, add_step, add_rewards, add_load):
         add(subparsers, shared)
     arguments = parser.parse_args(argv)
     given = {key: value for key, value in vars(arguments).items() if key not in ("json", "bench") and value is not None}
     given |= {"model": str(arguments.model)} if given.get("model") else {}
     name = arguments.bench.__name__.removeprefix("bench_")
-    print(to_line(name, given | arguments.bench(arguments), arguments.json))
+    result = arguments.bench(arguments)
+    print(to_line(name, given | result, arguments.json))
+    if result.get("within") is False:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
