@@ -17,7 +17,7 @@ from jaxgrpo.metrics import table, write_json
 from jaxgrpo.models import lora
 from jaxgrpo.problems import Problem
 from jaxgrpo.processes import join, say
-from jaxgrpo.rollout import check_missing, judged_in_order, summarise
+from jaxgrpo.rollout import check_missing, judged_in_order, record, summarise
 from jaxgrpo.run import Run, prepare
 from jaxgrpo.types import Params
 
@@ -29,8 +29,8 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
     """Held-out figures of a policy: means over problems of means over samples; every problem and sample counts alike.
 
     {"reward/accuracy": a, "language/target_word_ratio": r, ..., "by_language": {"ko": {"accuracy": a, ...}},
-    "by_level": {"1": {...}}, "problems": n, "samples": g}; None where there was no verdict to take a mean of. The problems and
-    the random numbers are the same at every call.
+    "by_level": {"1": {...}}, "problems": n, "samples": g, "examples": [what it wrote about a few problems of each language]};
+    None where there was no verdict to take a mean of. The problems and the random numbers are the same at every call.
     """
     wanted = run.config.evaluation
     problems = run.fitting.first(run.heldout, wanted.problems)
@@ -41,6 +41,7 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
         "by_level": _by(groups, lambda problem: str(problem.level)),
         "problems": len(problems),
         "samples": wanted.samples,
+        "examples": examples(groups),
     }
     return _plain(report)
 
@@ -78,18 +79,28 @@ def tables(before: dict[str, Any], after: dict[str, Any] | None = None) -> str:
     return "\n\n".join(blocks)
 
 
-def _by(groups: Sequence[Group], key: Callable[[Problem], str]) -> dict[str, dict[str, float]]:
+def examples(groups: Sequence[Group], most: int = 2) -> list[dict[str, Any]]:
+    """The first completion of the first few problems of each language, as JSON values."""
+    parts = _parts(groups, lambda problem: problem.language)
+    return [record(group) for part in parts.values() for group in part[:most]]
+
+
+def _parts(groups: Sequence[Group], key: Callable[[Problem], str]) -> dict[str, list[Group]]:
     parts: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
         parts[key(group.problem)].append(group)
+    return {name: parts[name] for name in sorted(parts)}
+
+
+def _by(groups: Sequence[Group], key: Callable[[Problem], str]) -> dict[str, dict[str, float]]:
     report = {}
-    for name in sorted(parts):
-        means = summarise(parts[name])
+    for name, part in _parts(groups, key).items():
+        means = summarise(part)
         report[name] = {
             "accuracy": means["reward/accuracy"],
             "target_word_ratio": means["language/target_word_ratio"],
             "english_word_ratio": means["language/english_word_ratio"],
-            "problems": len(parts[name]),
+            "problems": len(part),
         }
     return report
 

@@ -296,6 +296,22 @@ def summarise(groups: Sequence[Group]) -> dict[str, float]:
     return means | {f"verdict/missing/{reason}": float(count) for reason, count in reasons.items()}
 
 
+def record(group: Group) -> dict[str, Any]:
+    """A problem and its first completion as JSON values; None for a verdict that is missing."""
+    problem = group.problem
+    return {
+        "id": problem.id,
+        "language": problem.language,
+        "level": problem.level,
+        "prompt": problem.prompt,
+        "completion": group.texts[0],
+        "answer": problem.answer,
+        "rewards": {name: None if np.isnan(values[0]) else float(values[0]) for name, values in group.values.items()},
+        "solved": group.solved,
+        "judged": group.judged,
+    }
+
+
 def check_missing(groups: Sequence[Group], most: float, path: Path) -> None:
     """Raises MissingVerdictsError if a greater share of verdicts is missing than `most`. The texts are then in a JSON Lines
     file at `path`, those that the most frequent reason stands for first."""

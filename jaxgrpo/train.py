@@ -32,7 +32,7 @@ from jaxgrpo.metrics import write_json
 from jaxgrpo.models import lora
 from jaxgrpo.problems import Weighted
 from jaxgrpo.processes import join, say
-from jaxgrpo.rollout import MissingVerdictsError, Stream, Wanted, check_missing, collect, make_batch
+from jaxgrpo.rollout import MissingVerdictsError, Stream, Wanted, check_missing, collect, make_batch, record
 from jaxgrpo.run import Run, prepare
 from jaxgrpo.types import Params, TrainState
 
@@ -214,19 +214,7 @@ def memory_line(numbers: dict[str, float]) -> str:
 def records(asked: list[Group], kept: list[Group], most: int = 4) -> Iterator[dict[str, Any]]:
     """The first completion of the first few groups of a step, as JSON values."""
     for group in asked[:most]:
-        problem = group.problem
-        yield {
-            "id": problem.id,
-            "language": problem.language,
-            "level": problem.level,
-            "prompt": problem.prompt,
-            "completion": group.texts[0],
-            "answer": problem.answer,
-            "rewards": {name: None if np.isnan(values[0]) else float(values[0]) for name, values in group.values.items()},
-            "solved": group.solved,
-            "judged": group.judged,
-            "kept": any(group is other for other in kept),
-        }
+        yield record(group) | {"kept": any(group is other for other in kept)}
 
 
 def summarise(before: dict[str, Any], after: dict[str, Any], **others: Any) -> dict[str, Any]:

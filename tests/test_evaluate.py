@@ -49,6 +49,19 @@ def test_problems_and_samples_are_those_asked_for(run):
     assert len({text for group in groups for text in group.texts}) > 15
 
 
+def test_examples_are_the_first_of_each_language_and_the_same_at_every_call(run):
+    report = evaluate.evaluate(with_evaluation(run, problems=24), run.load_params())
+    examples, problems = report["examples"], [run.heldout[i] for i in range(24)]
+    languages = [example["language"] for example in examples]
+    assert languages == sorted(languages)
+    assert set(languages) == set(report["by_language"]) == {"en", "ko", "uk", "zh"}
+    for language in report["by_language"]:
+        shown = [example["id"] for example in examples if example["language"] == language]
+        assert shown == [problem.id for problem in problems if problem.language == language][:2]
+    assert all(example["prompt"] and example["completion"] for example in examples)
+    assert all(example["rewards"].keys() >= {"accuracy", "language"} for example in examples)
+
+
 def test_more_problems_than_there_are_are_all(run):
     few = dataclasses.replace(with_evaluation(run, problems=100), heldout=[run.heldout[i] for i in range(3)])
     assert evaluate.evaluate(few, run.load_params())["problems"] == 3

@@ -1,0 +1,56 @@
+"""Runs a notebook from its first cell to its last, in a Jupyter kernel of its own, and says how long each cell took.
+
+    python -m tools.run_notebook tools/colab.ipynb
+    python -m tools.run_notebook tools/colab.ipynb --save      what it showed is stored in it
+
+Needs `pip install '.[notebook]'`.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(notebook: NotebookNode, timeout: int) -> None:
+    """Executes the code cells in the repository's root, and puts their outputs into the notebook.
+
+    timeout: seconds that one cell may take. Raises CellExecutionError at the first that fails.
+    """
+    client = NotebookClient(
+        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}, record_timing=False
+    )
+    with client.setup_kernel():
+        for index, cell in enumerate(notebook.cells):
+            started = time.monotonic()
+            client.execute_cell(cell, index)
+            if cell.cell_type == "code":
+                print(f"{time.monotonic() - started:6.1f} s  {cell.source.splitlines()[0]}", flush=True)
+
+
+def main(argv: list[str]) -> None:
+    """Runs as the command line says; exits with 1 if a cell fails."""
+    parser = argparse.ArgumentParser(prog="python -m tools.run_notebook", description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", type=Path, help="an .ipynb file")
+    parser.add_argument("--save", action="store_true", help="store what the cells showed in the file")
+    parser.add_argument("--timeout", type=int, default=1800, help="seconds that one cell may take; default 1800")
+    arguments = parser.parse_args(argv)
+    notebook = nbformat.read(arguments.notebook, as_version=4)
+    try:
+        run(notebook, arguments.timeout)
+    except CellExecutionError as error:
+        print(f"error: {arguments.notebook}: {error}", file=sys.stderr)
+        sys.exit(1)
+    if arguments.save:
+        nbformat.write(notebook, arguments.notebook)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
