@@ -45,6 +45,10 @@ class Program:
         needs = self._jitted.lower(*arguments).compile().memory_analysis()
         return float(needs.temp_size_in_bytes) if needs else float("nan")
 
+    def trace(self, *arguments: Any) -> Any:
+        """The program for arguments like these, jax.ShapeDtypeStruct or arrays, as jax.stages.Traced: its jaxpr, and `lower`."""
+        return self._jitted.trace(*arguments)
+
     @property
     def compiled(self) -> int:
         """How many versions of it there are."""

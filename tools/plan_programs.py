@@ -1,0 +1,189 @@
+"""A run's own programs, compiled ahead of time for devices that need not be here."""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrpo import tokenizer
+from jaxgrpo.config import Config
+from jaxgrpo.errors import UserError
+from jaxgrpo.models import transformer, weights
+from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.run import make_steps, model_folder
+from jaxgrpo.steps import Steps
+from jaxgrpo.types import Batch
+from tools import plan_hlo
+
+SHAPES = Path(__file__).parent / "shapes"
+"""What the config.json files of known models say of their networks, under the models' names."""
+
+Like = jax.ShapeDtypeStruct
+
+
+@dataclass(frozen=True)
+class Network:
+    """config: the network; ends: the ids that end a completion; source: where both come from, in words."""
+
+    config: ModelConfig
+    ends: tuple[int, ...]
+    source: str
+
+
+def network(model: str) -> Network:
+    """Of a config's `model`: of the folder, or, where it is not there, of the known model of the same name."""
+    folder = model_folder(model)
+    if folder.is_dir():
+        return Network(weights.load_config(folder), tokenizer.load(folder).ends, f"the folder {folder}")
+    known = {path.stem: path for path in SHAPES.glob("*.json")}
+    path = known.get(folder.name) or known.get(folder.name.removesuffix("-Instruct"))
+    if path is None:
+        raise UserError(
+            f"model folder {folder} is not there, and {folder.name} is none of the networks known by name: {', '.join(sorted(known))}"
+        )
+    hf = json.loads(path.read_text())
+    ends = hf.get("eos_token_id", 0)
+    config = weights.FAMILIES[hf["architectures"][0]].config_from_hf(hf)
+    return Network(config, tuple(ends) if isinstance(ends, list) else (ends,), f"the name {folder.name}: there is no such folder here")
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of a tree of jax.ShapeDtypeStruct, or of arrays, on one device."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Everything that a run's programs work on, as shapes with shardings."""
+
+    steps: Steps
+    published: Any
+    slots: Any
+    """As many and with as long a ring as there can be."""
+    prefilled: Any
+    batch: Batch
+    calls: dict[str, tuple[Any, tuple]]
+    """A program's name -> what can be traced, and its arguments."""
+
+
+def arguments(config: Config, steps: Steps) -> Arguments:
+    """What the run of this config gives its programs."""
+    rows, width = config.batch.groups * config.batch.group_size, config.sampling.prompt_width
+    length = width + config.sampling.max_new_tokens
+    row = lambda kind, *sizes: Like(sizes, kind, sharding=steps.rows)
+    host = lambda kind, *sizes: Like(sizes, kind)
+    published = _result(steps.publish, steps.params_like)
+    slots = _result(steps.empty, steps.sizes[0], steps.rings[-1])
+    read = published, host(jnp.int32, steps.prompts, width), host(bool, steps.prompts, width)
+    prefilled = _result(steps.prefill, *read)
+    batch = Batch(
+        tokens=row(jnp.int32, rows, length),
+        segments=row(jnp.int32, rows, length),
+        completion_mask=row(bool, rows, length),
+        rewards=row(jnp.float32, rows),
+        sampler_logprobs=row(jnp.float32, rows, length),
+    )
+    starts = tuple(host(jnp.int32, steps.starts) for _ in range(3)) + (host(jnp.uint32, steps.starts, 2),)
+    how = (config.sampling.temperature, 0, 1.0, 0.0, 0)
+    bounds = host(bool, steps.sizes[0]), how, host(jnp.int32), host(jnp.int32)
+    calls = {
+        "prefill": (steps.prefill, read),
+        "insert": (steps.insert, (slots, prefilled, starts)),
+        "decode": (steps.decode, (published, slots, *bounds)),
+        "update": (steps.update, (steps.state_like, steps.params_like, batch, config.objective, config.sampling.temperature)),
+    }
+    return Arguments(steps, published, slots, prefilled, batch, calls)
+
+
+def _result(program: Any, *given: Any) -> Any:
+    """What a program returns, as shapes with shardings."""
+    traced = program.trace(*given)
+    shardings = traced.lower().out_info
+    return jax.tree.map(lambda leaf: Like(leaf.shape, leaf.dtype, sharding=leaf.sharding), shardings)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program on one device, in bytes; failed: how the compiler said that it does not fit ("": it does). Then `temporaries`
+    are what it wanted, and nothing else of it is known."""
+
+    name: str
+    arguments: float
+    temporaries: float
+    unaliased: float
+    """Of its results what is not written over its arguments."""
+    code: float
+    cost: plan_hlo.Cost
+    once: plan_hlo.Cost
+    """The same with each loop's body once."""
+    compiler_flops: float
+    """As cost_analysis has it: each loop's body once."""
+    compiler_bytes: float
+    seconds: float
+    failed: str = ""
+
+
+@dataclass
+class Compiler:
+    """Compiles, and remembers what it has compiled. say: told what is being compiled."""
+
+    say: Callable[[str], None] = lambda _: None
+    known: dict[str, Compiled] = field(default_factory=dict)
+
+    def __call__(self, name: str, program: Any, given: tuple) -> Compiled:
+        lowered = program.trace(*given).lower()
+        key = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+        if key not in self.known:
+            self.say(f"compiling {name} ...")
+            self.known[key] = _compile(name, lowered, given)
+            self.say(f"compiled {name} in {self.known[key].seconds:.0f} s")
+        return self.known[key]
+
+
+def _compile(name: str, lowered: Any, given: tuple) -> Compiled:
+    begin, nothing = time.perf_counter(), plan_hlo.Cost()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        wanted = wanted_bytes(str(error))
+        if wanted is None:
+            raise
+        seconds = time.perf_counter() - begin
+        return Compiled(name, device_bytes(given), wanted, 0, 0, nothing, nothing, 0, 0, seconds, str(error).splitlines()[0])
+    seconds, memory, text = time.perf_counter() - begin, compiled.memory_analysis(), compiled.as_text()
+    analysis = compiled.cost_analysis() or {}
+    return Compiled(
+        name,
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        memory.generated_code_size_in_bytes,
+        plan_hlo.cost(text),
+        plan_hlo.cost(text, loops=False),
+        analysis.get("flops", 0.0),
+        analysis.get("bytes accessed", 0.0),
+        seconds,
+    )
+
+
+def wanted_bytes(message: str) -> float | None:
+    """What a program would need besides its arguments, from the compiler's refusal; None if it speaks of something else."""
+    found = re.search(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM", message)
+    found = found or re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    return float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])) if found else None
+
+
+def parameters(model: ModelConfig) -> int:
+    """How many numbers the network is."""
+    return transformer.size(transformer.shapes(model))
