@@ -16,8 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import jax
-
 from jaxgrpo import config as settings
 from jaxgrpo.command_line import run_main, split
 from jaxgrpo.config import Config
@@ -104,7 +102,7 @@ def remedies(config: Config, devices: int) -> list[list[str]]:
             wanted[name] = "bfloat16"
     flag = lambda name: [f"--config.{name}={wanted[name]}"] + (["--config.mesh.fsdp=-1"] if name == "mesh.data" else [])
     singles = [flag(name) for name in wanted]
-    return singles + ([sum(singles, [])] if len(singles) > 1 else [])
+    return singles + ([[one for flags in singles for one in flags]] if len(singles) > 1 else [])
 
 
 def tried(plan: Plan, compiler: Compiler) -> list[tuple[str, Plan | str]]:
@@ -186,10 +184,10 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str]) -> tuple[argparse.Namespace, str, list[str]]:
     """The tool's own flags, the config's file, and its overrides. UserError."""
     parser = _Parser(prog="python -m tools.plan", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--topology", help="chips that need not be here: v5e:4x4, v6e:2x4, v5p:2x2x1, ...; by default those here")
+    parser.add_argument("--topology", help="chips that need not be here: v5e:4x4, v5p:2x2x1, ...; by default those here")
     parser.add_argument("--memory", type=float, help="GiB of a device, in place of what its kind has")
     parser.add_argument("--mean-new", type=int, help="tokens of a completion that are expected; by default half of the most")
-    parser.add_argument("--kept", type=float, help="share of the groups that the filter keeps; by default 0.5, or 1 with rule off")
+    parser.add_argument("--kept", type=float, help="share of the groups that the filter keeps; by default 0.5, with rule off 1")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     own, rest = parser.parse_known_args([item for item in argv if item not in ("--help", "-h")] if "--config" in argv else argv)
     path, overrides, _ = split(rest)

@@ -1,23 +1,23 @@
 """What lives beside each other on a device in each phase of a run, by part."""
 
 from jaxgrpo.config import Config
-from tools.plan_programs import Arguments, Compiled, result, device_bytes
+from tools.plan_programs import Arguments, Compiled, device_bytes, result
 
 Parts = dict[str, float]
 """Bytes by part; a phase's parts sum to what it needs."""
 
 PARTS = (
-    *("parameters", "optimizer", "reference", "published copy", "slots (KV cache)", "slots, made anew", "prompts read", "batch"),
-    *("results", "temporaries", "programs"),
+    *("parameters", "optimizer", "reference", "published copy", "slots (KV cache)", "slots, made anew", "prompts read"),
+    *("batch", "results", "temporaries", "programs"),
 )
 
 
 def phases(config: Config, given: Arguments, compiled: dict[str, Compiled]) -> dict[str, Parts]:
     """Each phase's parts.
 
-    A run holds its policy's state and the reference all the time; from the step's first prompt to its last completion also the
-    copy that is sampled from, the slots and the prompts read last. Where slots are made anew (a longer ring, fewer rows), the old
-    are there until the new are. With sampling.keep_in_flight all of these stay through the update.
+    A run holds its policy's state and the reference all the time; from a step's first prompt to its last completion also the
+    copy that is sampled from, the slots and the prompts read last. Where slots are made anew (a longer ring, fewer rows), the
+    old are there until the new are. With sampling.keep_in_flight all of these stay through the update.
     """
     steps = given.steps
     state = {

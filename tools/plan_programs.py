@@ -18,7 +18,7 @@ from jaxgrpo.config import Config
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import transformer, weights
 from jaxgrpo.models.transformer import ModelConfig
-from jaxgrpo.run import make_steps, model_folder
+from jaxgrpo.run import model_folder
 from jaxgrpo.steps import Steps
 from jaxgrpo.types import Batch
 from tools import plan_hlo
@@ -46,13 +46,14 @@ def network(model: str) -> Network:
     known = {path.stem: path for path in SHAPES.glob("*.json")}
     path = known.get(folder.name) or known.get(folder.name.removesuffix("-Instruct"))
     if path is None:
-        raise UserError(
-            f"model folder {folder} is not there, and {folder.name} is none of the networks known by name: {', '.join(sorted(known))}"
-        )
+        names = ", ".join(sorted(known))
+        raise UserError(f"model folder {folder} is not there, and the networks known by name are {names}, not {folder.name}")
     hf = json.loads(path.read_text())
-    ends = hf.get("eos_token_id", 0)
-    config = weights.FAMILIES[hf["architectures"][0]].config_from_hf(hf)
-    return Network(config, tuple(ends) if isinstance(ends, list) else (ends,), f"the name {folder.name}: there is no such folder here")
+    family, ends = weights.FAMILIES.get(hf["architectures"][0]), hf["eos_token_id"]
+    if family is None:
+        raise UserError(f"{folder.name} is a {hf['architectures'][0]}; those known here are {', '.join(weights.FAMILIES)}")
+    source = f"what is known of {path.stem}: there is no folder {folder}"
+    return Network(family.config_from_hf(hf), tuple(ends) if isinstance(ends, list) else (ends,), source)
 
 
 def device_bytes(tree: Any) -> int:
@@ -95,7 +96,7 @@ def arguments(config: Config, steps: Steps) -> Arguments:
         rewards=row(jnp.float32, rows),
         sampler_logprobs=row(jnp.float32, rows, length),
     )
-    starts = tuple(host(jnp.int32, steps.starts) for _ in range(3)) + (host(jnp.uint32, steps.starts, 2),)
+    starts = (*[host(jnp.int32, steps.starts)] * 3, host(jnp.uint32, steps.starts, 2))
     how = (config.sampling.temperature, 0, 1.0, 0.0, 0)
     bounds = host(bool, steps.sizes[0]), how, host(jnp.int32), host(jnp.int32)
     calls = {
@@ -192,7 +193,8 @@ def kernel_flops(jaxpr: Any, in_kernel: bool = False) -> float:
             sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
             total += 2.0 * float(np.prod(equation.outvars[0].aval.shape)) * float(np.prod(sizes))
         inner = [value for item in given.values() for value in (item if isinstance(item, tuple | list) else (item,))]
-        each = [kernel_flops(value, in_kernel or name == "pallas_call") for value in inner if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
+        programs = [value for value in inner if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
+        each = [kernel_flops(program, in_kernel or name == "pallas_call") for program in programs]
         times = given["length"] if name == "scan" else np.prod(given["grid_mapping"].grid) if name == "pallas_call" else 1
         total += float(times) * (max(each, default=0.0) if name == "cond" else sum(each))
     return total

@@ -75,8 +75,8 @@ def step_lines(
     parts = ", ".join(f"{part['calls']:,} x {name} {part['seconds']:.2f} s ({part['binds']})" for name, part in found.items())
     return [
         f"a GRPO step at the roofline: {total:.2f} s = {parts}",
-        f"assumed: completions of {assumed.mean_new} tokens, {assumed.kept:.0%} of the groups kept, every slot busy, rings of full "
-        "length; peaks of the chip, links all busy; rewards, host and checkpoints cost nothing",
+        f"assumed: completions of {assumed.mean_new} tokens, {assumed.kept:.0%} of the groups kept, every slot busy, rings of "
+        "full length; peaks of the chip, links all busy; rewards, host and checkpoints cost nothing",
     ]
 
 
@@ -94,7 +94,7 @@ def table(compiled: dict[str, Compiled], chip: Chip | None) -> list[str]:
         numbers = "".join(f"{number:>11.3g}" for number in (cost.flops, cost.bytes, cost.ici))
         own = f"{program.compiler_flops:.3g}, {program.compiler_bytes:.3g}"
         lines.append(f"{_named(name, cost):24}{numbers}{binds:>11}{least}   {own}")
-    lines.append("FLOPs of matrix products and kernels, loops as often as they run; the compiler's own count each loop's body once")
+    lines.append("FLOPs are of matrix products; loops count as often as they run, in the compiler's own figures once")
     for name, program in compiled.items():
         for kind, found in sorted(program.cost.collectives.items()):
             lines.append(f"{name:12}{kind:20}{found.count:>10,.0f} calls {found.bytes:>11.3g} bytes received")
