@@ -75,9 +75,13 @@ def _machine_memory() -> float:
 
 
 def make_plan(config: Config, place: Place, compiler: Compiler, programs: tuple[str, ...] = ALL) -> Plan:
-    """Compiles the programs of a run and adds up what they need. UserError as a run's own."""
+    """Compiles the programs of a run and adds up what they need; nothing is compiled where the arrays alone are too much.
+    UserError as a run's own."""
     net = network(config.model)
     given = arguments(config, make_steps(config, net.config, net.ends, place.devices))
+    arrays = plan_memory.phases(config, given, {})
+    if plan_memory.peak(arrays)[1] > place.memory:
+        return Plan(config, net, place, given, {}, arrays)
     compiled = {name: compiler(name, *given.calls[name]) for name in programs}
     return Plan(config, net, place, given, compiled, plan_memory.phases(config, given, compiled))
 
@@ -126,11 +130,11 @@ def verdict(plan: Plan) -> str:
     """A line: whether it fits, by how much, and when it needs the most."""
     phase, peak = plan_memory.peak(plan.phases)
     failed = [program for program in plan.compiled.values() if program.failed]
-    at_least = "at least " if failed else ""
-    fits = "fits" if plan.fits else "DOES NOT FIT"
+    at_least = "" if plan.fits else "at least " if failed or not plan.compiled else ""
+    fits = "fits" if plan.fits else "DOES NOT FIT" if plan.compiled else "DOES NOT FIT by its arrays alone"
     share = f"{peak / plan.place.memory:.0%} of {gib(plan.place.memory)}"
     refused = "".join(f"; the compiler on {program.name}: {program.failed}" for program in failed)
-    return f"{fits}: peak {at_least}{gib(peak)} a device, {share}, while in {phase}{refused}"
+    return f"{fits}: peak {at_least}{gib(peak)} a device, {share}, in {phase}{refused}"
 
 
 def heading(plan: Plan) -> list[str]:
@@ -171,9 +175,11 @@ def to_json(plan: Plan, attempts: list[tuple[str, Plan | str]], assumed: plan_ti
 
 def show(plan: Plan, assumed: plan_time.Assumed) -> str:
     """The whole plan for people."""
-    lines = [*heading(plan), "", *plan_memory.table(plan.phases), "", *plan_time.table(plan.compiled, plan.place.chip)]
-    lines += ["", *plan_time.step_lines(plan.config, plan.given, plan.compiled, plan.place.chip, assumed), "", verdict(plan)]
-    return "\n".join(lines)
+    lines = [*heading(plan), "", *plan_memory.table(plan.phases), ""]
+    if plan.compiled:
+        lines += [*plan_time.table(plan.compiled, plan.place.chip), ""]
+        lines += [*plan_time.step_lines(plan.config, plan.given, plan.compiled, plan.place.chip, assumed), ""]
+    return "\n".join([*lines, verdict(plan)])
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,23 +1,25 @@
 """What lives beside each other on a device in each phase of a run, by part."""
 
 from jaxgrpo.config import Config
-from tools.plan_programs import Arguments, Compiled, device_bytes, result
+from jaxgrpo.mesh import device_bytes
+from tools.plan_programs import Arguments, Compiled, result
 
 Parts = dict[str, float]
 """Bytes by part; a phase's parts sum to what it needs."""
 
 PARTS = (
-    *("parameters", "optimizer", "reference", "published copy", "slots (KV cache)", "slots, made anew", "prompts read"),
-    *("batch", "results", "temporaries", "programs"),
+    *("as loaded", "parameters", "optimizer", "reference", "published copy", "slots (KV cache)", "slots, made anew"),
+    *("prompts read", "batch", "results", "temporaries", "programs"),
 )
 
 
 def phases(config: Config, given: Arguments, compiled: dict[str, Compiled]) -> dict[str, Parts]:
-    """Each phase's parts.
+    """Each phase's parts; temporaries and results of the programs that are given.
 
     A run holds its policy's state and the reference all the time; from a step's first prompt to its last completion also the
     copy that is sampled from, the slots and the prompts read last. Where slots are made anew (a longer ring, fewer rows), the
     old are there until the new are. With sampling.keep_in_flight all of these stay through the update.
+    At the start, the parameters as they are loaded are there beside the state and the reference made of them.
     """
     steps = given.steps
     state = {
@@ -32,31 +34,30 @@ def phases(config: Config, given: Arguments, compiled: dict[str, Compiled]) -> d
         "prompts read": device_bytes(given.prefilled),
     }
     kept = sampling if config.sampling.keep_in_flight else {}
-    updating = kept | {"batch": device_bytes(given.batch)}
-    lives = {"prefill": sampling, "insert": sampling, "decode": sampling, "update": updating}
-    found = {name: state | lives[name] | _own(program) for name, program in compiled.items()}
-    again = kept.get("published copy", 0)
-    found["publish"] = state | kept | {"published copy": sampling["published copy"] + again}
-    if "decode" in compiled and (most := _made_anew(given)):
-        old, new = most
-        found["new slots"] = state | sampling | {"slots (KV cache)": old, "slots, made anew": new}
-    return found
+    lives = {
+        "start": {"as loaded": device_bytes(steps.params_like)},
+        "prefill": sampling,
+        "insert": sampling,
+        "decode": sampling,
+        "new slots": sampling | _made_anew(given),
+        "update": kept | {"batch": device_bytes(given.batch)},
+    }
+    return {name: state | arrays | _own(compiled.get(name)) for name, arrays in lives.items()}
 
 
-def _own(program: Compiled) -> Parts:
-    return {"results": program.unaliased, "temporaries": program.temporaries}
+def _own(program: Compiled | None) -> Parts:
+    return {"results": program.unaliased, "temporaries": program.temporaries} if program else {}
 
 
-def _made_anew(given: Arguments) -> tuple[int, int] | None:
-    """Bytes of slots before and after the change of theirs that takes the most together; None if they never change."""
-    steps, pairs = given.steps, []
+def _made_anew(given: Arguments) -> Parts:
+    """Slots before and after the change of theirs that takes the most together."""
+    steps, pairs = given.steps, [(device_bytes(given.slots), 0)]
     slots = lambda size, ring: device_bytes(result(steps.empty, size, ring))
-    whole = device_bytes(given.slots)
     if len(steps.rings) > 1:
-        pairs.append((slots(steps.sizes[0], steps.rings[-2]), whole))
+        pairs.append((slots(steps.sizes[0], steps.rings[-2]), pairs[0][0]))
     if len(steps.sizes) > 1:
-        pairs.append((whole, slots(steps.sizes[1], steps.rings[-1])))
-    return max(pairs, key=sum, default=None)
+        pairs.append((pairs[0][0], slots(steps.sizes[1], steps.rings[-1])))
+    return dict(zip(("slots (KV cache)", "slots, made anew"), max(pairs, key=sum), strict=True))
 
 
 def peak(found: dict[str, Parts]) -> tuple[str, float]:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxgrpo import tokenizer
 from jaxgrpo.config import Config
 from jaxgrpo.errors import UserError
+from jaxgrpo.mesh import device_bytes
 from jaxgrpo.models import transformer, weights
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.run import model_folder
@@ -56,14 +57,6 @@ def network(model: str) -> Network:
     return Network(family.config_from_hf(hf), tuple(ends) if isinstance(ends, list) else (ends,), source)
 
 
-def device_bytes(tree: Any) -> int:
-    """Bytes of a tree of jax.ShapeDtypeStruct, or of arrays, on one device."""
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-
-
 @dataclass(frozen=True)
 class Arguments:
     """Everything that a run's programs work on, as shapes with shardings."""
@@ -85,10 +78,10 @@ def arguments(config: Config, steps: Steps) -> Arguments:
     length = width + config.sampling.max_new_tokens
     row = lambda kind, *sizes: Like(sizes, kind, sharding=steps.rows)
     host = lambda kind, *sizes: Like(sizes, kind)
-    published = result(steps.publish, steps.params_like)
+    published = result(steps.publish, steps.state_like.params)
     slots = result(steps.empty, steps.sizes[0], steps.rings[-1])
     read = published, host(jnp.int32, steps.prompts, width), host(bool, steps.prompts, width)
-    prefilled, reference = result(steps.prefill, *read), steps.params_like
+    prefilled, reference = result(steps.prefill, *read), result(steps.refer, steps.params_like)
     batch = Batch(
         tokens=row(jnp.int32, rows, length),
         segments=row(jnp.int32, rows, length),
@@ -164,7 +157,8 @@ def _compile(name: str, lowered: Any, given: tuple, kernels: float) -> Compiled:
         if wanted is None:
             raise
         seconds = time.perf_counter() - begin
-        return Compiled(name, device_bytes(given), wanted, 0, 0, nothing, nothing, 0, 0, seconds, str(error).splitlines()[0])
+        known = [leaf for leaf in jax.tree.leaves(given) if getattr(leaf, "sharding", None)]
+        return Compiled(name, device_bytes(known), wanted, 0, 0, nothing, nothing, 0, 0, seconds, str(error).splitlines()[0])
     seconds, memory, text = time.perf_counter() - begin, compiled.memory_analysis(), compiled.as_text()
     analysis, cost = compiled.cost_analysis() or {}, plan_hlo.cost(text)
     cost.flops += kernels
