@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgrpo import tokenizer
 from jaxgrpo.config import Config
@@ -123,6 +123,8 @@ class Compiled:
     """Loops as often as they run, attention kernels included."""
     once: plan_hlo.Cost
     """The same with each loop's body once."""
+    written: float
+    """FLOPs of its matrix products as they are written, a device's share; more are computed where devices repeat work."""
     compiler_flops: float
     """As cost_analysis has it: each loop's body once."""
     compiler_bytes: float
@@ -143,13 +145,14 @@ class Compiler:
         key = hashlib.sha256(lowered.as_text().encode()).hexdigest()
         if key not in self.known:
             self.say(f"compiling {name} ...")
-            self.known[key] = _compile(name, lowered, given, kernel_flops(traced.jaxpr))
+            self.known[key] = _compile(name, lowered, given, traced.jaxpr)
             self.say(f"compiled {name} in {self.known[key].seconds:.0f} s")
         return self.known[key]
 
 
-def _compile(name: str, lowered: Any, given: tuple, kernels: float) -> Compiled:
-    begin, nothing = time.perf_counter(), plan_hlo.Cost()
+def _compile(name: str, lowered: Any, given: tuple, jaxpr: Any) -> Compiled:
+    begin, devices = time.perf_counter(), device_count(given)
+    written, nothing = written_flops(jaxpr, devices), plan_hlo.Cost()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -158,10 +161,11 @@ def _compile(name: str, lowered: Any, given: tuple, kernels: float) -> Compiled:
             raise
         seconds = time.perf_counter() - begin
         known = [leaf for leaf in jax.tree.leaves(given) if getattr(leaf, "sharding", None)]
-        return Compiled(name, device_bytes(known), wanted, 0, 0, nothing, nothing, 0, 0, seconds, str(error).splitlines()[0])
+        said = str(error).splitlines()[0]
+        return Compiled(name, device_bytes(known), wanted, 0, 0, nothing, nothing, written, 0, 0, seconds, said)
     seconds, memory, text = time.perf_counter() - begin, compiled.memory_analysis(), compiled.as_text()
     analysis, cost = compiled.cost_analysis() or {}, plan_hlo.cost(text)
-    cost.flops += kernels
+    cost.flops += written_flops(jaxpr, devices, kernels=True)
     return Compiled(
         name,
         memory.argument_size_in_bytes,
@@ -170,27 +174,36 @@ def _compile(name: str, lowered: Any, given: tuple, kernels: float) -> Compiled:
         memory.generated_code_size_in_bytes,
         cost,
         plan_hlo.cost(text, loops=False),
+        written,
         analysis.get("flops", 0.0),
         analysis.get("bytes accessed", 0.0),
         seconds,
     )
 
 
-def kernel_flops(jaxpr: Any, in_kernel: bool = False) -> float:
-    """FLOPs of matrix products in Pallas kernels, which the compiled text does not show, on one device (they are in a
-    shard_map). Blocks that a kernel skips count, and so causal attention counts twice."""
+def device_count(given: Any) -> int:
+    """Over how many devices a program's arguments are spread."""
+    return max(len(leaf.sharding.device_set) for leaf in jax.tree.leaves(given) if getattr(leaf, "sharding", None))
+
+
+def written_flops(jaxpr: Any, devices: int, kernels: bool = False, where: str = "") -> float:
+    """FLOPs of the matrix products of a program as it is written, a device's share; loops of known length as often as they run.
+
+    kernels: only those in Pallas kernels, which the compiled text does not show; they are in a shard_map, one device's. Blocks
+    that a kernel skips count, and so causal attention counts twice.
+    """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name, given = equation.primitive.name, equation.params
-        if in_kernel and name == "dot_general":
-            contracted = given["dimension_numbers"][0][0]
-            sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
-            total += 2.0 * float(np.prod(equation.outvars[0].aval.shape)) * float(np.prod(sizes))
+        if name == "dot_general" and (where == "pallas_call" or not kernels):
+            contracted = [equation.invars[0].aval.shape[axis] for axis in given["dimension_numbers"][0][0]]
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(contracted) / (1 if where else devices)
         inner = [value for item in given.values() for value in (item if isinstance(item, tuple | list) else (item,))]
         programs = [value for value in inner if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
-        each = [kernel_flops(program, in_kernel or name == "pallas_call") for program in programs]
-        times = given["length"] if name == "scan" else np.prod(given["grid_mapping"].grid) if name == "pallas_call" else 1
-        total += float(times) * (max(each, default=0.0) if name == "cond" else sum(each))
+        within = name if name in ("shard_map", "pallas_call") else where
+        each = [written_flops(program, devices, kernels, within) for program in programs]
+        times = given["length"] if name == "scan" else math.prod(given["grid_mapping"].grid) if name == "pallas_call" else 1
+        total += times * (max(each, default=0.0) if name == "cond" else sum(each))
     return total
 
 
