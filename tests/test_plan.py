@@ -1,4 +1,4 @@
-"""Laws of tools.plan: parts sum, shapes agree with the compiler, loops count as often as they run, what does not fit says so."""
+"""Laws of tools.plan: parts sum, shapes agree with the compiler, loops count as often as they run, what cannot fit says so."""
 
 import json
 import math
@@ -238,7 +238,7 @@ def test_the_compilers_refusal_is_read():
 def test_what_binds_is_what_takes_longest(planned):
     cost = plan_hlo.Cost(flops=197e12, bytes=819e9 * 2, collectives={"all-gather": plan_hlo.Collective(1, 200e9 * 3)})
     assert plan_time.bounds(cost, chips.CHIPS["v5e"]) == {"flops": 1.0, "hbm": 2.0, "ici": 3.0}
-    compiled = {name: planned.compiled["update"] for name in plan.ALL}
+    compiled = dict.fromkeys(plan.ALL, planned.compiled["update"])
     found = plan_time.step(planned.config, planned.given, compiled, chips.CHIPS["v5e"], plan_time.Assumed(8, 1.0))
     rows, slots = 8, planned.given.steps.sizes[0]
     assert found["decode"]["calls"] == math.ceil(rows * 8 / slots)

@@ -25,7 +25,8 @@ from tools import chips, plan_memory, plan_time
 from tools.plan_memory import Parts
 from tools.plan_programs import Arguments, Compiled, Compiler, Network, arguments, network, parameters
 
-SAMPLING, ALL = ("prefill", "insert", "decode"), ("prefill", "insert", "decode", "update")
+ALL = ("update", "decode", "prefill", "insert")
+"""What is compiled, that which most likely does not fit first."""
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,8 @@ def share(found: Row) -> float:
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
-    head = "chips | rows | state, GiB a chip | other, GiB a chip | peak, GiB a chip | FLOPs a chip, written | compiled | ICI bytes a chip | "
-    head += "s by FLOPs | s by HBM | s by ICI | ICI's share"
+    head = "chips | rows | state, GiB a chip | other, GiB a chip | peak, GiB a chip | FLOPs a chip, as written | compiled | "
+    head += "ICI bytes a chip | s by FLOPs | s by HBM | s by ICI | ICI's share"
     lines = [f"| {head} |", "|" + "---:|" * len(head.split("|"))]
     for found in rows:
         memory = (found["state"], found["rest"], found["state"] + found["rest"])
@@ -105,6 +105,21 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def title(plan: Plan, groups: int, rows: int) -> str:
+    """What every slice works on."""
+    config = plan.config
+    lengths = f"{config.sampling.prompt_width} + {config.sampling.max_new_tokens} tokens"
+    each = groups * config.batch.group_size
+    return f"{Path(config.model).name}, {each} rows a chip of {lengths}, micro-batches of {rows} a chip"
+
+
+def write(rows: list[Row], about: str, folder: Path) -> None:
+    """The table and the plot of the slices so far."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "growth.md").write_text(f"# An update on more and more v5e chips\n\n{about}\n\n{table(rows)}\n")
+    plot(rows, about, folder / "growth.png")
+
+
 def main(argv: list[str]) -> None:
     """Writes TO/growth.md and TO/growth.png."""
     parser = argparse.ArgumentParser(prog="python -m tools.plan_growth", description=__doc__.splitlines()[0])
@@ -119,12 +134,7 @@ def main(argv: list[str]) -> None:
         plan = grown(own.config, overrides, topology, own.groups, own.rows, compiler)
         rows.append(row(plan))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
-    width, new = plan.config.sampling.prompt_width, plan.config.sampling.max_new_tokens
-    each = own.groups * plan.config.batch.group_size
-    title = f"{Path(plan.config.model).name}, {each} rows a chip of {width} + {new} tokens, micro-batches of {own.rows} a chip"
-    own.to.mkdir(parents=True, exist_ok=True)
-    (own.to / "growth.md").write_text(f"# An update on more and more v5e chips\n\n{title}\n\n{table(rows)}\n")
-    plot(rows, title, own.to / "growth.png")
+        write(rows, title(plan, own.groups, own.rows), own.to)
 
 
 if __name__ == "__main__":
