@@ -27,7 +27,7 @@ def get_config() -> Config:
         dtype="bfloat16",
         steps=200,
         objective=GRPO(kl=0.001),
-        batch=Batch(groups=16, group_size=8, micro_batch=16),
+        batch=Batch(groups=16, group_size=8, micro_batch=8),
         sampling=Sampling(prompt_width=256, max_new_tokens=512, slots=128),
         filter=Filter(rule="band", low=0.2, high=0.8, max_prompts=4.0),
         optimizer=Optimizer(learning_rate=1e-6, warmup_steps=10),

@@ -196,7 +196,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, str, list[str]]:
     parser.add_argument("--mean-new", type=int, help="tokens of a completion that are expected; by default half of the most")
     parser.add_argument("--kept", type=float, help="share of the groups that the filter keeps; by default 0.5, with rule off 1")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
-    own, rest = parser.parse_known_args([item for item in argv if item not in ("--help", "-h")] if "--config" in argv else argv)
+    own, rest = parser.parse_known_args(argv)
     path, overrides, _ = split(rest)
     if path is None:
         raise UserError("no config file given; run python -m tools.plan --config FILE, for example configs/quickstart.py")

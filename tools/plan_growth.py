@@ -71,8 +71,7 @@ def table(rows: list[Row]) -> str:
         if memory[2] > found["memory"]:
             cells[4] += " (does not fit)"
         cells.append(f"{found['written']:.3g}")
-        if "flops" in found:
-            bounds = found["bounds"]
+        if bounds := found.get("bounds"):
             cells += [f"{found['flops']:.3g}", f"{found['ici']:.3g}"]
             cells += [f"{bounds[kind]:.3f}" for kind in ("flops", "hbm", "ici")] + [f"{share(found):.0%}"]
         else:
@@ -95,7 +94,7 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
     left.bar(names, [found["rest"] for found in rows], bottom=below, label="batch, temporaries, program")
     left.axhline(rows[0]["memory"], color="black", linestyle="--", label="HBM")
     left.set(xlabel="v5e chips", ylabel="GiB a chip", title="memory in an update")
-    compiled = [found for found in rows if "flops" in found]
+    compiled = [found for found in rows if found.get("bounds")]
     for kind, label in (("flops", "FLOPs / peak"), ("hbm", "bytes / HBM bandwidth"), ("ici", "collectives / ICI bandwidth")):
         right.plot([str(f["chips"]) for f in compiled], [f["bounds"][kind] for f in compiled], marker="o", label=label)
     right.set(xlabel="v5e chips", ylabel="seconds", ylim=(0, None), title="what bounds an update")

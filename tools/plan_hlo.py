@@ -158,7 +158,7 @@ class _Walk:
         for instruction in self._executed(name):
             if instruction.opcode == "while":
                 times = self._trips(instruction, name)
-                total.add(self.cost(str(instruction.called("body"))), times or 1)
+                total.add(self.cost(str(instruction.called("body"))), 1 if times is None else times)
                 total.unknown_loops += times is None
             elif instruction.opcode == "conditional":
                 total.add(min((self.cost(branch) for branch in _branches(instruction)), key=lambda cost: cost.bytes), 1)

@@ -9,7 +9,7 @@ Parts = dict[str, float]
 
 PARTS = (
     *("as loaded", "parameters", "optimizer", "reference", "published copy", "slots (KV cache)", "slots, made anew"),
-    *("prompts read", "batch", "results", "temporaries", "programs"),
+    *("prompts read", "batch", "padding to tiles", "results", "temporaries", "programs"),
 )
 
 
@@ -28,19 +28,23 @@ def phases(config: Config, given: Arguments, compiled: dict[str, Compiled]) -> d
         "reference": device_bytes(given.reference),
         "programs": sum(program.code for program in compiled.values()),
     }
+    more = {name: max(0.0, program.arguments - program.shapes) for name, program in compiled.items()}
+    tiles = more.get("update", 0.0)
+    sampled = max(more.get("decode", 0.0), more.get("insert", 0.0))
     sampling = {
         "published copy": device_bytes(given.published),
         "slots (KV cache)": device_bytes(given.slots),
         "prompts read": device_bytes(given.prefilled),
+        "padding to tiles": tiles + sampled,
     }
     kept = sampling if config.sampling.keep_in_flight else {}
     lives = {
-        "start": {"as loaded": device_bytes(steps.params_like)},
+        "start": {"as loaded": device_bytes(steps.params_like), "padding to tiles": tiles},
         "prefill": sampling,
         "insert": sampling,
         "decode": sampling,
-        "new slots": sampling | _made_anew(given),
-        "update": kept | {"batch": device_bytes(given.batch)},
+        "new slots": sampling | _made_anew(given) | {"padding to tiles": tiles + 2 * sampled},
+        "update": {"padding to tiles": tiles} | kept | {"batch": device_bytes(given.batch)},
     }
     return {name: state | arrays | _own(compiled.get(name)) for name, arrays in lives.items()}
 

@@ -114,7 +114,10 @@ class Compiled:
     are what it wanted, and nothing else of it is known."""
 
     name: str
+    shapes: float
+    """Of its arguments that live on the device, by their shapes."""
     arguments: float
+    """Of all of them, as the compiler lays them out: in tiles, on a TPU."""
     temporaries: float
     unaliased: float
     """Of its results what is not written over its arguments."""
@@ -153,6 +156,7 @@ class Compiler:
 def _compile(name: str, lowered: Any, given: tuple, jaxpr: Any) -> Compiled:
     begin, devices = time.perf_counter(), device_count(given)
     written, nothing = written_flops(jaxpr, devices), plan_hlo.Cost()
+    shapes = device_bytes([leaf for leaf in jax.tree.leaves(given) if getattr(leaf, "sharding", None)])
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -160,14 +164,14 @@ def _compile(name: str, lowered: Any, given: tuple, jaxpr: Any) -> Compiled:
         if wanted is None:
             raise
         seconds = time.perf_counter() - begin
-        known = [leaf for leaf in jax.tree.leaves(given) if getattr(leaf, "sharding", None)]
         said = str(error).splitlines()[0]
-        return Compiled(name, device_bytes(known), wanted, 0, 0, nothing, nothing, written, 0, 0, seconds, said)
+        return Compiled(name, shapes, shapes, wanted, 0, 0, nothing, nothing, written, 0, 0, seconds, said)
     seconds, memory, text = time.perf_counter() - begin, compiled.memory_analysis(), compiled.as_text()
     analysis, cost = compiled.cost_analysis() or {}, plan_hlo.cost(text)
     cost.flops += written_flops(jaxpr, devices, kernels=True)
     return Compiled(
         name,
+        shapes,
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
