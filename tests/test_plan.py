@@ -111,8 +111,8 @@ def test_remedies_are_settings_that_can_still_change(config_path):
     every = plan.remedies(load(config_path), 1)
     assert [flag for flags in every[:-1] for flag in flags] == every[-1]  # each alone, then all together
     assert ["--config.compute.remat=full"] in every
-    assert load(config_path, every[-1])
-    assert plan.remedies(load(config_path, every[-1]), 1) == []
+    left = plan.remedies(load(config_path, every[-1]), 1)
+    assert [flags[0].split("=")[0] for flags in left] == ["--config.sampling.slots"]  # there are always fewer
     assert ["--config.mesh.data=1", "--config.mesh.fsdp=-1"] in plan.remedies(load(config_path), 4)
 
 

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NoReturn
 
 from jaxgrpo import config as settings
@@ -91,19 +92,18 @@ def remedies(config: Config, devices: int) -> list[list[str]]:
     """Settings that may make a run fit, one after another, and all together; in the command line's notation."""
     rows = config.batch.groups * config.batch.group_size
     slots = config.sampling.slots or 2 * rows
-    known = {name: field.value for name, field in settings.settings.fields(config).items()}
     least = next(n for n in range(1, rows + 1) if rows % n == 0 and n % math.gcd(devices, rows) == 0)
     wanted: dict[str, Any] = {}
     if (config.batch.micro_batch or rows) > least:
         wanted["batch.micro_batch"] = least
-    if known.get("compute.remat", "full") != "full":
+    if config.compute.remat != "full":
         wanted["compute.remat"] = "full"
     if slots % (4 * devices) == 0:
         wanted["sampling.slots"] = slots // 4
     if devices > 1 and config.mesh.tensor == 1 and config.mesh.data != 1 and rows % devices == 0:
         wanted["mesh.data"] = 1
-    for name in ("optimizer.state_dtype", "optimizer.params_dtype"):
-        if known.get(name, "bfloat16") != "bfloat16":
+    for name in ("dtype", "optimizer.state_dtype", "optimizer.params_dtype"):
+        if attrgetter(name)(config) != "bfloat16":
             wanted[name] = "bfloat16"
     flag = lambda name: [f"--config.{name}={wanted[name]}"] + (["--config.mesh.fsdp=-1"] if name == "mesh.data" else [])
     singles = [flag(name) for name in wanted]
