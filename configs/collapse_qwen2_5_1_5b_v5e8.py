@@ -3,7 +3,8 @@
     python -m jaxgrpo.train --config configs/collapse_qwen2_5_1_5b_v5e8.py --config.model=PATH/TO/Qwen2.5-1.5B-Instruct \
         --config.data.path=gsm8k_ko.jsonl --config.data.language=ko
 
-The file has a translated question and its answer a line. The reward does not look at the language; every step measures it
+The file has a translated question and its answer a line. There is no instruction, which would have to be in a language; the
+last number counts as the answer where nothing marks one. The reward does not look at the language; every step measures it
 (language/target_word_ratio, language/english_word_ratio). --config.rewards.language.weight=0.3 counters the collapse.
 
 Hardware: 8 TPU v5e chips (v5e:2x4). Not yet run on it; see tools.plan. The paper reports of this model, trained on Korean GSM8K
@@ -23,7 +24,10 @@ def get_config() -> Config:
         out="out/collapse_qwen2_5_1_5b_v5e8",
         model="Qwen2.5-1.5B-Instruct",
         data=Jsonl(),
-        rewards={"accuracy": Weighted(math.accuracy, 1.0), "language": Weighted(language.target_word_ratio, 0.0)},
+        rewards={
+            "accuracy": Weighted(math.Accuracy(extract=("boxed", "hashes", "phrase", "number")), 1.0),
+            "language": Weighted(language.target_word_ratio, 0.0),
+        },
         dtype="bfloat16",
         steps=500,
         objective=GRPO(kl=0.001),

@@ -22,6 +22,7 @@ def get_config() -> Config:
     return Config(
         out="out/qwen2_5_3b_v5e8",
         model="Qwen2.5-3B",
+        system="Reason step by step between <think> and </think>, then give the final answer in \\boxed{}.",
         data=Jsonl(),
         rewards={
             "accuracy": Weighted(math.accuracy, 1.0),

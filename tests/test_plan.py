@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +150,19 @@ def test_known_networks_are_found_by_the_folders_name():
     found = plan_programs.network("somewhere/Qwen2.5-0.5B-Instruct")
     assert plan_programs.parameters(found.config) == 494_032_768
     assert "there is no folder" in found.source
+
+
+@pytest.mark.parametrize("path", sorted((tiny_runs.ROOT / "configs").glob("*_v[56]*.py")), ids=lambda path: path.stem)
+def test_configs_for_tpus_are_valid_and_say_where_they_fit(path):
+    """Their hardware is a topology, their network is known, and they claim nothing that was not seen."""
+    config = load(str(path))
+    about = path.read_text(encoding="utf-8").split('"""')[1]
+    topology = re.search(r"\((v\w+:[\dx]+)\)", about)[1]
+    assert math.prod(chips.parse(topology)[1]) >= 1
+    assert f"--config configs/{path.name}" in about
+    assert "ot yet run on it" in about
+    assert {Path(config.model).name, Path(config.model).name.removesuffix("-Instruct")} & set(plan_programs.known())
+    assert config.out == f"out/{path.stem}"
 
 
 TEXT = """HloModule tiny

@@ -39,15 +39,19 @@ class Network:
     source: str
 
 
+def known() -> dict[str, Path]:
+    """The networks that are known by name, and where their config.json's facts are."""
+    return {path.stem: path for path in SHAPES.glob("*.json")}
+
+
 def network(model: str) -> Network:
     """Of a config's `model`: of the folder, or, where it is not there, of the known model of the same name."""
     folder = model_folder(model)
     if folder.is_dir():
         return Network(weights.load_config(folder), tokenizer.load(folder).ends, f"the folder {folder}")
-    known = {path.stem: path for path in SHAPES.glob("*.json")}
-    path = known.get(folder.name) or known.get(folder.name.removesuffix("-Instruct"))
+    path = known().get(folder.name) or known().get(folder.name.removesuffix("-Instruct"))
     if path is None:
-        names = ", ".join(sorted(known))
+        names = ", ".join(sorted(known()))
         raise UserError(f"model folder {folder} is not there, and the networks known by name are {names}, not {folder.name}")
     hf = json.loads(path.read_text())
     family, ends = weights.FAMILIES.get(hf["architectures"][0]), hf["eos_token_id"]
