@@ -87,7 +87,7 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 5), layout="constrained")
     names = [str(found["chips"]) for found in rows]
     left.bar(names, [found["state"] for found in rows], label="parameters, optimizer, reference")
     below = [found["state"] for found in rows]
@@ -98,8 +98,8 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
     for kind, label in (("flops", "FLOPs / peak"), ("hbm", "bytes / HBM bandwidth"), ("ici", "collectives / ICI bandwidth")):
         right.plot([str(f["chips"]) for f in compiled], [f["bounds"][kind] for f in compiled], marker="o", label=label)
     right.set(xlabel="v5e chips", ylabel="seconds", ylim=(0, None), title="what bounds an update")
-    left.legend()
-    right.legend()
+    for axes in (left, right):
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
