@@ -156,7 +156,8 @@ def compile_steps(
     place = partial(jax.lax.with_sharding_constraint, shardings=rows)
     read = partial(_read_rows, score_from) if score_from else partial(_read_groups, prompt_width)
     forward = partial(transformer.forward, model, dtype=dtype, remat=remat, place=place)
-    score = partial(_score, forward, partial(read, whole=whole), mesh.shape["tensor"])
+    how = {"softcap": model.logit_softcap, "shards": mesh.shape["tensor"]}
+    score = partial(_score, forward, partial(read, whole=whole), how)
     cut = _Cut(micro_batch, 1 if score_from else group_size, devices)
     update = partial(_update, score, optimizer, cut, group_size, old_logprobs == "trainer")
     prompts = -(-max(1, slots // (2 * group_size)) // devices) * devices
@@ -296,19 +297,21 @@ def _advantages(
 def _score(
     forward: Callable,
     read: Callable,
-    shards: int,
+    how: dict[str, Any],
     together: int,
     params: Params,
     batch: Batch,
     temperature: Array,
     entropy: bool,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
-    """Log-probabilities of the batch's tokens and, if asked for, the entropies they were chosen at; 0 where none is scored."""
+    """Log-probabilities of the batch's tokens and, if asked for, the entropies they were chosen at; 0 where none is scored.
+
+    forward: transformer.forward of a network; how: token_logprobs' further arguments.
+    """
     hidden = read(partial(forward, params), batch, together)
     columns = hidden.shape[1]
     embedding = transformer.output_embedding(params)
-    how: dict[str, Any] = {"softcap": model.logit_softcap, "entropy": entropy, "shards": shards}
-    scores = token_logprobs(hidden, embedding, batch.tokens[:, -columns:], temperature, **how)
+    scores = token_logprobs(hidden, embedding, batch.tokens[:, -columns:], temperature, entropy=entropy, **how)
     return jax.tree.map(lambda score: jnp.pad(score, ((0, 0), (batch.tokens.shape[1] - columns, 0))), scores)
 
 

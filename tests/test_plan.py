@@ -124,6 +124,9 @@ def test_nothing_is_compiled_where_the_arrays_are_too_much(monkeypatch, capsys, 
     assert code == 1
     assert "DOES NOT FIT by its arrays alone: peak at least" in out
     assert "tried" in out
+    code, out = run(monkeypatch, capsys, plan_programs.Compiler(), "--config", config_path, "--arrays")
+    assert code == 0
+    assert "the arrays alone fit; nothing was compiled: peak at least" in out
 
 
 @pytest.mark.parametrize(

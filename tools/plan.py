@@ -1,6 +1,6 @@
 """Whether a run fits its chips, and what they allow: its own programs, compiled ahead of time, with no TPU needed.
 
-    python -m tools.plan --config FILE [--config.name=value ...] [--topology v5e:4x4] [--json]
+    python -m tools.plan --config FILE [--config.name=value ...] [--topology v5e:4x4] [--json] [--arrays]
 
 Without --topology: for the devices here. Exit code 0: it fits; 1: it does not, and what was tried to make it fit is shown;
 2: bad input. Times are bounds: a chip at its peak, everything overlapped. They say what cannot be beaten, not what will be.
@@ -110,14 +110,14 @@ def remedies(config: Config, devices: int) -> list[list[str]]:
     return singles + ([[one for flags in singles for one in flags]] if len(singles) > 1 else [])
 
 
-def tried(plan: Plan, compiler: Compiler) -> list[tuple[str, Plan | str]]:
+def tried(plan: Plan, compiler: Compiler, programs: tuple[str, ...] = ALL) -> list[tuple[str, Plan | str]]:
     """What each remedy leads to: a plan, or why there is none."""
     found: list[tuple[str, Plan | str]] = []
     for flags in remedies(plan.config, len(plan.place.devices)):
         try:
             changed = settings.settings.override(plan.config, flags)
             settings.validate(changed)
-            found.append((" ".join(flags), make_plan(changed, plan.place, compiler)))
+            found.append((" ".join(flags), make_plan(changed, plan.place, compiler, programs)))
         except UserError as error:
             found.append((" ".join(flags), str(error)))
     return found
@@ -131,8 +131,10 @@ def verdict(plan: Plan) -> str:
     """A line: whether it fits, by how much, and when it needs the most."""
     phase, peak = plan_memory.peak(plan.phases)
     failed = [program for program in plan.compiled.values() if program.failed]
-    at_least = "" if plan.fits else "at least " if failed or not plan.compiled else ""
-    fits = "fits" if plan.fits else "DOES NOT FIT" if plan.compiled else "DOES NOT FIT by its arrays alone"
+    at_least = "at least " if failed or not plan.compiled else ""
+    fits = "fits" if plan.fits else "DOES NOT FIT"
+    if not plan.compiled:
+        fits = "the arrays alone fit; nothing was compiled" if plan.fits else "DOES NOT FIT by its arrays alone"
     share = f"{peak / plan.place.memory:.0%} of {gib(plan.place.memory)}"
     refused = "".join(f"; the compiler on {program.name}: {program.failed}" for program in failed)
     return f"{fits}: peak {at_least}{gib(peak)} a device, {share}, in {phase}{refused}"
@@ -195,6 +197,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, str, list[str]]:
     parser.add_argument("--memory", type=float, help="GiB of a device, in place of what its kind has")
     parser.add_argument("--mean-new", type=int, help="tokens of a completion that are expected; by default half of the most")
     parser.add_argument("--kept", type=float, help="share of the groups that the filter keeps; by default 0.5, with rule off 1")
+    parser.add_argument("--arrays", action="store_true", help="compile nothing: the arrays alone, in seconds")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     own, rest = parser.parse_known_args(argv)
     path, overrides, _ = split(rest)
@@ -212,10 +215,11 @@ def main(argv: list[str]) -> None:
     assumed = plan_time.assume(config, own.mean_new, own.kept)
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
     compiler = Compiler(say)
-    plan = make_plan(config, make_place(config, own.topology, own.memory), compiler)
+    programs = () if own.arrays else ALL
+    plan = make_plan(config, make_place(config, own.topology, own.memory), compiler, programs)
     if not own.json:
         print(show(plan, assumed), flush=True)
-    attempts = [] if plan.fits else tried(plan, compiler)
+    attempts = [] if plan.fits else tried(plan, compiler, programs)
     if own.json:
         print(to_json(plan, attempts, assumed))
     elif attempts:
