@@ -321,6 +321,7 @@ def forward(
     dtype: DTypeLike = jnp.float32,
     whole: Callable | None = None,
     remat: str = "none",
+    place: Callable = lambda x: x,
     key_positions: Int[Array, "B S"] | None = None,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """The last hidden states, normed, and each layer's keys and values.
@@ -337,7 +338,7 @@ def forward(
     if config.windows and cache is not None and key_positions is None:
         raise ValueError("this network has windows: with a cache they need key_positions, the positions of its columns")
     # Any: Flax also has it that a second result may be mutable collections, of which there are none.
-    network = Transformer(config, dtype, whole, remat)
+    network = Transformer(config, dtype, whole, remat, place)
     result: Any = network.apply({"params": params}, tokens, positions, mask, cache, key_positions)
     return result
 
