@@ -227,6 +227,7 @@ class Wave:
         so far, and their keys and values as the earlier policy computed them (arXiv 2509.19128)."""
         self.usage, self._began = Usage(), time.perf_counter()
         self._step, self._name = step, f"{self._engine.seed}/{step}/{self._purpose}"
+        self._params = None  # the earlier policy's copy makes room for this one's
         self._params = self._steps.publish(params)
 
     def groups(self) -> Iterator[tuple[int, Group]]:

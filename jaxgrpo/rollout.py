@@ -122,7 +122,7 @@ class Stream:
         """The step has made use of so many groups."""
         self.problems.use(used)
         if not self.keep:
-            self.groups = iter(())
+            self.wave, self.groups = None, iter(())  # its slots, and its copy of the policy, make room for the update
             self.problems.rewind()
 
 

@@ -18,6 +18,7 @@ from jaxgrpo.engine import Engine
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import make_mesh, row_devices
 from jaxgrpo.models import weights
+from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.problems import Problem, Problems, Task, Weighted
 from jaxgrpo.rewards import language
@@ -115,29 +116,7 @@ def prepare(config: settings.Config) -> Run:
     notes = [fitting.check(task.problems, "training")]
     if config.evaluation.problems:
         notes.append(fitting.check(heldout, "held-out"))
-    slots = config.sampling.slots or 2 * config.batch.groups * config.batch.group_size
-    rows = math.gcd(config.batch.groups * config.batch.group_size, config.batch.micro_batch, slots)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, rows=rows)
-    _check_shards(config, row_devices(mesh), slots)
-    steps = compile_steps(
-        model,
-        make_optimizer(config),
-        mesh,
-        prompt_width=config.sampling.prompt_width,
-        new_tokens=config.sampling.max_new_tokens,
-        micro_batch=config.batch.micro_batch,
-        group_size=config.batch.group_size,
-        old_logprobs=config.batch.old_logprobs,
-        ends=tokens.ends,
-        slots=slots,
-        chunk=config.sampling.chunk,
-        dtype=jnp.dtype(config.dtype),
-        params_dtype=jnp.dtype(config.optimizer.params_dtype),
-        state_dtype=jnp.dtype(config.optimizer.state_dtype),
-        scan_layers=config.compute.scan_layers,
-        remat=config.compute.remat,
-        adapters=config.lora,
-    )
+    steps = make_steps(config, model, tokens.ends)
     pool = Pool(config.rewards | MEASURED, config.verifier.workers, config.verifier.deadline)
     return Run(
         config=config,
@@ -151,6 +130,36 @@ def prepare(config: settings.Config) -> Run:
         steps=steps,
         model_folder=folder,
         notes=[note for note in notes if note],
+    )
+
+
+def make_steps(config: settings.Config, model: ModelConfig, ends: tuple[int, ...], devices: list | None = None) -> Steps:
+    """The programs of a run, of a network and the ids that end its completions; they need no data and no weights.
+
+    devices: that they are for (None: those here). UserError for sizes that the devices cannot share.
+    """
+    slots = config.sampling.slots or 2 * config.batch.groups * config.batch.group_size
+    rows = math.gcd(config.batch.groups * config.batch.group_size, config.batch.micro_batch, slots)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices, rows=rows)
+    _check_shards(config, row_devices(mesh), slots)
+    return compile_steps(
+        model,
+        make_optimizer(config),
+        mesh,
+        prompt_width=config.sampling.prompt_width,
+        new_tokens=config.sampling.max_new_tokens,
+        micro_batch=config.batch.micro_batch,
+        group_size=config.batch.group_size,
+        old_logprobs=config.batch.old_logprobs,
+        ends=ends,
+        slots=slots,
+        chunk=config.sampling.chunk,
+        dtype=jnp.dtype(config.dtype),
+        params_dtype=jnp.dtype(config.optimizer.params_dtype),
+        state_dtype=jnp.dtype(config.optimizer.state_dtype),
+        scan_layers=config.compute.scan_layers,
+        remat=config.compute.remat,
+        adapters=config.lora,
     )
 
 

@@ -170,10 +170,13 @@ def prefill(
     *,
     dtype: DTypeLike,
     whole: Callable = lambda segments: None,
+    place: Callable = lambda x: x,
 ) -> Prefilled:
-    """Reads prompts, padded on the left. whole: segments -> what attends, as splash.attention; None: transformer.attend."""
+    """Reads prompts, padded on the left. whole: segments -> what attends, as splash.attention; None: transformer.attend. place:
+    as transformer.forward's."""
     positions, reads = transformer.sequence_positions(mask), transformer.sequence_mask(mask)
-    hidden, key_values = transformer.forward(config, params, tokens, positions, reads, dtype=dtype, whole=whole(mask))
+    forward = partial(transformer.forward, config, params, dtype=dtype, whole=whole(mask), place=place)
+    hidden, key_values = forward(tokens, positions, reads)
     return Prefilled(key_values, hidden[:, -1], mask.sum(axis=1, dtype=jnp.int32))
 
 

@@ -46,6 +46,10 @@ class Program:
         needs = self._jitted.lower(*arguments).compile().memory_analysis()
         return float(needs.temp_size_in_bytes) if needs else float("nan")
 
+    def trace(self, *arguments: Any) -> Any:
+        """The program for arguments like these, arrays or jax.ShapeDtypeStruct, as a jax.stages.Traced: `jaxpr`, `lower`."""
+        return self._jitted.trace(*arguments)
+
     @property
     def compiled(self) -> int:
         """How many versions of it there are."""
@@ -153,13 +157,16 @@ def compile_steps(
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
     devices = row_devices(mesh)
     whole = partial(splash.attention, mesh)
+    place = partial(jax.lax.with_sharding_constraint, shardings=rows)
     read = partial(_read_rows, score_from) if score_from else partial(_read_groups, prompt_width)
-    score = partial(_score, model, partial(read, whole=whole), dtype, remat, mesh.shape["tensor"])
+    forward = partial(transformer.forward, model, dtype=dtype, remat=remat, place=place)
+    how = {"softcap": model.logit_softcap, "shards": mesh.shape["tensor"]}
+    score = partial(_score, forward, partial(read, whole=whole), how)
     cut = _Cut(micro_batch, 1 if score_from else group_size, devices)
     update = partial(_update, score, optimizer, adapters.scale, cut, group_size, old_logprobs == "trainer")
     prompts = -(-max(1, slots // (2 * group_size)) // devices) * devices
     cached = slots_sharding(mesh, model.kv_heads)
-    prefill = partial(sampler.prefill, model, dtype=dtype, whole=whole)
+    prefill = partial(sampler.prefill, model, dtype=dtype, whole=whole, place=place)
     held = partial(sampler.empty, model, prompt_width=prompt_width, dtype=dtype)
     decode = partial(sampler.decode, model, chunk=chunk, ends=ends, dtype=dtype)
     like = cached(sampler.Slots)
@@ -303,23 +310,23 @@ def _advantages(
 
 
 def _score(
-    model: ModelConfig,
+    forward: Callable,
     read: Callable,
-    dtype: DTypeLike,
-    remat: str,
-    shards: int,
+    how: dict[str, Any],
     together: int,
     params: Params,
     batch: Batch,
     temperature: Array,
     entropy: bool,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
-    """Log-probabilities of the batch's tokens and, if asked for, the entropies they were chosen at; 0 where none is scored."""
-    hidden = read(partial(transformer.forward, model, params, dtype=dtype, remat=remat), batch, together)
+    """Log-probabilities of the batch's tokens and, if asked for, the entropies they were chosen at; 0 where none is scored.
+
+    forward: transformer.forward of a network; how: token_logprobs' further arguments.
+    """
+    hidden = read(partial(forward, params), batch, together)
     columns = hidden.shape[1]
     embedding = transformer.output_embedding(params)
-    how: dict[str, Any] = {"softcap": model.logit_softcap, "entropy": entropy, "shards": shards}
-    scores = token_logprobs(hidden, embedding, batch.tokens[:, -columns:], temperature, **how)
+    scores = token_logprobs(hidden, embedding, batch.tokens[:, -columns:], temperature, entropy=entropy, **how)
     return jax.tree.map(lambda score: jnp.pad(score, ((0, 0), (batch.tokens.shape[1] - columns, 0))), scores)
 
 

@@ -205,7 +205,7 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
     """Though one has a gradient, an entropy and a loss, and the other has none."""
     read = partial(steps_module._read_groups, WIDTH, whole=lambda *_: None)
     cut = steps_module._Cut(micro_batch, GROUP, 1).fitted(ROWS)
-    score = partial(steps_module._score, NETWORK, read, jnp.float32, 1, cut.together)
+    score = partial(steps_module._score, partial(transformer.forward, NETWORK), read, {}, cut.together)
 
     def as_policy(params, batch, temperature):
         def loss(params, rows):

@@ -259,10 +259,11 @@ class Layer(nn.Module):
 
     config: ModelConfig
     whole: Callable | None
+    place: Callable
 
     @nn.compact
     def __call__(self, x, positions, mask, cache, own, distances):
-        config = self.config
+        config, x = self.config, self.place(x)
         before = lambda name, x: x if config.norms == "after" else norm(config, f"{name}_norm")(x)
         after = lambda name, x: x if config.norms == "before" else norm(config, f"{name}_out_norm")(x)
         if distances is not None:
@@ -279,6 +280,7 @@ class Transformer(nn.Module):
     dtype: DTypeLike = jnp.float32
     whole: Callable | None = None
     remat: str = "none"
+    place: Callable = lambda x: x
 
     @nn.compact
     def __call__(self, tokens, positions, mask, cache=None, key_positions=None):
@@ -302,7 +304,7 @@ class Transformer(nn.Module):
         for i in range(self.config.layers):
             layer_cache = None if cache is None else (cache.prompt[i], cache.recent and cache.recent[i], cache.column)
             own = jax.tree.map(itemgetter(i), every)
-            one = layer(self.config, self.whole, name=f"layers_{i}")
+            one = layer(self.config, self.whole, self.place, name=f"layers_{i}")
             x, layer_key_values = one(x, positions, mask, layer_cache, own, distances)
             key_values.append(layer_key_values)
         return x, tuple(key_values)
@@ -312,7 +314,8 @@ class Transformer(nn.Module):
         config, in_axes = self.config, (nn.broadcast, nn.broadcast, 0, 0, nn.broadcast)
         over = nn.scan(layer, {"params": 0}, split_rngs={"params": False}, in_axes=in_axes, length=config.layers)
         layer_cache = None if cache is None else (cache.prompt, None, None)
-        return over(config, self.whole, name="layers")(x, positions, mask, layer_cache, owned(config), distances)
+        one = over(config, self.whole, self.place, name="layers")
+        return one(x, positions, mask, layer_cache, owned(config), distances)
 
 
 def init(config: ModelConfig, key: Array) -> Params:
@@ -336,6 +339,7 @@ def forward(
     dtype: DTypeLike = jnp.float32,
     whole: Callable | None = None,
     remat: str = "none",
+    place: Callable = lambda x: x,
     key_positions: Int[Array, "B S"] | None = None,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """The last hidden states, normed, and each layer's keys and values.
@@ -344,13 +348,15 @@ def forward(
     columns T = 1 and S = W + R: the token's keys and values are written into the cache's column first, and what is returned is
     its recent part. `dtype` is what matrix products are computed in.
     whole: (queries, parts) -> what `attend` gives, in its place, as splash.attention makes it; it knows the mask.
+    place: a layer's input [B T D] -> the same where it should lie on a mesh. Left to itself XLA may spread it over the width,
+    as the embedding is, and have every device compute all rows.
     remat: what a backward pass finds of each layer, one of REMAT. Where the parameters are stacked, a cache has a prompt alone.
     key_positions: of the columns that a cache makes longer than the sequence, in whatever order they are; windows need them.
     """
     if config.windows and cache is not None and key_positions is None:
         raise ValueError("this network has windows: with a cache they need key_positions, the positions of its columns")
     # Any: Flax also has it that a second result may be mutable collections, of which there are none.
-    network = Transformer(config, dtype, whole, remat)
+    network = Transformer(config, dtype, whole, remat, place)
     result: Any = network.apply({"params": params}, tokens, positions, mask, cache, key_positions)
     return result
 

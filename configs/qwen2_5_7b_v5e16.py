@@ -1,0 +1,18 @@
+"""As qwen2_5_3b_v5e8.py with Qwen2.5-7B, the paper's larger model, on sixteen TPU v5e chips.
+
+    python -m jaxgrpo.train --config configs/qwen2_5_7b_v5e16.py --config.model=PATH/TO/Qwen2.5-7B \
+        --config.data.path=numina.jsonl --config.data.question=problem
+
+Hardware: 16 TPU v5e chips (v5e:4x4), several machines: the same command on each. Not yet run on it; see tools.plan.
+"""
+
+from dataclasses import replace
+
+import qwen2_5_3b_v5e8
+
+from jaxgrpo.config import Config
+
+
+def get_config() -> Config:
+    base = qwen2_5_3b_v5e8.get_config()
+    return replace(base, out="out/qwen2_5_7b_v5e16", model="Qwen2.5-7B", batch=replace(base.batch, micro_batch=16))
