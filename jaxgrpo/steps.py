@@ -343,7 +343,6 @@ def _read_groups(width: int, forward: Callable, batch: Batch, together: int, *, 
     before width: it is read once for them, and its keys and values are read by them all."""
     firsts = lambda x: x.reshape(-1, together, *x.shape[1:])[:, 0]
     spread = lambda x: jnp.repeat(x, together, axis=0)
-    each = lambda x: jnp.repeat(x, together, axis=-4)  # layers may be stacked in front of the rows
     segments, prompts = batch.segments, firsts(batch.segments)[:, :width]
     positions, mask = transformer.sequence_positions(prompts), transformer.sequence_mask(prompts)
     last, key_values = forward(firsts(batch.tokens)[:, :width], positions, mask, whole=whole(prompts))
@@ -352,7 +351,7 @@ def _read_groups(width: int, forward: Callable, batch: Batch, together: int, *, 
         batch.tokens[:, width:],
         positions[:, width:],
         transformer.sequence_mask(segments)[:, width:],
-        transformer.Cache(jax.tree.map(each, key_values)),
+        transformer.Cache(key_values),
         whole=whole(segments, width),
         key_positions=positions,
     )

@@ -36,7 +36,8 @@ REMAT = {
 
 class Cache(NamedTuple):
     """What new tokens read: W columns of their prompt, then, if there are no recent ones, each other. With R recent columns
-    there is a single new token, and `column` becomes its own."""
+    there is a single new token, and `column` becomes its own. Where there are n times as many rows as prompts, each prompt is
+    that of n rows beside each other."""
 
     prompt: KeyValues
     recent: KeyValues | None = None
@@ -220,7 +221,8 @@ class Attention(nn.Module):
             if recent is not None:
                 write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), column, axis=2)
                 keys, values = write(recent[0], keys), write(recent[1], values)
-            parts = [prompt, (keys, values)]
+            spread = lambda x: jnp.repeat(x, len(keys) // len(x), axis=0)  # here: for a layer at a time
+            parts = [tuple(map(spread, prompt)), (keys, values)]
         out = self._read(queries, parts, mask, own)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         return Dense(config.width, config.out_bias, name="out")(out), (keys, values)
