@@ -197,7 +197,7 @@ def test_a_save_that_fails_leaves_nothing(original, tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     params = weights.load_params(original)
-    monkeypatch.setattr(tensors, "_write_file", full)
+    monkeypatch.setattr(tensors, "write_file", full)
     with pytest.raises(OSError, match="No space left"):
         weights.save(params, original, tmp_path / "target")
     assert list(tmp_path.iterdir()) == []

@@ -110,10 +110,11 @@ def from_hf(hf: dict[str, Any], settings: dict[str, Any], theta: float) -> Rope:
         return Rope(theta)
     if kind == "linear":
         return Linear(theta, settings["factor"])
-    longest = hf.get("max_position_embeddings")
-    original = hf.get("original_max_position_embeddings") or settings.get("original_max_position_embeddings") or longest
+    longest: int = hf.get("max_position_embeddings") or 0
+    name = "original_max_position_embeddings"
+    original: int = hf.get(name) or settings.get(name) or longest
     if kind in ("llama3", "yarn") and not original:
-        raise KeyError("original_max_position_embeddings")
+        raise KeyError(name)
     if kind == "llama3":
         return Llama3(theta, settings["factor"], settings["low_freq_factor"], settings["high_freq_factor"], original)
     if kind == "yarn":

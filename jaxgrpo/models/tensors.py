@@ -127,7 +127,7 @@ def write(folder: Path, tensors: Mapping[str, Planned], limit: int) -> None:
     files = list(_shared_out(tensors, limit))
     if len(files) == 1:
         return write_file(folder / "model.safetensors", files[0])
-    places = {}
+    places: dict[str, str] = {}
     for number, part in enumerate(files, 1):
         name = f"model-{number:05}-of-{len(files):05}.safetensors"
         write_file(folder / name, part)
