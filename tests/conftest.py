@@ -5,6 +5,8 @@ Nothing is cached between runs, compiled programs included: a rerun tests what i
 
 import os
 
+import pytest
+
 from tests.tiny_devices import flags
 
 # Before jax is imported. A machine with an accelerator must give the same numbers, and leave it alone.
@@ -18,3 +20,12 @@ from jaxtyping import install_import_hook
 
 # In tests only: every annotated function of the package checks its arguments' and its result's types and axes.
 install_import_hook("jaxgrpo", "beartype.beartype")
+
+LONGEST = ("test_training", "test_train", "test_processes", "test_engine", "test_steps", "test_bad_input", "test_logprobs")
+"""Files that take the longest, which begin first: begun last, one of them would keep a single worker busy at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; all else stays in its order."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
