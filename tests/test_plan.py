@@ -80,6 +80,13 @@ def test_slots_are_given_back_before_an_update_unless_kept(config_path, planned)
     assert parts["slots (KV cache)"] == device_bytes(planned.given.slots)
 
 
+def test_adapters_have_little_state(config_path, planned, compiler):
+    config = load(config_path, ["--config.lora.rank=2"])
+    parts = plan.make_plan(config, planned.place, compiler, ()).phases["update"]
+    assert parts["reference"] == planned.phases["update"]["reference"]
+    assert 0 < parts["optimizer"] < planned.phases["update"]["optimizer"] / 2
+
+
 def test_a_run_that_fits(monkeypatch, capsys, compiler, config_path):
     code, out = run(monkeypatch, capsys, compiler, "--config", config_path)
     assert code == 0
