@@ -80,6 +80,13 @@ def test_slots_are_given_back_before_an_update_unless_kept(config_path, planned)
     assert parts["slots (KV cache)"] == device_bytes(planned.given.slots)
 
 
+def test_adapters_have_little_state(config_path, planned, compiler):
+    config = load(config_path, ["--config.lora.rank=2"])
+    parts = plan.make_plan(config, planned.place, compiler, ()).phases["update"]
+    assert parts["reference"] == planned.phases["update"]["reference"]
+    assert 0 < parts["optimizer"] < planned.phases["update"]["optimizer"] / 2
+
+
 def test_a_run_that_fits(monkeypatch, capsys, compiler, config_path):
     code, out = run(monkeypatch, capsys, compiler, "--config", config_path)
     assert code == 0
@@ -217,6 +224,10 @@ def test_products_and_bytes_are_counted_as_often_as_they_run():
     assert plan_hlo.cost(TEXT, loops=False).flops == each
     rest = plan_hlo.cost(TEXT.replace("constant(6)", "constant(1)")).bytes
     assert plan_hlo.cost(TEXT).bytes - rest == 5 * (plan_hlo.cost(TEXT, loops=False).bytes - rest)
+
+
+def test_a_loop_that_counts_by_two_runs_half_as_often():
+    assert plan_hlo.cost(TEXT.replace("%one = s32[] constant(1)", "%one = s32[] constant(2)")).collectives["all-gather"].count == 3
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_said():

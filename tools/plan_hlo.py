@@ -115,7 +115,17 @@ class _Walk:
             return None
         counter, bound = (condition[operand] for operand in root.operands)
         begin, end = self._number(counter, loop, name), self._number(bound, loop, name)
-        return None if begin is None or end is None else end - begin
+        return None if begin is None or end is None else math.ceil((end - begin) / self._step(counter, loop))
+
+    def _step(self, counter: Instruction, loop: Instruction) -> int:
+        """By how much a loop counts: collective products are unrolled, and count by 2."""
+        body, index = self.computations[str(loop.called("body"))], re.search(r"index=(\d+)", counter.rest)
+        root = next(instruction for instruction in body.values() if instruction.root)
+        if not index or root.opcode != "tuple":
+            return 1
+        added = body[root.operands[int(index[1])]]
+        steps = [_constant(body[operand]) for operand in added.operands if operand in body]
+        return next((step for step in steps if step), 1) if added.opcode == "add" else 1
 
     def _number(self, instruction: Instruction, loop: Instruction, name: str) -> int | None:
         """A whole number of a loop's condition: a constant there, or what the loop begins with."""

@@ -17,7 +17,7 @@ from jaxgrpo import tokenizer
 from jaxgrpo.config import Config
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import device_bytes
-from jaxgrpo.models import transformer, weights
+from jaxgrpo.models import lora, transformer, weights
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.run import model_folder
 from jaxgrpo.steps import Steps
@@ -82,10 +82,11 @@ def arguments(config: Config, steps: Steps) -> Arguments:
     length = width + config.sampling.max_new_tokens
     row = lambda kind, *sizes: Like(sizes, kind, sharding=steps.rows)
     host = lambda kind, *sizes: Like(sizes, kind)
-    published = result(steps.publish, steps.state_like.params)
+    reference = result(steps.refer, steps.params_like)
+    published = result(steps.publish, lora.join(reference, steps.state_like.params))
     slots = result(steps.empty, steps.sizes[0], steps.rings[-1])
     read = published, host(jnp.int32, steps.prompts, width), host(bool, steps.prompts, width)
-    prefilled, reference = result(steps.prefill, *read), result(steps.refer, steps.params_like)
+    prefilled = result(steps.prefill, *read)
     batch = Batch(
         tokens=row(jnp.int32, rows, length),
         segments=row(jnp.int32, rows, length),
