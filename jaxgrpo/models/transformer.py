@@ -89,7 +89,7 @@ class ModelConfig:
         return tuple((window, self.local_rope if window and self.local_rope else self.rope) for window in windows)
 
 
-ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": partial(nn.gelu, approximate=True)}
+ACTIVATIONS: dict[str, Callable] = {"silu": nn.silu, "gelu_tanh": partial(nn.gelu, approximate=True)}
 
 EVERYTHING = 2**30
 """As a window: wider than any text."""
