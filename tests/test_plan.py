@@ -227,7 +227,8 @@ def test_products_and_bytes_are_counted_as_often_as_they_run():
 
 
 def test_a_loop_that_counts_by_two_runs_half_as_often():
-    assert plan_hlo.cost(TEXT.replace("%one = s32[] constant(1)", "%one = s32[] constant(2)")).collectives["all-gather"].count == 3
+    by_two = TEXT.replace("%one = s32[] constant(1)", "%one = s32[] constant(2)")
+    assert plan_hlo.cost(by_two).collectives["all-gather"].count == 3
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_said():
