@@ -25,7 +25,7 @@ def get_config() -> Config:
         solved_by="accuracy",
         steps=28,
         objective=GRPO(clip_low=0.2, clip_high=0.2, kl=0.04),
-        batch=Batch(groups=8, group_size=8, micro_batch=8),
+        batch=Batch(groups=8, group_size=8, micro_batch=16),
         sampling=Sampling(prompt_width=80, max_new_tokens=120, slots=128),
         filter=Filter(rule="band", low=0.2, high=0.8, max_prompts=6.0),
         optimizer=Optimizer(learning_rate=1e-4, warmup_steps=4, schedule="linear"),

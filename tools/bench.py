@@ -3,7 +3,7 @@
     python -m tools.bench logprobs --rows 8 --length 1024 --width 896 --vocab 151936 --dtype bfloat16 --json
     python -m tools.bench rollout --groups 8 --group-size 8 --prompt 64 --new 128 --json
     python -m tools.bench rollout --mean-new 48 --new 384 --groups 32 --group-size 8 --slots 64 --json
-    python -m tools.bench step --micro-batch 8 --json
+    python -m tools.bench step --micro-batch 16 --json
     python -m tools.bench rewards --verdicts 5000 --workers 2 --json
     python -m tools.bench load --gigabytes 3 --json
 
@@ -89,7 +89,7 @@ def add_rollout(subparsers: Any, shared: argparse.ArgumentParser) -> None:
 def add_step(subparsers: Any, shared: argparse.ArgumentParser) -> None:
     """The subcommand `step`."""
     parser = add_sampling(subparsers, shared, bench_step)
-    parser.add_argument("--micro-batch", type=positive, default=8, help="rows of one gradient pass; default 8")
+    parser.add_argument("--micro-batch", type=positive, default=16, help="rows of one gradient pass; default 16")
     parser.add_argument("--kl", type=float, default=0.04, help="weight of the KL to the reference; default 0.04")
     parser.add_argument("--reward-seconds", type=float, default=0.0, help="also time a reward that takes so long a completion")
     parser.add_argument("--workers", type=positive, default=2, help="processes that compute rewards; default 2")
