@@ -371,7 +371,7 @@ def test_sampled_tokens_follow_the_distribution():
 
 def test_keys_and_values_are_updated_in_place():
     """What `decode` needs besides its arguments is less than a single one of the cache's arrays: none of them is copied."""
-    model = dataclasses.replace(NETWORK, layers=2, head_width=64)
+    model = dataclasses.replace(NETWORK, layers=2, windows=(9, 9), head_width=64)
     slots, ring = 32, 256
     steps = compile_steps(
         model,

@@ -81,6 +81,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         # Windows that are all alike, written in one way: configs that mean the same are equal.
         object.__setattr__(self, "windows", self.windows if any(self.windows) else ())
+        if self.windows and len(self.windows) != self.layers:
+            raise ValueError(f"{len(self.windows)} windows for {self.layers} layers: each has one")
 
     @property
     def kinds(self) -> tuple[tuple[int, Rope], ...]:
