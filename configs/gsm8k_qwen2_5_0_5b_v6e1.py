@@ -19,5 +19,6 @@ def get_config() -> Config:
         out="out/gsm8k_qwen2_5_0_5b_v6e1",
         batch=replace(base.batch, micro_batch=32),
         sampling=replace(base.sampling, slots=256),
+        optimizer=replace(base.optimizer, state_dtype="float32"),
         compute=Compute(scan_layers=True, remat="dots"),
     )
