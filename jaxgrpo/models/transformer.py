@@ -224,7 +224,7 @@ class Attention(nn.Module):
                 write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), column, axis=2)
                 keys, values = write(recent[0], keys), write(recent[1], values)
             spread = lambda x: jnp.repeat(x, len(keys) // len(x), axis=0)  # here: for a layer at a time
-            parts = [tuple(map(spread, prompt)), (keys, values)]
+            parts = [(spread(prompt[0]), spread(prompt[1])), (keys, values)]
         out = self._read(queries, parts, mask, own)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         return Dense(config.width, config.out_bias, name="out")(out), (keys, values)
