@@ -36,7 +36,7 @@ LAYERS = {
         "a verifier's worker process must not open the accelerator",
     ),
     "model": Layer(
-        ("models", "logprobs", "sampler", "mesh", "optimizer", "processes"),
+        ("models", "logprobs", "sampler", "learner", "mesh", "optimizer", "processes"),
         ("arrays", "model"),
         ARRAYS | {"flax", "optax", "safetensors"},
         "pure functions of arrays",

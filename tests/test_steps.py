@@ -8,8 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgrpo import losses
-from jaxgrpo import steps as steps_module
+from jaxgrpo import learner, losses
 from jaxgrpo.engine import Draw, Engine
 from jaxgrpo.logprobs import token_logprobs
 from jaxgrpo.losses import GRPO
@@ -203,19 +202,19 @@ def test_the_first_step_is_on_policy(steps, params, batch):
 @pytest.mark.parametrize("micro_batch", [0, 4])
 def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_batch):
     """Though one has a gradient, an entropy and a loss, and the other has none."""
-    read = partial(steps_module._read_groups, WIDTH, whole=lambda *_: None)
-    cut = steps_module._Cut(micro_batch, GROUP, 1).fitted(ROWS)
-    score = partial(steps_module._score, partial(transformer.forward, NETWORK), read, {}, cut.together)
+    read = partial(learner.read_groups, WIDTH, whole=lambda *_: None)
+    cut = learner.Cut(micro_batch, GROUP, 1).fitted(ROWS)
+    score = partial(learner.score, partial(transformer.forward, NETWORK), read, {}, cut.together)
 
     def as_policy(params, batch, temperature):
         def loss(params, rows):
             logprobs, entropy = score(params, rows, temperature, entropy=True)
             return jnp.sum(jnp.exp(logprobs - rows.sampler_logprobs) * rows.completion_mask), (logprobs, entropy)
 
-        gradient, (logprobs, _) = steps_module._accumulate(loss, params, batch, cut)
+        gradient, (logprobs, _) = learner.accumulate(loss, params, batch, cut)
         return cut.joined(logprobs), gradient
 
-    as_reference = partial(steps_module._reference_logprobs, score, cut=cut)
+    as_reference = partial(learner.reference_logprobs, score, cut=cut)
     expected = jax.jit(as_reference)(params, batch, 1.0)
     np.testing.assert_array_equal(jax.jit(as_policy)(params, batch, 1.0)[0], expected)
     assert np.abs(expected).max() > 1
