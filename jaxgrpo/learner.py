@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.logprobs import token_logprobs
 from jaxgrpo.losses import Objective, TokenInputs, batch_loss, merge, report
@@ -89,9 +89,6 @@ def update(
 
     score: `score` of a network. scale: of adapters. group_size: G. trainers_old: whether the ratio is taken to the policy's own
     log-probabilities in the place of the sampler's.
-
-    A batch in which nothing counts changes nothing but the step: momentum and weight decay must not move a policy that has no
-    gradient.
     """
     mask = batch.completion_mask
     cut = cut.fitted(mask.shape[0])
@@ -120,11 +117,6 @@ def update(
 
     gradient, (losses, info, gap) = accumulate(loss, state.params, rows, cut)
     tokens = mask.sum()
-    params, opt_state = cast((state.params, state.opt_state), jnp.float32)
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
-    old = state.params, state.opt_state
-    new = store((jax.tree.map(jnp.add, params, updates), opt_state), old, state.step)
-    new_state = TrainState(state.step + 1, *jax.tree.map(lambda new, old: jnp.where(tokens > 0, new, old), new, old))
     squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g.astype(jnp.float32))), gradient)
     metrics = report(merge(info)) | {
         "update/loss": losses.sum(),
@@ -132,7 +124,17 @@ def update(
         "update/tokens": tokens.astype(jnp.float32),
         "policy/logprob_gap_p99": jnp.nan_to_num(jnp.nanquantile(gap, 0.99)),
     }
-    return new_state, metrics
+    return _moved(optimizer, state, gradient, tokens > 0), metrics
+
+
+def _moved(optimizer: Any, state: TrainState, gradient: Params, counts: Bool[Array, ""]) -> TrainState:
+    """The state after the optimizer's step. Where nothing counts only the step moves: momentum and weight decay must not move a
+    policy that has no gradient."""
+    params, opt_state = cast((state.params, state.opt_state), jnp.float32)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    old = state.params, state.opt_state
+    new = store((jax.tree.map(jnp.add, params, updates), opt_state), old, state.step)
+    return TrainState(state.step + 1, *jax.tree.map(lambda new, old: jnp.where(counts, new, old), new, old))
 
 
 def reference_logprobs(
