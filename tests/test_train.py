@@ -104,7 +104,7 @@ def test_a_run_with_scanned_layers_and_half_width_numbers(tmp_path, whole, capsy
     half = [f"{name}=bfloat16" for name in ("dtype", "optimizer.params_dtype", "optimizer.state_dtype")]
     config = make_config(tmp_path, "compute.scan_layers=True", "compute.remat=full", "steps=3", "evaluation.problems=2", *half)
     first, *_, last = train(config)
-    assert first["policy/kl"] == 0
+    assert 0 <= first["policy/kl"] < 1e-14
     assert last["policy/kl"] > 0
     assert first["memory/parameters"] == first["memory/reference"] == whole[1][0]["memory/parameters"] / 2
     assert "memory a device: parameters" in capsys.readouterr().out
