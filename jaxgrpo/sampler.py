@@ -8,7 +8,7 @@ own, its `written` says. Rotary positions are applied before keys are stored, so
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class Prefilled(NamedTuple):
     """Prompts that have been read; any number of slots may start from each."""
 
     key_values: KeyValues
-    """Each [A K W E]."""
+    """[A K E W] and [A K W E] of each layer."""
     hidden: Float[Array, "A D"]
     """The last hidden state: it decides the first token."""
     length: Int[Array, "A"]
@@ -35,9 +35,9 @@ class Slots(NamedTuple):
     """S rows in the making. A row that is not live chooses nothing; what it holds does not matter."""
 
     prompt: KeyValues
-    """Each [S K W E]."""
+    """[S K E W] and [S K W E] of each layer."""
     recent: KeyValues
-    """Each [S K R E], a ring."""
+    """[S K E R] and [S K R E] of each layer, a ring."""
     clock: Int[Array, ""]
     """The ring's column that is written next."""
     hidden: Float[Array, "S D"]
@@ -99,27 +99,31 @@ def choose(
     One uniform number in [0, 1) a row, where Gumbel noise needs V of them. The cumulative sum is taken over blocks, then
     inside the block that was hit: two short sums, where one over V is slow and, in float32, coarse.
     """
-    logprobs = jax.nn.log_softmax(logits)
     rows, vocabulary = logits.shape
-    probs = jnp.pad(jnp.exp(logprobs), ((0, 0), (0, -vocabulary % block))).reshape(rows, -1, block)
-    tops = jnp.cumsum(probs.sum(axis=-1), axis=-1)
-    target = (uniform * tops[:, -1])[:, None]
-    which = jnp.minimum(jnp.sum(tops <= target, axis=-1, keepdims=True), tops.shape[1] - 1)
-    below = jnp.where(which > 0, jnp.take_along_axis(tops, jnp.maximum(which - 1, 0), axis=1), 0.0)
-    inside = jnp.cumsum(jnp.take_along_axis(probs, which[..., None], axis=1)[:, 0], axis=-1)
-    offset = jnp.sum(inside <= target - below, axis=-1, keepdims=True)
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.pad(jnp.exp(logits - largest), ((0, 0), (0, -vocabulary % block))).reshape(rows, -1, block)
+    masses = weights.sum(axis=-1)
+    total = masses.sum(axis=-1, keepdims=True)
+    which, rest = _hit(masses, uniform[:, None] * total)
+    offset, _ = _hit(jnp.take_along_axis(weights, which[..., None], axis=1)[:, 0], rest)
     token = which * block + offset
-    # Rounding may step past the last token with any probability: fall back to the likeliest, never to one of probability 0.
-    chosen_logprob = jnp.take_along_axis(logprobs, jnp.minimum(token, vocabulary - 1), axis=1)
-    valid = (offset < block) & (token < vocabulary) & (chosen_logprob > -jnp.inf)
-    token = jnp.where(valid, token, jnp.argmax(logits, axis=-1, keepdims=True))
-    return token[:, 0], jnp.take_along_axis(logprobs, token, axis=1)[:, 0]
+    return token[:, 0], (jnp.take_along_axis(logits, token, axis=1) - largest - jnp.log(total))[:, 0]
+
+
+def _hit(weights: Float[Array, "B n"], target: Float[Array, "B 1"]) -> tuple[Int[Array, "B 1"], Float[Array, "B 1"]]:
+    """Which weight the target falls on where they are laid end to end, and how far into it. Never on a weight of 0: where
+    rounding leads there, or past the end, on the largest."""
+    ends = jnp.cumsum(weights, axis=-1)
+    index = jnp.minimum(jnp.sum(ends <= target, axis=-1, keepdims=True), weights.shape[-1] - 1)
+    of = lambda array: jnp.take_along_axis(array, index, axis=-1)
+    into = target - (of(ends) - of(weights))
+    return jnp.where(of(weights) > 0, index, jnp.argmax(weights, axis=-1, keepdims=True)), into
 
 
 def only_likely(logits: Float[Array, "B V"], how: How) -> Float[Array, "B V"]:
     """The logits with -inf for what top-k, top-p and min-p leave out, in this order; the likeliest token always stays."""
 
-    def cut(logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+    def least(logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
         ranked = jnp.sort(logits, axis=-1, descending=True)
         k = jnp.where(how.top_k > 0, how.top_k, logits.shape[-1])
         ranked = jnp.where(jnp.arange(logits.shape[-1]) < k, ranked, -jnp.inf)
@@ -127,11 +131,12 @@ def only_likely(logits: Float[Array, "B V"], how: How) -> Float[Array, "B V"]:
         kept = jnp.where((before < how.top_p) & (ranked > -jnp.inf), ranked, jnp.inf)
         least = jnp.minimum(jnp.min(kept, axis=-1, keepdims=True), ranked[:, :1])
         # log(0) = -inf: without min-p everything is at least as likely.
-        least = jnp.maximum(least, ranked[:, :1] + jnp.log(jnp.asarray(how.min_p, jnp.float32)))
-        return jnp.where(logits >= least, logits, -jnp.inf)
+        return jnp.maximum(least, ranked[:, :1] + jnp.log(jnp.asarray(how.min_p, jnp.float32)))
 
     cuts = (how.top_k > 0) | (how.top_p < 1.0) | (how.min_p > 0.0)
-    return jax.lax.cond(cuts, cut, lambda logits: logits, logits)
+    # The bound is chosen, not the logits: these would be copied.
+    bound = jax.lax.cond(cuts, least, lambda logits: jnp.full_like(logits[:, :1], -jnp.inf), logits)
+    return jnp.where(logits >= bound, logits, -jnp.inf)
 
 
 def draw(
@@ -149,17 +154,21 @@ def draw(
     is_end = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(ends))
     logits = jnp.where(is_end & (written < how.min_tokens)[:, None], -jnp.inf, logits)
     logits = only_likely(logits, how)
-    # Greedily, the likeliest token is the one that any uniform number hits if it alone is left.
-    likeliest = jnp.argmax(logits, axis=-1)
-    token, logprob = choose(logits, uniform)
-    of_likeliest = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
-    return jnp.where(greedy, likeliest, token), jnp.where(greedy, of_likeliest, logprob)
+    # A choice, not a selection: the place of the largest takes as long to find as all else here together.
+    return jax.lax.cond(greedy, likeliest, choose, logits, uniform)
 
 
-def uniforms(keys: UInt32[Array, "S 2"], written: Int[Array, "S"]) -> Float[Array, "S"]:
-    """One number in [0, 1) a row, a function of the row's key and of how many tokens it has, alone."""
+def likeliest(logits: Float[Array, "B V"], _: Any = None) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """The token with the largest logit, the first if there are several, and its log-probability."""
+    return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def uniforms(keys: UInt32[Array, "S 2"], first: Int[Array, "S"], count: int) -> Float[Array, "S {count}"]:
+    """Numbers in [0, 1): those of each row's tokens first, first + 1, ... A function of the row's key and the token's number
+    alone."""
     wrap = partial(jax.random.wrap_key_data, impl="threefry2x32")
-    return jax.vmap(lambda key, n: jax.random.uniform(jax.random.fold_in(wrap(key), n)))(keys, written)
+    one = lambda key, n: jax.random.uniform(jax.random.fold_in(wrap(key), n))
+    return jax.vmap(jax.vmap(one, (None, 0)))(keys, first[:, None] + jnp.arange(count))
 
 
 def prefill(
@@ -184,8 +193,9 @@ def empty(config: ModelConfig, *, slots: int, prompt_width: int, ring: int, dtyp
     """No row is live."""
 
     def cache(columns: int) -> KeyValues:
-        zeros = lambda: jnp.zeros((slots, config.kv_heads, columns, config.head_width), dtype)
-        return tuple((zeros(), zeros()) for _ in range(config.layers))
+        zeros = lambda *sizes: jnp.zeros((slots, config.kv_heads, *sizes), dtype)
+        each = config.head_width, columns
+        return tuple((zeros(*each), zeros(*each[::-1])) for _ in range(config.layers))
 
     numbers = lambda: jnp.zeros(slots, jnp.int32)
     return Slots(
@@ -243,6 +253,8 @@ def decode(
         steps=jnp.int32(0),
     )
     embedding = transformer.output_embedding(params)
+    # A row that is live has been so from the first step, and has chosen a token at each.
+    uniform = uniforms(slots.keys, slots.written, chunk)
 
     def goes_on(state: tuple[Slots, Chosen]) -> Array:
         slots, chosen = state
@@ -250,8 +262,8 @@ def decode(
 
     def step(state: tuple[Slots, Chosen]) -> tuple[Slots, Chosen]:
         slots, chosen = state
-        uniform = uniforms(slots.keys, slots.written)
-        token, logprob = draw(slots.hidden, embedding, uniform, slots.written, how, ends, config.logit_softcap)
+        number = jax.lax.dynamic_index_in_dim(uniform, chosen.steps, axis=1, keepdims=False)
+        token, logprob = draw(slots.hidden, embedding, number, slots.written, how, ends, config.logit_softcap)
         write = lambda array, new: jax.lax.dynamic_update_slice_in_dim(array, new[:, None], chosen.steps, axis=1)
         ended = slots.live & jnp.isin(token, jnp.array(ends))
         n = slots.live.astype(jnp.int32)
@@ -272,7 +284,7 @@ def decode(
 
 def _read(config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "S"], dtype: DTypeLike) -> Slots:
     """Every row's newest token, already counted, is read: into the ring's column at the clock, and to a new hidden state."""
-    width, ring = slots.prompt[0][0].shape[2], slots.recent[0][0].shape[2]
+    width, ring = slots.prompt[0][1].shape[2], slots.recent[0][1].shape[2]
     position = (slots.prompt_length + slots.written - 1)[:, None]
     of_prompt = jnp.arange(width) >= width - slots.prompt_length[:, None]
     age = (slots.clock - jnp.arange(ring)) % ring
@@ -293,9 +305,14 @@ def _read(config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "
 
 def grow(slots: Slots, *, ring: int) -> Slots:
     """The same rows with a longer ring: the old columns, oldest first, then new ones."""
-    old = slots.recent[0][0].shape[2]
-    widen = lambda x: jnp.pad(jnp.roll(x, -slots.clock, axis=2), ((0, 0), (0, 0), (0, ring - old), (0, 0)))
-    return slots._replace(recent=jax.tree.map(widen, slots.recent), clock=jnp.int32(old))
+    old = slots.recent[0][1].shape[2]
+
+    def widen(x: Array, axis: int) -> Array:
+        x = jnp.roll(x, -slots.clock, axis)
+        return jnp.pad(x, [(0, ring - old if i == axis else 0) for i in range(x.ndim)])
+
+    recent = tuple((widen(keys, 3), widen(values, 2)) for keys, values in slots.recent)
+    return slots._replace(recent=recent, clock=jnp.int32(old))
 
 
 def compact(slots: Slots, rows: Int[Array, "S2"]) -> Slots:

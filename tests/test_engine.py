@@ -96,7 +96,7 @@ def changing():
 
 def test_longer_rings_and_fewer_slots_change_nothing(changing):
     seen = set()
-    look = lambda arguments, _: seen.add((arguments[1].live.shape[0], arguments[1].recent[0][0].shape[2]))
+    look = lambda arguments, _: seen.add((arguments[1].live.shape[0], arguments[1].recent[0][1].shape[2]))
     assert_same_texts(completions(ask(watching_decode(changing, look))), expected())
     assert {size for size, _ in seen} == {8, 4}
     assert {ring for _, ring in seen} == {12, 24}

@@ -28,7 +28,8 @@ def test_values_and_gradients_are_those_of_dense_attention(prompt, how):
     """Of whole sequences, and of what goes on from a prompt that has been read: then keys and values come in two parts."""
     (queries, *key_values), segments = inputs(prompt + LENGTH)
     arrays = [queries[:, :, prompt:], *key_values]
-    parts = lambda k, v: [(k[:, :, at], v[:, :, at]) for at in (slice(0, prompt), slice(prompt, None))][not prompt :]
+    cuts = (slice(0, prompt), slice(prompt, None))[not prompt :]
+    parts = lambda k, v: [(k[:, :, at].swapaxes(2, 3), v[:, :, at]) for at in cuts]
     attend = splash.attention(make_mesh(devices=jax.devices()[:1]), segments, prompt, interpret=True)
     whole = lambda q, k, v: attend(q, parts(k, v), **how)
     columns = np.arange(prompt + LENGTH)

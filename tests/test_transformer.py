@@ -93,7 +93,7 @@ def test_windows_go_by_positions_where_columns_are_in_no_order(varied):
     network, tokens, ones = VARIED, jnp.arange(8).reshape(1, 8) + 3, jnp.ones((1, 8), bool)
     whole, _ = hidden(varied, tokens, ones, network)
     _, key_values = hidden(varied, tokens[:, :5], ones[:, :5], network)
-    recent = jax.tree.map(lambda x: jnp.zeros_like(x[:, :, :3]), key_values)
+    recent = jax.tree.map(jnp.zeros_like, tuple((keys[..., :3], values[:, :, :3]) for keys, values in key_values))
     key_positions = jnp.array([[0, 1, 2, 3, 4, 6, 7, 5]])
 
     @jax.jit
@@ -125,7 +125,7 @@ def test_scalings_leave_fast_pairs_and_slow_the_others():
 
 def test_rotation_depends_on_the_distance_alone():
     x = jax.random.normal(jax.random.key(0), (1, 1, 2, 8))
-    near, far = (transformer.rotate(x, jnp.array([[p, p + 3]]), Rope().frequencies(8)) for p in (0, 50))
+    near, far = (transformer.rotate(x, transformer.turns(Rope(), 8, jnp.array([[p, p + 3]]))) for p in (0, 50))
     products = [jnp.einsum("e,e->", r[0, 0, 0], r[0, 0, 1]) for r in (near, far)]
     np.testing.assert_allclose(*products, rtol=1e-4)
 

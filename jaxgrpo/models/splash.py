@@ -61,7 +61,7 @@ def attention(
     ) -> Float[Array, "B H T E"]:
         batch, heads, _, width = queries.shape
         kv_heads = parts[0][0].shape[1]
-        keys, values = (jnp.concatenate(part, axis=2) for part in zip(*parts, strict=True))
+        keys, values = (jnp.concatenate(part, axis) for part, axis in zip(zip(*parts, strict=True), (3, 2), strict=True))
         shape = (length, columns)
         one = masks.LocalMask(shape, (window - 1, 0), prompt) if window else masks.CausalMask(shape, prompt)
         mask = masks.MultiHeadMask([one] * (heads // kv_heads))
@@ -71,7 +71,7 @@ def attention(
         places = divided, divided, divided, PartitionSpec(*ROWS)
         shards = jax.shard_map(read, mesh=mesh, in_specs=places, out_specs=divided, check_vma=False)
         grouped = (queries * (width**-0.5 if scale is None else scale)).reshape(batch, kv_heads, -1, length, width)
-        return shards(grouped, keys, values, segments.astype("int32")).reshape(queries.shape)
+        return shards(grouped, keys.swapaxes(2, 3), values, segments.astype("int32")).reshape(queries.shape)
 
     return attend
 

@@ -24,7 +24,8 @@ from jaxgrpo.models.rope import Rope
 from jaxgrpo.types import Params
 
 KeyValues = tuple[tuple[Array, Array], ...] | tuple[Array, Array]
-"""One (keys, values) a layer, each Float[B K S E]; where the parameters are stacked, one of all layers, Float[L B K S E]."""
+"""One (keys, values) a layer, Float[B K E S] and Float[B K S E], as one query reads them best: its products with keys and with
+values are then both along memory. Where the parameters are stacked, one of all layers, with an axis [L] in front."""
 
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -104,18 +105,17 @@ class Own(NamedTuple):
     """How many columns back it reads, itself included."""
     which: Int[Any, "*L"]
     """The place of its window among those that the network has."""
-    frequencies: Float[Any, "*L half"]
-    magnitude: Float[Any, "*L"]
+    rope: Int[Any, "*L"]
+    """The place of its rotary positions among those that the network has."""
 
 
 def owned(config: ModelConfig) -> Own:
     """What each layer has of its own: a constant, and so NumPy's."""
-    windows = distinct_windows(config)
+    windows, ropes = distinct_windows(config), distinct_ropes(config)
     return Own(
         np.array([window or EVERYTHING for window, _ in config.kinds], np.int32),
         np.array([windows.index(window) for window, _ in config.kinds], np.int32),
-        np.stack([rope.frequencies(config.head_width) for _, rope in config.kinds]),
-        np.array([rope.magnitude() for _, rope in config.kinds], np.float32),
+        np.array([ropes.index(rope) for _, rope in config.kinds], np.int32),
     )
 
 
@@ -124,22 +124,34 @@ def distinct_windows(config: ModelConfig) -> list[int]:
     return sorted({window for window, _ in config.kinds})
 
 
-def rotate(
-    x: Float[Array, "B n T E"],
-    positions: Int[Array, "B T"],
-    frequencies: Float[Any, "half"],
-    magnitude: Float[Any, ""] | float = 1.0,
-) -> Float[Array, "B n T E"]:
-    """Rotary position embedding (arXiv 2104.09864), halves convention as in Hugging Face checkpoints; angles in float32."""
-    angles = positions[:, None, :, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
+def distinct_ropes(config: ModelConfig) -> list[Rope]:
+    """The rotary positions that there are, each once."""
+    return list(dict.fromkeys(rope for _, rope in config.kinds))
+
+
+class Turns(NamedTuple):
+    """How far positions turn; made once for all layers, for cosines cost more than what is multiplied by them."""
+
+    cos: Float[Array, "*R B 1 T half"]
+    sin: Float[Array, "*R B 1 T half"]
+
+
+def turns(rope: Rope, head_width: int, positions: Int[Array, "B T"]) -> Turns:
+    """Angles are in float32 whatever the network is computed in."""
+    angles = positions[:, None, :, None].astype(jnp.float32) * rope.frequencies(head_width)
+    return Turns(jnp.cos(angles) * rope.magnitude(), jnp.sin(angles) * rope.magnitude())
+
+
+def rotate(x: Float[Array, "B n T E"], turns: Turns) -> Float[Array, "B n T E"]:
+    """Rotary position embedding (arXiv 2104.09864), halves convention as in Hugging Face checkpoints."""
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    halves = [left * turns.cos - right * turns.sin, right * turns.cos + left * turns.sin]
+    return jnp.concatenate(halves, axis=-1).astype(x.dtype)
 
 
 def attend(
     queries: Float[Array, "B H T E"],
-    parts: list[tuple[Float[Array, "B K _ E"], Float[Array, "B K _ E"]]],
+    parts: list[tuple[Float[Array, "B K E _"], Float[Array, "B K _ E"]]],
     mask: Bool[Array, "B T S"],
     scale: float | None = None,
     softcap: float | None = None,
@@ -155,7 +167,7 @@ def attend(
     kv_heads = parts[0][0].shape[1]
     grouped = queries.reshape(batch, kv_heads, -1, width)  # [B, K, H/K * T, E]: one product for a whole group of heads
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = jnp.concatenate([product("bkqe,bkse->bkqs", grouped, keys) for keys, _ in parts], axis=-1)
+    scores = jnp.concatenate([product("bkqe,bkes->bkqs", grouped, keys) for keys, _ in parts], axis=-1)
     scores = scores * (width**-0.5 if scale is None else scale)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
@@ -211,18 +223,18 @@ class Attention(nn.Module):
     whole: Callable | None
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache, own):
+    def __call__(self, x, turns, mask, cache, own):
         config = self.config
-        turn = partial(rotate, positions=positions, frequencies=own.frequencies, magnitude=own.magnitude)
+        turn = partial(rotate, turns=jax.tree.map(itemgetter(own.rope), turns))
         queries = turn(self._project("query", x, config.heads, config.head_norm))
-        keys = turn(self._project("key", x, config.kv_heads, config.head_norm))
+        keys = turn(self._project("key", x, config.kv_heads, config.head_norm)).swapaxes(2, 3)
         values = self._project("value", x, config.kv_heads)
         parts = [(keys, values)]
         if cache is not None:
             prompt, recent, column = cache
             if recent is not None:
-                write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), column, axis=2)
-                keys, values = write(recent[0], keys), write(recent[1], values)
+                write = lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), column, axis)
+                keys, values = write(recent[0], keys, 3), write(recent[1], values, 2)
             spread = lambda x: jnp.repeat(x, len(keys) // len(x), axis=0)  # here: for a layer at a time
             parts = [(spread(prompt[0]), spread(prompt[1])), (keys, values)]
         out = self._read(queries, parts, mask, own)
@@ -266,14 +278,14 @@ class Layer(nn.Module):
     place: Callable
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache, own, distances):
+    def __call__(self, x, turns, mask, cache, own, distances):
         config, x = self.config, self.place(x)
         before = lambda name, x: x if config.norms == "after" else norm(config, f"{name}_norm")(x)
         after = lambda name, x: x if config.norms == "before" else norm(config, f"{name}_out_norm")(x)
         if distances is not None:
             mask = mask & (distances < own.window)
         attention = Attention(config, self.whole, name="attention")
-        attended, key_values = attention(before("attention", x), positions, mask, cache, own)
+        attended, key_values = attention(before("attention", x), turns, mask, cache, own)
         x = x + after("attention", attended)
         x = x + after("mlp", MLP(config, name="mlp")(before("mlp", x)))
         return x, key_values
@@ -300,26 +312,28 @@ class Transformer(nn.Module):
         scanned = self.has_variable("params", "layers")
         layers = self._scanned if scanned else self._unrolled
         layer: Any = Layer if self.remat == "none" else nn.remat(Layer, policy=REMAT[self.remat], prevent_cse=not scanned)
-        x, key_values = layers(layer, x, positions, mask, cache, distances)
+        every = [turns(rope, config.head_width, positions) for rope in distinct_ropes(config)]
+        stacked = jax.tree.map(lambda *each: jnp.stack(each), *every)
+        x, key_values = layers(layer, x, stacked, mask, cache, distances)
         return norm(config, "norm")(x), key_values
 
-    def _unrolled(self, layer, x, positions, mask, cache, distances):
+    def _unrolled(self, layer, x, turns, mask, cache, distances):
         every, key_values = owned(self.config), []
         for i in range(self.config.layers):
             layer_cache = None if cache is None else (cache.prompt[i], cache.recent and cache.recent[i], cache.column)
             own = jax.tree.map(itemgetter(i), every)
             one = layer(self.config, self.whole, self.place, name=f"layers_{i}")
-            x, layer_key_values = one(x, positions, mask, layer_cache, own, distances)
+            x, layer_key_values = one(x, turns, mask, layer_cache, own, distances)
             key_values.append(layer_key_values)
         return x, tuple(key_values)
 
-    def _scanned(self, layer, x, positions, mask, cache, distances):
+    def _scanned(self, layer, x, turns, mask, cache, distances):
         """One compiled layer for all. What differs from layer to layer comes with axis 0: parameters, prompt, and its own."""
         config, in_axes = self.config, (nn.broadcast, nn.broadcast, 0, 0, nn.broadcast)
         over = nn.scan(layer, {"params": 0}, split_rngs={"params": False}, in_axes=in_axes, length=config.layers)
         layer_cache = None if cache is None else (cache.prompt, None, None)
         one = over(config, self.whole, self.place, name="layers")
-        return one(x, positions, mask, layer_cache, owned(config), distances)
+        return one(x, turns, mask, layer_cache, owned(config), distances)
 
 
 def init(config: ModelConfig, key: Array) -> Params:
