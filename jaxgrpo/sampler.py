@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxgrpo.logprobs import to_logits
 from jaxgrpo.models import transformer
-from jaxgrpo.models.transformer import KeyValues, ModelConfig
+from jaxgrpo.models.transformer import KeyValues, ModelConfig, Places
 from jaxgrpo.types import Params
 
 
@@ -170,12 +170,11 @@ def prefill(
     *,
     dtype: DTypeLike,
     whole: Callable = lambda segments: None,
-    place: Callable = lambda x: x,
+    places: Places = Places(),
 ) -> Prefilled:
-    """Reads prompts, padded on the left. whole: segments -> what attends, as splash.attention; None: transformer.attend. place:
-    as transformer.forward's."""
+    """Reads prompts, padded on the left. whole: segments -> what attends, as splash.attention; None: transformer.attend."""
     positions, reads = transformer.sequence_positions(mask), transformer.sequence_mask(mask)
-    forward = partial(transformer.forward, config, params, dtype=dtype, whole=whole(mask), place=place)
+    forward = partial(transformer.forward, config, params, dtype=dtype, whole=whole(mask), places=places)
     hidden, key_values = forward(tokens, positions, reads)
     return Prefilled(key_values, hidden[:, -1], mask.sum(axis=1, dtype=jnp.int32))
 
@@ -229,6 +228,7 @@ def decode(
     chunk: int,
     ends: tuple[int, ...],
     dtype: DTypeLike,
+    places: Places = Places(),
 ) -> tuple[Slots, Chosen]:
     """Chooses tokens for all live rows but those in `halt`, step after step: at most min(most_steps, chunk) of them, and none
     once no more than leave_at rows are live. No row may come to have more tokens than the ring has columns."""
@@ -251,11 +251,11 @@ def decode(
     def step(state: tuple[Slots, Chosen]) -> tuple[Slots, Chosen]:
         slots, chosen = state
         uniform = uniforms(slots.keys, slots.written)
-        token, logprob = draw(slots.hidden, embedding, uniform, slots.written, how, ends, config.logit_softcap)
+        token, logprob = draw(places.layer(slots.hidden), embedding, uniform, slots.written, how, ends, config.logit_softcap)
         write = lambda array, new: jax.lax.dynamic_update_slice_in_dim(array, new[:, None], chosen.steps, axis=1)
         ended = slots.live & jnp.isin(token, jnp.array(ends))
         n = slots.live.astype(jnp.int32)
-        moved = _read(config, params, slots._replace(written=slots.written + n), token, dtype)
+        moved = _read(config, params, slots._replace(written=slots.written + n), token, dtype, places)
         live = slots.live & ~ended & (moved.written < slots.limit)
         chosen = Chosen(
             write(chosen.tokens, token),
@@ -270,7 +270,9 @@ def decode(
     return jax.lax.while_loop(goes_on, step, (slots, chosen))
 
 
-def _read(config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "S"], dtype: DTypeLike) -> Slots:
+def _read(
+    config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "S"], dtype: DTypeLike, places: Places
+) -> Slots:
     """Every row's newest token, already counted, is read: into the ring's column at the clock, and to a new hidden state."""
     width, ring = slots.prompt[0][0].shape[2], slots.recent[0][0].shape[2]
     position = (slots.prompt_length + slots.written - 1)[:, None]
@@ -286,9 +288,11 @@ def _read(config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "
         jnp.concatenate([of_prompt, of_ring], axis=1)[:, None],
         transformer.Cache(slots.prompt, slots.recent, slots.clock),
         dtype=dtype,
+        places=places,
         key_positions=jnp.concatenate(positions, axis=1),
     )
-    return slots._replace(recent=recent, clock=(slots.clock + 1) % ring, hidden=hidden[:, 0].astype(slots.hidden.dtype))
+    hidden = places.layer(hidden[:, 0]).astype(slots.hidden.dtype)  # as a layer's input, or the last matrices would move
+    return slots._replace(recent=recent, clock=(slots.clock + 1) % ring, hidden=hidden)
 
 
 def grow(slots: Slots, *, ring: int) -> Slots:

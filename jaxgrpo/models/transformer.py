@@ -44,6 +44,18 @@ class Cache(NamedTuple):
     column: Int[Array, ""] | int = 0
 
 
+class Places(NamedTuple):
+    """Where activations lie on a mesh: x -> the same there. Left to itself XLA may spread a layer's input over the width, as the
+    embedding is, and have every device compute all rows."""
+
+    layer: Callable = lambda x: x
+    """A layer's input [B T D]."""
+    projected: Callable = lambda x: x
+    """Queries, keys and values as they are projected, [B T n*E]."""
+    attended: Callable = lambda x: x
+    """What attention has read, [B T H*E]."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What distinguishes one network from another. Family files make it from a Hugging Face config.json."""
@@ -209,6 +221,7 @@ class Dense(nn.Module):
 class Attention(nn.Module):
     config: ModelConfig
     whole: Callable | None
+    places: Places
 
     @nn.compact
     def __call__(self, x, positions, mask, cache, own):
@@ -226,12 +239,12 @@ class Attention(nn.Module):
             spread = lambda x: jnp.repeat(x, len(keys) // len(x), axis=0)  # here: for a layer at a time
             parts = [(spread(prompt[0]), spread(prompt[1])), (keys, values)]
         out = self._read(queries, parts, mask, own)
-        out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        out = self.places.attended(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
         return Dense(config.width, config.out_bias, name="out")(out), (keys, values)
 
     def _project(self, name: str, x: Array, heads: int, normed: str = "") -> Float[Array, "B n T E"]:
         config = self.config
-        out = Dense(heads * config.head_width, config.qkv_bias, name=name)(x)
+        out = self.places.projected(Dense(heads * config.head_width, config.qkv_bias, name=name)(x))
         if normed == "all":
             out = norm(config, f"{name}_norm")(out)
         out = out.reshape(*x.shape[:2], heads, config.head_width)
@@ -263,16 +276,16 @@ class Layer(nn.Module):
 
     config: ModelConfig
     whole: Callable | None
-    place: Callable
+    places: Places
 
     @nn.compact
     def __call__(self, x, positions, mask, cache, own, distances):
-        config, x = self.config, self.place(x)
+        config, x = self.config, self.places.layer(x)
         before = lambda name, x: x if config.norms == "after" else norm(config, f"{name}_norm")(x)
         after = lambda name, x: x if config.norms == "before" else norm(config, f"{name}_out_norm")(x)
         if distances is not None:
             mask = mask & (distances < own.window)
-        attention = Attention(config, self.whole, name="attention")
+        attention = Attention(config, self.whole, self.places, name="attention")
         attended, key_values = attention(before("attention", x), positions, mask, cache, own)
         x = x + after("attention", attended)
         x = x + after("mlp", MLP(config, name="mlp")(before("mlp", x)))
@@ -284,7 +297,7 @@ class Transformer(nn.Module):
     dtype: DTypeLike = jnp.float32
     whole: Callable | None = None
     remat: str = "none"
-    place: Callable = lambda x: x
+    places: Places = Places()
 
     @nn.compact
     def __call__(self, tokens, positions, mask, cache=None, key_positions=None):
@@ -308,7 +321,7 @@ class Transformer(nn.Module):
         for i in range(self.config.layers):
             layer_cache = None if cache is None else (cache.prompt[i], cache.recent and cache.recent[i], cache.column)
             own = jax.tree.map(itemgetter(i), every)
-            one = layer(self.config, self.whole, self.place, name=f"layers_{i}")
+            one = layer(self.config, self.whole, self.places, name=f"layers_{i}")
             x, layer_key_values = one(x, positions, mask, layer_cache, own, distances)
             key_values.append(layer_key_values)
         return x, tuple(key_values)
@@ -318,7 +331,7 @@ class Transformer(nn.Module):
         config, in_axes = self.config, (nn.broadcast, nn.broadcast, 0, 0, nn.broadcast)
         over = nn.scan(layer, {"params": 0}, split_rngs={"params": False}, in_axes=in_axes, length=config.layers)
         layer_cache = None if cache is None else (cache.prompt, None, None)
-        one = over(config, self.whole, self.place, name="layers")
+        one = over(config, self.whole, self.places, name="layers")
         return one(x, positions, mask, layer_cache, owned(config), distances)
 
 
@@ -343,7 +356,7 @@ def forward(
     dtype: DTypeLike = jnp.float32,
     whole: Callable | None = None,
     remat: str = "none",
-    place: Callable = lambda x: x,
+    places: Places = Places(),
     key_positions: Int[Array, "B S"] | None = None,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """The last hidden states, normed, and each layer's keys and values.
@@ -352,15 +365,14 @@ def forward(
     columns T = 1 and S = W + R: the token's keys and values are written into the cache's column first, and what is returned is
     its recent part. `dtype` is what matrix products are computed in.
     whole: (queries, parts) -> what `attend` gives, in its place, as splash.attention makes it; it knows the mask.
-    place: a layer's input [B T D] -> the same where it should lie on a mesh. Left to itself XLA may spread it over the width,
-    as the embedding is, and have every device compute all rows.
+    places: where activations lie on a mesh.
     remat: what a backward pass finds of each layer, one of REMAT. Where the parameters are stacked, a cache has a prompt alone.
     key_positions: of the columns that a cache makes longer than the sequence, in whatever order they are; windows need them.
     """
     if config.windows and cache is not None and key_positions is None:
         raise ValueError("this network has windows: with a cache they need key_positions, the positions of its columns")
     # Any: Flax also has it that a second result may be mutable collections, of which there are none.
-    network = Transformer(config, dtype, whole, remat, place)
+    network = Transformer(config, dtype, whole, remat, places)
     result: Any = network.apply({"params": params}, tokens, positions, mask, cache, key_positions)
     return result
 
