@@ -154,7 +154,8 @@ def compile_steps(
     whole = partial(splash.attention, mesh)
     places = Places(partial(jax.lax.with_sharding_constraint, shardings=rows))
     read = partial(learner.read_rows, score_from) if score_from else partial(learner.read_groups, prompt_width)
-    forward = partial(transformer.forward, model, dtype=dtype, remat=remat, places=places)
+    forward = transformer.forward if score_from else transformer.forward_both
+    forward = partial(forward, model, dtype=dtype, remat=remat, places=places)
     how = {"softcap": model.logit_softcap, "shards": mesh.shape["tensor"]}
     score = partial(learner.score, forward, partial(read, whole=whole), how)
     cut = learner.Cut(micro_batch, 1 if score_from else group_size, devices)

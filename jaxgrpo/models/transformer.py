@@ -44,6 +44,15 @@ class Cache(NamedTuple):
     column: Int[Array, ""] | int = 0
 
 
+class Text(NamedTuple):
+    """What a network reads, as the arguments of `forward`."""
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    mask: Bool[Array, "B T S"]
+    key_positions: Int[Array, "B S"] | None = None
+
+
 class Places(NamedTuple):
     """Where activations lie on a mesh: x -> the same there. Left to itself XLA may spread a layer's input over the width, as the
     embedding is, and have every device compute all rows."""
@@ -220,11 +229,10 @@ class Dense(nn.Module):
 
 class Attention(nn.Module):
     config: ModelConfig
-    whole: Callable | None
     places: Places
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache, own):
+    def __call__(self, x, positions, mask, cache, own, whole):
         config = self.config
         turn = partial(rotate, positions=positions, frequencies=own.frequencies, magnitude=own.magnitude)
         queries = turn(self._project("query", x, config.heads, config.head_norm))
@@ -238,7 +246,7 @@ class Attention(nn.Module):
                 keys, values = write(recent[0], keys), write(recent[1], values)
             spread = lambda x: jnp.repeat(x, len(keys) // len(x), axis=0)  # here: for a layer at a time
             parts = [(spread(prompt[0]), spread(prompt[1])), (keys, values)]
-        out = self._read(queries, parts, mask, own)
+        out = self._read(queries, parts, mask, own, whole)
         out = self.places.attended(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
         return Dense(config.width, config.out_bias, name="out")(out), (keys, values)
 
@@ -252,12 +260,14 @@ class Attention(nn.Module):
             out = norm(config, f"{name}_norm")(out)
         return out.swapaxes(1, 2)
 
-    def _read(self, queries: Array, parts: list, mask: Array, own: Own) -> Float[Array, "B H T E"]:
+    def _read(
+        self, queries: Array, parts: list, mask: Array, own: Own, whole: Callable | None
+    ) -> Float[Array, "B H T E"]:
         config = self.config
         how = {"scale": config.query_scale, "softcap": config.attention_softcap}
-        if not self.whole:
+        if not whole:
             return attend(queries, parts, mask, **how)
-        reads = [partial(self.whole, window=window, **how) for window in distinct_windows(config)]
+        reads = [partial(whole, window=window, **how) for window in distinct_windows(config)]
         return jax.lax.switch(own.which, reads, queries, parts) if len(reads) > 1 else reads[0](queries, parts)
 
 
@@ -272,73 +282,87 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """distances: how many tokens before a column's own token one lies that it may read; None where no layer has a window."""
+    """Of texts, each of which goes on from the one before it. Both in one layer, and not one after the other in all, is what
+    has a backward pass make each matrix's gradient once, and a mesh gather each matrix once.
+
+    wholes: what attends in each text. With each text come its distances, how many tokens before a column's own token one lies
+    that it may read; None where no layer has a window.
+    """
 
     config: ModelConfig
-    whole: Callable | None
+    wholes: tuple[Callable | None, ...]
     places: Places
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache, own, distances):
-        config, x = self.config, self.places.layer(x)
-        before = lambda name, x: x if config.norms == "after" else norm(config, f"{name}_norm")(x)
-        after = lambda name, x: x if config.norms == "before" else norm(config, f"{name}_out_norm")(x)
-        if distances is not None:
-            mask = mask & (distances < own.window)
-        attention = Attention(config, self.whole, self.places, name="attention")
-        attended, key_values = attention(before("attention", x), positions, mask, cache, own)
-        x = x + after("attention", attended)
-        x = x + after("mlp", MLP(config, name="mlp")(before("mlp", x)))
-        return x, key_values
+    def __call__(self, xs, texts, cache, own):
+        config, out = self.config, []
+        attention, mlp = Attention(config, self.places, name="attention"), MLP(config, name="mlp")
+        norms = lambda kind, wanted: [norm(config, f"{part}_{kind}") if wanted else lambda x: x for part in ("attention", "mlp")]
+        before, after = norms("norm", config.norms != "after"), norms("out_norm", config.norms != "before")
+        for x, (positions, mask, distances), whole in zip(xs, texts, self.wholes, strict=True):
+            x = self.places.layer(x)
+            if distances is not None:
+                mask = mask & (distances < own.window)
+            attended, key_values = attention(before[0](x), positions, mask, cache, own, whole)
+            x = x + after[0](attended)
+            out.append(x + after[1](mlp(before[1](x))))
+            cache = key_values, None, None
+        return tuple(out), key_values
 
 
 class Transformer(nn.Module):
     config: ModelConfig
     dtype: DTypeLike = jnp.float32
-    whole: Callable | None = None
+    wholes: tuple[Callable | None, ...] = (None,)
     remat: str = "none"
     places: Places = Places()
 
     @nn.compact
-    def __call__(self, tokens, positions, mask, cache=None, key_positions=None):
+    def __call__(self, texts, cache=None):
         config = self.config
         normal = nn.initializers.normal(0.02)
         embedding = self.param("embedding", normal, (config.vocab_size, config.width))
         if not config.tied_embeddings:
             self.param("output_embedding", normal, (config.vocab_size, config.width))
-        x = embedding.astype(self.dtype)[tokens] * jnp.asarray(config.embedding_scale, self.dtype)
-        distances = None
-        if config.windows:
-            distances = positions[:, :, None] - (positions if key_positions is None else key_positions)[:, None]
+        scale = jnp.asarray(config.embedding_scale, self.dtype)
+        xs = tuple(embedding.astype(self.dtype)[text.tokens] * scale for text in texts)
+        where = tuple((text.positions, text.mask, self._distances(text)) for text in texts)
         scanned = self.has_variable("params", "layers")
         layers = self._scanned if scanned else self._unrolled
         layer: Any = Layer if self.remat == "none" else nn.remat(Layer, policy=REMAT[self.remat], prevent_cse=not scanned)
-        x, key_values = layers(layer, x, positions, mask, cache, distances)
-        return norm(config, "norm")(x), key_values
+        xs, key_values = layers(layer, xs, where, cache)
+        last = norm(config, "norm")
+        return tuple(last(x) for x in xs), key_values
 
-    def _unrolled(self, layer, x, positions, mask, cache, distances):
+    def _distances(self, text: Text) -> Int[Array, "B T S"] | None:
+        if not self.config.windows:
+            return None
+        keys = text.positions if text.key_positions is None else text.key_positions
+        return text.positions[:, :, None] - keys[:, None]
+
+    def _unrolled(self, layer, xs, where, cache):
         every, key_values = owned(self.config), []
         for i in range(self.config.layers):
             layer_cache = None if cache is None else (cache.prompt[i], cache.recent and cache.recent[i], cache.column)
             own = jax.tree.map(itemgetter(i), every)
-            one = layer(self.config, self.whole, self.places, name=f"layers_{i}")
-            x, layer_key_values = one(x, positions, mask, layer_cache, own, distances)
+            one = layer(self.config, self.wholes, self.places, name=f"layers_{i}")
+            xs, layer_key_values = one(xs, where, layer_cache, own)
             key_values.append(layer_key_values)
-        return x, tuple(key_values)
+        return xs, tuple(key_values)
 
-    def _scanned(self, layer, x, positions, mask, cache, distances):
+    def _scanned(self, layer, xs, where, cache):
         """One compiled layer for all. What differs from layer to layer comes with axis 0: parameters, prompt, and its own."""
-        config, in_axes = self.config, (nn.broadcast, nn.broadcast, 0, 0, nn.broadcast)
-        over = nn.scan(layer, {"params": 0}, split_rngs={"params": False}, in_axes=in_axes, length=config.layers)
+        over = nn.scan(
+            layer, {"params": 0}, split_rngs={"params": False}, in_axes=(nn.broadcast, 0, 0), length=self.config.layers
+        )
         layer_cache = None if cache is None else (cache.prompt, None, None)
-        one = over(config, self.whole, self.places, name="layers")
-        return one(x, positions, mask, layer_cache, owned(config), distances)
+        return over(self.config, self.wholes, self.places, name="layers")(xs, where, layer_cache, owned(self.config))
 
 
 def init(config: ModelConfig, key: Array) -> Params:
     """Random float32 parameters: embeddings normal(0.02), matrices LeCun normal, norms 1."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return Transformer(config).init(key, tokens, tokens, jnp.ones((1, 1, 1), bool))["params"]
+    return Transformer(config).init(key, [Text(tokens, tokens, jnp.ones((1, 1, 1), bool))])["params"]
 
 
 def shapes(config: ModelConfig) -> Params:
@@ -372,9 +396,27 @@ def forward(
     if config.windows and cache is not None and key_positions is None:
         raise ValueError("this network has windows: with a cache they need key_positions, the positions of its columns")
     # Any: Flax also has it that a second result may be mutable collections, of which there are none.
-    network = Transformer(config, dtype, whole, remat, places)
-    result: Any = network.apply({"params": params}, tokens, positions, mask, cache, key_positions)
-    return result
+    network = Transformer(config, dtype, (whole,), remat, places)
+    result: Any = network.apply({"params": params}, [Text(tokens, positions, mask, key_positions)], cache)
+    (hidden,), key_values = result
+    return hidden, key_values
+
+
+def forward_both(
+    config: ModelConfig,
+    params: Params,
+    prompts: Text,
+    texts: Text,
+    dtype: DTypeLike = jnp.float32,
+    wholes: tuple[Callable | None, Callable | None] = (None, None),
+    remat: str = "none",
+    places: Places = Places(),
+) -> tuple[Float[Array, "A W D"], Float[Array, "B T D"]]:
+    """The last hidden states, normed, of prompts and of texts that go on from them, S = W + T: as `forward` gives them for the
+    prompts, and then with these as its cache. wholes: of each. The other arguments are those of `forward`."""
+    network = Transformer(config, dtype, wholes, remat, places)
+    result: Any = network.apply({"params": params}, [prompts, texts])
+    return result[0]
 
 
 def stack(params: Params) -> Params:
