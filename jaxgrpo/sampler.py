@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxgrpo.logprobs import to_logits
 from jaxgrpo.models import transformer
-from jaxgrpo.models.transformer import KeyValues, ModelConfig, Places
+from jaxgrpo.models.transformer import ANYWHERE, KeyValues, ModelConfig, Places
 from jaxgrpo.types import Params
 
 
@@ -170,7 +170,7 @@ def prefill(
     *,
     dtype: DTypeLike,
     whole: Callable = lambda segments: None,
-    places: Places = Places(),
+    places: Places = ANYWHERE,
 ) -> Prefilled:
     """Reads prompts, padded on the left. whole: segments -> what attends, as splash.attention; None: transformer.attend."""
     positions, reads = transformer.sequence_positions(mask), transformer.sequence_mask(mask)
@@ -228,7 +228,7 @@ def decode(
     chunk: int,
     ends: tuple[int, ...],
     dtype: DTypeLike,
-    places: Places = Places(),
+    places: Places = ANYWHERE,
 ) -> tuple[Slots, Chosen]:
     """Chooses tokens for all live rows but those in `halt`, step after step: at most min(most_steps, chunk) of them, and none
     once no more than leave_at rows are live. No row may come to have more tokens than the ring has columns."""
@@ -270,9 +270,7 @@ def decode(
     return jax.lax.while_loop(goes_on, step, (slots, chosen))
 
 
-def _read(
-    config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "S"], dtype: DTypeLike, places: Places
-) -> Slots:
+def _read(config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "S"], dtype: DTypeLike, places: Places) -> Slots:
     """Every row's newest token, already counted, is read: into the ring's column at the clock, and to a new hidden state."""
     width, ring = slots.prompt[0][0].shape[2], slots.recent[0][0].shape[2]
     position = (slots.prompt_length + slots.written - 1)[:, None]

@@ -15,7 +15,7 @@ from jaxgrpo import learner, sampler
 from jaxgrpo.mesh import ROWS, device_bytes, replicated, row_devices, rows_sharding, slots_sharding, stationary, tree_like
 from jaxgrpo.models import lora, splash, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.models.transformer import ModelConfig, Places
+from jaxgrpo.models.transformer import ANYWHERE, ModelConfig, Places
 from jaxgrpo.optimizer import cast
 from jaxgrpo.types import Params, TrainState
 
@@ -192,7 +192,7 @@ def _moving(mesh: Mesh) -> Places:
     """Where a token's activations lie, so that the published matrices need not move: every row of `data` where a matrix is, and
     a row's own where its cache is. Each change of place says both, or XLA would take the matrix to the rows instead."""
     if mesh.shape["fsdp"] == 1:
-        return Places()
+        return ANYWHERE
     at = lambda *spec: partial(jax.lax.with_sharding_constraint, shardings=NamedSharding(mesh, PartitionSpec(*spec)))
     to_matrix, to_cache = at("data", None, PartitionSpec.UNCONSTRAINED), at(*ROWS, None, "tensor")
     return Places(at("data"), lambda x: to_cache(to_matrix(x)), lambda x: to_matrix(to_cache(x)))

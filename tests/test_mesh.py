@@ -216,8 +216,8 @@ def test_a_copy_to_decode_with_is_divided_where_tensor_divides(state, wide):
     for name, axes in EXPECTED.items():
         moved = [{"tensor": ("tensor", "fsdp"), "fsdp": None}[axis] for axis in axes]
         assert shardings[name].spec == PartitionSpec(*moved), name
-    placed = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), like, stationary(wide, like))
-    held = named_leaves(jax.tree.map(device_bytes, placed))
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    held = named_leaves(jax.tree.map(device_bytes, jax.tree.map(place, like, stationary(wide, like))))
     assert all(held[name] <= device_bytes(leaf) for name, leaf in named_leaves(like).items())
 
 

@@ -54,8 +54,8 @@ class Text(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where activations lie on a mesh: x -> the same there. Left to itself XLA may spread a layer's input over the width, as the
-    embedding is, and have every device compute all rows."""
+    """Where activations lie on a mesh: x -> the same there. Left to itself XLA may spread a layer's input over the width, as
+    the embedding is, and have every device compute all rows."""
 
     layer: Callable = lambda x: x
     """A layer's input [B T D]."""
@@ -63,6 +63,10 @@ class Places(NamedTuple):
     """Queries, keys and values as they are projected, [B T n*E]."""
     attended: Callable = lambda x: x
     """What attention has read, [B T H*E]."""
+
+
+ANYWHERE = Places()
+"""On one device, or wherever XLA will have them."""
 
 
 @dataclass(frozen=True)
@@ -260,9 +264,7 @@ class Attention(nn.Module):
             out = norm(config, f"{name}_norm")(out)
         return out.swapaxes(1, 2)
 
-    def _read(
-        self, queries: Array, parts: list, mask: Array, own: Own, whole: Callable | None
-    ) -> Float[Array, "B H T E"]:
+    def _read(self, queries: Array, parts: list, mask: Array, own: Own, whole: Callable | None) -> Float[Array, "B H T E"]:
         config = self.config
         how = {"scale": config.query_scale, "softcap": config.attention_softcap}
         if not whole:
@@ -297,7 +299,8 @@ class Layer(nn.Module):
     def __call__(self, xs, texts, cache, own):
         config, out = self.config, []
         attention, mlp = Attention(config, self.places, name="attention"), MLP(config, name="mlp")
-        norms = lambda kind, wanted: [norm(config, f"{part}_{kind}") if wanted else lambda x: x for part in ("attention", "mlp")]
+        parts = "attention", "mlp"
+        norms = lambda kind, wanted: [norm(config, f"{part}_{kind}") if wanted else lambda x: x for part in parts]
         before, after = norms("norm", config.norms != "after"), norms("out_norm", config.norms != "before")
         for x, (positions, mask, distances), whole in zip(xs, texts, self.wholes, strict=True):
             x = self.places.layer(x)
@@ -315,7 +318,7 @@ class Transformer(nn.Module):
     dtype: DTypeLike = jnp.float32
     wholes: tuple[Callable | None, ...] = (None,)
     remat: str = "none"
-    places: Places = Places()
+    places: Places = ANYWHERE
 
     @nn.compact
     def __call__(self, texts, cache=None):
@@ -380,7 +383,7 @@ def forward(
     dtype: DTypeLike = jnp.float32,
     whole: Callable | None = None,
     remat: str = "none",
-    places: Places = Places(),
+    places: Places = ANYWHERE,
     key_positions: Int[Array, "B S"] | None = None,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """The last hidden states, normed, and each layer's keys and values.
@@ -410,7 +413,7 @@ def forward_both(
     dtype: DTypeLike = jnp.float32,
     wholes: tuple[Callable | None, Callable | None] = (None, None),
     remat: str = "none",
-    places: Places = Places(),
+    places: Places = ANYWHERE,
 ) -> tuple[Float[Array, "A W D"], Float[Array, "B T D"]]:
     """The last hidden states, normed, of prompts and of texts that go on from them, S = W + T: as `forward` gives them for the
     prompts, and then with these as its cache. wholes: of each. The other arguments are those of `forward`."""
