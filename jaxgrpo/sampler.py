@@ -289,8 +289,9 @@ def _read(config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "
         places=places,
         key_positions=jnp.concatenate(positions, axis=1),
     )
-    hidden = places.layer(hidden[:, 0]).astype(slots.hidden.dtype)  # as a layer's input, or the last matrices would move
-    return slots._replace(recent=recent, clock=(slots.clock + 1) % ring, hidden=hidden)
+    clock = (slots.clock + 1) % ring
+    last = places.layer(hidden[:, 0])  # as a layer's input, or the last matrices would move
+    return slots._replace(recent=recent, clock=clock, hidden=last.astype(slots.hidden.dtype))
 
 
 def grow(slots: Slots, *, ring: int) -> Slots:
