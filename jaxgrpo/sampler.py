@@ -142,10 +142,12 @@ def draw(
     how: How,
     ends: tuple[int, ...],
     softcap: float | None = None,
+    place: Callable = lambda logits: logits,
 ) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
-    """The next token of each row and its log-probability, by one uniform number a row. softcap: as of to_logits."""
+    """The next token of each row and its log-probability, by one uniform number a row. softcap: as of to_logits. place: logits ->
+    the same where rows should be drawn from."""
     greedy = jnp.asarray(how.temperature == 0)
-    logits = to_logits(hidden, embedding, jnp.where(greedy, 1.0, how.temperature), softcap)
+    logits = place(to_logits(hidden, embedding, jnp.where(greedy, 1.0, how.temperature), softcap))
     is_end = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(ends))
     logits = jnp.where(is_end & (written < how.min_tokens)[:, None], -jnp.inf, logits)
     logits = only_likely(logits, how)
@@ -251,7 +253,8 @@ def decode(
     def step(state: tuple[Slots, Chosen]) -> tuple[Slots, Chosen]:
         slots, chosen = state
         uniform = uniforms(slots.keys, slots.written)
-        token, logprob = draw(places.layer(slots.hidden), embedding, uniform, slots.written, how, ends, config.logit_softcap)
+        hidden = places.layer(slots.hidden)
+        token, logprob = draw(hidden, embedding, uniform, slots.written, how, ends, config.logit_softcap, places.logits)
         write = lambda array, new: jax.lax.dynamic_update_slice_in_dim(array, new[:, None], chosen.steps, axis=1)
         ended = slots.live & jnp.isin(token, jnp.array(ends))
         n = slots.live.astype(jnp.int32)

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxgrpo import learner, sampler
-from jaxgrpo.mesh import ROWS, device_bytes, replicated, row_devices, rows_sharding, slots_sharding, stationary, tree_like
+from jaxgrpo.mesh import AXES, ROWS, device_bytes, replicated, row_devices, rows_sharding, slots_sharding, stationary, tree_like
 from jaxgrpo.models import lora, splash, transformer
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.models.transformer import ANYWHERE, ModelConfig, Places
@@ -195,7 +195,14 @@ def _moving(mesh: Mesh) -> Places:
         return ANYWHERE
     at = lambda *spec: partial(jax.lax.with_sharding_constraint, shardings=NamedSharding(mesh, PartitionSpec(*spec)))
     to_matrix, to_cache = at("data", None, PartitionSpec.UNCONSTRAINED), at(*ROWS, None, "tensor")
-    return Places(at("data"), lambda x: to_cache(to_matrix(x)), lambda x: to_matrix(to_cache(x)))
+    by_vocabulary, everywhere = at("data", PartitionSpec.UNCONSTRAINED), at(AXES)
+    by_rows = lambda logits: everywhere(logits) if len(logits) % mesh.size == 0 else at(*ROWS)(logits)
+    return Places(
+        at("data"),
+        projected=lambda x: to_cache(to_matrix(x)),
+        attended=lambda x: to_matrix(to_cache(x)),
+        logits=lambda x: by_rows(by_vocabulary(x)),
+    )
 
 
 def _halves(most: int, least: int, multiple: int) -> tuple[int, ...]:

@@ -63,6 +63,8 @@ class Places(NamedTuple):
     """Queries, keys and values as they are projected, [B T n*E]."""
     attended: Callable = lambda x: x
     """What attention has read, [B T H*E]."""
+    logits: Callable = lambda x: x
+    """What tokens are drawn from, [B V]."""
 
 
 ANYWHERE = Places()
