@@ -171,7 +171,7 @@ def score(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
     """Log-probabilities of the batch's tokens and, if asked for, the entropies they were chosen at; 0 where none is scored.
 
-    forward: transformer.forward of a network; how: token_logprobs' further arguments.
+    forward: what `read` takes, transformer.forward or forward_both of a network; how: token_logprobs' further arguments.
     """
     hidden = read(partial(forward, params), batch, together)
     columns = hidden.shape[1]
@@ -182,29 +182,25 @@ def score(
 
 def read_rows(start: int, forward: Callable, batch: Batch, _: int, *, whole: Callable) -> Float[Array, "B n D"]:
     """The hidden states of the columns from start - 1 on, which decide those from start on; every row is read whole."""
-    positions = transformer.sequence_positions(batch.segments)
-    mask = transformer.sequence_mask(batch.segments)
-    hidden, _ = forward(batch.tokens, positions, mask, whole=whole(batch.segments))
+    hidden, _ = forward(batch.tokens, *_whole_text(batch.segments), whole=whole(batch.segments))
     return hidden[:, start - 1 :]
+
+
+def _whole_text(segments: Array) -> tuple[Array, Array]:
+    """Positions [B T] and mask [B T T]."""
+    return transformer.sequence_positions(segments), transformer.sequence_mask(segments)
 
 
 def read_groups(width: int, forward: Callable, batch: Batch, together: int, *, whole: Callable) -> Float[Array, "B n D"]:
     """The hidden states of the columns from width - 1 on. So many rows as are together have the same prompt, in the columns
-    before width: it is read once for them, and its keys and values are read by them all."""
+    before width: it is read once for them, and its keys and values are read by them all. forward: transformer.forward_both."""
     firsts = lambda x: x.reshape(-1, together, *x.shape[1:])[:, 0]
     spread = lambda x: jnp.repeat(x, together, axis=0)
     segments, prompts = batch.segments, firsts(batch.segments)[:, :width]
-    positions, mask = transformer.sequence_positions(prompts), transformer.sequence_mask(prompts)
-    last, key_values = forward(firsts(batch.tokens)[:, :width], positions, mask, whole=whole(prompts))
-    positions = transformer.sequence_positions(segments)
-    hidden, _ = forward(
-        batch.tokens[:, width:],
-        positions[:, width:],
-        transformer.sequence_mask(segments)[:, width:],
-        transformer.Cache(key_values),
-        whole=whole(segments, width),
-        key_positions=positions,
-    )
+    prompt = transformer.Text(firsts(batch.tokens)[:, :width], *_whole_text(prompts))
+    positions, mask = _whole_text(segments)
+    rest = transformer.Text(batch.tokens[:, width:], positions[:, width:], mask[:, width:], positions)
+    last, hidden = forward(prompt, rest, wholes=(whole(prompts), whole(segments, width)))
     return jnp.concatenate([spread(last[:, -1:]), hidden], axis=1)
 
 

@@ -182,6 +182,22 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def stationary(mesh: Mesh, like: Any) -> Any:
+    """The sharding of each leaf of a copy to decode with, `like` being what tree_like gives: fsdp divides what tensor divides,
+    and no axis that is contracted with whole activations; a leaf that does not divide so keeps its own.
+
+    A token of each row is little and matrices are much: activations move to the matrices (arXiv 2211.05102).
+    """
+
+    def sharding(leaf: Any) -> NamedSharding:
+        spec = PartitionSpec(*({"tensor": ("tensor", "fsdp"), "fsdp": None}.get(axis, axis) for axis in leaf.sharding.spec))
+        parts = mesh.shape["tensor"] * mesh.shape["fsdp"]
+        divides = all(size % parts == 0 for size, axis in zip(leaf.shape, spec, strict=False) if axis)
+        return NamedSharding(mesh, spec) if divides else leaf.sharding
+
+    return jax.tree.map(sharding if mesh.shape["fsdp"] > 1 else lambda leaf: leaf.sharding, like)
+
+
 def tree_like(mesh: Mesh, tree: Any) -> Any:
     """A jax.ShapeDtypeStruct for each leaf, with the sharding that tree_shardings gives it. UserError as there."""
     place = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

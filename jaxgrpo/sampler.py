@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxgrpo.logprobs import to_logits
 from jaxgrpo.models import transformer
-from jaxgrpo.models.transformer import KeyValues, ModelConfig
+from jaxgrpo.models.transformer import ANYWHERE, KeyValues, ModelConfig, Places
 from jaxgrpo.types import Params
 
 
@@ -147,10 +147,12 @@ def draw(
     how: How,
     ends: tuple[int, ...],
     softcap: float | None = None,
+    place: Callable = lambda logits: logits,
 ) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
-    """The next token of each row and its log-probability, by one uniform number a row. softcap: as of to_logits."""
+    """The next token of each row and its log-probability, by one uniform number a row. softcap: as of to_logits. place: logits ->
+    the same where rows should be drawn from."""
     greedy = jnp.asarray(how.temperature == 0)
-    logits = to_logits(hidden, embedding, jnp.where(greedy, 1.0, how.temperature), softcap)
+    logits = place(to_logits(hidden, embedding, jnp.where(greedy, 1.0, how.temperature), softcap))
     is_end = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(ends))
     logits = jnp.where(is_end & (written < how.min_tokens)[:, None], -jnp.inf, logits)
     logits = only_likely(logits, how)
@@ -179,12 +181,11 @@ def prefill(
     *,
     dtype: DTypeLike,
     whole: Callable = lambda segments: None,
-    place: Callable = lambda x: x,
+    places: Places = ANYWHERE,
 ) -> Prefilled:
-    """Reads prompts, padded on the left. whole: segments -> what attends, as splash.attention; None: transformer.attend. place:
-    as transformer.forward's."""
+    """Reads prompts, padded on the left. whole: segments -> what attends, as splash.attention; None: transformer.attend."""
     positions, reads = transformer.sequence_positions(mask), transformer.sequence_mask(mask)
-    forward = partial(transformer.forward, config, params, dtype=dtype, whole=whole(mask), place=place)
+    forward = partial(transformer.forward, config, params, dtype=dtype, whole=whole(mask), places=places)
     hidden, key_values = forward(tokens, positions, reads)
     return Prefilled(key_values, hidden[:, -1], mask.sum(axis=1, dtype=jnp.int32))
 
@@ -239,6 +240,7 @@ def decode(
     chunk: int,
     ends: tuple[int, ...],
     dtype: DTypeLike,
+    places: Places = ANYWHERE,
 ) -> tuple[Slots, Chosen]:
     """Chooses tokens for all live rows but those in `halt`, step after step: at most min(most_steps, chunk) of them, and none
     once no more than leave_at rows are live. No row may come to have more tokens than the ring has columns."""
@@ -263,11 +265,12 @@ def decode(
     def step(state: tuple[Slots, Chosen]) -> tuple[Slots, Chosen]:
         slots, chosen = state
         number = jax.lax.dynamic_index_in_dim(uniform, chosen.steps, axis=1, keepdims=False)
-        token, logprob = draw(slots.hidden, embedding, number, slots.written, how, ends, config.logit_softcap)
+        hidden = places.layer(slots.hidden)
+        token, logprob = draw(hidden, embedding, number, slots.written, how, ends, config.logit_softcap, places.logits)
         write = lambda array, new: jax.lax.dynamic_update_slice_in_dim(array, new[:, None], chosen.steps, axis=1)
         ended = slots.live & jnp.isin(token, jnp.array(ends))
         n = slots.live.astype(jnp.int32)
-        moved = _read(config, params, slots._replace(written=slots.written + n), token, dtype)
+        moved = _read(config, params, slots._replace(written=slots.written + n), token, dtype, places)
         live = slots.live & ~ended & (moved.written < slots.limit)
         chosen = Chosen(
             write(chosen.tokens, token),
@@ -282,7 +285,7 @@ def decode(
     return jax.lax.while_loop(goes_on, step, (slots, chosen))
 
 
-def _read(config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "S"], dtype: DTypeLike) -> Slots:
+def _read(config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "S"], dtype: DTypeLike, places: Places) -> Slots:
     """Every row's newest token, already counted, is read: into the ring's column at the clock, and to a new hidden state."""
     width, ring = slots.prompt[0][1].shape[2], slots.recent[0][1].shape[2]
     position = (slots.prompt_length + slots.written - 1)[:, None]
@@ -298,9 +301,12 @@ def _read(config: ModelConfig, params: Params, slots: Slots, token: Int[Array, "
         jnp.concatenate([of_prompt, of_ring], axis=1)[:, None],
         transformer.Cache(slots.prompt, slots.recent, slots.clock),
         dtype=dtype,
+        places=places,
         key_positions=jnp.concatenate(positions, axis=1),
     )
-    return slots._replace(recent=recent, clock=(slots.clock + 1) % ring, hidden=hidden[:, 0].astype(slots.hidden.dtype))
+    clock = (slots.clock + 1) % ring
+    last = places.layer(hidden[:, 0])  # as a layer's input, or the last matrices would move
+    return slots._replace(recent=recent, clock=clock, hidden=last.astype(slots.hidden.dtype))
 
 
 def grow(slots: Slots, *, ring: int) -> Slots:

@@ -7,15 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxgrpo import learner, sampler
-from jaxgrpo.mesh import device_bytes, replicated, row_devices, rows_sharding, slots_sharding, tree_like
+from jaxgrpo.mesh import AXES, ROWS, device_bytes, replicated, row_devices, rows_sharding, slots_sharding, stationary, tree_like
 from jaxgrpo.models import lora, splash, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.models.transformer import ANYWHERE, ModelConfig, Places
 from jaxgrpo.optimizer import cast
 from jaxgrpo.types import Params, TrainState
 
@@ -152,24 +152,25 @@ def compile_steps(
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
     devices = row_devices(mesh)
     whole = partial(splash.attention, mesh)
-    place = partial(jax.lax.with_sharding_constraint, shardings=rows)
+    places = Places(partial(jax.lax.with_sharding_constraint, shardings=rows))
     read = partial(learner.read_rows, score_from) if score_from else partial(learner.read_groups, prompt_width)
-    forward = partial(transformer.forward, model, dtype=dtype, remat=remat, place=place)
+    forward = transformer.forward if score_from else transformer.forward_both
+    forward = partial(forward, model, dtype=dtype, remat=remat, places=places)
     how = {"softcap": model.logit_softcap, "shards": mesh.shape["tensor"]}
     score = partial(learner.score, forward, partial(read, whole=whole), how)
     cut = learner.Cut(micro_batch, 1 if score_from else group_size, devices)
     update = partial(learner.update, score, optimizer, adapters.scale, cut, group_size, old_logprobs == "trainer")
     prompts = -(-max(1, slots // (2 * group_size)) // devices) * devices
     cached = slots_sharding(mesh, model.kv_heads)
-    prefill = partial(sampler.prefill, model, dtype=dtype, whole=whole, place=place)
+    prefill = partial(sampler.prefill, model, dtype=dtype, whole=whole, places=places)
     held = partial(sampler.empty, model, prompt_width=prompt_width, dtype=dtype)
-    decode = partial(sampler.decode, model, chunk=chunk, ends=ends, dtype=dtype)
+    decode = partial(sampler.decode, model, chunk=chunk, ends=ends, dtype=dtype, places=_moving(mesh))
     like = cached(sampler.Slots)
     return Steps(
         init=jax.jit(init, out_shardings=shardings(state_like)),
         refer=jax.jit(lambda params: layout(_publish(dtype, 1.0, params)), out_shardings=shardings(reference_like)),
         update=Program("update", jax.jit(update, out_shardings=(shardings(state_like), everywhere), donate_argnums=0)),
-        publish=jax.jit(partial(_publish, dtype, adapters.scale), out_shardings=shardings(params_like)),
+        publish=jax.jit(partial(_publish, dtype, adapters.scale), out_shardings=stationary(mesh, params_like)),
         prefill=Program("prefill", jax.jit(prefill, out_shardings=cached(sampler.Prefilled))),
         empty=jax.jit(lambda slots, ring: held(slots=slots, ring=ring), static_argnums=(0, 1), out_shardings=like),
         insert=Program("insert", jax.jit(partial(_insert), out_shardings=like, donate_argnums=0)),
@@ -184,6 +185,23 @@ def compile_steps(
         params_like=params_like,
         state_like=state_like,
         rows=rows,
+    )
+
+
+def _moving(mesh: Mesh) -> Places:
+    """Where a token's activations lie, so that the published matrices need not move: every row of `data` where a matrix is, and
+    a row's own where its cache is. Each change of place says both, or XLA would take the matrix to the rows instead."""
+    if mesh.shape["fsdp"] == 1:
+        return ANYWHERE
+    at = lambda *spec: partial(jax.lax.with_sharding_constraint, shardings=NamedSharding(mesh, PartitionSpec(*spec)))
+    to_matrix, to_cache = at("data", None, PartitionSpec.UNCONSTRAINED), at(*ROWS, None, "tensor")
+    by_vocabulary, everywhere = at("data", PartitionSpec.UNCONSTRAINED), at(AXES)
+    by_rows = lambda logits: everywhere(logits) if len(logits) % mesh.size == 0 else at(*ROWS)(logits)
+    return Places(
+        at("data"),
+        projected=lambda x: to_cache(to_matrix(x)),
+        attended=lambda x: to_matrix(to_cache(x)),
+        logits=lambda x: by_rows(by_vocabulary(x)),
     )
 
 

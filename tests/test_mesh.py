@@ -19,6 +19,7 @@ from jaxgrpo.mesh import (
     replicated,
     row_devices,
     rows_sharding,
+    stationary,
     to_device,
     to_host,
     tree_like,
@@ -207,6 +208,30 @@ def test_stacked_layers_have_their_rules_behind_the_layers(state, wide):
             assert shardings[f"params/{name}"].spec == shardings[f"opt_state/mu/{name}"].spec == expected, name
     with pytest.raises(UserError, match=r"layers/.* on axis [12]"):
         tree_shardings(make_mesh(1, 1, 5, devices(5)), {"layers": stacked["layers"]})
+
+
+def test_a_copy_to_decode_with_is_divided_where_tensor_divides(state, wide):
+    like = tree_like(wide, state.params)
+    shardings = named_leaves(stationary(wide, like))
+    for name, axes in EXPECTED.items():
+        moved = [{"tensor": ("tensor", "fsdp"), "fsdp": None}[axis] for axis in axes]
+        assert shardings[name].spec == PartitionSpec(*moved), name
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    held = named_leaves(jax.tree.map(device_bytes, jax.tree.map(place, like, stationary(wide, like))))
+    assert all(held[name] <= device_bytes(leaf) for name, leaf in named_leaves(like).items())
+
+
+def test_what_does_not_divide_so_keeps_its_rule(state):
+    """Of 8 columns 16 devices have none; of a mesh without fsdp every leaf does."""
+    mesh = make_mesh(1, 4, 4, devices(16))
+    like = tree_like(mesh, state.params)
+    found = named_leaves(stationary(mesh, like))
+    assert found["layers_0/attention/key/kernel"].spec == PartitionSpec("fsdp", "tensor")
+    assert found["layers_0/attention/query/kernel"].spec == PartitionSpec(None, ("tensor", "fsdp"))
+    like = tree_like(make_mesh(4, 1, 2, devices(8)), state.params)
+    assert named_leaves(stationary(make_mesh(4, 1, 2, devices(8)), like)) == {
+        name: leaf.sharding for name, leaf in named_leaves(like).items()
+    }
 
 
 def test_a_device_holds_its_share(state, wide):

@@ -1,5 +1,6 @@
 """Laws of the compiled programs: how rows are cut, padded, masked or spread over devices does not change an update."""
 
+import re
 from functools import partial
 
 import jax
@@ -204,7 +205,7 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
     """Though one has a gradient, an entropy and a loss, and the other has none."""
     read = partial(learner.read_groups, WIDTH, whole=lambda *_: None)
     cut = learner.Cut(micro_batch, GROUP, 1).fitted(ROWS)
-    score = partial(learner.score, partial(transformer.forward, NETWORK), read, {}, cut.together)
+    score = partial(learner.score, partial(transformer.forward_both, NETWORK), read, {}, cut.together)
 
     def as_policy(params, batch, temperature):
         def loss(params, rows):
@@ -301,6 +302,31 @@ def test_with_the_trainers_own_logprobs_the_ratio_is_one_and_the_gap_is_correcte
     corrected, metrics = steps.update(steps.init(params), None, batch, losses.Corrected(GRPO()), 0.5)
     assert 0 < metrics["policy/correction"] < 2
     assert leaves(corrected.params) != leaves(plain.params)
+
+
+def look_for_matrices_that_move():
+    """Run in a process with eight devices: what a token of each row gathers is no matrix, whole or of a tensor's part."""
+    rows = 40  # so many that nothing else is as large as a matrix
+    matrices = {16 * columns // parts for columns in (8, 16, 24, NETWORK.vocab_size) for parts in (1, 2)}
+    for sizes in ((1, 8, 1), (1, 4, 2), (2, 2, 2)):
+        steps = make_steps(make_mesh(*sizes, devices=jax.devices()))
+        like = lambda program, *given: arrays_like(program.trace(*given).lower().out_info)
+        published, slots = like(steps.publish, steps.params_like), like(steps.empty, rows, steps.rings[-1])
+        halt, how = np.zeros(rows, bool), tuple(np.float32(0) for _ in range(5))
+        text = steps.decode.trace(published, slots, halt, how, np.int32(4), np.int32(0)).lower().compile().as_text()
+        gathered = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
+        moved = [shape for shape in gathered if np.prod([int(size) for size in shape.split(",")]) in matrices]
+        assert gathered
+        assert not moved, (sizes, moved)
+        print("still", *sizes)
+
+
+def arrays_like(info):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), info)
+
+
+def test_decoding_moves_no_matrix():
+    assert output_on_devices(look_for_matrices_that_move).count("still") == 3
 
 
 def compare_meshes():

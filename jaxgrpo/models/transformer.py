@@ -45,6 +45,33 @@ class Cache(NamedTuple):
     column: Int[Array, ""] | int = 0
 
 
+class Text(NamedTuple):
+    """What a network reads, as the arguments of `forward`."""
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    mask: Bool[Array, "B T S"]
+    key_positions: Int[Array, "B S"] | None = None
+
+
+class Places(NamedTuple):
+    """Where activations lie on a mesh: x -> the same there. Left to itself XLA may spread a layer's input over the width, as
+    the embedding is, and have every device compute all rows."""
+
+    layer: Callable = lambda x: x
+    """A layer's input [B T D]."""
+    projected: Callable = lambda x: x
+    """Queries, keys and values as they are projected, [B T n*E]."""
+    attended: Callable = lambda x: x
+    """What attention has read, [B T H*E]."""
+    logits: Callable = lambda x: x
+    """What tokens are drawn from, [B V]."""
+
+
+ANYWHERE = Places()
+"""On one device, or wherever XLA will have them."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What distinguishes one network from another. Family files make it from a Hugging Face config.json."""
@@ -220,10 +247,10 @@ class Dense(nn.Module):
 
 class Attention(nn.Module):
     config: ModelConfig
-    whole: Callable | None
+    places: Places
 
     @nn.compact
-    def __call__(self, x, turns, mask, cache, own):
+    def __call__(self, x, turns, mask, cache, own, whole):
         config = self.config
         turn = partial(rotate, turns=jax.tree.map(itemgetter(own.rope), turns))
         queries = turn(self._project("query", x, config.heads, config.head_norm))
@@ -237,13 +264,13 @@ class Attention(nn.Module):
                 keys, values = write(recent[0], keys, 3), write(recent[1], values, 2)
             spread = lambda x: jnp.repeat(x, len(keys) // len(x), axis=0)  # here: for a layer at a time
             parts = [(spread(prompt[0]), spread(prompt[1])), (keys, values)]
-        out = self._read(queries, parts, mask, own)
-        out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        out = self._read(queries, parts, mask, own, whole)
+        out = self.places.attended(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
         return Dense(config.width, config.out_bias, name="out")(out), (keys, values)
 
     def _project(self, name: str, x: Array, heads: int, normed: str = "") -> Float[Array, "B n T E"]:
         config = self.config
-        out = Dense(heads * config.head_width, config.qkv_bias, name=name)(x)
+        out = self.places.projected(Dense(heads * config.head_width, config.qkv_bias, name=name)(x))
         if normed == "all":
             out = norm(config, f"{name}_norm")(out)
         out = out.reshape(*x.shape[:2], heads, config.head_width)
@@ -251,12 +278,12 @@ class Attention(nn.Module):
             out = norm(config, f"{name}_norm")(out)
         return out.swapaxes(1, 2)
 
-    def _read(self, queries: Array, parts: list, mask: Array, own: Own) -> Float[Array, "B H T E"]:
+    def _read(self, queries: Array, parts: list, mask: Array, own: Own, whole: Callable | None) -> Float[Array, "B H T E"]:
         config = self.config
         how = {"scale": config.query_scale, "softcap": config.attention_softcap}
-        if not self.whole:
+        if not whole:
             return attend(queries, parts, mask, **how)
-        reads = [partial(self.whole, window=window, **how) for window in distinct_windows(config)]
+        reads = [partial(whole, window=window, **how) for window in distinct_windows(config)]
         return jax.lax.switch(own.which, reads, queries, parts) if len(reads) > 1 else reads[0](queries, parts)
 
 
@@ -271,75 +298,92 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """distances: how many tokens before a column's own token one lies that it may read; None where no layer has a window."""
+    """Of texts, each of which goes on from the one before it. Both in one layer, and not one after the other in all, is what
+    has a backward pass make each matrix's gradient once, and a mesh gather each matrix once.
+
+    wholes: what attends in each text. With each text come its distances, how many tokens before a column's own token one lies
+    that it may read; None where no layer has a window.
+    """
 
     config: ModelConfig
-    whole: Callable | None
-    place: Callable
+    wholes: tuple[Callable | None, ...]
+    places: Places
 
     @nn.compact
-    def __call__(self, x, turns, mask, cache, own, distances):
-        config, x = self.config, self.place(x)
-        before = lambda name, x: x if config.norms == "after" else norm(config, f"{name}_norm")(x)
-        after = lambda name, x: x if config.norms == "before" else norm(config, f"{name}_out_norm")(x)
-        if distances is not None:
-            mask = mask & (distances < own.window)
-        attention = Attention(config, self.whole, name="attention")
-        attended, key_values = attention(before("attention", x), turns, mask, cache, own)
-        x = x + after("attention", attended)
-        x = x + after("mlp", MLP(config, name="mlp")(before("mlp", x)))
-        return x, key_values
+    def __call__(self, xs, texts, cache, own):
+        config, out = self.config, []
+        attention, mlp = Attention(config, self.places, name="attention"), MLP(config, name="mlp")
+        parts = "attention", "mlp"
+        norms = lambda kind, wanted: [norm(config, f"{part}_{kind}") if wanted else lambda x: x for part in parts]
+        before, after = norms("norm", config.norms != "after"), norms("out_norm", config.norms != "before")
+        for x, (turns, mask, distances), whole in zip(xs, texts, self.wholes, strict=True):
+            x = self.places.layer(x)
+            if distances is not None:
+                mask = mask & (distances < own.window)
+            attended, key_values = attention(before[0](x), turns, mask, cache, own, whole)
+            x = x + after[0](attended)
+            out.append(x + after[1](mlp(before[1](x))))
+            cache = key_values, None, None
+        return tuple(out), key_values
 
 
 class Transformer(nn.Module):
     config: ModelConfig
     dtype: DTypeLike = jnp.float32
-    whole: Callable | None = None
+    wholes: tuple[Callable | None, ...] = (None,)
     remat: str = "none"
-    place: Callable = lambda x: x
+    places: Places = ANYWHERE
 
     @nn.compact
-    def __call__(self, tokens, positions, mask, cache=None, key_positions=None):
+    def __call__(self, texts, cache=None):
         config = self.config
         normal = nn.initializers.normal(0.02)
         embedding = self.param("embedding", normal, (config.vocab_size, config.width))
         if not config.tied_embeddings:
             self.param("output_embedding", normal, (config.vocab_size, config.width))
-        x = embedding.astype(self.dtype)[tokens] * jnp.asarray(config.embedding_scale, self.dtype)
-        distances = None
-        if config.windows:
-            distances = positions[:, :, None] - (positions if key_positions is None else key_positions)[:, None]
+        scale = jnp.asarray(config.embedding_scale, self.dtype)
+        xs = tuple(embedding.astype(self.dtype)[text.tokens] * scale for text in texts)
+        where = tuple((self._turns(text), text.mask, self._distances(text)) for text in texts)
         scanned = self.has_variable("params", "layers")
         layers = self._scanned if scanned else self._unrolled
         layer: Any = Layer if self.remat == "none" else nn.remat(Layer, policy=REMAT[self.remat], prevent_cse=not scanned)
-        every = [turns(rope, config.head_width, positions) for rope in distinct_ropes(config)]
-        stacked = jax.tree.map(lambda *each: jnp.stack(each), *every)
-        x, key_values = layers(layer, x, stacked, mask, cache, distances)
-        return norm(config, "norm")(x), key_values
+        xs, key_values = layers(layer, xs, where, cache)
+        last = norm(config, "norm")
+        return tuple(last(x) for x in xs), key_values
 
-    def _unrolled(self, layer, x, turns, mask, cache, distances):
+    def _turns(self, text: Text) -> Turns:
+        every = [turns(rope, self.config.head_width, text.positions) for rope in distinct_ropes(self.config)]
+        return jax.tree.map(lambda *each: jnp.stack(each), *every)
+
+    def _distances(self, text: Text) -> Int[Array, "B T S"] | None:
+        if not self.config.windows:
+            return None
+        keys = text.positions if text.key_positions is None else text.key_positions
+        return text.positions[:, :, None] - keys[:, None]
+
+    def _unrolled(self, layer, xs, where, cache):
         every, key_values = owned(self.config), []
         for i in range(self.config.layers):
             layer_cache = None if cache is None else (cache.prompt[i], cache.recent and cache.recent[i], cache.column)
             own = jax.tree.map(itemgetter(i), every)
-            one = layer(self.config, self.whole, self.place, name=f"layers_{i}")
-            x, layer_key_values = one(x, turns, mask, layer_cache, own, distances)
+            one = layer(self.config, self.wholes, self.places, name=f"layers_{i}")
+            xs, layer_key_values = one(xs, where, layer_cache, own)
             key_values.append(layer_key_values)
-        return x, tuple(key_values)
+        return xs, tuple(key_values)
 
-    def _scanned(self, layer, x, turns, mask, cache, distances):
+    def _scanned(self, layer, xs, where, cache):
         """One compiled layer for all. What differs from layer to layer comes with axis 0: parameters, prompt, and its own."""
-        config, in_axes = self.config, (nn.broadcast, nn.broadcast, 0, 0, nn.broadcast)
-        over = nn.scan(layer, {"params": 0}, split_rngs={"params": False}, in_axes=in_axes, length=config.layers)
+        over = nn.scan(
+            layer, {"params": 0}, split_rngs={"params": False}, in_axes=(nn.broadcast, 0, 0), length=self.config.layers
+        )
         layer_cache = None if cache is None else (cache.prompt, None, None)
-        one = over(config, self.whole, self.place, name="layers")
-        return one(x, turns, mask, layer_cache, owned(config), distances)
+        return over(self.config, self.wholes, self.places, name="layers")(xs, where, layer_cache, owned(self.config))
 
 
 def init(config: ModelConfig, key: Array) -> Params:
     """Random float32 parameters: embeddings normal(0.02), matrices LeCun normal, norms 1."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return Transformer(config).init(key, tokens, tokens, jnp.ones((1, 1, 1), bool))["params"]
+    return Transformer(config).init(key, [Text(tokens, tokens, jnp.ones((1, 1, 1), bool))])["params"]
 
 
 def shapes(config: ModelConfig) -> Params:
@@ -357,7 +401,7 @@ def forward(
     dtype: DTypeLike = jnp.float32,
     whole: Callable | None = None,
     remat: str = "none",
-    place: Callable = lambda x: x,
+    places: Places = ANYWHERE,
     key_positions: Int[Array, "B S"] | None = None,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """The last hidden states, normed, and each layer's keys and values.
@@ -366,17 +410,34 @@ def forward(
     columns T = 1 and S = W + R: the token's keys and values are written into the cache's column first, and what is returned is
     its recent part. `dtype` is what matrix products are computed in.
     whole: (queries, parts) -> what `attend` gives, in its place, as splash.attention makes it; it knows the mask.
-    place: a layer's input [B T D] -> the same where it should lie on a mesh. Left to itself XLA may spread it over the width,
-    as the embedding is, and have every device compute all rows.
+    places: where activations lie on a mesh.
     remat: what a backward pass finds of each layer, one of REMAT. Where the parameters are stacked, a cache has a prompt alone.
     key_positions: of the columns that a cache makes longer than the sequence, in whatever order they are; windows need them.
     """
     if config.windows and cache is not None and key_positions is None:
         raise ValueError("this network has windows: with a cache they need key_positions, the positions of its columns")
     # Any: Flax also has it that a second result may be mutable collections, of which there are none.
-    network = Transformer(config, dtype, whole, remat, place)
-    result: Any = network.apply({"params": params}, tokens, positions, mask, cache, key_positions)
-    return result
+    network = Transformer(config, dtype, (whole,), remat, places)
+    result: Any = network.apply({"params": params}, [Text(tokens, positions, mask, key_positions)], cache)
+    (hidden,), key_values = result
+    return hidden, key_values
+
+
+def forward_both(
+    config: ModelConfig,
+    params: Params,
+    prompts: Text,
+    texts: Text,
+    dtype: DTypeLike = jnp.float32,
+    wholes: tuple[Callable | None, Callable | None] = (None, None),
+    remat: str = "none",
+    places: Places = ANYWHERE,
+) -> tuple[Float[Array, "A W D"], Float[Array, "B T D"]]:
+    """The last hidden states, normed, of prompts and of texts that go on from them, S = W + T: as `forward` gives them for the
+    prompts, and then with these as its cache. wholes: of each. The other arguments are those of `forward`."""
+    network = Transformer(config, dtype, wholes, remat, places)
+    result: Any = network.apply({"params": params}, [prompts, texts])
+    return result[0]
 
 
 def stack(params: Params) -> Params:
