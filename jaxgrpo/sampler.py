@@ -149,8 +149,10 @@ def draw(
     softcap: float | None = None,
     place: Callable = lambda logits: logits,
 ) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
-    """The next token of each row and its log-probability, by one uniform number a row. softcap: as of to_logits. place: logits ->
-    the same where rows should be drawn from."""
+    """The next token of each row and its log-probability, by one uniform number a row.
+
+    softcap: as of to_logits. place: logits -> the same where rows are drawn from
+    """
     greedy = jnp.asarray(how.temperature == 0)
     logits = place(to_logits(hidden, embedding, jnp.where(greedy, 1.0, how.temperature), softcap))
     is_end = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(ends))
