@@ -4,7 +4,7 @@
         --config.data.path=numina.jsonl --config.data.question=problem
 
 Hardware: 16 TPU v5e chips (v5e:4x4), several machines: the same command on each. Not yet run on it; tools.plan says: it fits,
-15.0 of 15.75 GiB a chip in an update and 9.8 in decode, which receives 0.22 GB over the links for a token of every slot.
+15.0 of 15.75 GiB a chip in an update and 9.8 in decode, which receives 0.21 GB over the links for a token of every slot.
 """
 
 from dataclasses import replace

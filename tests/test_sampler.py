@@ -306,6 +306,15 @@ def test_choose_never_takes_what_has_no_probability():
     logits = jnp.array([[-jnp.inf, 0.0, -jnp.inf, 0.0, -jnp.inf]] * 4)
     tokens, _ = choose(logits, jnp.array([0.0, 0.4999999, 0.5, 0.99999994]))
     assert set(tokens.tolist()) <= {1, 3}
+    # Over blocks, most of which have nothing; the numbers are where one token ends and the next begins, and next to that.
+    logits = np.random.default_rng(1).normal(0, 3, 500).astype(np.float32)
+    logits[np.random.default_rng(2).random(500) < 0.95] = -np.inf
+    ends = np.cumsum(np.exp(logits) / np.exp(logits).sum()).astype(np.float32)
+    beside = [np.nextafter(ends, np.float32(side)) for side in (0, 1)]
+    edges = np.concatenate([*beside, ends]).clip(0, np.nextafter(1, 0, dtype=np.float32))
+    tokens, logprobs = choose(jnp.broadcast_to(logits, (len(edges), 500)), jnp.asarray(edges))
+    assert np.isfinite(logits[np.asarray(tokens)]).all()
+    assert np.isfinite(logprobs).all()
 
 
 def test_logits_are_divided_by_the_temperature():
