@@ -109,11 +109,14 @@ def latest_params(run: Run) -> tuple[Params, str]:
     """The parameters of the newest checkpoint in the config's `out`, or the model's own where there is none; and which."""
     with Checkpoints(run.config.out) as checkpoints:
         step = checkpoints.latest()
-        if step is None:
-            return run.load_params(), f"{run.model_folder}, untrained"
-        trained = checkpoints.restore_params(run.steps.state_like.params)
-    reference = run.steps.refer(run.load_params()) if run.config.lora.rank else {}
-    return lora.join(reference, trained), f"{run.config.out}, step {step}"
+        which = f"{run.model_folder}, untrained" if step is None else f"{run.config.out}, step {step}"
+        trained = None if step is None else checkpoints.restore_params(run.steps.state_like.params)
+    if not run.config.lora.rank:
+        return (run.load_params() if trained is None else trained), which
+    params = run.load_params()
+    if trained is None:
+        trained = run.steps.init(params).params  # adapters that change nothing yet
+    return lora.join(run.steps.refer(params), trained), which
 
 
 def main(argv: list[str]) -> None:

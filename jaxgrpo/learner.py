@@ -195,13 +195,12 @@ def read_groups(width: int, forward: Callable, batch: Batch, together: int, *, w
     """The hidden states of the columns from width - 1 on. So many rows as are together have the same prompt, in the columns
     before width: it is read once for them, and its keys and values are read by them all. forward: transformer.forward_both."""
     firsts = lambda x: x.reshape(-1, together, *x.shape[1:])[:, 0]
-    spread = lambda x: jnp.repeat(x, together, axis=0)
     segments, prompts = batch.segments, firsts(batch.segments)[:, :width]
     prompt = transformer.Text(firsts(batch.tokens)[:, :width], *_whole_text(prompts))
     positions, mask = _whole_text(segments)
     rest = transformer.Text(batch.tokens[:, width:], positions[:, width:], mask[:, width:], positions)
     last, hidden = forward(prompt, rest, wholes=(whole(prompts), whole(segments, width)))
-    return jnp.concatenate([spread(last[:, -1:]), hidden], axis=1)
+    return jnp.concatenate([transformer.repeat_rows(last[:, -1:], together), hidden], axis=1)
 
 
 def accumulate(loss: Callable, params: Params, rows: Any, cut: Cut) -> tuple[Params, Any]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
@@ -24,6 +25,23 @@ LOWEST = float(jnp.finfo(jnp.float32).min)
 """In place of a logit that does not count: minus infinity would make 0 * infinity of it."""
 
 State = TypeVar("State")
+
+Ranges = tuple[tuple[int, int], ...]
+"""Ids as (first, end) pairs; the end is not among them."""
+
+
+def used_ids(vocabulary: int, unused: Ranges) -> Bool[np.ndarray, "V"]:
+    """Returns which rows of an embedding belong to a token.
+
+    Embeddings are often padded: Qwen2.5 has 151,936 rows for 151,665 tokens. A row without a token
+    has no text and no training, so it is neither sampled nor part of any softmax.
+
+    unused: the ids that no token has
+    """
+    used = np.ones(vocabulary, bool)
+    for first, end in unused:
+        used[first:end] = False
+    return used
 
 
 def to_logits(
@@ -50,6 +68,7 @@ def token_logprobs(
     entropy: bool = False,
     chunk: int | None = None,
     shards: int = 1,
+    unused: Ranges = (),
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
     """Log-probability of each token given those before it and, if asked for, the entropy of what it was chosen from; nats.
 
@@ -64,13 +83,13 @@ def token_logprobs(
 
     chunk: columns of logits held at once; by default what BUDGET allows, and at least LEAST. shards: into how many parts the
     mesh divides the embedding's first axis; each chunk takes as much of every part, and so none moves. ValueError if the
-    vocabulary does not divide by it.
+    vocabulary does not divide by it. unused: ids that no token has; p is 0 for them and they get no gradient.
     """
     (rows, width), (vocabulary, _) = tokens.shape, embedding.shape
     if vocabulary % shards:
         raise ValueError(f"a vocabulary of {vocabulary} cannot be divided into shards={shards} equal parts")
     columns = chunk or max(LEAST, BUDGET // max(1, rows * (width - start)) // (LANES * shards) * LANES * shards)
-    form = _Form(softcap, entropy, min(-(-columns // shards), vocabulary // shards))
+    form = _Form(softcap, entropy, min(-(-columns // shards), vocabulary // shards), unused)
     parts = embedding.reshape(shards, vocabulary // shards, -1)
     scores = _score(form, hidden[:, start - 1 : -1], parts, tokens[:, start:], jnp.asarray(temperature, jnp.float32))
     return jax.tree.map(lambda score: jnp.pad(score, ((0, 0), (start, 0))), scores)
@@ -83,6 +102,8 @@ class _Form(NamedTuple):
     entropy: bool
     size: int
     """The columns of each shard that a chunk takes."""
+    unused: Ranges = ()
+    """Ids that no token has."""
 
 
 class _Chunk(NamedTuple):
@@ -94,6 +115,8 @@ class _Chunk(NamedTuple):
     """Their tokens."""
     fresh: Bool[Array, "v"]
     """Not in an earlier chunk: the last one reaches back, to be as wide as the others."""
+    used: Bool[Array, "S 1 1 v"] | bool
+    """Whether a token has the id."""
 
 
 class _Sums(NamedTuple):
@@ -148,14 +171,15 @@ def _sum_up(
 
     def add(sums: _Sums, chunk: _Chunk) -> _Sums:
         logits = _finish(_chunk_products(hidden, chunk.embedding, kept), temperature, form.softcap)
-        logits = jnp.where(chunk.fresh, logits, LOWEST)
-        picked = jnp.where(chunk.fresh & _is_chosen(chosen, chunk), logits, 0.0)
+        counts = chunk.fresh & chunk.used
+        logits = jnp.where(counts, logits, LOWEST)
+        picked = jnp.where(counts & _is_chosen(chosen, chunk), logits, 0.0)
         new = _merge(_Sums(logits, 1.0, 0.0 if form.entropy else None, picked), axis=-1)
         return _merge(jax.tree.map(lambda *pair: jnp.stack(pair), sums, new), axis=0)
 
     zeros = jnp.zeros((embedding.shape[0], *chosen.shape), jnp.float32)
     nothing = _Sums(zeros + LOWEST, zeros, zeros if form.entropy else None, zeros)
-    return _merge(_over_chunks(add, nothing, embedding, form.size), axis=0)
+    return _merge(_over_chunks(add, nothing, embedding, form), axis=0)
 
 
 def _merge(sums: _Sums, axis: int) -> _Sums:
@@ -183,6 +207,8 @@ def _score_backward(form: _Form, residuals: Any, gradients: Any) -> tuple[Array,
         finish = lambda products: _finish(products, temperature, form.softcap)
         logits, pull = jax.vjp(finish, _chunk_products(hidden, chunk.embedding, kept))
         d_logits = _d_logits(logits - log_normalizer[..., None], entropy, _is_chosen(chosen, chunk), *gradients)
+        if form.unused:
+            d_logits = jnp.where(chunk.used, d_logits, 0.0)
         d_products = pull(d_logits)[0].astype(hidden.dtype)
         fresh = jnp.where(jnp.expand_dims(chunk.fresh, -1), chunk.embedding, 0).astype(hidden.dtype)
         d_hidden = sums[0] + product("sbnv,svd->sbnd", d_products, fresh)
@@ -190,7 +216,7 @@ def _score_backward(form: _Form, residuals: Any, gradients: Any) -> tuple[Array,
         return d_hidden, jax.lax.dynamic_update_slice_in_dim(sums[1], d_chunk, chunk.first, axis=1)
 
     zeros = jnp.zeros((embedding.shape[0], *hidden.shape), jnp.float32), jnp.zeros_like(embedding)
-    d_hidden, d_embedding = _over_chunks(add, zeros, embedding, form.size)
+    d_hidden, d_embedding = _over_chunks(add, zeros, embedding, form)
     return d_hidden.sum(axis=0).astype(hidden.dtype), d_embedding, None, None
 
 
@@ -228,17 +254,19 @@ def _is_chosen(chosen: Int[Array, "B N"], chunk: _Chunk) -> Bool[Array, "S B N v
 
 
 def _over_chunks(
-    add: Callable[[State, _Chunk], State], state: State, embedding: Float[Array, "S columns D"], size: int
+    add: Callable[[State, _Chunk], State], state: State, embedding: Float[Array, "S columns D"], form: _Form
 ) -> State:
-    """add(state, chunk) for chunks of `size` columns, or a little less where that makes them more even."""
+    """add(state, chunk) for chunks of form.size columns, or a little less where that makes them more even."""
     shards, columns, _ = embedding.shape
-    count = -(-columns // size)
-    size = min(size, -(-columns // (count * LANES)) * LANES)
+    count = -(-columns // form.size)
+    size = min(form.size, -(-columns // (count * LANES)) * LANES)
+    used_mask = jnp.asarray(used_ids(shards * columns, form.unused)) if form.unused else None
 
     def step(index: Int[Array, ""] | int, state: State) -> State:
         first = jnp.minimum(index * size, columns - size)
         ids = jnp.arange(shards)[:, None] * columns + first + jnp.arange(size)
         part = jax.lax.dynamic_slice_in_dim(embedding, first, size, axis=1)
-        return add(state, _Chunk(first, part, ids, first + jnp.arange(size) >= index * size))
+        used = True if used_mask is None else used_mask[ids][:, None, None]
+        return add(state, _Chunk(first, part, ids, first + jnp.arange(size) >= index * size, used))
 
     return step(0, state) if count == 1 else jax.lax.fori_loop(0, count, step, state)

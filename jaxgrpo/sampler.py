@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxgrpo.logprobs import to_logits
+from jaxgrpo.logprobs import Ranges, to_logits, used_ids
 from jaxgrpo.models import transformer
 from jaxgrpo.models.transformer import ANYWHERE, KeyValues, ModelConfig, Places
 from jaxgrpo.types import Params
@@ -148,13 +148,16 @@ def draw(
     ends: tuple[int, ...],
     softcap: float | None = None,
     place: Callable = lambda logits: logits,
+    unused: Ranges = (),
 ) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
     """The next token of each row and its log-probability, by one uniform number a row.
 
-    softcap: as of to_logits. place: logits -> the same where rows are drawn from
+    softcap: as of to_logits. place: logits -> the same where rows are drawn from. unused: ids that no token has
     """
     greedy = jnp.asarray(how.temperature == 0)
     logits = place(to_logits(hidden, embedding, jnp.where(greedy, 1.0, how.temperature), softcap))
+    if unused:
+        logits = jnp.where(used_ids(logits.shape[-1], unused), logits, -jnp.inf)
     is_end = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(ends))
     logits = jnp.where(is_end & (written < how.min_tokens)[:, None], -jnp.inf, logits)
     logits = only_likely(logits, how)
@@ -268,7 +271,17 @@ def decode(
         slots, chosen = state
         number = jax.lax.dynamic_index_in_dim(uniform, chosen.steps, axis=1, keepdims=False)
         hidden = places.layer(slots.hidden)
-        token, logprob = draw(hidden, embedding, number, slots.written, how, ends, config.logit_softcap, places.logits)
+        token, logprob = draw(
+            hidden,
+            embedding,
+            number,
+            slots.written,
+            how,
+            ends,
+            config.logit_softcap,
+            places.logits,
+            config.unused_ids,
+        )
         write = lambda array, new: jax.lax.dynamic_update_slice_in_dim(array, new[:, None], chosen.steps, axis=1)
         ended = slots.live & jnp.isin(token, jnp.array(ends))
         n = slots.live.astype(jnp.int32)

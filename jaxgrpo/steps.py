@@ -68,9 +68,9 @@ class Steps:
     update: Program
     """(state, reference or None, batch, objective, temperature) -> (state, metrics). With LoRA there must be a reference."""
     publish: Callable[[Params], Params]
-    """lora.join(a reference, a state's parameters), or a model's, stacked or not -> a copy to decode with, adapters merged,
-    matrices in the run's dtype; made once a step. A leaf of each layer: a slice of a stacked one would be copied at every
-    token."""
+    """lora.join(a reference, a state's parameters), or a model's, stacked or not -> a copy to decode with, matrices in the
+    run's dtype; made once a step. Adapters stay beside their matrices, as the update has them: W + A B rounded to bfloat16
+    would lose most of a small A B. A leaf of each layer: a slice of a stacked one would be copied at every token."""
     prefill: Program
     """sampler.prefill: (published parameters, tokens [A W], mask [A W]) -> Prefilled."""
     empty: Callable[[int, int], sampler.Slots]
@@ -146,6 +146,7 @@ def compile_steps(
     init = partial(learner.init, optimizer, layout, adapters, params_dtype, state_dtype)
     params = jax.eval_shape(lambda params: cast(params, params_dtype), transformer.shapes(model))
     params_like = tree_like(mesh, params)
+    published_like = tree_like(mesh, jax.eval_shape(partial(_with_adapters, adapters), params))
     state_like = tree_like(mesh, jax.eval_shape(init, params))
     reference_like = tree_like(mesh, jax.eval_shape(layout, params))
     shardings = partial(jax.tree.map, lambda leaf: leaf.sharding)
@@ -156,7 +157,7 @@ def compile_steps(
     read = partial(learner.read_rows, score_from) if score_from else partial(learner.read_groups, prompt_width)
     forward = transformer.forward if score_from else transformer.forward_both
     forward = partial(forward, model, dtype=dtype, remat=remat, places=places)
-    how = {"softcap": model.logit_softcap, "shards": mesh.shape["tensor"]}
+    how = {"softcap": model.logit_softcap, "shards": mesh.shape["tensor"], "unused": model.unused_ids}
     score = partial(learner.score, forward, partial(read, whole=whole), how)
     cut = learner.Cut(micro_batch, 1 if score_from else group_size, devices)
     update = partial(learner.update, score, optimizer, adapters.scale, cut, group_size, old_logprobs == "trainer")
@@ -166,15 +167,16 @@ def compile_steps(
     held = partial(sampler.empty, model, prompt_width=prompt_width, dtype=dtype)
     decode = partial(sampler.decode, model, chunk=chunk, ends=ends, dtype=dtype, places=_moving(mesh))
     like = cached(sampler.Slots)
+    exact = partial(_exact, dtype)
     return Steps(
         init=jax.jit(init, out_shardings=shardings(state_like)),
         refer=jax.jit(lambda params: layout(_publish(dtype, 1.0, params)), out_shardings=shardings(reference_like)),
-        update=Program("update", jax.jit(update, out_shardings=(shardings(state_like), everywhere), donate_argnums=0)),
-        publish=jax.jit(partial(_publish, dtype, adapters.scale), out_shardings=stationary(mesh, params_like)),
-        prefill=Program("prefill", jax.jit(prefill, out_shardings=cached(sampler.Prefilled))),
+        update=Program("update", jax.jit(exact(update), out_shardings=(shardings(state_like), everywhere), donate_argnums=0)),
+        publish=jax.jit(partial(_publish, dtype, adapters.scale), out_shardings=stationary(mesh, published_like)),
+        prefill=Program("prefill", jax.jit(exact(prefill), out_shardings=cached(sampler.Prefilled))),
         empty=jax.jit(lambda slots, ring: held(slots=slots, ring=ring), static_argnums=(0, 1), out_shardings=like),
         insert=Program("insert", jax.jit(partial(_insert), out_shardings=like, donate_argnums=0)),
-        decode=Program("decode", jax.jit(partial(_decode, decode), out_shardings=(like, everywhere), donate_argnums=1)),
+        decode=Program("decode", jax.jit(exact(partial(_decode, decode)), out_shardings=(like, everywhere), donate_argnums=1)),
         grow=jax.jit(lambda slots, ring: sampler.grow(slots, ring=ring), static_argnums=1, out_shardings=like),
         compact=Program("compact", jax.jit(partial(sampler.compact), out_shardings=like)),
         sizes=_halves(slots, max(1, slots // 8), devices),
@@ -213,9 +215,30 @@ def _halves(most: int, least: int, multiple: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _exact(dtype: DTypeLike, function: Callable) -> Callable:
+    """Returns the function with its float32 products computed in float32, where that is what the run asks for.
+
+    By default a TPU multiplies float32 matrices in one pass of bfloat16 and a GPU in TF32. The sampler and the scorer then
+    differ by more than a policy moves in an update, and the agreement gate would stop the run.
+    """
+    if jnp.dtype(dtype) != jnp.float32:
+        return function
+
+    def exact(*arguments: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return function(*arguments)
+
+    return exact
+
+
+def _with_adapters(adapters: Lora, params: Params) -> Params:
+    """Returns parameters with adapters beside their matrices, if there are any."""
+    return lora.join(params, lora.init(adapters, params, jax.random.key(0)))
+
+
 def _publish(dtype: DTypeLike, scale: float, policy: Params) -> Params:
-    """Matrices are multiplied in `dtype`; the rest is small, and exact."""
-    params = transformer.unstack(lora.merge(policy, scale))
+    """Returns a copy of a policy for forward passes: matrices in `dtype`; the rest is small, and exact. scale: of adapters."""
+    params = transformer.unstack(lora.scaled(policy, scale))
     return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else jnp.copy(x), params)
 
 

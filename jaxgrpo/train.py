@@ -84,7 +84,9 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
         run.engine.warm_up(lora.join(reference, place.state.params))
         if place.step:
             say(f"going on from step {place.step} of {config.steps} in {out}")
-        before = once(out / "before.json", partial(_evaluate, run, reference))
+        # With LoRA the programs are compiled for a policy with adapters, so the base is asked through adapters of zeros.
+        untrained = lora.without_effect(place.state.params) if config.lora.rank else {}
+        before = once(out / "before.json", partial(_evaluate, run, lora.join(reference, untrained)))
         if before:
             say(f"\n{evaluate.tables(before)}\n", flush=True)
         yield from take_steps(run, place, reference, checkpoints, stop)

@@ -2,6 +2,10 @@
 
     python -m tools.export --run OUT --to DIR
     python -m tools.export --run OUT --to DIR --adapter
+
+Every parameter is written in the dtype that it has in the run's model. Of a LoRA run, the merged model is written in float32:
+W lies on bfloat16's grid, where rounding W + scale A B would lose most of a small change. --dtype bfloat16 does it all the same
+and says how much is lost; --adapter loses nothing and is small.
 """
 
 import argparse
@@ -10,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxgrpo import settings
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.command_line import run_main
 from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import make_mesh, tree_like
+from jaxgrpo.mesh import make_mesh, named_leaves, tree_like
 from jaxgrpo.models import lora, transformer, weights
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.run import model_folder
+from jaxgrpo.types import Params
 
 
 def read_run(run: Path) -> dict[str, Any]:
@@ -38,10 +45,13 @@ def read_run(run: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no run's ({type(error).__name__}: {error}): give the --config.out of one") from error
 
 
-def export(run: Path, target: Path, adapter: bool = False) -> int:
-    """Writes the folder and returns the step it is of. UserError if there is no run, no checkpoint, or the folder exists.
+def export(run: Path, target: Path, adapter: bool = False, dtype: str | None = None) -> tuple[int, float]:
+    """Writes the folder; returns the step it is of, and the share of a LoRA run's change that rounding to dtype lost.
 
-    adapter: write the adapters alone, not merged into the model's matrices.
+    adapter: write the adapters alone, not merged into the model's matrices
+    dtype: of all tensors (None: float32 for merged adapters, else each as it is in the run's model)
+
+    Raises UserError if there is no run, no checkpoint, or the folder exists.
     """
     config = read_run(run)
     source, adapters = config["folder"], config["lora"]
@@ -56,10 +66,25 @@ def export(run: Path, target: Path, adapter: bool = False) -> int:
     trained = transformer.unstack(restored)
     if adapter:
         weights.save_adapters(trained, adapters, source, target)
-    else:
-        base = weights.load_params(source) if adapters.rank else {}
-        weights.save(lora.merge(lora.join(base, trained), adapters.scale), source, target)
-    return step
+        return step, 0.0
+    if not adapters.rank:
+        weights.save(trained, source, target, dtype=dtype)
+        return step, 0.0
+    base = weights.load_params(source)
+    merged = lora.merge(lora.join(base, trained), adapters.scale)
+    weights.save(merged, source, target, dtype=dtype or "float32")
+    return step, lost_by_rounding(base, merged, dtype or "float32")
+
+
+def lost_by_rounding(base: Params, merged: Params, dtype: str) -> float:
+    """Returns |round(merged) - merged| / |merged - base|: the share of a change that is lost where it is stored in dtype."""
+    lost = changed = 0.0
+    for name, leaf in named_leaves(merged).items():
+        change = np.asarray(leaf, np.float32) - np.asarray(named_leaves(base)[name], np.float32)
+        if change.any():
+            lost += float(np.sum(np.square(np.asarray(leaf.astype(jnp.dtype(dtype)), np.float32) - leaf)))
+            changed += float(np.sum(np.square(change)))
+    return (lost / changed) ** 0.5 if changed else 0.0
 
 
 def main(argv: list[str]) -> None:
@@ -68,9 +93,17 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--run", type=Path, required=True, help="the --config.out of a training run")
     parser.add_argument("--to", type=Path, required=True, help="the folder to write; it must not be there yet")
     parser.add_argument("--adapter", action="store_true", help="a LoRA run's adapters alone, as a folder that peft loads")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of all tensors; by default float32 for a LoRA run, else each as it is in the run's model",
+    )
     arguments = parser.parse_args(argv)
-    step = export(arguments.run, arguments.to, arguments.adapter)
+    step, lost = export(arguments.run, arguments.to, arguments.adapter, arguments.dtype)
     print(f"{arguments.to}: step {step} of {arguments.run}, {jax.device_count()} device(s)")
+    if lost > 0.01:
+        mend = "--dtype float32 keeps it, --adapter writes the adapters alone"
+        print(f"rounding to {arguments.dtype} lost {lost:.0%} of what the adapters had changed; {mend}")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,11 @@ def _pair(kernel: Array, rank: int, key: Array) -> Params:
     }
 
 
+def without_effect(adapters: Params) -> Params:
+    """Returns adapters of the same shapes that change nothing: a policy with them is its base."""
+    return jax.tree.map(jnp.zeros_like, adapters)
+
+
 def join(base: Params, trained: Params) -> Params:
     """A policy's parameters: the base's, with those that are trained beside them or, where all are, in their place. The same
     arrays: nothing is copied."""

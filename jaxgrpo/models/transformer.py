@@ -105,6 +105,8 @@ class ModelConfig:
     attention_softcap: float | None = None
     """The bound c of these, as c * tanh(products / c)."""
     logit_softcap: float | None = None
+    unused_ids: tuple[tuple[int, int], ...] = ()
+    """Rows of the embedding that no token of the tokenizer has, as (first, end) pairs: never drawn, in no softmax."""
 
     def __post_init__(self) -> None:
         # Windows that are all alike, written in one way: configs that mean the same are equal.
@@ -207,6 +209,69 @@ def attend(
     return reduce(jnp.add, read).reshape(batch, heads, length, width).astype(queries.dtype)
 
 
+# What follows has a gradient of its own, because JAX's would sum over tokens in the dtype of the activations. A bfloat16 sum
+# stops growing at 256 times what is added, so the gradient of a frequent token's embedding would mostly be lost.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def embed(
+    embedding: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: DTypeLike
+) -> Float[Array, "B T D"]:
+    """Returns the tokens' rows of the embedding in dtype. The gradient is summed over tokens in float32."""
+    return embedding[tokens].astype(dtype)
+
+
+def _embed_forward(embedding: Array, tokens: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
+    return embed(embedding, tokens, dtype), (embedding, tokens)
+
+
+def _embed_backward(dtype: DTypeLike, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
+    embedding, tokens = residuals
+    zeros = jnp.zeros(embedding.shape, jnp.float32)
+    return zeros.at[tokens].add(gradient.astype(jnp.float32)).astype(embedding.dtype), None
+
+
+embed.defvjp(_embed_forward, _embed_backward)
+
+
+@jax.custom_vjp
+def matmul(x: Float[Array, "B T I"], kernel: Float[Array, "I O"]) -> Float[Array, "B T O"]:
+    """Returns x W in the dtype of x. The gradient of W is summed over tokens, and over devices, in float32."""
+    return x @ kernel.astype(x.dtype)
+
+
+def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    d_x = jnp.einsum("bto,io->bti", gradient, kernel.astype(x.dtype))
+    d_kernel = jnp.einsum("bti,bto->io", x, gradient, preferred_element_type=jnp.float32)
+    return d_x, d_kernel.astype(kernel.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def repeat_rows(x: Float[Array, "A *rest"], count: int) -> Float[Array, "B *rest"]:
+    """Returns each row `count` times, copies beside each other. The gradient is summed over copies in float32."""
+    return jnp.repeat(x, count, axis=0)
+
+
+def _repeat_forward(x: Array, count: int) -> tuple[Array, None]:
+    return repeat_rows(x, count), None
+
+
+def _repeat_backward(count: int, _: None, gradient: Array) -> tuple[Array]:
+    copies = gradient.reshape(-1, count, *gradient.shape[1:])
+    return (copies.sum(axis=1, dtype=jnp.float32).astype(gradient.dtype),)
+
+
+repeat_rows.defvjp(_repeat_forward, _repeat_backward)
+
+
 class RMSNorm(nn.Module):
     epsilon: float
     offset: float = 0.0
@@ -225,7 +290,7 @@ def norm(config: ModelConfig, name: str) -> RMSNorm:
 
 
 class Dense(nn.Module):
-    """x W, + b with a bias; where the parameters hold adapters beside W, + (x A) B (see lora.py)."""
+    """Computes x W, + b with a bias; where the parameters hold adapters beside W, + (x A) B (see lora.py)."""
 
     width: int
     bias: bool = False
@@ -233,15 +298,14 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T _"]) -> Float[Array, "B T _"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
-        out = x @ kernel.astype(x.dtype)
+        out = matmul(x, kernel)
         if self.has_variable("params", "lora_a"):
-            change = x
-            for name in ("lora_a", "lora_b"):
-                change = change @ self.get_variable("params", name).astype(x.dtype)
-            out = out + change
+            low_rank = matmul(x, self.get_variable("params", "lora_a"))  # [B, T, rank]
+            out = out + matmul(low_rank, self.get_variable("params", "lora_b"))
         if self.bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(x.dtype)
-            out = out + bias.reshape(1, 1, -1)
+            bias = self.param("bias", nn.initializers.zeros, (self.width,))
+            # Added in float32: then the bias's gradient, a sum over all tokens, is summed in float32, too.
+            out = (out.astype(jnp.float32) + bias.astype(jnp.float32).reshape(1, 1, -1)).astype(x.dtype)
         return out
 
 
@@ -262,7 +326,8 @@ class Attention(nn.Module):
             if recent is not None:
                 write = lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), column, axis)
                 keys, values = write(recent[0], keys, 3), write(recent[1], values, 2)
-            spread = lambda x: jnp.repeat(x, len(keys) // len(x), axis=0)  # here: for a layer at a time
+            # Here, and not before the layers: so that the copies of one layer are held at a time.
+            spread = partial(repeat_rows, count=len(keys) // len(prompt[0]))
             parts = [(spread(prompt[0]), spread(prompt[1])), (keys, values)]
         out = self._read(queries, parts, mask, own, whole)
         out = self.places.attended(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
@@ -342,7 +407,7 @@ class Transformer(nn.Module):
         if not config.tied_embeddings:
             self.param("output_embedding", normal, (config.vocab_size, config.width))
         scale = jnp.asarray(config.embedding_scale, self.dtype)
-        xs = tuple(embedding.astype(self.dtype)[text.tokens] * scale for text in texts)
+        xs = tuple(embed(embedding, text.tokens, self.dtype) * scale for text in texts)
         where = tuple((self._turns(text), text.mask, self._distances(text)) for text in texts)
         scanned = self.has_variable("params", "layers")
         layers = self._scanned if scanned else self._unrolled

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import named_leaves, to_host
@@ -104,19 +105,27 @@ def _placed(tensor: tensors.Tensor, turned: bool, place: jax.ShapeDtypeStruct) -
     return jax.make_array_from_single_device_arrays(place.shape, place.sharding, shards)
 
 
-def save(params: Params, source: Path, target: Path, limit: int = FILE_LIMIT) -> None:
-    """Writes a Hugging Face folder: `source`'s config and tokenizer files, and these parameters in its tensors' dtypes.
+def save(params: Params, source: Path, target: Path, limit: int = FILE_LIMIT, dtype: DTypeLike | None = None) -> None:
+    """Writes a Hugging Face folder: `source`'s config and tokenizer files, and these parameters.
 
     The folder appears whole or not at all. Tensors come to the host one after another; of several processes, all of which must
-    call this, the first one writes. limit: bytes of a file; more are several, with an index. Raises UserError if `target` is
-    there already.
+    call this, the first one writes.
+
+    limit: bytes of a file; more are several, with an index
+    dtype: of all tensors, which config.json then says, too (None: each as it is in `source`)
+
+    Raises UserError if `target` is there already.
     """
-    planned = _planned(params, source)
+    planned = _planned(params, source, dtype)
 
     def write(folder: Path) -> None:
         for file in source.iterdir():
             if file.suffix in (".json", ".model", ".jinja", ".txt") and file.name != tensors.INDEX:
                 shutil.copy(file, folder)
+        if dtype is not None and (hf := read_hf_config(source)).get("dtype", hf.get("torch_dtype")) != jax.numpy.dtype(dtype).name:
+            hf = {name: value for name, value in hf.items() if name != "torch_dtype"}
+            text = json.dumps(hf | {"dtype": jax.numpy.dtype(dtype).name}, indent=2)
+            (folder / "config.json").write_text(text + "\n")
         tensors.write(folder, planned, limit)
 
     _appear(target, planned, write)
@@ -170,8 +179,9 @@ def _appear(target: Path, planned: dict[str, tensors.Planned], write: Callable[[
         shutil.rmtree(partial_target, ignore_errors=True)
 
 
-def _planned(params: Params, source: Path) -> dict[str, tensors.Planned]:
-    """Each parameter under its checkpoint's name, in the dtype it has there, or that config.json says if it is not there."""
+def _planned(params: Params, source: Path, wanted: DTypeLike | None) -> dict[str, tensors.Planned]:
+    """Each parameter under its checkpoint's name, in the dtype that is wanted, or that it has there, or that config.json says
+    if it is not there."""
     hf, weights = read_hf_config(source), _weights_of(source)
     dtype = jax.numpy.dtype(hf.get("dtype") or hf.get("torch_dtype") or "float32")
     found = tensors.found_in(source) if any(source.glob("*.safetensors")) else {}
@@ -180,6 +190,7 @@ def _planned(params: Params, source: Path) -> dict[str, tensors.Planned]:
         name, turned = _name(weights, path), path.endswith("kernel")
         host = partial(_to_host, leaf, turned)
         own = found[name].dtype if name in found else dtype
+        own = own if wanted is None else jax.numpy.dtype(wanted)
         planned[name] = tensors.Planned(own, leaf.shape[::-1] if turned else leaf.shape, host)
     return planned
 
