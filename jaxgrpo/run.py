@@ -5,8 +5,8 @@ Made in the order in which things can be found wrong most cheaply: nothing touch
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,33 +39,50 @@ SCANNED = 10_000
 
 @dataclass(frozen=True)
 class Fitting:
-    """Those of a sequence of problems whose prompts fit into the width."""
+    """Those of a sequence of problems whose prompts fit into the width, and into the model's vocabulary.
+
+    vocabulary: rows of the model's embedding; a tokenizer may have special tokens that a text model has no row for
+    """
 
     tokenizer: tokenizer.Tokenizer
     system: str
     width: int
+    vocabulary: int
 
-    def length(self, problem: Problem) -> int:
-        """Tokens of its prompt as it is asked."""
-        return len(self.tokenizer.prompt(problem.prompt, self.system, problem.language))
+    def ids(self, problem: Problem) -> list[int]:
+        """Returns the tokens of its prompt as it is asked."""
+        return self.tokenizer.prompt(problem.prompt, self.system, problem.language)
 
     def fits(self, problem: Problem) -> bool:
-        return self.length(problem) <= self.width
+        ids = self.ids(problem)
+        return len(ids) <= self.width and max(ids, default=0) < self.vocabulary
 
     def check(self, problems: Problems, what: str) -> str | None:
-        """A line that counts the prompts that are too long, if any is. UserError if there is no problem, or none fits."""
+        """A line that counts the prompts that are left out, if any is. UserError if there is no problem, or none fits."""
         scanned = min(len(problems), SCANNED)
-        lengths = [self.length(problems[i]) for i in range(scanned)]
-        if not lengths:
+        prompts = [self.ids(problems[i]) for i in range(scanned)]
+        if not prompts:
             raise UserError(f"{what}: there are no problems")
+        foreign = sum(max(ids, default=0) >= self.vocabulary for ids in prompts)
+        if foreign == scanned:
+            raise UserError(
+                f"all {scanned:,} {what} prompts hold tokens past the model's {self.vocabulary:,} rows: give the tokenizer's "
+                "own model in --config.model"
+            )
+        lengths = [len(ids) for ids in prompts if max(ids, default=0) < self.vocabulary]
         long = sum(length > self.width for length in lengths)
         among = f"{long:,} of {'the first ' if scanned < len(problems) else ''}{scanned:,} {what} prompts"
-        if long == scanned:
+        if long == len(lengths):
             raise UserError(
                 f"{among} are longer than sampling.prompt_width={self.width} tokens, the shortest {min(lengths)}: "
                 f"raise it; {max(lengths)} takes all"
             )
-        return f"{among} are longer than {self.width} tokens and left out; {max(lengths)} takes all" if long else None
+        notes = []
+        if long:
+            notes.append(f"{among} are longer than {self.width} tokens and left out; {max(lengths)} takes all")
+        if foreign:
+            notes.append(f"{foreign:,} {what} prompts hold tokens that the model has no row for, and are left out")
+        return "; ".join(notes) or None
 
     def first(self, problems: Problems, count: int) -> list[Problem]:
         """The first `count` problems that fit, or as many as there are."""
@@ -106,13 +123,10 @@ def prepare(config: settings.Config) -> Run:
     """Everything that a run needs, checked. UserError for whatever is wrong with the config, data, rewards or model."""
     settings.validate(config)
     folder = model_folder(config.model)
-    model = weights.check_folder(folder)
-    tokens = tokenizer.load(folder)
-    if len(tokens.hf) > model.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {len(tokens.hf)} tokens, the model only {model.vocab_size}")
+    model, tokens = match(folder, weights.check_folder(folder), tokenizer.load(folder))
     task = Task(config.data.train(), config.rewards, config.solved_by)
     heldout = config.data.heldout() if config.evaluation.problems else []
-    fitting = Fitting(tokens, config.system, config.sampling.prompt_width)
+    fitting = Fitting(tokens, config.system, config.sampling.prompt_width, model.vocab_size)
     notes = [fitting.check(task.problems, "training")]
     if config.evaluation.problems:
         notes.append(fitting.check(heldout, "held-out"))
@@ -161,6 +175,37 @@ def make_steps(config: settings.Config, model: ModelConfig, ends: tuple[int, ...
         remat=config.compute.remat,
         adapters=config.lora,
     )
+
+
+def match(folder: Path, model: ModelConfig, tokens: tokenizer.Tokenizer) -> tuple[ModelConfig, tokenizer.Tokenizer]:
+    """Returns a folder's network and tokenizer, made to go together.
+
+    Rows of the embedding that no token has are the network's `unused_ids`. Added tokens past its last row, such as the image
+    token of Gemma 3's text models, are neither padding nor ends.
+
+    Raises UserError if the tokenizer is another model's.
+    """
+    rows = model.vocab_size
+    ids = set(tokens.hf.get_vocab().values())
+    foreign = {id for id in ids if id >= rows}
+    ends = tuple(id for id in tokens.ends if id not in foreign)
+    added = set(tokens.hf.get_added_vocab().values())
+    if foreign - added or foreign & set(tokens.begin) or not ends:
+        raise UserError(
+            f"{folder}: the tokenizer has {len(ids):,} tokens up to id {max(ids):,}, the model only {rows:,} rows: one of the "
+            "two is another model's; copy the model's own tokenizer files there"
+        )
+    pad = tokens.pad if tokens.pad < rows else min(ends)
+    unused = tuple(_ranges(sorted(set(range(rows)) - ids)))
+    return replace(model, unused_ids=unused), replace(tokens, ends=ends, pad=pad)
+
+
+def _ranges(ids: list[int]) -> Iterator[tuple[int, int]]:
+    """Yields sorted ids as (first, end) pairs."""
+    firsts = [id for i, id in enumerate(ids) if i == 0 or ids[i - 1] != id - 1]
+    lasts = [id for i, id in enumerate(ids) if i == len(ids) - 1 or ids[i + 1] != id + 1]
+    for first, last in zip(firsts, lasts, strict=True):
+        yield first, last + 1
 
 
 def model_folder(model: str) -> Path:

@@ -28,7 +28,7 @@ def problems_of(*lengths: int) -> list[Problem]:
 
 
 def fitting(width: int, system: str = "") -> Fitting:
-    return Fitting(Tokenizer(Letters(), (0,), 0), system, width)
+    return Fitting(Tokenizer(Letters(), (0,), 0), system, width, 1000)
 
 
 def test_a_prompt_as_long_as_the_width_fits():

@@ -24,6 +24,7 @@ from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.problems import Problem, Weighted
 from jaxgrpo.rewards.pool import Pool
 from jaxgrpo.rollout import Judge, judged_in_order, make_batch
+from jaxgrpo.run import match
 from jaxgrpo.steps import Steps, compile_steps
 from jaxgrpo.types import Params
 from tools.bench_coin import Coin
@@ -86,7 +87,7 @@ class Bench:
 def make_bench(arguments: argparse.Namespace) -> Bench:
     """What `rollout` and `step` work on. UserError for numbers that do not go together."""
     folder = arguments.model or weights.EMBEDDED
-    model, tokens = weights.check_folder(folder), tokenizer.load(folder)
+    model, tokens = match(folder, weights.check_folder(folder), tokenizer.load(folder))
     rows = arguments.groups * arguments.group_size
     slots, micro_batch = arguments.slots or rows, getattr(arguments, "micro_batch", 0)
     mesh = make_mesh(rows=math.gcd(rows, slots, micro_batch))

@@ -19,7 +19,7 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import device_bytes
 from jaxgrpo.models import lora, transformer, weights
 from jaxgrpo.models.transformer import ModelConfig
-from jaxgrpo.run import model_folder
+from jaxgrpo.run import match, model_folder
 from jaxgrpo.steps import Steps
 from jaxgrpo.types import Batch
 from tools import plan_hlo
@@ -48,7 +48,8 @@ def network(model: str) -> Network:
     """Of a config's `model`: of the folder, or, where it is not there, of the known model of the same name."""
     folder = model_folder(model)
     if folder.is_dir():
-        return Network(weights.load_config(folder), tokenizer.load(folder).ends, f"the folder {folder}")
+        model, tokens = match(folder, weights.load_config(folder), tokenizer.load(folder))
+        return Network(model, tokens.ends, f"the folder {folder}")
     path = known().get(folder.name) or known().get(folder.name.removesuffix("-Instruct"))
     if path is None:
         names = ", ".join(sorted(known()))

@@ -21,8 +21,10 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import make_mesh, row_devices
 from jaxgrpo.models import lora, weights
 from jaxgrpo.models.lora import Lora
+from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.problems import Problem
+from jaxgrpo.run import match
 from jaxgrpo.steps import Steps, compile_steps
 from jaxgrpo.types import Params
 from tools.export import read_run
@@ -54,10 +56,13 @@ def sample(arguments: argparse.Namespace, prompt: str) -> Group:
     of_run = read_run(arguments.run) if arguments.run else {}
     folder = arguments.model or of_run.get("folder") or weights.EMBEDDED
     system = of_run.get("system", "") if arguments.system is None else arguments.system
-    tokens = tokenizer.load(folder)
-    width = prompt_width(folder, len(tokens.prompt(prompt, system)), arguments.max_tokens)
+    model, tokens = match(folder, weights.check_folder(folder), tokenizer.load(folder))
+    ids = tokens.prompt(prompt, system)
+    if max(ids, default=0) >= model.vocab_size:
+        raise UserError(f"the prompt holds a token past the model's {model.vocab_size:,} rows: leave that token out")
+    width = prompt_width(folder, len(ids), arguments.max_tokens)
     adapters = of_run.get("lora", lora.OFF)
-    steps = make_steps(folder, tokens, width, arguments, of_run.get("stacked", False), adapters)
+    steps = make_steps(model, tokens, width, arguments, of_run.get("stacked", False), adapters)
     engine = Engine(steps, tokens, width, arguments.max_tokens, arguments.seed, system)
     a = arguments
     draw = Draw(a.temperature, a.top_k, a.top_p, a.min_p, a.min_tokens, a.max_tokens, tuple(a.stop))
@@ -81,13 +86,13 @@ def prompt_width(folder: Path, length: int, new_tokens: int) -> int:
 
 
 def make_steps(
-    folder: Path, tokens: tokenizer.Tokenizer, width: int, arguments: argparse.Namespace, stacked: bool, adapters: Lora
+    model: ModelConfig, tokens: tokenizer.Tokenizer, width: int, arguments: argparse.Namespace, stacked: bool, adapters: Lora
 ) -> Steps:
     """The compiled programs for a run's layers, stacked or not, and adapters; those of training are never compiled."""
     mesh = make_mesh(rows=min(arguments.samples, SIDE_BY_SIDE))
     devices = row_devices(mesh)
     return compile_steps(
-        weights.check_folder(folder),
+        model,
         adamw(schedule("constant", 0.0, 0, 1), 0.9, 0.999, 0.0, 1.0),
         mesh,
         prompt_width=width,

@@ -122,13 +122,19 @@ def save(params: Params, source: Path, target: Path, limit: int = FILE_LIMIT, dt
         for file in source.iterdir():
             if file.suffix in (".json", ".model", ".jinja", ".txt") and file.name != tensors.INDEX:
                 shutil.copy(file, folder)
-        if dtype is not None and (hf := read_hf_config(source)).get("dtype", hf.get("torch_dtype")) != jax.numpy.dtype(dtype).name:
-            hf = {name: value for name, value in hf.items() if name != "torch_dtype"}
-            text = json.dumps(hf | {"dtype": jax.numpy.dtype(dtype).name}, indent=2)
-            (folder / "config.json").write_text(text + "\n")
+        if dtype is not None:
+            _say_dtype(folder / "config.json", jax.numpy.dtype(dtype).name)
         tensors.write(folder, planned, limit)
 
     _appear(target, planned, write)
+
+
+def _say_dtype(path: Path, dtype: str) -> None:
+    """Has a config.json say a dtype; one that says so already stays as it is, byte for byte."""
+    hf = json.loads(path.read_text())
+    if (hf.get("dtype") or hf.get("torch_dtype") or "float32") != dtype:
+        hf.pop("torch_dtype", None)
+        path.write_text(json.dumps(hf | {"dtype": dtype}, indent=2) + "\n")
 
 
 def save_adapters(adapters: Params, lora: Lora, source: Path, target: Path) -> None:
