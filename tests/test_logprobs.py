@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxgrpo.logprobs import to_logits, token_logprobs
+from jaxgrpo.logprobs import to_logits, token_logprobs, used_ids
 from jaxgrpo.mesh import make_mesh, rows_sharding
 from tests.tiny_devices import DEFAULT, output_on_devices
 
@@ -41,7 +41,7 @@ def plain(hidden, embedding, tokens, temperature, start=1, softcap=None):
     return wide(chosen), wide(entropy)
 
 
-compiled = jax.jit(token_logprobs, static_argnames=("start", "softcap", "entropy", "chunk", "shards"))
+compiled = jax.jit(token_logprobs, static_argnames=("start", "softcap", "entropy", "chunk", "shards", "unused"))
 both = partial(compiled, entropy=True)
 
 
@@ -256,3 +256,27 @@ def compare_meshes():
 
 def test_every_mesh_gives_the_same_and_keeps_the_vocabulary_where_it_is():
     assert output_on_devices(compare_meshes).count("equal") == 4
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_ids_that_no_token_has_are_in_no_softmax(case, chunk, shards):
+    """As if their logits were minus infinity, forward and backward."""
+    hidden, embedding, tokens = case
+    unused = ((0, 1), (5, 7), (11, 12))
+    used = jnp.asarray(used_ids(VOCABULARY, unused))
+    assert used.tolist() == [False, *[True] * 4, False, False, *[True] * 4, False]
+    tokens = jnp.where(used[tokens], tokens, 3)
+
+    def masked(hidden, embedding, tokens):
+        logprobs = jax.nn.log_softmax(jnp.where(used, hidden @ embedding.T / 0.7, -jnp.inf))[:, :-1]
+        chosen = jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
+        finite = jnp.where(used, logprobs, 0.0)
+        entropy = -jnp.sum(jnp.where(used, jnp.exp(finite), 0.0) * finite, axis=-1)
+        return tuple(jnp.pad(score, ((0, 0), (1, 0))) for score in (chosen, entropy))
+
+    ours = weighted(both, tokens, 0.7, chunk=chunk, shards=shards, unused=unused)
+    expected = jax.value_and_grad(weighted(masked, tokens), argnums=(0, 1))(hidden, embedding)
+    found = jax.value_and_grad(ours, argnums=(0, 1))(hidden, embedding)
+    assert_close(found, expected)
+    assert not found[1][1][~used].any()

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from jaxgrpo import sampler
-from jaxgrpo.logprobs import to_logits
+from jaxgrpo.logprobs import to_logits, used_ids
 from jaxgrpo.sampler import How, Starts
 from tests.tiny_engines import ENDS, NETWORK, make_params
 
@@ -173,6 +173,23 @@ def test_a_call_makes_no_more_steps_than_it_may_and_leaves_when_few_are_live(par
     slots, chosen = decode(params, begun, halt=(0, 1, 2, 3))
     assert int(chosen.steps) == 0
     assert not slots.live.any()
+
+
+@pytest.mark.parametrize("how", [How(8.0), How(0.0), How(8.0, top_k=3)])
+def test_ids_that_no_token_has_are_never_drawn(params, prefilled, how):
+    """And the others have the probabilities that are left to them, as the scorer has them."""
+    unused = ((0, 12), (30, NETWORK.vocab_size - 1))
+    used = used_ids(NETWORK.vocab_size, unused)
+    hidden, embedding = prefilled.hidden, params["embedding"]
+    uniform = jnp.asarray([0.1, 0.5, 0.999])
+    args = hidden, embedding, uniform, jnp.zeros(PROMPTS, jnp.int32), typed(how), ENDS
+    drawn, logprobs = sampler.draw(*args, unused=unused)
+    assert used[np.asarray(drawn)].all()
+    logits = np.where(used, to_logits(hidden, embedding, float(how.temperature) or 1.0), -np.inf)
+    if how.top_k:
+        logits = np.where(logits >= np.sort(logits)[:, -3:-2], logits, -np.inf)
+    left = np.log(np.exp(logits).sum(axis=-1))
+    np.testing.assert_allclose(logprobs, logits[np.arange(PROMPTS), drawn] - left, atol=1e-5)
 
 
 def test_an_end_token_ends_a_row_and_is_its_last(params, prefilled):
