@@ -1,15 +1,19 @@
 """What is checked before a run begins."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from jaxgrpo import tokenizer, train
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
-from jaxgrpo.run import SCANNED, Fitting, _check_shards, model_folder
+from jaxgrpo.rollout import make_batch
+from jaxgrpo.run import SCANNED, Fitting, _check_shards, match, model_folder
 from jaxgrpo.tokenizer import Tokenizer
-from tests.tiny_runs import make_config
+from tests.tiny_models import NETWORK, make_folder
+from tests.tiny_runs import make_config, share_programs
 
 
 @dataclass
@@ -97,3 +101,65 @@ def test_what_the_devices_cannot_share_is_refused(tmp_path, shards, overrides, s
     assert str(error.value).startswith(says)
     assert str(error.value).endswith(f"mesh.data * mesh.fsdp = {shards} devices")
     return None
+
+
+class Vocabulary:
+    """Stands for a Hugging Face tokenizer with these ids; those that are added stand after `=`."""
+
+    def __init__(self, plain: range | list[int], added: tuple[int, ...] = ()):
+        self._plain, self._added = plain, added
+
+    def get_vocab(self):
+        return {str(id): id for id in (*self._plain, *self._added)}
+
+    def get_added_vocab(self):
+        return {str(id): id for id in self._added}
+
+
+def matched(vocabulary: Vocabulary, ends=(1,), pad=0, begin=()):
+    network, tokens = match(Path("folder"), NETWORK, Tokenizer(vocabulary, ends, pad, begin))
+    return network.unused_ids, tokens.ends, tokens.pad
+
+
+def test_rows_that_no_token_has_are_known():
+    rows = NETWORK.vocab_size
+    assert matched(Vocabulary(range(rows))) == ((), (1,), 0)
+    assert matched(Vocabulary(range(rows - 7))) == (((rows - 7, rows),), (1,), 0)
+    assert matched(Vocabulary([0, 1, 2, 5, 6, 9], (12,))) == (((3, 5), (7, 9), (10, 12), (13, rows)), (1,), 0)
+
+
+def test_added_tokens_past_the_last_row_do_no_harm():
+    """Gemma 3's text models lack the row of the image token; many have a padding token added to their tokenizer alone."""
+    rows = NETWORK.vocab_size
+    past = Vocabulary(range(rows), (rows, rows + 3))
+    assert matched(past) == ((), (1,), 0)
+    assert matched(past, ends=(1, rows), pad=rows) == ((), (1,), 1)
+    for wrong in ({"ends": (rows,)}, {"begin": (rows + 3,)}):
+        with pytest.raises(UserError, match=f"tokens up to id {rows + 3}, the model only {rows} rows"):
+            matched(past, **wrong)
+    with pytest.raises(UserError, match="another model's"):
+        matched(Vocabulary(range(rows + 1)))
+
+
+def test_a_prompt_with_a_token_that_the_model_has_no_row_for_is_left_out():
+    narrow = replace(fitting(9), vocabulary=ord("y"))
+    x, y = Problem("0", "x", "1"), Problem("1", "xyx", "1")
+    assert [narrow.fits(problem) for problem in (x, y)] == [True, False]
+    assert narrow.check([x, y, x], "training") == (
+        "1 training prompts hold tokens that the model has no row for, and are left out"
+    )
+    with pytest.raises(UserError, match="all 2 training prompts hold tokens past the model's 121 rows"):
+        narrow.check([y, y], "training")
+
+
+def test_ids_that_no_token_has_are_never_trained_on(tmp_path, monkeypatch):
+    """A model with a hundred rows more than its tokenizer has tokens, as Qwen2.5 has."""
+    share_programs(monkeypatch)
+    tokens = tokenizer.load(model_folder("")).hf
+    folder = make_folder(tmp_path / "model", num_hidden_layers=1, vocab_size=len(tokens) + 100)
+    seen = []
+    monkeypatch.setattr(train, "make_batch", lambda *a: seen.append(make_batch(*a)) or seen[-1])
+    config = replace(make_config(tmp_path, "steps=2", "evaluation.problems=0"), model=str(folder))
+    for values in train.train(config):
+        assert values["policy/logprob_gap_max"] < 1e-4
+    assert max(batch.tokens.max() for batch in seen) < len(tokens)
