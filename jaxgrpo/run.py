@@ -16,6 +16,7 @@ from jaxgrpo import config as settings
 from jaxgrpo import tokenizer
 from jaxgrpo.engine import Engine
 from jaxgrpo.errors import UserError
+from jaxgrpo.language_codes import LANGUAGE_CODES, language_code
 from jaxgrpo.mesh import make_mesh, row_devices
 from jaxgrpo.models import weights
 from jaxgrpo.models.transformer import ModelConfig
@@ -34,12 +35,13 @@ MEASURED = {
 """Computed for every completion whatever the rewards are: nobody should have to ask to see a language collapse."""
 
 SCANNED = 10_000
-"""How many problems are measured against the prompt width before a run begins; the rest are measured when asked."""
+"""How many problems are measured against the prompt width before a run begins, and refused for a language that cannot be
+told; the rest are looked at when asked, and passed over."""
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """Those of a sequence of problems whose prompts fit into the width."""
+    """Those of a sequence of problems whose prompts fit into the width and whose language can be told."""
 
     tokenizer: tokenizer.Tokenizer
     system: str
@@ -50,12 +52,15 @@ class Fitting:
         return len(self.tokenizer.prompt(problem.prompt, self.system, problem.language))
 
     def fits(self, problem: Problem) -> bool:
-        return self.length(problem) <= self.width
+        return language_code(problem.language) is not None and self.length(problem) <= self.width
 
     def check(self, problems: Problems, what: str) -> str | None:
-        """A line that counts the prompts that are too long, if any is. UserError if there is no problem, or none fits."""
+        """A line that counts the prompts that are too long, if any is.
+
+        Raises UserError if there is no problem, if none fits, or if a language cannot be told.
+        """
         scanned = min(len(problems), SCANNED)
-        lengths = [self.length(problems[i]) for i in range(scanned)]
+        lengths = [self.length(_in_known_language(problems[i])) for i in range(scanned)]
         if not lengths:
             raise UserError(f"{what}: there are no problems")
         long = sum(length > self.width for length in lengths)
@@ -131,6 +136,16 @@ def prepare(config: settings.Config) -> Run:
         model_folder=folder,
         notes=[note for note in notes if note],
     )
+
+
+def _in_known_language(problem: Problem) -> Problem:
+    """Returns the problem. Raises UserError if its language cannot be told, so that none could be measured."""
+    if language_code(problem.language) is None:
+        raise UserError(
+            f"the problem {problem.id!r} has the language {problem.language!r}, which cannot be told; "
+            f"its source must give one of {' '.join(sorted(LANGUAGE_CODES))}"
+        )
+    return problem
 
 
 def make_steps(config: settings.Config, model: ModelConfig, ends: tuple[int, ...], devices: list | None = None) -> Steps:
