@@ -131,7 +131,13 @@ _TABLE = {
 by here, then others of ISO 639, old ones and those of what it comprises; then its names, in English
 and its own."""
 
-_SCRIPT_NAMES = {"latin": "latn", "romanized": "latn", "romanised": "latn", "cyrillic": "cyrl", "arabic": "arab"}
+_SCRIPT_NAMES = {
+    "latin": "latn",
+    "romanized": "latn",
+    "romanised": "latn",
+    "cyrillic": "cyrl",
+    "arabic": "arab",
+}
 
 # fmt: off
 _QUALIFIERS = {
@@ -165,12 +171,12 @@ def language_code(text: object) -> str | None:
         code, rest = _named(folded)
         if _NAMES.get(" ".join(rest), code) != code:  # "English, French"
             return None
-    scripts = {_SCRIPT_NAMES.get(word, word) for word in rest if word in _SCRIPT_NAMES or word in _ALL_SCRIPTS}
+    scripts = {_SCRIPT_NAMES.get(word, word) for word in rest} & _ALL_SCRIPTS
     return code if code and scripts <= _SCRIPTS[code] else None
 
 
 def _named(folded: str) -> tuple[str | None, list[str]]:
-    """The language of a name, or None, and the words that follow it: of "serbian (latin)" sr and ["latin"]."""
+    """Returns the language of a name, or None, and the words after it: of "serbian (latin)" ["latin"]."""
     everything = " ".join(_words(folded))
     if everything in _NAMES:
         return _NAMES[everything], []

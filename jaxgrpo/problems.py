@@ -17,7 +17,7 @@ class Problem:
     id: unique within a run, the same in every run; randomness and visit counts are keyed by it.
     prompt: what the user says, without any chat template.
     answer: the gold answer as text ("42").
-    language: ISO 639-1 code of the language the chain of thought should be in ("en", "zh", "ko", "uk").
+    language: ISO 639-1 code of the language that the chain of thought should be in ("en", "zh").
       Other codes and names become that one: "pt-BR" is "pt", "Chinese (Simplified)" is "zh". A run
       refuses problems in a language that is not of `language_codes.LANGUAGE_CODES`.
     level: difficulty from 1 up; 0 where the data does not know it.

@@ -35,13 +35,13 @@ MEASURED = {
 """Computed for every completion whatever the rewards are: nobody should have to ask to see a language collapse."""
 
 SCANNED = 10_000
-"""How many problems are measured against the prompt width before a run begins, and refused for a language that cannot be
-told; the rest are looked at when asked, and passed over."""
+"""How many problems are checked before a run begins: against the prompt width, and for a language that
+can be told. The rest are checked when their turn comes, and passed over where they do not fit."""
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """Those of a sequence of problems whose prompts fit into the width and whose language can be told."""
+    """Those of a sequence of problems whose prompt fits into the width and whose language can be told."""
 
     tokenizer: tokenizer.Tokenizer
     system: str
@@ -139,7 +139,7 @@ def prepare(config: settings.Config) -> Run:
 
 
 def _in_known_language(problem: Problem) -> Problem:
-    """Returns the problem. Raises UserError if its language cannot be told, so that none could be measured."""
+    """Returns the problem. Raises UserError if its language cannot be told, and so not be measured."""
     if language_code(problem.language) is None:
         raise UserError(
             f"the problem {problem.id!r} has the language {problem.language!r}, which cannot be told; "

@@ -77,8 +77,8 @@ NUMBERS = ["123456789012345678.5", "0.1000", "1e-7", "1.50E+3", "-0.5", "1234567
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_jsonl_numbers_keep_the_digits_of_the_file(tmp_path, number):
-    row = f'{{"question": "?", "answer": {number}, "key": {number}, "other_answers": ["x", {number}], "n": [0.10]}}'
-    path = write_lines(tmp_path / "a.jsonl", [row])
+    row = '{"question": "?", "answer": N, "key": N, "other_answers": ["x", N], "n": [0.10]}'
+    path = write_lines(tmp_path / "a.jsonl", [row.replace("N", number)])
     (problem,) = Jsonl(path, heldout_size=0, id_field="key").train()
     assert (problem.answer, problem.id) == (number, number)
     assert list(map(str, problem.meta["other_answers"])) == ["x", number]

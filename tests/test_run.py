@@ -54,7 +54,7 @@ def test_only_so_many_are_measured():
 
 def test_a_language_that_cannot_be_told_is_refused_with_the_problem():
     problems = [Problem("a", "x", "1", "pt-BR"), Problem("b", "x", "1", "Klingon")]
-    with pytest.raises(UserError, match="the problem 'b' has the language 'Klingon', which cannot be told; its source"):
+    with pytest.raises(UserError, match="the problem 'b' has the language 'Klingon', which cannot be told"):
         fitting(5).check(problems, "training")
     assert fitting(5).first(problems, 2) == problems[:1]  # as any of those that are not looked at before
 

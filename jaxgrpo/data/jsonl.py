@@ -50,11 +50,14 @@ class Row:
         raise self.error(f'there is no field "{name}", only {there}; set {mend}')
 
     def text(self, name: str, setting: str) -> str:
-        """The field `name` as text that is not blank; numbers keep the digits in which the file writes them."""
+        """The field `name` as text that is not blank; a number keeps the digits of the file."""
         value = self.value(name, setting)
         if isinstance(value, float):
             if math.isinf(value):
-                raise self.error(f'"{name}" is {self.written[name]}, too large for a number; write it as text, in quotes')
+                number = self.written[name]
+                raise self.error(
+                    f'"{name}" is {number}, too large for a number; write it as text, in quotes'
+                )
             value = self.written[name]
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self.error(f'"{name}" is {_kind(value)}, not text or a number; mend it or set --config.data.{setting}')
@@ -78,14 +81,15 @@ class Row:
         text = self.text(name, "language_field")
         code = language_code(text)
         if code is None:
+            codes = " ".join(sorted(LANGUAGE_CODES))
             raise self.error(
-                f'"{name}" is {json.dumps(text)}, not a language that can be told: {" ".join(sorted(LANGUAGE_CODES))}; '
+                f'"{name}" is {json.dumps(text)}, not a language that can be told: {codes}; '
                 "mend it, or leave --config.data.language_field empty and set --config.data.language"
             )
         return code
 
     def meta(self, used: set[str]) -> dict[str, Any]:
-        """The other fields than those used. Further gold answers keep their digits, as the answer does."""
+        """The fields that are not used. Further gold answers keep their digits, as the answer does."""
         meta = {name: value for name, value in self.values.items() if name not in used}
         if OTHER_ANSWERS in meta and self.written:
             meta[OTHER_ANSWERS] = self.written[OTHER_ANSWERS]
@@ -145,7 +149,8 @@ class Jsonl:
 
     path: the training file; heldout_path: the held-out one. Without it the last `heldout_size` rows of `path` are held
     out and never trained on.
-    question, answer: the fields that hold them; an answer is text or a number.
+    question, answer: the fields that hold them. An answer is text or a number, whose digits stay as
+    they are written; mathematics also takes one that is a box or a whole solution.
     language_field, level_field, id_field: fields of the same meaning as Problem's; "" where the file has none. Then the
     language is `language`, the level 0, and the id the file's name, the split and the line number.
     language: a code or a name, such as "pt", "pt-BR" or "Portuguese"; so in the language field.
@@ -203,19 +208,21 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path} cannot be read ({error.strerror}); check it and its permissions") from None
 
 
-_HALF = re.compile(r"\\(?:u(?:d[89ab]..\\ud[c-f]..|(?P<half>d[89a-f]..))|.)", re.IGNORECASE)
+_ESCAPE = re.compile(
+    r"\\(?:u(?:d[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(?P<half>d[89a-f][0-9a-f]{2}))|.)", re.IGNORECASE
+)
 """An escape of a JSON text: a surrogate pair, half of one, or another."""
 
 
 def _row(path: Path, number: int, line: bytes) -> Row:
-    """The JSON object of one line. A byte order mark, which some editors put first, is not part of it.
+    """Returns the object of one line. A byte order mark, which some editors put first, is none of it.
 
     Half a surrogate pair, which neither tokenizers nor UTF-8 files take, becomes U+FFFD.
     """
     where = f"{path} line {number}"
     try:
         text = line.decode("utf-8-sig")
-        text = _HALF.sub(lambda escape: r"\ufffd" if escape["half"] else escape[0], text)
+        text = _ESCAPE.sub(lambda escape: r"\ufffd" if escape["half"] else escape[0], text)
         values = json.loads(
             text,
             parse_int=_whole_number,
@@ -233,7 +240,8 @@ def _row(path: Path, number: int, line: bytes) -> Row:
         raise UserError(f"{where}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f'{where} is {_kind(values)}, not an object; write {{"question": ..., "answer": ...}}')
-    has_fractions = OTHER_ANSWERS in values or any(isinstance(value, float) for value in values.values())
+    has_fractions = any(isinstance(value, float) for value in values.values())
+    has_fractions |= OTHER_ANSWERS in values  # which may hold some
     return Row(path, number, values, json.loads(text, parse_float=str) if has_fractions else {})
 
 

@@ -61,7 +61,7 @@ def gold_readings(gold: str) -> tuple[str, ...]:
 
 
 def _only_boxes(text: str) -> list[str]:
-    r"""Returns the contents of several boxes of a text of nothing else, as of "\boxed{2} and \boxed{3}"."""
+    r"""Returns the contents of several boxes that are the whole text: "\boxed{2} and \boxed{3}"."""
     contents = [content for _, content in sorted(boxes(text))]
     for content in contents:
         box = rf"\boxed{{{content}}}"

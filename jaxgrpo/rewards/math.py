@@ -71,7 +71,8 @@ def accuracy(problem: Problem, text: str) -> float:
 def gold_answers(problem: Problem) -> list[str]:
     r"""Returns `problem.answer` and those in `problem.meta["other_answers"]`, one of which is enough.
 
-    A gold that is a box, a whole solution or "#### 19" is read as a completion is: see `answers.gold_readings`.
+    A gold that is a box, a whole solution or "#### 19" is read as a completion is: see
+    `answers.gold_readings`.
     """
     others = problem.meta.get(OTHER_ANSWERS)
     golds = [problem.answer, *(others if isinstance(others, list | tuple) else [others])]
