@@ -127,9 +127,9 @@ _TABLE = {
     "Sinh": "si sin: Sinhala, Sinhalese, සිංහල",
     "Tibt": "bo bod tib: Tibetan, བོད་སྐད།",
 }
-"""By scripts (ISO 15924): the languages told apart, a line each. First the code that a language goes
-by here, then others of ISO 639, old ones and those of what it comprises; then its names, in English
-and its own."""
+"""By scripts (ISO 15924): the languages told apart, a line each. First the code that a language
+goes by here, then others of ISO 639, old ones and those of what it comprises; then its names, in
+English and its own."""
 
 _SCRIPT_NAMES = {
     "latin": "latn",
@@ -141,9 +141,9 @@ _SCRIPT_NAMES = {
 
 # fmt: off
 _QUALIFIERS = {
-    "american", "australian", "austrian", "brazilian", "british", "canadian", "egyptian", "european",
-    "indian", "language", "latin", "mexican", "modern", "simplified", "standard", "traditional", "uk",
-    "us", "мова", "язык",
+    "american", "australian", "austrian", "brazilian", "british", "canadian", "egyptian",
+    "european", "indian", "language", "latin", "mexican", "modern", "simplified", "standard",
+    "traditional", "uk", "us", "мова", "язык",
 }
 # fmt: on
 """Words beside a language's name that leave it the same language here."""
@@ -153,10 +153,10 @@ _TAG = re.compile(r"(?P<code>[a-z]{2,3})(?P<subtags>(?:[-_.@][a-z0-9]+)*)\.?")
 
 
 def language_code(text: object) -> str | None:
-    """Returns the code of the language that a text names; None where it names none that can be told.
+    """Returns the code of the language that a text names; None where that is none that can be told.
 
-    text: a tag ("pt-BR"), a locale ("zh_Hans"), a code of ISO 639 ("eng", "cmn") or a name, English or
-      the language's own. One that is told in another script alone is not told ("sr-Latn").
+    text: a tag ("pt-BR"), a locale ("zh_Hans"), a code of ISO 639 ("eng", "cmn") or a name, English
+      or the language's own. What is told in another script alone ("sr-Latn") is not told.
     """
     if not isinstance(text, str):
         return None
@@ -176,7 +176,7 @@ def language_code(text: object) -> str | None:
 
 
 def _named(folded: str) -> tuple[str | None, list[str]]:
-    """Returns the language of a name, or None, and the words after it: of "serbian (latin)" ["latin"]."""
+    """Returns a name's language, or None, and the words after it: of "serbian (latin)" ["latin"]."""
     everything = " ".join(_words(folded))
     if everything in _NAMES:
         return _NAMES[everything], []
@@ -196,8 +196,10 @@ def _fold(text: str) -> str:
     return "".join(sign for sign in decomposed if unicodedata.category(sign) != "Mn").casefold()
 
 
-def _read(table: dict[str, str]) -> tuple[dict[str, str], dict[str, str], dict[str, frozenset[str]]]:
-    """Language by code, language by folded name, and a language's scripts in small letters."""
+def _read(
+    table: dict[str, str],
+) -> tuple[dict[str, str], dict[str, str], dict[str, frozenset[str]]]:
+    """Returns the language by code and by folded name, and its scripts in small letters."""
     codes: dict[str, str] = {}
     names: dict[str, str] = {}
     scripts: dict[str, frozenset[str]] = {}

@@ -35,13 +35,13 @@ MEASURED = {
 """Computed for every completion whatever the rewards are: nobody should have to ask to see a language collapse."""
 
 SCANNED = 10_000
-"""How many problems are checked before a run begins: against the prompt width, and for a language that
-can be told. The rest are checked when their turn comes, and passed over where they do not fit."""
+"""How many problems are checked before a run begins: against the prompt width, and for a language
+that can be told. The rest are checked when their turn comes, and passed over if they do not fit."""
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """Those of a sequence of problems whose prompt fits into the width and whose language can be told."""
+    """The problems of a sequence whose prompt fits the width and whose language can be told."""
 
     tokenizer: tokenizer.Tokenizer
     system: str
@@ -139,11 +139,11 @@ def prepare(config: settings.Config) -> Run:
 
 
 def _in_known_language(problem: Problem) -> Problem:
-    """Returns the problem. Raises UserError if its language cannot be told, and so not be measured."""
+    """Returns the problem. Raises UserError if its language cannot be told, so not measured."""
     if language_code(problem.language) is None:
         raise UserError(
-            f"the problem {problem.id!r} has the language {problem.language!r}, which cannot be told; "
-            f"its source must give one of {' '.join(sorted(LANGUAGE_CODES))}"
+            f"the problem {problem.id!r} has the language {problem.language!r}, which cannot be "
+            f"told; its source must give one of {' '.join(sorted(LANGUAGE_CODES))}"
         )
     return problem
 

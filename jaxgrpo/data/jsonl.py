@@ -84,12 +84,12 @@ class Row:
             codes = " ".join(sorted(LANGUAGE_CODES))
             raise self.error(
                 f'"{name}" is {json.dumps(text)}, not a language that can be told: {codes}; '
-                "mend it, or leave --config.data.language_field empty and set --config.data.language"
+                "mend it, or set --config.data.language_field= and --config.data.language"
             )
         return code
 
     def meta(self, used: set[str]) -> dict[str, Any]:
-        """The fields that are not used. Further gold answers keep their digits, as the answer does."""
+        """The fields not used. Further gold answers keep their digits, as the answer does."""
         meta = {name: value for name, value in self.values.items() if name not in used}
         if OTHER_ANSWERS in meta and self.written:
             meta[OTHER_ANSWERS] = self.written[OTHER_ANSWERS]
@@ -209,13 +209,14 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 _ESCAPE = re.compile(
-    r"\\(?:u(?:d[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(?P<half>d[89a-f][0-9a-f]{2}))|.)", re.IGNORECASE
+    r"\\(?:u(?:d[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(?P<half>d[89a-f][0-9a-f]{2}))|.)",
+    re.IGNORECASE,
 )
 """An escape of a JSON text: a surrogate pair, half of one, or another."""
 
 
 def _row(path: Path, number: int, line: bytes) -> Row:
-    """Returns the object of one line. A byte order mark, which some editors put first, is none of it.
+    """Returns the object of one line. A byte order mark, as some editors put first, is left out.
 
     Half a surrogate pair, which neither tokenizers nor UTF-8 files take, becomes U+FFFD.
     """
@@ -249,7 +250,8 @@ def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:  # Python converts no more than some thousand digits
-        raise ValueError(f"it has a number of {len(text):,} digits; write it as text, in quotes") from None
+        why = f"it has a number of {len(text):,} digits; write it as text, in quotes"
+        raise ValueError(why) from None
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

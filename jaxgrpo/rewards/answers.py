@@ -45,9 +45,9 @@ def _said(text: str) -> str:
 def gold_readings(gold: str) -> tuple[str, ...]:
     r"""Returns the answers that a gold text stands for, one of which is enough.
 
-    A gold is mostly the answer itself, and then it stays as it is. Where it is a box, a whole solution
-    with a box or `#### 19`, or has `<answer>` tags, what these hold is the answer. Where it says "The
-    answer is 19.", both 19 and the sentence itself count, which may be an answer in words.
+    A gold is mostly the answer itself, and then it stays as it is. Where it is a box, a whole
+    solution with a box or `#### 19`, or has `<answer>` tags, what these hold is the answer. Where it
+    says "The answer is 19.", both 19 and the gold itself count, which may be an answer in words.
     """
     tagged = _ANSWER_TAGS.findall(gold)
     if tagged:

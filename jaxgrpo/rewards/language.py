@@ -137,8 +137,8 @@ class Match:
 def word_ratios(text: str, target: str, part: str = "think") -> WordRatios:
     """How much of a part of a completion is in the target language, and how much in English.
 
-    Raises UserError if `target` is no language that can be told: its ratio would be 0.0 for ever; or
-    if `part` is none of PARTS.
+    Raises UserError if `target` is no language that can be told: its ratio would be 0.0 for ever;
+    or if `part` is none of PARTS.
     """
     target = _known(target)
     counts = _counts(text, target, _check_part(part))

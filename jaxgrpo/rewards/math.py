@@ -69,7 +69,7 @@ def accuracy(problem: Problem, text: str) -> float:
 
 
 def gold_answers(problem: Problem) -> list[str]:
-    r"""Returns `problem.answer` and those in `problem.meta["other_answers"]`, one of which is enough.
+    r"""Returns `problem.answer` and `problem.meta["other_answers"]`, one of which is enough.
 
     A gold that is a box, a whole solution or "#### 19" is read as a completion is: see
     `answers.gold_readings`.
