@@ -1,11 +1,13 @@
 """What the host side speaks of: problems, rewards, tasks. Plain data; no jax."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.language_codes import language_code
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,9 @@ class Problem:
     id: unique within a run, the same in every run; randomness and visit counts are keyed by it.
     prompt: what the user says, without any chat template.
     answer: the gold answer as text ("42").
-    language: ISO 639-1 code of the language the chain of thought should be in ("en", "zh", "ko", "uk").
+    language: ISO 639-1 code of the language that the chain of thought should be in ("en", "zh").
+      Other codes and names become that one: "pt-BR" is "pt", "Chinese (Simplified)" is "zh". A run
+      refuses problems in a language that is not of `language_codes.LANGUAGE_CODES`.
     level: difficulty from 1 up; 0 where the data does not know it.
     meta: whatever the data source or a reward needs besides; JSON values only, for it travels to worker processes.
     """
@@ -26,6 +30,14 @@ class Problem:
     language: str = "en"
     level: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        language = language_code(self.language) or self.language
+        object.__setattr__(self, "language", language)
+        for name in ("id", "prompt", "answer"):
+            # Half a surrogate pair is no character: neither tokenizers nor UTF-8 files take it.
+            text = re.sub("[\ud800-\udfff]", "\ufffd", getattr(self, name))
+            object.__setattr__(self, name, text)
 
 
 class Completion(str):
@@ -46,6 +58,9 @@ class Completion(str):
     def __reduce__(self) -> tuple:  # a copy knows as much
         return Completion, (str(self), self.tokens, self.finished)
 
+
+OTHER_ANSWERS = "other_answers"
+"""The field of Problem.meta that holds further gold answers: a list, one of which is enough."""
 
 Problems = Sequence[Problem]
 """Random access: `len(problems)` and `problems[i]`; cheap to index, never a list of everything."""

@@ -16,6 +16,7 @@ from jaxgrpo import config as settings
 from jaxgrpo import tokenizer
 from jaxgrpo.engine import Engine
 from jaxgrpo.errors import UserError
+from jaxgrpo.language_codes import LANGUAGE_CODES, language_code
 from jaxgrpo.mesh import make_mesh, row_devices
 from jaxgrpo.models import weights
 from jaxgrpo.models.transformer import ModelConfig
@@ -34,12 +35,13 @@ MEASURED = {
 """Computed for every completion whatever the rewards are: nobody should have to ask to see a language collapse."""
 
 SCANNED = 10_000
-"""How many problems are measured against the prompt width before a run begins; the rest are measured when asked."""
+"""How many problems are checked before a run begins: against the prompt width, and for a language
+that can be told. The rest are checked when their turn comes, and passed over if they do not fit."""
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """Those of a sequence of problems whose prompts fit into the width, and into the model's vocabulary.
+    """The problems of a sequence whose prompt fits the width and the vocabulary, and whose language can be told.
 
     vocabulary: rows of the model's embedding; a tokenizer may have special tokens that a text model has no row for
     """
@@ -55,12 +57,16 @@ class Fitting:
 
     def fits(self, problem: Problem) -> bool:
         ids = self.ids(problem)
-        return len(ids) <= self.width and max(ids, default=0) < self.vocabulary
+        known = max(ids, default=0) < self.vocabulary
+        return known and len(ids) <= self.width and language_code(problem.language) is not None
 
     def check(self, problems: Problems, what: str) -> str | None:
-        """A line that counts the prompts that are left out, if any is. UserError if there is no problem, or none fits."""
+        """A line that counts the prompts that are left out, if any is.
+
+        Raises UserError if there is no problem, if none fits, or if a language cannot be told.
+        """
         scanned = min(len(problems), SCANNED)
-        prompts = [self.ids(problems[i]) for i in range(scanned)]
+        prompts = [self.ids(_in_known_language(problems[i])) for i in range(scanned)]
         if not prompts:
             raise UserError(f"{what}: there are no problems")
         foreign = sum(max(ids, default=0) >= self.vocabulary for ids in prompts)
@@ -145,6 +151,16 @@ def prepare(config: settings.Config) -> Run:
         model_folder=folder,
         notes=[note for note in notes if note],
     )
+
+
+def _in_known_language(problem: Problem) -> Problem:
+    """Returns the problem. Raises UserError if its language cannot be told, so not measured."""
+    if language_code(problem.language) is None:
+        raise UserError(
+            f"the problem {problem.id!r} has the language {problem.language!r}, which cannot be "
+            f"told; its source must give one of {' '.join(sorted(LANGUAGE_CODES))}"
+        )
+    return problem
 
 
 def make_steps(config: settings.Config, model: ModelConfig, ends: tuple[int, ...], devices: list | None = None) -> Steps:

@@ -168,6 +168,65 @@ def test_data(refused, tmp_path, path, text, says):
     assert refused("--config", path).startswith(says.replace("DATA", data))
 
 
+def with_language(language: str) -> str:
+    return as_lines([{**row, "lang": language} for row in ROWS])
+
+
+@pytest.mark.parametrize(
+    ("language", "flag", "says"),
+    [
+        ("Klingon", "language_field=lang", 'DATA line 1: "lang" is "Klingon", not a language '),
+        ("", "language_field=lang", 'DATA line 1: "lang" is blank; fill it in, '),
+        ("en", "language=xx", "--config.data.language is 'xx', not a language that can be told; "),
+    ],
+)
+def test_a_language_that_cannot_be_told(refused, tmp_path, path, language, flag, says):
+    path, data = data_file(tmp_path, with_language(language))
+    assert refused("--config", path, f"--config.data.{flag}").startswith(says.replace("DATA", data))
+
+
+def test_a_reward_in_a_language_that_cannot_be_told(refused, tmp_path, path):
+    path = config_file(tmp_path, TEXT.replace("language.target_word_ratio", "language.Ratio()"))
+    said = refused("--config", path, "--config.rewards.language.function.language=xx")
+    assert "language 'xx' is not one that can be told: use one of af " in said
+
+
+def test_a_source_with_a_language_that_cannot_be_told(refused, tmp_path, path):
+    source = """
+class Mine:
+    def train(self):
+        return [Problem("p1", "What?", "1", "pt-BR"), Problem("p2", "What?", "1", "Klingon")]
+
+    heldout = train
+
+
+def get_config"""
+    text = TEXT.replace("import Weighted", "import Problem, Weighted")
+    text = text.replace("def get_config", source.strip())
+    path = config_file(tmp_path, text.replace("Arithmetic(levels=(1,), size=24)", "Mine()"))
+    said = refused("--config", path)
+    assert said.startswith("the problem 'p2' has the language 'Klingon', which cannot be told; ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        with_language("pt-BR"),
+        as_lines([{**row, "question": "smile \ud83d", "lang": "en"} for row in ROWS]),
+        as_lines([{**row, "question": "What \x00?", "lang": "en"} for row in ROWS]),
+    ],
+    ids=["pt-BR", "surrogate", "NUL"],
+)
+def test_odd_data_that_can_be_read(tmp_path, monkeypatch, text):
+    path, _ = data_file(tmp_path, text)
+    flags = ["--config", path, "--config.data.language_field=lang"]
+    monkeypatch.setattr(sys, "argv", ["train", *flags])
+    monkeypatch.setattr(Run, "load_params", lambda run: sys.exit(0))  # so far, and no further
+    with pytest.raises(SystemExit) as stopped:
+        run_main(train.main)
+    assert stopped.value.code == 0
+
+
 def test_long_prompts_are_dropped_with_a_count(tmp_path, monkeypatch, capsys):
     path, _ = data_file(tmp_path, as_lines([*ROWS[:2], {"question": "and so on " * 50, "answer": 1}, *ROWS[2:]]))
     monkeypatch.setattr(sys, "argv", ["train", "--config", path])

@@ -72,6 +72,67 @@ def test_jsonl_answers_are_text_or_numbers(tmp_path, answer, text):
     assert Jsonl(path, heldout_size=0).train()[0].answer == text
 
 
+NUMBERS = ["123456789012345678.5", "0.1000", "1e-7", "1.50E+3", "-0.5", "12345678901234567890123", "0"]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_jsonl_numbers_keep_the_digits_of_the_file(tmp_path, number):
+    row = '{"question": "?", "answer": N, "key": N, "other_answers": ["x", N], "n": [0.10]}'
+    path = write_lines(tmp_path / "a.jsonl", [row.replace("N", number)])
+    (problem,) = Jsonl(path, heldout_size=0, id_field="key").train()
+    assert (problem.answer, problem.id) == (number, number)
+    assert list(map(str, problem.meta["other_answers"])) == ["x", number]
+    assert problem.meta["n"] == [0.1]
+    assert type(problem.meta["n"][0]) is float
+
+
+def test_gsm8k_numbers_keep_the_digits_of_the_file(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", ['{"question": 0.10, "answer": "#### 0.10"}'])
+    (problem,) = GSM8K(path, heldout_size=0).train()
+    assert (problem.prompt, problem.answer) == ("0.10", "0.10")
+
+
+SURROGATES = [
+    (r"smile \ud83d face", "smile \ufffd face"),
+    (r"2 + 2? \uD83D", "2 + 2? \ufffd"),
+    (r"a \udc00 b", "a \ufffd b"),
+    (r"\ud83d\ud83d\ude00\ude00", "\ufffd\U0001f600\ufffd"),
+    (r"\\ud83d", r"\ud83d"),
+    (r"\\\ud83d", "\\\ufffd"),
+]
+
+
+@pytest.mark.parametrize(("escaped", "text"), SURROGATES)
+def test_half_a_surrogate_pair_becomes_a_character_in_the_whole_row(tmp_path, escaped, text):
+    row = '{"question": "X", "answer": "X", "key": "X", "m": {"X": ["X", 1]}}'.replace("X", escaped)
+    path = write_lines(tmp_path / "a.jsonl", [row])
+    (problem,) = Jsonl(path, heldout_size=0, id_field="key").train()
+    assert problem == Problem(text, text, text, meta={"m": {text: [text, 1]}})
+    assert json.dumps([problem.prompt, problem.meta], ensure_ascii=False).encode()
+
+
+def test_gsm8k_reads_half_a_surrogate_pair_alike(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [r'{"question": "a \ud83d", "answer": "\udc00\n#### 7"}'])
+    (problem,) = GSM8K(path, heldout_size=0).train()
+    assert (problem.prompt, problem.meta["solution"]) == ("a \ufffd", "\ufffd")
+
+
+@pytest.mark.parametrize("language", ["pt-BR", "pt", "PT", "por", "Portuguese", "Português"])
+def test_jsonl_languages_go_by_one_code(tmp_path, language):
+    path = write_lines(tmp_path / "a.jsonl", [{**row, "lang": language} for row in rows(1)])
+    assert Jsonl(path, heldout_size=0, language_field="lang").train()[0].language == "pt"
+    assert Jsonl(path, heldout_size=0, language=language).train()[0].language == "pt"
+
+
+@pytest.mark.parametrize("language", ["Klingon", "xx", "sr-Latn", 3])
+def test_jsonl_refuses_languages_that_cannot_be_told(tmp_path, language):
+    path = write_lines(tmp_path / "a.jsonl", [{**rows(1)[0], "lang": "en"}, {**rows(1)[0], "lang": language}])
+    message = the_error(Jsonl(path, heldout_size=0, language_field="lang").train)
+    assert message.startswith(f'{path} line 2: "lang" is "{language}", not a language that can be told')
+    message = the_error(Jsonl(path, heldout_size=0, language=str(language)).heldout)
+    assert message.startswith(f"--config.data.language is '{language}', not a language that can be told")
+
+
 @pytest.mark.parametrize(("level", "expected"), [(5, 5), ("5", 5), ("Level 5", 5)])
 def test_jsonl_levels_are_whole_numbers(tmp_path, level, expected):
     path = write_lines(tmp_path / "a.jsonl", [{"question": "?", "answer": "1", "level": level}])
@@ -109,6 +170,12 @@ BAD_LINES = [
     ({"question": "?", "answer": True}, '"answer" is true or false'),
     ({"question": "?", "answer": None}, '"answer" is null'),
     ({"question": " ", "answer": "1"}, '"question" is blank'),
+    ('{"question": "?", "answer": 1e999}', '"answer" is 1e999, too large for a number; write it as text'),
+    ('{"question": "?", "answer": -1e999}', '"answer" is -1e999, too large for a number; write it as text'),
+    ('{"question": "?", "answer": ' + "9" * 5000 + "}", "a number of 5,000 digits; write it as text"),
+    ('{"question": "?", "answer": "1", "question": "!"}', 'the field "question" stands in it twice'),
+    ({"question": [{"role": "user", "content": "?"}], "answer": "1"}, '"question" is a list, not text'),
+    ({"question": {"text": "?"}, "answer": "1"}, '"question" is an object, not text'),
     ({"question": "?", "Answer": "1"}, 'no field "answer", only "question", "Answer"; set --config.data.answer=Answer'),
     ({"problem": "?", "answer": "1"}, 'no field "question", only "problem", "answer"; set --config.data.question to'),
     ({}, "only no fields"),

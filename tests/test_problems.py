@@ -8,7 +8,66 @@ import pickle
 import pytest
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import Completion, Driven, Scheduled
+from jaxgrpo.language_codes import LANGUAGE_CODES, language_code
+from jaxgrpo.problems import Completion, Driven, Problem, Scheduled
+
+LANGUAGES = {
+    "en": "en EN en-US en_US.UTF-8 eng English ENGLISH",
+    "pt": "pt-BR pt_PT por Português portugues",
+    "zh": "zh-CN zh_Hans zh-Hant-TW cmn yue zho chi Chinese 中文 中文（繁體）",  # noqa: RUF001
+    "no": "no nb nb-NO nob Norwegian Bokmål",
+    "nn": "nn nno Nynorsk",
+    "id": "in id Indonesian",
+    "he": "iw heb",
+    "yi": "ji",
+    "ar": "arb_Arab ar-EG العربية",
+    "ko": "kor 한국어",
+    "hi": "हिन्दी हिंदी",
+    "fr": "fr-CA fr-FR",
+    "sr": "sr sr-Cyrl-RS",
+    "ckb": "ckb Sorani",
+}
+NAMES = {
+    "zh": ["Chinese (Simplified)", "Simplified Chinese", "Mandarin Chinese", " Chinese "],
+    "pt": ["Portuguese (Brazil)", "Portuguese, Brazilian", "Brazilian Portuguese"],
+    "en": ["English (US)", "English language", "English-US"],
+    "es": ["Spanish; Castilian", "Spanish (Latin America)"],
+    "el": ["Greek, Modern (1453-)"],
+    "nn": ["Norwegian (Nynorsk)"],
+    "uk": ["українська мова"],
+}
+NONE = ["", " ", "xx", "Klingon", "tlh", "und", "-", "12", "e\ud83d"]
+SEVERAL = ["en, fr", "English, French", "English and French"]
+IN_ANOTHER_SCRIPT = ["sr-Latn", "sr_RS@latin", "Serbian (Latin)", "hi-Latn", "uz-Cyrl"]
+
+
+def named(languages):
+    """Pairs of a text and the code it stands for."""
+    pairs = []
+    for code, texts in languages.items():
+        pairs += [(text, code) for text in (texts.split() if isinstance(texts, str) else texts)]
+    return pairs
+
+
+@pytest.mark.parametrize(("text", "code"), named(LANGUAGES) + named(NAMES))
+def test_a_language_goes_by_one_code_however_it_is_called(text, code):
+    assert Problem("1", "question", "42", text).language == code
+
+
+def test_codes_stay_as_they_are():
+    assert all(language_code(code) == code for code in LANGUAGE_CODES)
+
+
+@pytest.mark.parametrize("text", [*NONE, *SEVERAL, *IN_ANOTHER_SCRIPT])
+def test_what_names_no_language_that_can_be_told_is_left_for_the_run_to_refuse(text):
+    assert language_code(text) is language_code(None) is None
+    assert Problem("1", "question", "42", text).language == text
+
+
+def test_half_a_surrogate_pair_becomes_a_character():
+    problem = Problem("\ud83d1", "a \udc00 b", "7\ud83d", meta={"n": 1})
+    assert problem == Problem("\ufffd1", "a \ufffd b", "7\ufffd", meta={"n": 1})
+    assert Problem("1", "\U0001f600", "42").prompt == "\U0001f600"
 
 
 def test_a_completion_is_its_text_for_whoever_asks_no_more():

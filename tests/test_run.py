@@ -56,6 +56,13 @@ def test_only_so_many_are_measured():
     assert note == "1 of the first 10,000 training prompts are longer than 5 tokens and left out; 6 takes all"
 
 
+def test_a_language_that_cannot_be_told_is_refused_with_the_problem():
+    problems = [Problem("a", "x", "1", "pt-BR"), Problem("b", "x", "1", "Klingon")]
+    with pytest.raises(UserError, match="the problem 'b' has the language 'Klingon', which cannot be told"):
+        fitting(5).check(problems, "training")
+    assert fitting(5).first(problems, 2) == problems[:1]  # as any of those that are not looked at before
+
+
 def test_all_too_long_is_refused_with_the_numbers():
     with pytest.raises(UserError) as error:
         fitting(5).check(problems_of(7, 9, 6), "held-out")

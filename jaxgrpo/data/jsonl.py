@@ -8,25 +8,33 @@ An example row, and the config that reads it:
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import Problem, Problems
+from jaxgrpo.language_codes import LANGUAGE_CODES, language_code
+from jaxgrpo.problems import OTHER_ANSWERS, Problem, Problems
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line's object, and where it stood (lines count from 1), so that an error can point at it."""
+    """One line's object, and where it stood, so that an error can point at it.
+
+    line: from 1
+    values: the object's fields
+    written: the same with fractions as texts, in the digits of the file; {} where there are none
+    """
 
     path: Path
     line: int
     values: dict[str, Any]
+    written: dict[str, Any] = field(default_factory=dict)
 
     def error(self, what: str) -> UserError:
         """The UserError that says `what` is wrong with this line."""
@@ -42,8 +50,15 @@ class Row:
         raise self.error(f'there is no field "{name}", only {there}; set {mend}')
 
     def text(self, name: str, setting: str) -> str:
-        """The field `name` as text that is not blank; numbers are written as JSON writes them."""
+        """The field `name` as text that is not blank; a number keeps the digits of the file."""
         value = self.value(name, setting)
+        if isinstance(value, float):
+            if math.isinf(value):
+                number = self.written[name]
+                raise self.error(
+                    f'"{name}" is {number}, too large for a number; write it as text, in quotes'
+                )
+            value = self.written[name]
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self.error(f'"{name}" is {_kind(value)}, not text or a number; mend it or set --config.data.{setting}')
         text = str(value)
@@ -61,6 +76,25 @@ class Row:
             )
         return int(found.group(1))
 
+    def language(self, name: str) -> str:
+        """The field `name` as the code of a language that can be told."""
+        text = self.text(name, "language_field")
+        code = language_code(text)
+        if code is None:
+            codes = " ".join(sorted(LANGUAGE_CODES))
+            raise self.error(
+                f'"{name}" is {json.dumps(text)}, not a language that can be told: {codes}; '
+                "mend it, or set --config.data.language_field= and --config.data.language"
+            )
+        return code
+
+    def meta(self, used: set[str]) -> dict[str, Any]:
+        """The fields not used. Further gold answers keep their digits, as the answer does."""
+        meta = {name: value for name, value in self.values.items() if name not in used}
+        if OTHER_ANSWERS in meta and self.written:
+            meta[OTHER_ANSWERS] = self.written[OTHER_ANSWERS]
+        return meta
+
 
 def read_rows(path: str | Path) -> Iterator[Row]:
     """The objects of a UTF-8 JSON Lines file, in order; blank lines are skipped.
@@ -73,7 +107,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             rows += 1
-            yield Row(path, number, _object(path, number, line))
+            yield _row(path, number, line)
     if not rows:
         raise UserError(f"{path} has no rows; it should hold one JSON object a line")
 
@@ -115,9 +149,11 @@ class Jsonl:
 
     path: the training file; heldout_path: the held-out one. Without it the last `heldout_size` rows of `path` are held
     out and never trained on.
-    question, answer: the fields that hold them; an answer is text or a number.
+    question, answer: the fields that hold them. An answer is text or a number, whose digits stay as
+    they are written; mathematics also takes one that is a box or a whole solution.
     language_field, level_field, id_field: fields of the same meaning as Problem's; "" where the file has none. Then the
     language is `language`, the level 0, and the id the file's name, the split and the line number.
+    language: a code or a name, such as "pt", "pt-BR" or "Portuguese"; so in the language field.
     A row's other fields travel in Problem.meta.
     """
 
@@ -133,11 +169,19 @@ class Jsonl:
 
     def train(self) -> Problems:
         """The training problems; UserError where the file cannot be read as set."""
-        return read_split(self.path, self.heldout_path, self.heldout_size, self._problem, "train")
+        return self._split("train")
 
     def heldout(self) -> Problems:
         """The held-out problems, none of them in train(); UserError where the file cannot be read as set."""
-        return read_split(self.path, self.heldout_path, self.heldout_size, self._problem, "heldout")
+        return self._split("heldout")
+
+    def _split(self, split: str) -> Problems:
+        if not self.language_field and language_code(self.language) is None:
+            raise UserError(
+                f"--config.data.language is {self.language!r}, not a language that can be told; "
+                f"set it to one of {' '.join(sorted(LANGUAGE_CODES))}"
+            )
+        return read_split(self.path, self.heldout_path, self.heldout_size, self._problem, split)
 
     def _problem(self, row: Row, split: str) -> Problem:
         used = {self.question, self.answer, self.language_field, self.level_field, self.id_field}
@@ -145,9 +189,9 @@ class Jsonl:
             id=row.text(self.id_field, "id_field") if self.id_field else f"{row.path.stem}:{split}:{row.line}",
             prompt=row.text(self.question, "question"),
             answer=row.text(self.answer, "answer"),
-            language=row.text(self.language_field, "language_field") if self.language_field else self.language,
+            language=row.language(self.language_field) if self.language_field else self.language,
             level=row.level(self.level_field, "level_field") if self.level_field else 0,
-            meta={name: value for name, value in row.values.items() if name not in used},
+            meta=row.meta(used),
         )
 
 
@@ -164,26 +208,65 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path} cannot be read ({error.strerror}); check it and its permissions") from None
 
 
-def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    """The JSON object of one line. A byte order mark, which some editors put first, is not part of it."""
+_ESCAPE = re.compile(
+    r"\\(?:u(?:d[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(?P<half>d[89a-f][0-9a-f]{2}))|.)",
+    re.IGNORECASE,
+)
+"""An escape of a JSON text: a surrogate pair, half of one, or another."""
+
+
+def _row(path: Path, number: int, line: bytes) -> Row:
+    """Returns the object of one line. A byte order mark, as some editors put first, is left out.
+
+    Half a surrogate pair, which neither tokenizers nor UTF-8 files take, becomes U+FFFD.
+    """
     where = f"{path} line {number}"
     try:
-        values = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        text = line.decode("utf-8-sig")
+        text = _ESCAPE.sub(lambda escape: r"\ufffd" if escape["half"] else escape[0], text)
+        values = json.loads(
+            text,
+            parse_int=_whole_number,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_without_repetition,
+        )
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         why = f"column {error.colno}: {error.msg}"
         raise UserError(f"{where} is not JSON ({why}); one object a line is wanted") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
         raise UserError(f"{where} is not JSON ({error}); one object a line is wanted") from None
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f'{where} is {_kind(values)}, not an object; write {{"question": ..., "answer": ...}}')
-    return values
+    has_fractions = any(isinstance(value, float) for value in values.values())
+    has_fractions |= OTHER_ANSWERS in values  # which may hold some
+    return Row(path, number, values, json.loads(text, parse_float=str) if has_fractions else {})
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # Python converts no more than some thousand digits
+        why = f"it has a number of {len(text):,} digits; write it as text, in quotes"
+        raise ValueError(why) from None
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these fields. JSON does not say which of two values of one field is meant."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {json.dumps(repeated)} stands in it twice; drop one")
+    return fields
 
 
 def _refuse_constant(name: str) -> NoReturn:
     """Python reads NaN and Infinity, which are not JSON and no answer."""
-    raise ValueError(f"{name} is not a JSON number")
+    raise ValueError(f"{name} is not a JSON number; mend it or write it as text, in quotes")
 
 
 def _kind(value: object) -> str:

@@ -7,6 +7,7 @@ final_answer("6 boxes of 7 make 42", ("number",))                -> "42"
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import regex as re
 
@@ -27,7 +28,7 @@ def final_answer(text: str, extract: Sequence[str] = MARKS) -> str | None:
     number. Only what is said after thinking counts: what follows the last `</think>`, if there is one, and what precedes
     a `<think>` that is never closed.
     """
-    said = text.rpartition("</think>")[2].partition("<think>")[0]
+    said = _said(text)
     marks = boxes(said) if "boxed" in extract else []
     marks += [(match.start(), match[1]) for match in _HASHES.finditer(said)] if "hashes" in extract else []
     if marks:
@@ -36,6 +37,42 @@ def final_answer(text: str, extract: Sequence[str] = MARKS) -> str | None:
     return _last_number(said) if answer is None and "number" in extract else answer
 
 
+def _said(text: str) -> str:
+    return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
+@lru_cache(maxsize=1024)
+def gold_readings(gold: str) -> tuple[str, ...]:
+    r"""Returns the answers that a gold text stands for, one of which is enough.
+
+    A gold is mostly the answer itself, and then it stays as it is. Where it is a box, a whole
+    solution with a box or `#### 19`, or has `<answer>` tags, what these hold is the answer. Where it
+    says "The answer is 19.", both 19 and the gold itself count, which may be an answer in words.
+    """
+    tagged = _ANSWER_TAGS.findall(gold)
+    if tagged:
+        return gold_readings(tagged[-1])
+    said = _said(gold)
+    marked = ", ".join(_only_boxes(said)) or final_answer(said)
+    if marked:
+        return (marked,)
+    told = None if _NOUN_ALONE.match(said.strip()) else _after_phrase(said)
+    return (told, said) if told else (said or gold,)
+
+
+def _only_boxes(text: str) -> list[str]:
+    r"""Returns the contents of several boxes that are the whole text: "\boxed{2} and \boxed{3}"."""
+    contents = [content for _, content in sorted(boxes(text))]
+    for content in contents:
+        box = rf"\boxed{{{content}}}"
+        if box not in text:  # it went with the box that it stood in
+            return []
+        text = text.replace(box, "", 1)
+    return contents if len(contents) > 1 and _BETWEEN_BOXES.fullmatch(text) else []
+
+
+_ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_BETWEEN_BOXES = re.compile(r"(?:[\s$,;.]|\\text\s*\{\s*(?:and|or)\s*\}|\\[][()]|and|or)*")
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(\S.*)")
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
@@ -75,6 +112,10 @@ PHRASES = {
 """What announces an answer, by language. All are looked for in every text: models do not keep to one language."""
 
 _PHRASE = re.compile("|".join(f"(?:{phrase})" for phrase in PHRASES.values()), re.IGNORECASE | re.VERBOSE)
+_NOUN_ALONE = re.compile(
+    r"(?:సమాధానం|జవాబు|উত্তর|উত্তরটি|उत्तर|जवाब)\s+(?!ఏమిటంటే|হল|হবে|হচ্ছে|है|होगा)\p{L}"
+)
+"""A word for "answer" that no verb follows: in Hindi and Bengali it is that for "north" as well."""
 _FULL_WIDTH_SIGNS = str.maketrans("：＝", ":=")
 _FORMULA = re.compile(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SENTENCE = re.compile(r"(?:[^.!?。！？｡।\n]|[.](?=\S))*")

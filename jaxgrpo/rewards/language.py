@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.language_codes import LANGUAGE_CODES, language_code
 from jaxgrpo.problems import Problem
 from jaxgrpo.rewards import prose
 from jaxgrpo.rewards.prose import PARTS, strip_formulas
@@ -51,8 +52,6 @@ __all__ = [
 
 MAX_LENGTH = 1_000_000
 """Characters of a part that are read: far more than a completion has, so that no text takes more than seconds."""
-
-_KNOWN = frozenset(language for languages in LANGUAGES.values() for language in languages)
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Ratio:
     """A reward: the share of words in a language, from 0.0 to 1.0; 0.0 without words.
 
     part: what is read of a completion: think (all of it where there is no think block), answer or all
-    language: a language's code, such as en for the share of English; empty: the problem's
+    language: a language's code or name, such as en for the share of English; empty: the problem's
     """
 
     part: str = "think"
@@ -90,6 +89,8 @@ class Ratio:
 
     def __post_init__(self) -> None:
         _check_part(self.part)
+        if self.language:
+            object.__setattr__(self, "language", _known(self.language))
 
     def __call__(self, problem: Problem, text: str) -> float:
         return word_ratios(text, self.language or problem.language, self.part).target
@@ -136,9 +137,11 @@ class Match:
 def word_ratios(text: str, target: str, part: str = "think") -> WordRatios:
     """How much of a part of a completion is in the target language, and how much in English.
 
-    Raises UserError if `target` is no code of `LANGUAGES`: its ratio would be 0.0 for ever; or if `part` is none of PARTS.
+    Raises UserError if `target` is no language that can be told: its ratio would be 0.0 for ever;
+    or if `part` is none of PARTS.
     """
-    counts = _counts(text, _known(target), _check_part(part))
+    target = _known(target)
+    counts = _counts(text, target, _check_part(part))
     words = counts.total()
     return WordRatios(words, counts[target] / max(words, 1), counts["en"] / max(words, 1))
 
@@ -160,9 +163,11 @@ def count_words(text: str, target: str) -> Counter[str]:
 
 
 def _known(language: str) -> str:
-    if language not in _KNOWN:
-        raise UserError(f"language {language!r} is not one that can be told: use one of {' '.join(sorted(_KNOWN))}")
-    return language
+    code = language_code(language)
+    if code is None:
+        codes = " ".join(sorted(LANGUAGE_CODES))
+        raise UserError(f"language {language!r} is not one that can be told: use one of {codes}")
+    return code
 
 
 def _check_part(part: str) -> str:

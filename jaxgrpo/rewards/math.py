@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import Problem
-from jaxgrpo.rewards.answers import EXTRACT, MARKS, boxes, final_answer
+from jaxgrpo.problems import OTHER_ANSWERS, Problem
+from jaxgrpo.rewards.answers import EXTRACT, MARKS, boxes, final_answer, gold_readings
 from jaxgrpo.rewards.collections import as_collection, strip_name, unwrap
 from jaxgrpo.rewards.numbers import (
     MAX_DIGITS,
@@ -33,9 +33,6 @@ __all__ = ["MAX_DIGITS", "Accuracy", "accuracy", "boxes", "final_answer", "numbe
 
 MAX_LENGTH = 1000
 """Answers with more characters than this are compared as text."""
-
-OTHER_ANSWERS = "other_answers"
-"""The field of Problem.meta that holds further gold answers: a list, one of which is enough."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,15 @@ def accuracy(problem: Problem, text: str) -> float:
 
 
 def gold_answers(problem: Problem) -> list[str]:
-    """`problem.answer` and those in `problem.meta["other_answers"]`."""
-    others = problem.meta.get(OTHER_ANSWERS, [])
-    return [problem.answer, *map(str, others if isinstance(others, list | tuple) else [others])]
+    r"""Returns `problem.answer` and `problem.meta["other_answers"]`, one of which is enough.
+
+    A gold that is a box, a whole solution or "#### 19" is read as a completion is: see
+    `answers.gold_readings`.
+    """
+    others = problem.meta.get(OTHER_ANSWERS)
+    golds = [problem.answer, *(others if isinstance(others, list | tuple) else [others])]
+    texts = [str(gold) for gold in golds if gold is not None]
+    return [answer for text in texts for answer in gold_readings(text)]
 
 
 def same_number(a: str, b: str) -> bool:

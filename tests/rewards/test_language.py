@@ -13,8 +13,10 @@ from language_texts import TEXTS
 
 from jaxgrpo import settings
 from jaxgrpo.errors import UserError
+from jaxgrpo.language_codes import LANGUAGE_CODES
 from jaxgrpo.problems import Problem, Weighted
 from jaxgrpo.rewards.language import (
+    LANGUAGES,
     MAX_LENGTH,
     PARTS,
     Match,
@@ -166,9 +168,22 @@ def test_settings_that_cannot_be_are_refused():
     for share in (0.0, 1.1, float("nan")):
         with pytest.raises(UserError, match="at_least"):
             Threshold(at_least=share)
-    for reward in (Ratio(), Threshold(), Match(), Ratio(language="xx")):
+    for reward in (Ratio(), Threshold(), Match()):
         with pytest.raises(UserError, match="'xx'"):
             reward(problem("xx"), "text")
+    with pytest.raises(UserError, match="'xx'"):
+        Ratio(language="xx")
+
+
+def test_a_language_goes_by_any_of_its_codes_and_names():
+    assert Ratio(language="English") == Ratio(language="en-US") == Ratio(language="en")
+    assert word_ratios(WHOLE["zh"], "cmn") == word_ratios(WHOLE["zh"], "zh")
+    for reward in (target_word_ratio, Ratio(), Threshold(), Match()):
+        assert reward(problem("zh_Hans"), WHOLE["zh"]) == reward(problem("zh"), WHOLE["zh"]) > 0
+
+
+def test_the_languages_with_names_are_those_told_apart():
+    assert {code for codes in LANGUAGES.values() for code in codes} == LANGUAGE_CODES
 
 
 def test_a_reward_is_a_value_with_settings():

@@ -57,6 +57,58 @@ def test_one_of_several_gold_answers_is_enough():
     assert accuracy(problem("1/3", other_answers=0.5), r"\boxed{0.5}") == 1.0
 
 
+GOLDS = [
+    r"\boxed{19}",
+    r"$\boxed{19}$",
+    r"\[\boxed{19}\]",
+    "$19$",
+    r"\[19\]",
+    r"We add 12 and 7. The answer is $\boxed{19}$.",
+    r"\boxed{12} + \boxed{7} = \boxed{\boxed{19}}",
+    "12 + 7 = <<12+7=19>>19\n#### 19",
+    "#### 19",
+    "<answer>19</answer>",
+    r"<think>\boxed{3}</think><answer>\boxed{19}</answer>",
+    "<think>12 + 7</think>19",
+    "The answer is 19.",
+    "We add 12 and 7. So she has 19. The answer is 19.",
+    "Final Answer: The final answer is $19$. I hope it is correct.",
+    "答案是19。",
+    "उत्तर है 19",
+]
+
+
+@pytest.mark.parametrize("gold", GOLDS)
+def test_a_gold_that_is_a_box_or_a_solution_is_read_as_an_answer(gold):
+    for golds in (problem(gold), problem("1", other_answers=[gold, None])):
+        assert accuracy(golds, r"\boxed{19}") == accuracy(golds, "#### 19") == 1.0
+        assert accuracy(golds, r"\boxed{12}") == accuracy(golds, r"\boxed{7}") == 0.0
+        assert accuracy(golds, r"\boxed{None}") == 0.0
+
+
+@pytest.mark.parametrize("gold", [r"\boxed{2} and \boxed{3}", r"$\boxed{2}$, $\boxed{3}$", r"\boxed{2, 3}"])
+def test_a_gold_of_several_boxes_is_all_of_them(gold):
+    assert accuracy(problem(gold), r"\boxed{2, 3}") == 1.0
+    assert accuracy(problem(gold), r"\boxed{3}") == 0.0
+
+
+AS_THEY_ARE = ["x = 3", "Monday", "उत्तर दिशा", r"\boxed{}", "The answer is unknown", "12 + 7 = 19", "", " 5 "]
+
+
+@pytest.mark.parametrize("gold", AS_THEY_ARE)
+def test_any_other_gold_stays_as_it_is(gold):
+    assert math.gold_answers(problem(gold))[-1] == gold
+
+
+def test_a_gold_in_words_may_be_the_sentence_or_what_it_says():
+    for answer in ("Monday", "The answer is Monday."):
+        assert accuracy(problem("The answer is Monday."), rf"\boxed{{{answer}}}") == 1.0
+
+
+def test_zero_may_be_the_other_answer():
+    assert accuracy(problem("1", other_answers=0), r"\boxed{0}") == 1.0
+
+
 def test_a_tolerance_is_a_share_of_the_gold():
     near = Accuracy(tolerance=0.01)
     assert near(problem("4.5e33"), r"\boxed{4.54e33}") == 1.0
