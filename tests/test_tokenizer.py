@@ -154,7 +154,7 @@ def test_a_tokenizer_without_a_pad_token_pads_with_an_end(folder):
 
 
 def test_no_end_token_is_an_error_unless_the_generation_config_has_one(folder):
-    change(folder, eos_token=None)
+    change(folder, eos_token=None, chat_template=...)
     with pytest.raises(UserError, match="names no end token: set eos_token"):
         tokenizer.load(folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
