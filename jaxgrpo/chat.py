@@ -102,7 +102,8 @@ class Chat:
         wrapping = self.wrapping()
         end = pieces[-1] if pieces else ""
         for tag in _TAG.finditer(end):
-            if tag[0] not in wrapping and _closing(tag[0]) not in end[tag.end() :]:
+            closed = _closing(tag[0]).lower() in end[tag.end() :].lower()
+            if tag[0] not in wrapping and not closed:
                 return end[tag.start() :]
         return ""
 
