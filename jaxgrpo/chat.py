@@ -1,7 +1,8 @@
 """Asks through the chat template of a model folder, in whatever way that template takes.
 
-What a template takes is found out once, by rendering conversations of probe texts: whether a system message may come
-first, whether contents are strings or parts, what stands between the turns, what the end of a prompt opens.
+What a template takes is found out once, by rendering conversations of probe texts: whether a
+system message may come first, whether contents are strings or parts, what stands between the turns,
+what the end of a prompt opens.
 """
 
 import re
@@ -20,7 +21,7 @@ _TAG = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _BLOCK = re.compile(r"<([^<>/|\s][^<>|]*)>.*?</\1>|\[([A-Z_]+)\].*?\[/\2\]", re.DOTALL)
-"""What is opened and closed between two contents, such as the empty thoughts of earlier turns: it wraps neither."""
+"""Matches what is opened and closed between two contents and so wraps neither: empty thoughts."""
 _PROBES = ("first probe text", "second probe text", "third probe text", "fourth probe text")
 
 
@@ -28,7 +29,7 @@ _PROBES = ("first probe text", "second probe text", "third probe text", "fourth 
 class Chat:
     """Renders prompts with a chat template.
 
-    render: (messages, whether the assistant's turn is begun) -> text; raises whatever the template raises
+    render: (messages, whether the assistant's turn is begun) -> text; raises what the template raises
     folder: the model folder, which errors name
     in_parts: whether a message's content is [{"type": "text", "text": ...}], else a string
     takes_system: whether a system message may come first; else its text opens the user's turn
@@ -58,7 +59,9 @@ class Chat:
         return text
 
     def around(self, *roles: str, begin: bool = False) -> list[str] | None:
-        """Returns what stands before, between and after the contents of a conversation; None if it cannot be rendered.
+        """Returns what stands before, between and after the contents of a conversation.
+
+        None if it cannot be rendered, or not with all contents in their order.
 
         roles: who speaks, one message each
         begin: whether the assistant's next turn is begun
@@ -77,16 +80,16 @@ class Chat:
         return [*pieces, rest]
 
     def wrapping(self) -> str:
-        """Returns what the template wraps turns in: the texts before and between the contents of a conversation."""
+        """Returns what the template wraps turns in: the texts before and between their contents."""
         turns = ("user", "assistant", "user")
         for roles in (("system", *turns), turns, turns[:2], turns[:1]):
             if pieces := self.around(*roles):
-                # What follows the last content may be the end of a prompt, which the answer goes on with.
+                # What follows the last content may be the end of a prompt, which opens the answer.
                 return "\n".join(_BLOCK.sub("", piece) for piece in pieces[:-1])
         return ""
 
     def after_assistant(self) -> str:
-        """Returns what follows an assistant's content, without space before it: first what ends the turn, if anything."""
+        """Returns what follows an assistant's content: first what ends the turn, if anything does."""
         for roles in (("user", "assistant"), ("user", "assistant", "user")):
             pieces = self.around(*roles)
             if pieces and pieces[2].strip():
@@ -94,8 +97,9 @@ class Chat:
         return ""
 
     def opened(self) -> str:
-        """Returns the end of a prompt, from the tag on that the answer is to close, such as "<think>\\n"; else "".
+        """Returns the end of a prompt from the tag on that the answer is to close, or "".
 
+        For example "<think>\\n".
         A tag that turns are wrapped in is none, and neither is one that the prompt itself closes.
         """
         pieces = self.around("user", begin=True)
@@ -113,8 +117,8 @@ class Chat:
 
     def _refusal(self, reason: str) -> UserError:
         return UserError(
-            f"the chat template in {self.folder} cannot ask a question ({reason}): mend it there, in chat_template.jinja or "
-            "tokenizer_config.json, or remove it to ask without one"
+            f"the chat template in {self.folder} cannot ask a question ({reason}): mend it there, in "
+            "chat_template.jinja or tokenizer_config.json, or remove it to ask without one"
         )
 
 
@@ -149,7 +153,7 @@ def one_line(error: Exception) -> str:
 
 
 def _closing(tag: str) -> str:
-    """Returns what closes a tag: "</think>" of "<think>", "<|end_of_thought|>" of "<|begin_of_thought|>"."""
+    """Returns what closes a tag: "</think>" for "<think>", "<|x_end|>" for "<|x_start|>"."""
     if tag.startswith("<|"):
         return re.sub("begin|start", "end", tag, flags=re.IGNORECASE)
     return f"{tag[0]}/{tag[1:]}"

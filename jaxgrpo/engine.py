@@ -65,7 +65,8 @@ class Ended:
 class Draw:
     """How completions are drawn: the fields of sampler.How, stop strings, and the most tokens (0: all there is room for).
 
-    A text ends after the first stop string that it holds, special tokens included; what follows it in the same token stays.
+    A text, its special tokens included, ends after the first stop string that it holds; what follows
+    it in the same token stays.
     """
 
     temperature: float = 1.0

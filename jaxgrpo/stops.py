@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 BLOCK = 16
-"""Tokens that are decoded together; also the most that are waited for while they end in the middle of a character."""
+"""Tokens that are decoded together, and the most that may wait for the rest of a character."""
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """How tokenizers decode bytes that are no character, or not yet."""
 
@@ -11,8 +11,9 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 class StopSearch:
     """Searches one row, which only grows between two calls.
 
-    A token's text depends on the one before it (a space that is stripped where a text begins) and a character may be of
-    several tokens. So a block of tokens is decoded together with the block before it, and blocks end where characters do.
+    A token's text depends on the one before it (where a text begins, a space is stripped), and a
+    character may be of several tokens. So a block of tokens is decoded together with the block
+    before it, and blocks end where characters do.
     """
 
     def __init__(self, stops: Sequence[str], decode: Callable[[Sequence[int]], str]):
@@ -24,7 +25,9 @@ class StopSearch:
         self._tail = ""  # the end of the text that has been searched, where a stop string may begin
 
     def first(self, tokens: Sequence[int]) -> int | None:
-        """Returns how many tokens there are when the text first holds a stop string; None if it never does.
+        """Returns how many tokens there are when the text first holds a stop string.
+
+        None while it holds none.
 
         tokens: the whole row so far
         """
@@ -32,7 +35,7 @@ class StopSearch:
             end = min(self._next + BLOCK, len(tokens))
             text = self._text(tokens, end)
             clean = end
-            # Of a block that is nothing but whole characters every shorter one is a part: one look is enough.
+            # The text of whole characters begins with that of every shorter block: one look is enough.
             if _INCOMPLETE in text or self._is_stopped(text):
                 clean = 0
                 for count in range(self._next + 1, end + 1):
@@ -47,7 +50,7 @@ class StopSearch:
         return None
 
     def _text(self, tokens: Sequence[int], count: int) -> str:
-        """Returns what the row's first `count` tokens add to the text that has been searched, with the end of that."""
+        """Returns the text of the first `count` tokens, from where a stop string may begin."""
         return self._tail + self._decode(tokens[self._before : count])[self._length_before :]
 
     def _is_stopped(self, text: str) -> bool:

@@ -25,8 +25,8 @@ class Tokenizer:
     ends: ids that end a completion
     pad: the id that fills columns no mask covers
     begin: ids that a text begins with where no chat template says so
-    asks: whether, where there is none, a prompt asks for thoughts and an answer in the problem's language
-        (prompts.asked), unless a system message says what is wanted
+    asks: whether, where there is none, a prompt asks for thoughts and an answer in the problem's
+        language (prompts.asked), unless a system message says what is wanted
     template: how to ask through the chat template; None where there is none
     control: ids that are no text besides the ends, such as those that turns are wrapped in
     opened: what the end of a prompt opens for the completion to close, such as "<think>\\n"
@@ -54,7 +54,7 @@ class Tokenizer:
         return self.decode_all([int(i) for i in ids if i not in dropped])
 
     def decode_all(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Returns the text of chosen tokens, with all special tokens: what stop strings are looked for in."""
+        """Returns the text of chosen tokens with all special tokens: what stop strings are sought in."""
         return self.hf.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def completion(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -76,10 +76,12 @@ class Tokenizer:
 def load(folder: Path) -> Tokenizer:
     """Returns the tokenizer of a Hugging Face folder, from local files alone.
 
-    The end tokens are the tokenizer's own, those of generation_config.json and config.json (chat models end a turn with
-    another token than a text), and the one with which the chat template ends an assistant's turn.
+    The end tokens are the tokenizer's own, those of generation_config.json and config.json (chat
+    models end a turn with another token than a text), and the one with which the chat template ends
+    an assistant's turn.
 
-    Raises UserError if there is no tokenizer that can be read, no end token, or a chat template that cannot ask.
+    Raises UserError if no tokenizer can be read, there is no end token, or the chat template cannot
+    ask.
     """
     hf = _load_hf(folder)
     render = functools.partial(_render, hf)
@@ -144,8 +146,8 @@ def _render(hf: Any, messages: list[dict[str, Any]], begin: bool) -> str:
 def _configured_ends(folder: Path, hf: Any) -> set[int]:
     """Returns the end tokens that the model's files name.
 
-    Those of config.json count only if they are added tokens: a number that was left from another tokenizer is an
-    ordinary piece of text in this one, or none at all.
+    Those of config.json count only if they are added tokens: a number that was left from another
+    tokenizer is an ordinary piece of text in this one, or none at all.
     """
     path = folder / "generation_config.json"
     ends = _read_ends(path)
@@ -158,7 +160,10 @@ def _configured_ends(folder: Path, hf: Any) -> set[int]:
 
 
 def _read_ends(path: Path) -> set[int]:
-    """Returns the ids that a file calls eos_token_id. UserError unless it is a whole number, several, or null."""
+    """Returns the ids that a file calls eos_token_id.
+
+    Raises UserError unless it is a whole number, a list of such numbers, or null.
+    """
     if not path.is_file():
         return set()
     try:
@@ -183,7 +188,7 @@ def _turn_ends(template: chat.Chat, hf: Any) -> set[int]:
 
 
 def _control(template: chat.Chat | None, hf: Any) -> frozenset[int]:
-    """Returns the special tokens that are no text: those with a name, and those that turns are wrapped in."""
+    """Returns the special tokens that are no text: those with a name, and those around turns."""
     wrapping = template.wrapping() if template else ""
     wrappers = [i for i, token in hf.added_tokens_decoder.items() if token.special and token.content in wrapping]
     named = [getattr(hf, f"{name}_token_id") for name in NAMED]
