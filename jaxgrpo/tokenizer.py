@@ -151,9 +151,9 @@ def _configured_ends(folder: Path, hf: Any) -> set[int]:
     """
     path = folder / "generation_config.json"
     ends = _read_ends(path)
-    if unknown := [i for i in ends if i >= len(hf)]:
+    if unknown := ends - set(hf.get_vocab().values()):
         raise UserError(
-            f"{path} says eos_token_id {unknown[0]}, and the tokenizer has {len(hf)} tokens: mend it, or copy the "
+            f"{path} says eos_token_id {min(unknown)}, and the tokenizer has no such token: mend it, or copy the "
             "tokenizer's files anew"
         )
     return ends | (_read_ends(folder / "config.json") & set(hf.added_tokens_decoder))
