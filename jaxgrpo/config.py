@@ -33,7 +33,7 @@ class Sampling:
     max_new_tokens: N, in tokens
     slots: rows that are sampled side by side (0: twice the rows of a batch)
     chunk: tokens of a row between two looks at which rows have ended, at most
-    stop: texts that end a completion, which holds them
+    stop: texts that end a completion, which holds them; they may be of special tokens
     keep_in_flight: whether what a step had no use for goes on at the next (more slots: older tokens); else it is stopped
     max_logprob_gap: nats; a run whose sampler and scorer differ by more at its first step stops (None: by dtype, GAPS)
     """

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from jaxgrpo.problems import Completion, Problem
+from jaxgrpo.stops import StopSearch
 from jaxgrpo.tokenizer import Tokenizer, left_padded
 from jaxgrpo.types import Params
 
@@ -64,7 +65,8 @@ class Ended:
 class Draw:
     """How completions are drawn: the fields of sampler.How, stop strings, and the most tokens (0: all there is room for).
 
-    A text ends after the first stop string that it holds; what follows it in the same token stays.
+    A text, its special tokens included, ends after the first stop string that it holds; what follows
+    it in the same token stays.
     """
 
     temperature: float = 1.0
@@ -99,6 +101,7 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     written: list[int] = field(default_factory=list)
     ended: bool = False
+    search: StopSearch | None = None
     text: Completion = field(default_factory=lambda: Completion("", 0))
 
 
@@ -256,7 +259,7 @@ class Wave:
     def _made_of(self, ended: list[_Row]) -> Iterator[Ended | tuple[int, Group]]:
         """The texts of rows, then the groups that they were the last of."""
         for row in ended:
-            row.text = Completion(self._engine.tokenizer.decode(row.tokens), len(row.tokens), row.ended)
+            row.text = Completion(self._engine.tokenizer.completion(row.tokens), len(row.tokens), row.ended)
             yield Ended(row.group.index, row.group.problem, row.sample, row.text)
         for row in ended:
             row.group.unfinished -= 1
@@ -342,10 +345,11 @@ class Wave:
         """Whether the row holds a stop string; then cuts it after the token that completes the first."""
         if not self._draw.stop:
             return False
-        holds = lambda count: any(stop in self._engine.tokenizer.decode(row.tokens[:count]) for stop in self._draw.stop)
-        if not holds(len(row.tokens)):
+        if row.search is None:
+            row.search = StopSearch(self._draw.stop, self._engine.tokenizer.decode_all)
+        count = row.search.first(row.tokens)
+        if count is None:
             return False
-        count = next(count for count in range(1, len(row.tokens) + 1) if holds(count))
         del row.tokens[count:], row.logprobs[count:], row.written[count:]
         return True
 

@@ -138,6 +138,12 @@ def test_a_folder_without_a_tokenizer(refused, path, model):
     assert refused("--config", path, f"--config.model={model}").startswith(f"no tokenizer can be loaded from {model}")
 
 
+def test_a_chat_template_that_cannot_ask(refused, path, model):
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ raise_exception('Only for tools.') }}{% endfor %}")
+    said = refused("--config", path, f"--config.model={model}")
+    assert said.startswith(f"the chat template in {model} cannot ask a question (Only for tools.): mend it there")
+
+
 def data_file(tmp_path: Path, text: str | None) -> tuple[str, str]:
     """A config that reads problems from a file with this text, and the file."""
     data = tmp_path / "data.jsonl"

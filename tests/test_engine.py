@@ -195,6 +195,34 @@ def test_a_text_ends_after_its_first_stop_string_whatever_the_chunk(slots, chunk
     assert [text for group in groups for text in group.texts] == [TOKENIZER.decode(cut) for cut, _ in wanted]
 
 
+@pytest.mark.parametrize("chunk", [1, 8])
+def test_a_stop_string_may_be_of_tokens_that_are_not_in_the_text(chunk):
+    """A control token ends rows, alone and within a stop string, and is dropped from what rewards see."""
+    rows = [tokens for tokens, _ in expected()]
+    row = next(tokens for tokens in rows if len(tokens) > 8)
+    control = row[3]
+    engine = make_engine(4, chunk)
+    hiding = dataclasses.replace(TOKENIZER, control=frozenset({control}))
+    for stop in (TOKENIZER.decode_all(row[3:4]), TOKENIZER.decode_all(row[2:6])):
+        groups = ask(dataclasses.replace(engine, tokenizer=hiding), Draw(stop=(stop,)))
+        wanted = [cut_after(tokens, (stop,)) for tokens in rows]
+        assert [tokens for tokens, _ in completions(groups)] == [tokens for tokens, _ in wanted]
+        assert [bool(end) for group in groups for end in group.finished] == [ended for _, ended in wanted]
+        shown = [TOKENIZER.decode([token for token in cut if token != control]) for cut, _ in wanted]
+        assert [text for group in groups for text in group.texts] == shown
+
+
+def test_what_the_prompt_opened_is_in_the_text_and_nowhere_else():
+    """Not among the tokens, not in their count, and not where stop strings are looked for."""
+    opening = dataclasses.replace(make_engine(4, 8), tokenizer=dataclasses.replace(TOKENIZER, opened="<think>\n"))
+    draw = Draw(stop=("think", "A"))
+    groups, plain = ask(opening, draw), ask(make_engine(4, 8), draw)
+    assert completions(groups) == completions(plain)
+    for group, other in zip(groups, plain, strict=True):
+        assert group.texts == ["<think>\n" + text for text in other.texts]
+        assert [text.tokens for text in group.texts] == [text.tokens for text in other.texts]
+
+
 @pytest.mark.parametrize(("slots", "chunk"), [(4, 1), (4, 8), (16, 8), (64, 32)])
 def test_usage_counts_tokens_steps_and_prompts(slots, chunk):
     engine = make_engine(slots, chunk)

@@ -30,7 +30,7 @@ LAYERS = {
     "errors": Layer(("", "errors"), (), frozenset(), "everything imports it"),
     "arrays": Layer(("types", "losses"), ("arrays",), ARRAYS, "losses are used in other people's loops"),
     "host": Layer(
-        ("language_codes", "problems", "difficulty", "rewards", "data", "prompts", "tokenizer"),
+        ("problems", "language_codes", "difficulty", "rewards", "data", "prompts", "chat", "stops", "tokenizer"),
         ("host",),
         None,
         "a verifier's worker process must not open the accelerator",

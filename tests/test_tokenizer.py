@@ -15,6 +15,7 @@ from jaxgrpo.models import weights
 from jaxgrpo.problems import Problem
 from jaxgrpo.rewards import language as language_of
 from jaxgrpo.rewards.format import think_then_answer
+from tests.chat_folders import CHATML, GEMMA, MISTRAL, make_chat_folder
 
 TEXTS = (
     "Tom has 12 apples and buys 7 more: 12 + 7 = 19.",
@@ -154,7 +155,7 @@ def test_a_tokenizer_without_a_pad_token_pads_with_an_end(folder):
 
 
 def test_no_end_token_is_an_error_unless_the_generation_config_has_one(folder):
-    change(folder, eos_token=None)
+    change(folder, eos_token=None, chat_template=...)
     with pytest.raises(UserError, match="names no end token: set eos_token"):
         tokenizer.load(folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
@@ -183,6 +184,90 @@ def test_what_cannot_be_loaded_is_one_line_that_names_the_folder(folder, wrong):
         tokenizer.load(folder)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def spoil_json(**changes):
+    """Changes parts of tokenizer.json, as a later version of the library may write it."""
+    return lambda folder: spoil(
+        folder, "tokenizer.json", json.dumps(json.loads((folder / "tokenizer.json").read_text()) | changes)
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        spoil_json(model={"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b", "c"]]}),
+        spoil_json(model={"type": "FooBPE", "vocab": {"a": 0}, "merges": []}),
+        spoil_json(pre_tokenizer={"type": "Tomorrow"}),
+        spoil_json(decoder={"type": "Tomorrow"}),
+        spoil_json(version="9.0"),
+        spoil_json(added_tokens="none"),
+        lambda folder: spoil(folder, "tokenizer.json", (folder / "tokenizer.json").read_text()[:500]),
+        lambda folder: spoil(folder, "tokenizer.json", ""),
+        lambda folder: spoil(folder, "tokenizer.json", "[]"),
+        lambda folder: spoil(folder, "tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"),
+        lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\xfe\x00\x80"),
+    ],
+)
+def test_a_tokenizer_json_that_cannot_be_read_is_one_line_that_names_the_folder(tmp_path, wrong):
+    wrong(make_chat_folder(tmp_path, CHATML))
+    with pytest.raises(UserError) as caught:
+        tokenizer.load(tmp_path)
+    assert str(caught.value).startswith(f"no tokenizer can be loaded from {tmp_path} (")
+    assert "\n" not in str(caught.value)
+
+
+END, TURN = "<|endoftext|>", "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"eos": END, "template": CHATML}, {END, TURN}),
+        ({"eos": END, "template": CHATML, "generation_ends": [END]}, {END, TURN}),
+        ({"eos": END}, {END}),
+        ({"eos": TURN, "special": (END,), "template": CHATML}, {TURN}),
+        ({"eos": TURN, "special": (END,), "template": CHATML, "generation_ends": [TURN, END]}, {END, TURN}),
+        ({"eos": END, "config_ends": TURN}, {END, TURN}),
+        ({"eos": END, "config_ends": [END, TURN, "<|eom_id|>"], "special": (TURN, "<|eom_id|>")}, {END, TURN, "<|eom_id|>"}),
+        ({"eos": END, "config_ends": TURN, "special": (), "plain": (TURN,)}, {END, TURN}),
+        ({"eos": END, "template": CHATML, "special": ("<|im_start|>",), "plain": (TURN,)}, {END, TURN}),
+        # An ordinary piece of text: left in config.json from another tokenizer; meant, in generation_config.json.
+        ({"eos": END, "config_ends": "A"}, {END}),
+        ({"eos": END, "generation_ends": "A"}, {END, "A"}),
+        (
+            {"eos": "<eos>", "bos": "<bos>", "special": ("<start_of_turn>", "<end_of_turn>"), "template": GEMMA},
+            {"<eos>", "<end_of_turn>"},
+        ),
+        ({"eos": "</s>", "bos": "<s>", "special": ("[INST]", "[/INST]"), "template": MISTRAL}, {"</s>"}),
+        ({"eos": END, "template": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"}, {END}),
+    ],
+)
+def test_ends_are_those_of_every_file_and_of_the_template(tmp_path, given, expected):
+    loaded = tokenizer.load(make_chat_folder(tmp_path, **{"special": ("<|im_start|>", TURN)} | given))
+    assert set(loaded.hf.convert_ids_to_tokens(list(loaded.ends))) == expected
+    for end in loaded.ends:
+        assert loaded.decode([*loaded.encode("The answer is 4."), end]) == "The answer is 4."
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("ends", ["<|im_end|>", True, 1.0, [1, None], [[1]], -1, {"id": 1}])
+def test_ends_that_are_no_numbers_are_one_line(tmp_path, name, ends):
+    make_chat_folder(tmp_path, CHATML)
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(UserError, match=r"says eos_token_id .* it must be a token's number, or a list of") as caught:
+        tokenizer.load(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / name))
+
+
+def test_an_end_that_the_tokenizer_does_not_have_is_one_line(tmp_path):
+    make_chat_folder(tmp_path, CHATML)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 99999]}')
+    with pytest.raises(UserError, match=r"generation_config.json says eos_token_id 99999, and the tokenizer has no such"):
+        tokenizer.load(tmp_path)
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"generation_config.json holds a list, not an object"):
+        tokenizer.load(tmp_path)
 
 
 def test_padding_is_on_the_left_and_masks_come_from_lengths():

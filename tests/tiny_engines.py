@@ -34,7 +34,7 @@ class Characters:
         return SimpleNamespace(input_ids=[ord(character) - 40 for character in text.replace("\n", "")])
 
     def decode(self, ids: Sequence[int], **_: bool) -> str:
-        return "".join(chr(40 + i) for i in ids if i not in ENDS)
+        return "".join(chr(40 + i) for i in ids)
 
 
 TOKENIZER = Tokenizer(Characters(), ENDS, PAD)

@@ -1,0 +1,142 @@
+"""Laws of the search for stop strings: it finds what reading every beginning of a row finds, in time linear in the row."""
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, decoders, models
+from tokenizers import Tokenizer as Backend
+from tokenizers import pre_tokenizers as splitters
+from transformers import PreTrainedTokenizerFast
+
+from jaxgrpo import tokenizer
+from jaxgrpo.models import weights
+from jaxgrpo.stops import BLOCK, StopSearch
+from tests.chat_folders import byte_alphabet
+
+TEXTS = (
+    "<think>\n12 + 7 = 19\n</think>\n\\boxed{19}<|end|>",
+    "é 小明有12个苹果 한국어 ภาษาไทย 😀👩🏽‍🚀 ꙮ <|user|> a  b   c",
+    "</answer> Question: next\n\nQuestion: \n\n  and so on, and so on 𒀀𒀀",
+)
+
+
+def embedded():
+    """SentencePiece pieces, bytes for what has none."""
+    return tokenizer.load(weights.EMBEDDED).hf
+
+
+def stripping():
+    """As Llama 2 has it: the space with which a text begins is stripped."""
+    hf = embedded()
+    backend = json.loads(hf.backend_tokenizer.to_str())
+    backend["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(json.dumps(backend)))
+
+
+def single_bytes():
+    """Every byte is a token: most characters are of several."""
+    alphabet = byte_alphabet()
+    backend = Backend(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = splitters.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_special_tokens(["<|end|>", "<|user|>"])
+    backend.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+class Counting:
+    """Decodes as a Hugging Face tokenizer does, special tokens included, and counts tokens and calls."""
+
+    def __init__(self, hf):
+        self._hf = hf
+        self.tokens = self.calls = 0
+
+    def __call__(self, ids) -> str:
+        self.tokens += len(ids)
+        self.calls += 1
+        return self._hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def plain(decode, tokens, stops):
+    """Reads every beginning."""
+    holds = lambda text: any(stop in text for stop in stops)
+    return next((count for count in range(1, len(tokens) + 1) if holds(decode(tokens[:count]))), None)
+
+
+def in_chunks(search, tokens, chunks):
+    """The first answer that is not None, of a row that grows."""
+    length = 0
+    for chunk in chunks:
+        length += chunk
+        found = search.first(tokens[:length])
+        if found is not None:
+            return found
+        if length >= len(tokens):
+            break
+    return None
+
+
+def random_row(hf, rng):
+    """Tokens of texts, of pieces of texts that begin and end within characters, and of anything."""
+    row = []
+    for _ in range(rng.integers(1, 7)):
+        ids = hf(TEXTS[rng.integers(len(TEXTS))], add_special_tokens=False).input_ids
+        first = int(rng.integers(len(ids)))
+        row += ids[first : first + int(rng.integers(1, 20))]
+        row += rng.integers(0, len(hf), rng.integers(0, 6)).tolist()
+    return row
+
+
+def random_stops(decode, row, rng):
+    """Pieces of the row's text, and of nothing; no half characters, for no one asks for these."""
+    text = decode(row)
+    stops = ["never there"]
+    for _ in range(rng.integers(0, 4)):
+        first = int(rng.integers(max(1, len(text))))
+        stops.append(text[first : first + int(rng.integers(1, 9))])
+    return tuple(stop for stop in stops if stop and "\N{REPLACEMENT CHARACTER}" not in stop)
+
+
+@pytest.mark.parametrize("make", [embedded, stripping, single_bytes])
+def test_what_is_found_is_what_reading_every_beginning_finds(make):
+    hf, rng = make(), np.random.default_rng(0)
+    decode, found = Counting(hf), 0
+    for _ in range(150):
+        row = random_row(hf, rng)
+        stops = random_stops(decode, row, rng)
+        expected = plain(decode, row, stops)
+        for chunks in ([len(row)], [1] * len(row), rng.integers(1, 40, len(row)).tolist()):
+            assert in_chunks(StopSearch(stops, decode), row, chunks) == expected, (row, stops, chunks)
+        found += expected is not None
+    assert 50 < found < 150
+
+
+@pytest.mark.parametrize("make", [embedded, stripping, single_bytes])
+@pytest.mark.parametrize("text", ["So the sum is 17, and so on. ", "小明有12个苹果。", "😀👩🏽‍🚀", "\n \n"])
+@pytest.mark.parametrize("chunk", [1, 32, 2048])
+def test_a_row_is_decoded_in_time_linear_in_its_length(make, text, chunk):
+    hf = make()
+    ids = hf(text * 1000, add_special_tokens=False).input_ids
+    row = ids[:2000] + hf("</answer>", add_special_tokens=False).input_ids
+    decode = Counting(hf)
+    assert in_chunks(StopSearch(("</answer>",), decode), row, [chunk] * len(row)) == len(row)
+    assert decode.tokens < 3 * BLOCK * len(row)
+    assert decode.calls < 4 * len(row)
+
+
+def test_a_row_of_no_characters_at_all_is_decoded_in_linear_time():
+    hf = single_bytes()
+    half = hf("é", add_special_tokens=False).input_ids[1:]
+    decode = Counting(hf)
+    assert in_chunks(StopSearch(("x",), decode), half * 2000, [32] * 63) is None
+    assert decode.tokens < 3 * BLOCK * 2000
+
+
+@pytest.mark.parametrize("make", [embedded, single_bytes])
+def test_special_tokens_are_found(make):
+    """Alone, and as a part of a stop string."""
+    hf = make()
+    decode = Counting(hf)
+    row = hf("4 = 4<|user|>\n5<|end|>", add_special_tokens=False).input_ids
+    for stop, text in (("<|user|>", "4 = 4<|user|>"), ("4<|user|>\n", "4 = 4<|user|>\n"), ("5<|end|>", decode(row))):
+        assert decode(row[: StopSearch((stop,), decode).first(row)]) == text
