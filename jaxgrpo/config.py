@@ -46,7 +46,7 @@ class Sampling:
     chunk: int = 32
     stop: tuple[str, ...] = ()
     keep_in_flight: bool = False
-    max_age: int = 1
+    max_age: int = 2
     max_logprob_gap: float | None = None
 
 

@@ -122,7 +122,7 @@ class Stream:
     problems: Fitted
     draw: Draw
     keep: bool = False
-    max_age: int = 1
+    max_age: int = 2
     wave: Wave | None = None
     groups: Iterator[Group] = field(default_factory=lambda: iter(()))
     """Without keep, the step's."""
