@@ -82,8 +82,8 @@ class Usage:
 
     tokens: those that were chosen, in all calls that have come back
     computed: slots times steps of these calls
-    seconds: from the policy's coming, before it is published, to the end of its last call that has come back
-    waited: seconds of these between the end of a call and the launch of the next, when the device had nothing to do
+    seconds: from before the policy is published to the end of its last call that has come back
+    waited: those of them between a call's end, as the host learned of it, and the next launch
     """
 
     tokens: int = 0
@@ -112,9 +112,9 @@ class _Making:
     problem: Problem
     prompt: list[int]
     name: str
-    """What the rows' random keys are made of: seed, step and purpose. The step is the one of the launch."""
+    """Seed, step and purpose, for the rows' random keys. The step is the one of the launch."""
     first_sample: int
-    """The number of the first row's sample. A problem that is asked again in one step goes on counting: its texts are new."""
+    """The number of the first row's sample: a problem that is asked again in a step counts on."""
     rows: list[_Row]
     unfinished: int
 
@@ -163,8 +163,9 @@ class Engine:
         """Groups of group_size completions of each problem, as they become ready. Problems are taken as slots become free.
 
         limits: (problem, sample) -> the most tokens of that completion, at most new_tokens (None: draw.max_tokens for all).
-        A text is a function of the parameters and of (seed, step, purpose, problem, sample), whatever slot it ran in. The step
-        is the one in which the problem was launched; asked again in the same step it has the samples that follow.
+        A text is a function of the parameters and of (seed, step, purpose, problem, sample), whatever slot it ran in.
+        The step is the one in which the problem was launched. The n-th time that a problem is
+        asked in a step, from 0, its samples are n * group_size and those that follow.
         """
         most = draw.max_tokens or self.new_tokens
         return Wave(self, params, problems, group_size, draw, step, purpose, limits or (lambda *_: most))
@@ -197,13 +198,15 @@ class Engine:
 
 class Wave:
     """An iterator over what happens, in the order in which it does: each completion as it has `Ended`, and (index, Group) as
-    the last one of a group has; index counts problems as they were taken. It also yields None, once for each call of the
-    device and while that is busy, so that whoever iterates can look after other things. Which items come between two Nones is
-    a function of what was sampled, and of no clock.
+    the last one of a group has; index counts problems as they were taken.
+
+    It also yields None, once a call of the device and while the device is busy, so that whoever
+    iterates can look after other things. The order of all items is a function of what was sampled,
+    and of no clock.
 
     To stop early, stop iterating: what is in flight is forgotten. Or `renew` the policy and go on with the same iterator.
-    To hold back problems, set `max_launched`: at that bound rows that end leave their slots empty. Where no row is left, None
-    comes with nothing under way, again and again until the bound is raised.
+    To hold back problems, set `max_launched`: at that bound, rows that end leave their slots empty.
+    Where no row is left, None comes with no call under way, until the bound is raised.
     """
 
     def __init__(
@@ -224,7 +227,7 @@ class Wave:
         self._engine, self._steps, self._draw, self._limits = engine, engine.steps, draw, limits
         self._group_size, self._purpose = group_size, purpose
         self._running: Any = None
-        """What the call of `decode` that is under way will have chosen; None: there is no such call."""
+        """What the call of `decode` under way will have chosen; None where there is none."""
         self._ended: list[_Row] = []
         """Rows that have ended, of which nothing has been made."""
         self.renew(params, step)
@@ -263,20 +266,20 @@ class Wave:
                 self._launch()
             elif self._exhausted:
                 break
-            # The device is busy from here on: the time for everything else.
+            # From here on the device is busy, if anything may start: the time for everything else.
             yield from self.news()
             yield None
             self.finish_call()
         yield from self.news()
 
     def news(self) -> Iterator[Ended | tuple[int, Group]]:
-        """Takes what has happened by the end of the last call and was not told yet; the iterator will not tell it again."""
+        """Takes what has happened and was not told yet; the iterator will not tell it again."""
         ended = self._ended
         self._ended = []
         return self._made_of(ended)
 
     def finish_call(self) -> None:
-        """Waits for the call of `decode` that is under way, if there is one, and counts it among this policy's."""
+        """Waits for the call of `decode` under way, if there is one; it is this policy's."""
         if self._running is None:
             return
         chosen = jax.device_get(self._running)
@@ -325,7 +328,15 @@ class Wave:
         for source, (problem, prompt) in enumerate(zip(problems, ids, strict=True)):
             first_sample = self._asked[problem.id] * self._group_size
             self._asked[problem.id] += 1
-            made = _Making(self.launched, problem, prompt, self._name, first_sample, [], self._group_size)
+            made = _Making(
+                index=self.launched,
+                problem=problem,
+                prompt=prompt,
+                name=self._name,
+                first_sample=first_sample,
+                rows=[],
+                unfinished=self._group_size,
+            )
             made.rows = [_Row(made, i, min(self._limits(problem, i), engine.new_tokens)) for i in range(self._group_size)]
             self._waiting.extend((source, row) for row in made.rows)
             self.launched += 1
@@ -350,7 +361,8 @@ class Wave:
     def _launch(self) -> None:
         """Launches the next call of `decode`.
 
-        It comes back once a few rows have ended whose slots can be used again, or, at the end, once fewer slots will do.
+        It comes back once a few rows have ended whose slots can be used again, or, at the end,
+        once fewer slots will do.
         """
         live = sum(row is not None for row in self._rows)
         refills = self._waiting or not self._exhausted
@@ -361,7 +373,7 @@ class Wave:
         self.usage.waited += time.perf_counter() - self._idle_since
 
     def _harvest(self, chosen: Any) -> list[_Row]:
-        """Takes the tokens of a call that this policy made, and returns the rows that have ended."""
+        """Takes the tokens of this policy's call, and returns the rows that have ended."""
         tokens, logprobs, n, live, ended, steps = chosen
         self.usage.computed += int(steps) * self._size
         self.usage.tokens += int(n.sum())
@@ -402,7 +414,9 @@ def _how(draw: Draw) -> tuple[Any, ...]:
     )
 
 
-def _starts(begun: list[tuple[int, int, _Row]], places: int, nowhere: int) -> tuple[np.ndarray, ...]:
+def _starts(
+    begun: list[tuple[int, int, _Row]], places: int, nowhere: int
+) -> tuple[np.ndarray, ...]:
     """As sampler.Starts, from (slot, source, row), filled up with rows that start in no slot."""
     slot, source, limit = (np.full(places, value, np.int32) for value in (nowhere, 0, 0))
     keys = np.zeros((places, 2), np.uint32)

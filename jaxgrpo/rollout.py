@@ -104,17 +104,19 @@ class Stream:
         stopped, and its problems are as if they had not been asked.
     max_age: with keep, the greatest age in steps of a token that is trained on, at least 1
 
-    What is handed out is a function of the seed and of the verdicts, never of the time that a verdict takes. Without keep it
-    suffices that groups come in the order of launch. With keep it also matters when they are taken: a row is as far as it is
-    when the policy changes. So verdicts are taken at points that what was sampled decides: while a call of the device runs, if
-    all groups are whole without which the step cannot end. Their verdicts are then waited for.
+    What a step trains on is a function of the seed and of the verdicts, never of the time that a
+    verdict takes. Without keep the order of launch suffices for that. With keep the moment matters,
+    too: how far each row is when the policy changes, and how many problems were launched by then.
+    So verdicts are looked at in moments that sampling alone decides: while a call of the device
+    runs, once all groups are whole without which the step cannot end. Then they are waited for.
 
-    With keep, so many problems are in flight at most when a step ends as max_age steps use at least, which are full batches:
-    the last of them is used at most max_age steps later. This is AReaL's bound (arXiv 2505.24298).
+    With keep, at most max_age * groups problems are in flight when a step ends. Each step uses at
+    least `groups` problems, so the last of these is used at most max_age steps later. It is the
+    bound of AReaL (arXiv 2505.24298), and like there it is held when problems are launched.
 
-    A checkpoint keeps the place of the last problem that was used. So a run that is resumed asks what was in flight anew, from
-    the first token, under the policy and with the random keys of the step that it resumes at; with keep it does not go on as
-    it would have without the stop.
+    A checkpoint keeps the place of the last problem that was used. A run that is resumed asks what
+    was in flight anew, from the first token, under the policy and with the random keys of the step
+    that it resumes at: with keep it does not go on as it would have without the stop.
     """
 
     engine: Engine
@@ -134,40 +136,44 @@ class Stream:
     """With keep, problems that may be in flight besides those that the step needs."""
 
     def begin(self, params: Params, wanted: Wanted, step: int) -> Wave:
-        """Begins a step: from here on `take` gives its groups. With keep the device is at work when this returns."""
-        if not self.keep:
-            problems = islice(self.problems, wanted.most)
-            wave = self.engine.wave(params, problems, wanted.group_size, self.draw, step, "training")
-            self.groups = judged_in_order(wave, self.judge)
-            self.wave = wave
-            return wave
-        if self.wave is not None:
+        """Begins a step, whose groups `take` gives. With keep the device is then at work."""
+        if self.keep and self.wave is not None:
             self.wave.renew(params, step)
         else:
-            self.wave = self.engine.wave(params, self.problems, wanted.group_size, self.draw, step, "training")
-            self._items = iter(self.wave)
-            self._share = _Share(self.judge, jax.process_index(), jax.process_count())
-        self._spare = self.max_age * wanted.groups
-        self._go_on(min(wanted.groups, wanted.most))
+            problems = self.problems if self.keep else islice(self.problems, wanted.most)
+            size = wanted.group_size
+            self.wave = self.engine.wave(params, problems, size, self.draw, step, "training")
+            if self.keep:
+                self._items = iter(self.wave)
+                self._share = _Share(self.judge, jax.process_index(), jax.process_count())
+            else:
+                self.groups = judged_in_order(self.wave, self.judge)
+        if self.keep:
+            self._spare = self.max_age * wanted.groups
+            self._go_on(min(wanted.groups, wanted.most))
         return self.wave
 
     def take(self, needed: int) -> list[Group]:
-        """Returns the next groups, judged: at least one, at most `needed`; none where no problem is left.
+        """Returns the next judged groups, at least one unless no problem is left.
 
-        needed: how many the step has to take at least before it can end
+        needed: how many the step has to take at least before it can end; it gets no more
         """
         if not self.keep:
             return list(islice(self.groups, 1))
+        assert self.wave is not None
         while self._share.whole < needed and self._go_on(needed):
             pass
+        # Verdicts are computed while the call runs, and what comes next must wait for both. The
+        # call is waited for first: so its end is known, and the device's idle time after it.
+        self.wave.finish_call()
         count = min(needed, self._share.whole)
         return list(islice(self._share.judged(wait=count), count))
 
     def _go_on(self, needed: int) -> bool:
-        """Goes on to where the device is busy with its next call; returns whether there is one.
+        """Goes on until the device is busy with its next call; returns whether there is one.
 
-        However many groups the step will have taken besides those that it needs now, each raises the bound by one: so what
-        is in flight when it ends is `_spare` problems at most.
+        The step will use at least `needed` groups more. So when it ends, at most `_spare` of those
+        launched are in flight.
         """
         assert self.wave is not None
         self.wave.max_launched = self._share.head + needed + self._spare
@@ -180,8 +186,7 @@ class Stream:
     def end(self, used: int) -> None:
         """Ends the step, which has made use of so many groups.
 
-        With keep, the call that is under way becomes the step's: the update has to wait for it in any case. What has ended in
-        it is judged during the update.
+        With keep, what has ended in its last call is judged during the update.
         """
         self.problems.use(used)
         if not self.keep:
@@ -189,9 +194,13 @@ class Stream:
             self.problems.rewind()
             return
         assert self.wave is not None
-        self.wave.finish_call()
         for item in self.wave.news():
             self._share.hear(item)
+
+    def close(self) -> None:
+        """Gives up what is in flight; no further step can begin."""
+        if self.keep and self.wave is not None:
+            self._share.cancel()
 
 
 def collect(stream: Stream, params: Params, wanted: Wanted, step: int) -> tuple[list[Group], dict[str, float], list[Group]]:
@@ -201,15 +210,16 @@ def collect(stream: Stream, params: Params, wanted: Wanted, step: int) -> tuple[
     filled with the most informative of the others: those with the greatest variance of the verdict, then of the reward, never
     one in which all rewards are equal. It may still hold fewer, or none.
 
-    Of the metrics, those of `summarise` and filter/ are of all that were judged. Of the others:
-        rollout/age: steps between a token's choice and this one, the mean over the tokens that are trained on; NaN for none
-        rollout/age_max: the greatest of these
+    The metrics of `summarise` and filter/ are of all groups that were judged. The others:
+        rollout/age: steps from a token's choice to this one, the mean over the tokens trained on
+        rollout/age_max: the greatest of these; both are NaN where no token is trained on
         rollout/in_flight: problems that were launched and not used when the step had its batch
         rollout/tokens_per_s: tokens that were chosen in the step, over time/rollout
-        rollout/utilisation: these tokens, over the slots times the steps of the calls that chose them
-        rollout/waited: the share of time/rollout in which the device had no call to do
-        time/rollout: seconds from the step's beginning to the end of its last call
-    Without keep_in_flight the last call is not one that was stopped: neither its tokens nor its seconds count.
+        rollout/utilisation: these tokens, over slots times steps of the calls that chose them
+        rollout/waited: the share of time/rollout in which no call was under way
+        time/rollout: seconds from the step's beginning to the end of its last call; what verdicts
+            take beyond that is no part of it
+    Without keep_in_flight, a call that the step's end stopped counts nowhere.
     """
     wave = stream.begin(params, wanted, step)
     asked: list[Group] = []
@@ -245,7 +255,7 @@ def collect(stream: Stream, params: Params, wanted: Wanted, step: int) -> tuple[
 
 
 def ages_of_trained_tokens(groups: Sequence[Group], step: int, mask_truncated: bool) -> np.ndarray:
-    """Returns the age in steps of each token that an update on these groups counts, as make_batch's mask says."""
+    """Returns the ages in steps of the tokens that an update on the groups counts (make_batch)."""
     ages = [np.zeros(0, int)]
     for group in groups:
         rows = ~np.isnan(group.rewards)

@@ -123,7 +123,8 @@ def take_steps(
     problems = Fitted(place.order, run.fitting.fits)
     keep, max_age = config.sampling.keep_in_flight, config.sampling.max_age
     stream = Stream(run.engine, run.judge, problems, draw, keep, max_age)
-    with metrics.Writer(config.out, place.step + 1, config.steps, active=is_first) as writer:
+    writing = metrics.Writer(config.out, place.step + 1, config.steps, active=is_first)
+    with writing as writer, contextlib.closing(stream):
 
         def save() -> None:
             writer.flush()

@@ -1,4 +1,7 @@
-"""A reward whose verdict is a function of the text, and comes when it likes. For worker processes: it imports nothing else."""
+"""A reward whose verdict is a function of the text, and comes when it likes.
+
+Worker processes import it: it must not import jax.
+"""
 
 import random
 import time

@@ -264,7 +264,8 @@ def test_a_group_has_the_random_numbers_of_the_step_that_launched_it():
     assert wave.launched * GROUP > 4  # rows wait for a slot
     before = wave.launched
     wave.renew(make_params(), 6)
-    groups = [group for _, group in sorted((item for item in items if isinstance(item, tuple)), key=lambda item: item[0])]
+    found = dict(item for item in items if isinstance(item, tuple))
+    groups = [found[index] for index in sorted(found)]
     later = written_without_a_cache(make_params(), PROBLEMS, GROUP, "3/6/training")
     assert_same_texts(completions(groups), expected()[: before * GROUP] + later[before * GROUP :])
 
@@ -275,7 +276,8 @@ def test_a_problem_that_is_asked_again_in_a_step_gets_new_texts(slots):
     first, other = PROBLEMS[:2]
     engine = make_engine(slots, 8)
     groups = ask(engine, problems=[first, other, first, first])
-    assert_same_texts(completions([groups[0], *groups[2:]]), completions(ask(engine, problems=[first], group_size=3 * GROUP)))
+    more = ask(engine, problems=[first], group_size=3 * GROUP)
+    assert_same_texts(completions([groups[0], *groups[2:]]), completions(more))
     assert_same_texts(completions(groups[:2]), expected()[: 2 * GROUP])
     asked = [str(completions([group])) for group in groups]
     assert len(set(asked)) == 4
@@ -285,12 +287,15 @@ def test_a_wave_holds_problems_back_and_goes_on_when_it_may(changing):
     """At the bound it neither ends nor gives up slots, and what it writes is the same."""
     sizes = []
     look = lambda arguments, _: sizes.append(arguments[1].live.shape[0])
-    wave = watching_decode(changing, look).wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
-    before, found, nothing = programs(changing.steps), [], 0
+    engine = watching_decode(changing, look)
+    wave = engine.wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
+    before = programs(changing.steps)
+    found = {}
+    nothing = 0
     wave.max_launched = 1
     for item in wave:
         if isinstance(item, tuple):
-            found.append(item)
+            found[item[0]] = item[1]
         nothing = nothing + 1 if item is None else 0
         assert wave.launched <= wave.max_launched
         if nothing == 4:  # nothing is under way, and the wave does not end
@@ -298,7 +303,7 @@ def test_a_wave_holds_problems_back_and_goes_on_when_it_may(changing):
             assert set(sizes) == {8}
             wave.max_launched += 3
     assert wave.launched == len(PROBLEMS)
-    assert_same_texts(completions([group for _, group in sorted(found, key=lambda item: item[0])]), expected())
+    assert_same_texts(completions([found[index] for index in sorted(found)]), expected())
     assert programs(changing.steps) == before
 
 

@@ -309,12 +309,13 @@ def test_a_run_that_keeps_what_is_in_flight_trains_on_older_tokens(config, max_a
 
 
 def test_a_run_that_keeps_what_is_in_flight_is_a_function_of_its_seed(tmp_path):
-    """Rewards that are fast, slow, or now the one and now the other make the same run, bit for bit, but for its times."""
+    """Rewards that are fast, slow, or now this and now that make the same run, bit for bit."""
     configs, rollouts = [], []
     for least, most in ((0.0, 0.0), (0.1, 0.1), (0.0, 0.1)):
         folder = tmp_path / f"{least} {most}"
         folder.mkdir()
-        config = keeping(make_config(folder, "evaluation.problems=0", "filter.rule=dapo", "verifier.workers=2", "steps=5"))
+        changes = ("evaluation.problems=0", "filter.rule=dapo", "verifier.workers=2", "steps=5")
+        config = keeping(make_config(folder, *changes))
         config = dataclasses.replace(config, rewards={"accuracy": Weighted(Delayed(least, most))})
         list(train(config))
         configs.append(config)
