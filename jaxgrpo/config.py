@@ -34,7 +34,8 @@ class Sampling:
     slots: rows that are sampled side by side (0: twice the rows of a batch)
     chunk: tokens of a row between two looks at which rows have ended, at most
     stop: texts that end a completion, which holds them; they may be of special tokens
-    keep_in_flight: whether what a step had no use for goes on at the next (more slots: older tokens); else it is stopped
+    keep_in_flight: whether what a step had no use for goes on at the next, or else is stopped
+    max_age: with keep_in_flight, the most steps between a token's choice and the update on it
     max_logprob_gap: nats; a run whose sampler and scorer differ by more at its first step stops (None: by dtype, GAPS)
     """
 
@@ -45,6 +46,7 @@ class Sampling:
     chunk: int = 32
     stop: tuple[str, ...] = ()
     keep_in_flight: bool = False
+    max_age: int = 2
     max_logprob_gap: float | None = None
 
 
@@ -264,8 +266,9 @@ AT_LEAST = {
     0: "seed steps batch.micro_batch sampling.slots optimizer.learning_rate optimizer.warmup_steps "
     "optimizer.weight_decay optimizer.b1 optimizer.b2 lora.rank evaluation.problems evaluation.temperature "
     "evaluation.top_k evaluation.min_p verifier.max_missing show_rollouts_every",
-    1: "batch.groups sampling.prompt_width sampling.max_new_tokens sampling.chunk filter.max_prompts verifier.workers "
-    "evaluation.samples distributed.processes save_every keep_checkpoints",
+    1: "batch.groups sampling.prompt_width sampling.max_new_tokens sampling.chunk sampling.max_age "
+    "filter.max_prompts verifier.workers evaluation.samples distributed.processes save_every "
+    "keep_checkpoints",
     2: "batch.group_size",
 }
 ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm lora.alpha verifier.deadline evaluation.top_p"

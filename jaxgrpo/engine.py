@@ -9,7 +9,7 @@ made of the texts: what the host does, it does while the device decodes.
 
 import hashlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -80,10 +80,12 @@ class Draw:
 
 @dataclass
 class Usage:
-    """What sampling took, by one policy.
+    """Counts what sampling took, by one policy.
 
-    tokens: that were chosen; computed: slots times steps; seconds: from the first call to the last. waited: seconds between
-    the host's learning that a call was done and its asking for the next
+    tokens: those that were chosen, in all calls that have come back
+    computed: slots times steps of these calls
+    seconds: from before the policy is published to the end of its last call that has come back
+    waited: those of them between a call's end, as the host learned of it, and the next launch
     """
 
     tokens: int = 0
@@ -112,6 +114,10 @@ class _Making:
     index: int
     problem: Problem
     prompt: list[int]
+    name: str
+    """Seed, step and purpose, for the rows' random keys. The step is the one of the launch."""
+    first_sample: int
+    """The number of the first row's sample: a problem that is asked again in a step counts on."""
     rows: list[_Row]
     unfinished: int
 
@@ -134,7 +140,7 @@ class Engine:
         published = steps.publish(params)
         prompts = left_padded([[]] * steps.prompts, self.prompt_width, self.tokenizer.pad)
         prefilled = steps.prefill(published, *prompts)
-        nowhere = _starts([], steps.starts, steps.sizes[0], "")
+        nowhere = _starts([], steps.starts, steps.sizes[0])
         for ring in steps.rings:
             slots = steps.insert(steps.empty(steps.sizes[0], ring), prefilled, nowhere)
             for size in steps.sizes:
@@ -161,6 +167,8 @@ class Engine:
 
         limits: (problem, sample) -> the most tokens of that completion, at most new_tokens (None: draw.max_tokens for all).
         A text is a function of the parameters and of (seed, step, purpose, problem, sample), whatever slot it ran in.
+        The step is the one in which the problem was launched. The n-th time that a problem is
+        asked in a step, from 0, its samples are n * group_size and those that follow.
         """
         most = draw.max_tokens or self.new_tokens
         return Wave(self, params, problems, group_size, draw, step, purpose, limits or (lambda *_: most))
@@ -193,10 +201,15 @@ class Engine:
 
 class Wave:
     """An iterator over what happens, in the order in which it does: each completion as it has `Ended`, and (index, Group) as
-    the last one of a group has; index counts problems as they were taken. It also yields None now and then, while the device
-    is busy, so that whoever iterates can look after other things.
+    the last one of a group has; index counts problems as they were taken.
+
+    It also yields None, once a call of the device and while the device is busy, so that whoever
+    iterates can look after other things. The order of all items is a function of what was sampled,
+    and of no clock.
 
     To stop early, stop iterating: what is in flight is forgotten. Or `renew` the policy and go on with the same iterator.
+    To hold back problems, set `max_launched`: at that bound, rows that end leave their slots empty.
+    Where no row is left, None comes with no call under way, until the bound is raised.
     """
 
     def __init__(
@@ -212,8 +225,14 @@ class Wave:
     ):
         self.launched = 0
         """Problems whose prompts have been read."""
+        self.max_launched: int | None = None
+        """Problems whose prompts may be read by now; None: all there are."""
         self._engine, self._steps, self._draw, self._limits = engine, engine.steps, draw, limits
         self._group_size, self._purpose = group_size, purpose
+        self._running: Any = None
+        """What the call of `decode` under way will have chosen; None where there is none."""
+        self._ended: list[_Row] = []
+        """Rows that have ended, of which nothing has been made."""
         self.renew(params, step)
         self._problems = iter(problems)
         self._how = _how(draw)
@@ -228,8 +247,13 @@ class Wave:
     def renew(self, params: Params, step: int) -> None:
         """From now on another policy samples, and usage is counted anew. What is in flight goes on with what it has: its tokens
         so far, and their keys and values as the earlier policy computed them (arXiv 2509.19128)."""
-        self.usage, self._began = Usage(), time.perf_counter()
-        self._step, self._name = step, f"{self._engine.seed}/{step}/{self._purpose}"
+        self.finish_call()
+        self.usage = Usage()
+        self._began = time.perf_counter()
+        self._idle_since = self._began
+        self._step = step
+        self._name = f"{self._engine.seed}/{step}/{self._purpose}"
+        self._asked: Counter[str] = Counter()
         self._params = None  # the earlier policy's copy makes room for this one's
         self._params = self._steps.publish(params)
 
@@ -238,23 +262,34 @@ class Wave:
         return (item for item in self if isinstance(item, tuple))
 
     def __iter__(self) -> Iterator[Ended | tuple[int, Group] | None]:
-        idle_since = time.perf_counter()
-        ended: list[_Row] = []
         while True:
             self._admit()
-            if not any(self._rows):
+            if any(self._rows):
+                self._fit()
+                self._launch()
+            elif self._exhausted:
                 break
-            self._fit()
-            chosen, step = self._launch(), self._step
-            self.usage.waited += time.perf_counter() - idle_since
-            # The device is busy from here on: the time for everything else.
-            yield from self._made_of(ended)
+            # From here on the device is busy, if anything may start: the time for everything else.
+            yield from self.news()
             yield None
-            chosen = jax.device_get(chosen)
-            idle_since = time.perf_counter()
-            ended = self._harvest(chosen, step)
-            self.usage.seconds = time.perf_counter() - self._began
-        yield from self._made_of(ended)
+            self.finish_call()
+        yield from self.news()
+
+    def news(self) -> Iterator[Ended | tuple[int, Group]]:
+        """Takes what has happened and was not told yet; the iterator will not tell it again."""
+        ended = self._ended
+        self._ended = []
+        return self._made_of(ended)
+
+    def finish_call(self) -> None:
+        """Waits for the call of `decode` under way, if there is one; it is this policy's."""
+        if self._running is None:
+            return
+        chosen = jax.device_get(self._running)
+        self._running = None
+        self._idle_since = time.perf_counter()
+        self._ended += self._harvest(chosen)
+        self.usage.seconds = time.perf_counter() - self._began
 
     def _made_of(self, ended: list[_Row]) -> Iterator[Ended | tuple[int, Group]]:
         """The texts of rows, then the groups that they were the last of."""
@@ -274,12 +309,17 @@ class Wave:
             begun = [(free.pop(0), *self._waiting.popleft()) for _ in range(count)]
             for slot, _, row in begun:
                 self._rows[slot], self._halt[slot] = row, False
-            starts = _starts(begun, self._steps.starts, self._size, self._name)
+            starts = _starts(begun, self._steps.starts, self._size)
             self._slots = self._steps.insert(self._slots, self._prefilled, starts)
 
     def _prefill(self) -> bool:
-        """Reads the next prompts; whether there were any."""
-        problems = list(islice(self._problems, self._steps.prompts))
+        """Reads the next prompts; returns whether there were any that may be read."""
+        count = self._steps.prompts
+        if self.max_launched is not None:
+            count = min(count, self.max_launched - self.launched)
+        if count <= 0:
+            return False
+        problems = list(islice(self._problems, count))
         if not problems:
             self._exhausted = True
             return False
@@ -289,7 +329,17 @@ class Wave:
         prompts = left_padded(ids + filler, engine.prompt_width, engine.tokenizer.pad)
         self._prefilled = self._steps.prefill(self._params, *prompts)
         for source, (problem, prompt) in enumerate(zip(problems, ids, strict=True)):
-            made = _Making(self.launched, problem, prompt, [], self._group_size)
+            first_sample = self._asked[problem.id] * self._group_size
+            self._asked[problem.id] += 1
+            made = _Making(
+                index=self.launched,
+                problem=problem,
+                prompt=prompt,
+                name=self._name,
+                first_sample=first_sample,
+                rows=[],
+                unfinished=self._group_size,
+            )
             made.rows = [_Row(made, i, min(self._limits(problem, i), engine.new_tokens)) for i in range(self._group_size)]
             self._waiting.extend((source, row) for row in made.rows)
             self.launched += 1
@@ -311,19 +361,22 @@ class Wave:
         """The next smaller number of slots, 0 if there is none."""
         return max((size for size in self._steps.sizes if size < self._size), default=0)
 
-    def _launch(self) -> Any:
-        """The next call of `decode`. It comes back once a few rows have ended whose slots can be used again, or, at the end,
-        once fewer slots will do."""
+    def _launch(self) -> None:
+        """Launches the next call of `decode`.
+
+        It comes back once a few rows have ended whose slots can be used again, or, at the end,
+        once fewer slots will do.
+        """
         live = sum(row is not None for row in self._rows)
         refills = self._waiting or not self._exhausted
         leave_at = live - max(1, live // 16) if refills else self._fewer()
-        self._slots, chosen = self._steps.decode(
+        self._slots, self._running = self._steps.decode(
             self._params, self._slots, self._halt, self._how, np.int32(self._steps.chunk), np.int32(leave_at)
         )
-        return chosen
+        self.usage.waited += time.perf_counter() - self._idle_since
 
-    def _harvest(self, chosen: Any, step: int) -> list[_Row]:
-        """Takes the tokens of a call that the step's policy made, and returns the rows that have ended."""
+    def _harvest(self, chosen: Any) -> list[_Row]:
+        """Takes the tokens of this policy's call, and returns the rows that have ended."""
         tokens, logprobs, n, live, ended, steps = chosen
         self.usage.computed += int(steps) * self._size
         self.usage.tokens += int(n.sum())
@@ -333,7 +386,7 @@ class Wave:
                 continue
             row.tokens.extend(tokens[slot, : n[slot]].tolist())
             row.logprobs.extend(logprobs[slot, : n[slot]].tolist())
-            row.written.extend([step] * int(n[slot]))
+            row.written.extend([self._step] * int(n[slot]))
             row.ended = self._stopped(row) or bool(ended[slot])
             if live[slot] and not row.ended:
                 continue
@@ -365,13 +418,16 @@ def _how(draw: Draw) -> tuple[Any, ...]:
     )
 
 
-def _starts(begun: list[tuple[int, int, _Row]], places: int, nowhere: int, name: str) -> tuple[np.ndarray, ...]:
+def _starts(
+    begun: list[tuple[int, int, _Row]], places: int, nowhere: int
+) -> tuple[np.ndarray, ...]:
     """As sampler.Starts, from (slot, source, row), filled up with rows that start in no slot."""
     slot, source, limit = (np.full(places, value, np.int32) for value in (nowhere, 0, 0))
     keys = np.zeros((places, 2), np.uint32)
     for i, (at, which, row) in enumerate(begun):
         slot[i], source[i], limit[i] = at, which, row.limit
-        keys[i] = completion_key(name, row.group.problem.id, row.sample)
+        made = row.group
+        keys[i] = completion_key(made.name, made.problem.id, made.first_sample + row.sample)
     return slot, source, limit, keys
 
 

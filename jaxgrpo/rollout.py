@@ -79,7 +79,10 @@ class Judge:
 @dataclass(frozen=True)
 class Wanted:
     """What a step's collection should hold: `groups` groups of group_size completions, by the filter's rule, from at most
-    `most` problems."""
+    `most` problems.
+
+    mask_truncated: whether completions that were cut off train nothing
+    """
 
     groups: int
     group_size: int
@@ -87,6 +90,7 @@ class Wanted:
     low: float
     high: float
     most: int
+    mask_truncated: bool = False
 
     def takes(self, group: Group) -> bool:
         return difficulty.kept(self.rule, self.low, self.high, group.solved, group.judged)
@@ -97,7 +101,22 @@ class Stream:
     """Judged groups in the order of their launch, for one step after another.
 
     keep: whether what is in flight when a step has its batch goes on at the next one, under that one's policy. Else it is
-    stopped, and its problems are as if they had not been asked.
+        stopped, and its problems are as if they had not been asked.
+    max_age: with keep, the greatest age in steps of a token that is trained on, at least 1
+
+    What a step trains on is a function of the seed and of the verdicts, never of the time that a
+    verdict takes. Without keep the order of launch suffices for that. With keep the moment matters,
+    too: how far each row is when the policy changes, and how many problems were launched by then.
+    So verdicts are looked at in moments that sampling alone decides: while a call of the device
+    runs, once all groups are whole without which the step cannot end. Then they are waited for.
+
+    With keep, at most max_age * groups problems are in flight when a step ends. Each step uses at
+    least `groups` problems, so the last of these is used at most max_age steps later. It is the
+    bound of AReaL (arXiv 2505.24298), and like there it is held when problems are launched.
+
+    A checkpoint keeps the place of the last problem that was used. A run that is resumed asks what
+    was in flight anew, from the first token, under the policy and with the random keys of the step
+    that it resumes at: with keep it does not go on as it would have without the stop.
     """
 
     engine: Engine
@@ -105,49 +124,118 @@ class Stream:
     problems: Fitted
     draw: Draw
     keep: bool = False
+    max_age: int = 2
     wave: Wave | None = None
     groups: Iterator[Group] = field(default_factory=lambda: iter(()))
+    """Without keep, the step's."""
+    _items: Iterator[Ended | tuple[int, Group] | None] = field(default_factory=lambda: iter(()))
+    """With keep, what happens in the wave."""
+    _share: "_Share" = field(init=False)
+    """With keep, its groups that have not been handed out."""
+    _spare: int = 0
+    """With keep, problems that may be in flight besides those that the step needs."""
 
     def begin(self, params: Params, wanted: Wanted, step: int) -> Wave:
-        """From here on `groups` are the step's."""
-        if self.wave is not None and self.keep:
+        """Begins a step, whose groups `take` gives. With keep the device is then at work."""
+        if self.keep and self.wave is not None:
             self.wave.renew(params, step)
-            return self.wave
-        problems = self.problems if self.keep else islice(self.problems, wanted.most)
-        self.wave = self.engine.wave(params, problems, wanted.group_size, self.draw, step, "training")
-        self.groups = judged_in_order(self.wave, self.judge)
+        else:
+            problems = self.problems if self.keep else islice(self.problems, wanted.most)
+            size = wanted.group_size
+            self.wave = self.engine.wave(params, problems, size, self.draw, step, "training")
+            if self.keep:
+                self._items = iter(self.wave)
+                self._share = _Share(self.judge, jax.process_index(), jax.process_count())
+            else:
+                self.groups = judged_in_order(self.wave, self.judge)
+        if self.keep:
+            self._spare = self.max_age * wanted.groups
+            self._go_on(min(wanted.groups, wanted.most))
         return self.wave
 
+    def take(self, needed: int) -> list[Group]:
+        """Returns the next judged groups, at least one unless no problem is left.
+
+        needed: how many the step has to take at least before it can end; it gets no more
+        """
+        if not self.keep:
+            return list(islice(self.groups, 1))
+        assert self.wave is not None
+        while self._share.whole < needed and self._go_on(needed):
+            pass
+        # Verdicts are computed while the call runs, and what comes next must wait for both. The
+        # call is waited for first: so its end is known, and the device's idle time after it.
+        self.wave.finish_call()
+        count = min(needed, self._share.whole)
+        return list(islice(self._share.judged(wait=count), count))
+
+    def _go_on(self, needed: int) -> bool:
+        """Goes on until the device is busy with its next call; returns whether there is one.
+
+        The step will use at least `needed` groups more. So when it ends, at most `_spare` of those
+        launched are in flight.
+        """
+        assert self.wave is not None
+        self.wave.max_launched = self._share.head + needed + self._spare
+        for item in self._items:
+            if item is None:
+                return True
+            self._share.hear(item)
+        return False
+
     def end(self, used: int) -> None:
-        """The step has made use of so many groups."""
+        """Ends the step, which has made use of so many groups.
+
+        With keep, what has ended in its last call is judged during the update.
+        """
         self.problems.use(used)
         if not self.keep:
             self.wave, self.groups = None, iter(())  # its slots, and its copy of the policy, make room for the update
             self.problems.rewind()
+            return
+        assert self.wave is not None
+        for item in self.wave.news():
+            self._share.hear(item)
+
+    def close(self) -> None:
+        """Gives up what is in flight; no further step can begin."""
+        if self.keep and self.wave is not None:
+            self._share.cancel()
 
 
 def collect(stream: Stream, params: Params, wanted: Wanted, step: int) -> tuple[list[Group], dict[str, float], list[Group]]:
-    """The groups that a step trains on, its metrics, and every group that was judged.
+    """Returns the groups that a step trains on, its metrics, and every group that was judged.
 
     Groups are judged until `wanted.groups` of them passed the filter or `wanted.most` were judged. At that bound the batch is
     filled with the most informative of the others: those with the greatest variance of the verdict, then of the reward, never
     one in which all rewards are equal. It may still hold fewer, or none.
+
+    The metrics of `summarise` and filter/ are of all groups that were judged. The others:
+        rollout/age: steps from a token's choice to this one, the mean over the tokens trained on
+        rollout/age_max: the greatest of these; both are NaN where no token is trained on
+        rollout/in_flight: problems that were launched and not used when the step had its batch
+        rollout/tokens_per_s: tokens that were chosen in the step, over time/rollout
+        rollout/utilisation: these tokens, over slots times steps of the calls that chose them
+        rollout/waited: the share of time/rollout in which no call was under way
+        time/rollout: seconds from the step's beginning to the end of its last call; what verdicts
+            take beyond that is no part of it
+    Without keep_in_flight, a call that the step's end stopped counts nowhere.
     """
     wave = stream.begin(params, wanted, step)
     asked: list[Group] = []
     chosen: list[Group] = []
-    for group in stream.groups:
-        asked.append(group)
-        if wanted.takes(group):
-            chosen.append(group)
-        if len(chosen) == wanted.groups or len(asked) == wanted.most:
+    while needed := min(wanted.groups - len(chosen), wanted.most - len(asked)):
+        groups = stream.take(needed)
+        if not groups:
             break
+        asked += groups
+        chosen += filter(wanted.takes, groups)
     in_flight = wave.launched - stream.problems.used - len(asked)
     stream.end(len(asked))
     sides = [difficulty.side(wanted.rule, wanted.low, wanted.high, g.solved, g.judged) for g in asked if g.judged]
     fallback = most_informative([g for g in asked if all(g is not c for c in chosen)], wanted.groups - len(chosen))
     usage = wave.usage
-    ages = np.concatenate([[0]] + [(step - group.written)[group.completion_mask] for group in chosen + fallback])
+    ages = ages_of_trained_tokens(chosen + fallback, step, wanted.mask_truncated)
     metrics = summarise(asked) | {
         "filter/kept": len(chosen) / len(asked),
         "filter/asked": len(asked),
@@ -155,16 +243,27 @@ def collect(stream: Stream, params: Params, wanted: Wanted, step: int) -> tuple[
         "filter/groups": len(chosen) + len(fallback),
         "filter/too_hard": sides.count(-1) / len(asked),
         "filter/too_easy": sides.count(1) / len(asked),
-        "rollout/age": ages.mean(),
-        "rollout/age_max": ages.max(),
+        "rollout/age": ages.mean() if ages.size else math.nan,
+        "rollout/age_max": ages.max() if ages.size else math.nan,
         "rollout/in_flight": in_flight,
-        # A step whose groups were all in flight before it may not have sampled at all.
-        "rollout/tokens_per_s": usage.tokens / (usage.seconds or 1.0),
-        "rollout/utilisation": usage.tokens / (usage.computed or 1),
-        "rollout/waited": usage.waited / (usage.seconds or 1.0),
+        "rollout/tokens_per_s": usage.tokens / usage.seconds,
+        "rollout/utilisation": usage.tokens / usage.computed,
+        "rollout/waited": usage.waited / usage.seconds,
         "time/rollout": usage.seconds,
     }
     return chosen + fallback, {name: float(value) for name, value in metrics.items()}, asked
+
+
+def ages_of_trained_tokens(groups: Sequence[Group], step: int, mask_truncated: bool) -> np.ndarray:
+    """Returns the ages in steps of the tokens that an update on the groups counts (make_batch)."""
+    ages = [np.zeros(0, int)]
+    for group in groups:
+        rows = ~np.isnan(group.rewards)
+        if mask_truncated:
+            rows &= group.finished
+        counted = group.completion_mask & rows[:, None]
+        ages.append(step - group.written[counted])
+    return np.concatenate(ages)
 
 
 def judged_in_order(wave: Iterable[Ended | tuple[int, Group] | None], judge: Judge) -> Iterator[Group]:
@@ -177,15 +276,12 @@ def judged_in_order(wave: Iterable[Ended | tuple[int, Group] | None], judge: Jud
     share = _Share(judge, jax.process_index(), jax.process_count())
     try:
         for item in wave:
-            if isinstance(item, Ended):
-                share.submit(item)
-                continue
-            if item:
-                share.add(*item)
-            if item is None or share.processes == 1:
-                yield from share.judged(wait=False)
+            if item is not None:
+                share.hear(item)
+            if item is None or (share.processes == 1 and not isinstance(item, Ended)):
+                yield from share.judged()
         while share.groups:
-            yield from share.judged(wait=True)
+            yield from share.judged(wait=1)
     finally:
         share.cancel()
 
@@ -205,6 +301,18 @@ class _Share:
     known: dict[int, list[dict[str, float | str]]] = field(default_factory=dict)
     """Verdicts of groups that are not handed out yet: the same in all processes."""
 
+    @property
+    def whole(self) -> int:
+        """How many of the next groups are whole, with none between them that is not."""
+        return next(count for count in itertools.count() if self.head + count not in self.groups)
+
+    def hear(self, item: Ended | tuple[int, Group]) -> None:
+        """Takes note of what has happened in the wave."""
+        if isinstance(item, Ended):
+            self.submit(item)
+        else:
+            self.add(*item)
+
     def submit(self, ended: Ended) -> None:
         """A text that has ended is judged, if it is this process's to judge."""
         if self._is_mine(ended.index) and (ticket := self.judge.submit_early(ended)):
@@ -217,10 +325,13 @@ class _Share:
             tickets = self.early.pop(index, {})
             self.tickets[index] = [tickets[sample] for sample in sorted(tickets)] or [self.judge.submit(group)]
 
-    def judged(self, wait: bool) -> Iterator[Group]:
-        """The next groups, as far as all processes know their verdicts. wait: until those of the first of them are there."""
+    def judged(self, wait: int = 0) -> Iterator[Group]:
+        """Hands out the next groups, as far as all processes know their verdicts.
+
+        wait: how many of them are waited for; they must be whole
+        """
         done = lambda index: all(ticket.verdicts.done() for ticket in self.tickets[index])
-        ready = [index for index in self.tickets if done(index) or (wait and index == self.head)]
+        ready = [index for index in self.tickets if index < self.head + wait or done(index)]
         found = [[index, self.judge.verdicts(self.tickets.pop(index))] for index in ready]
         for part in exchange(found):
             self.known.update(part)

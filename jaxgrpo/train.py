@@ -122,8 +122,11 @@ def take_steps(
     """Steps up to the last one, or until told to stop: `place` moves on, numbers are written, checkpoints saved."""
     config, is_first = run.config, jax.process_index() == 0
     draw = Draw(config.sampling.temperature, stop=config.sampling.stop)
-    stream = Stream(run.engine, run.judge, Fitted(place.order, run.fitting.fits), draw, config.sampling.keep_in_flight)
-    with metrics.Writer(config.out, place.step + 1, config.steps, active=is_first) as writer:
+    problems = Fitted(place.order, run.fitting.fits)
+    keep, max_age = config.sampling.keep_in_flight, config.sampling.max_age
+    stream = Stream(run.engine, run.judge, problems, draw, keep, max_age)
+    writing = metrics.Writer(config.out, place.step + 1, config.steps, active=is_first)
+    with writing as writer, contextlib.closing(stream):
 
         def save() -> None:
             writer.flush()
@@ -155,7 +158,7 @@ def take_step(run: Run, place: Place, stream: Stream, reference: Params, writer:
     config, step, started = run.config, place.step + 1, time.perf_counter()
     b, f = config.batch, config.filter
     most = b.groups if f.rule == "off" else int(f.max_prompts * b.groups)
-    wanted = Wanted(b.groups, b.group_size, f.rule, f.low, f.high, most)
+    wanted = Wanted(b.groups, b.group_size, f.rule, f.low, f.high, most, b.mask_truncated)
     run.judge.weights.update(place.weights)
     groups, figures, asked = collect(stream, lora.join(reference, place.state.params), wanted, step)
     check_missing(asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl")

@@ -283,6 +283,76 @@ def test_a_new_policy_goes_on_with_what_the_old_one_wrote():
     assert mixed > 3
 
 
+def test_a_group_has_the_random_numbers_of_the_step_that_launched_it():
+    """Where the policy stays what it was, so does every text, of rows that had not begun, too."""
+    wave = make_engine(4, 1).wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
+    items = iter(wave)
+    while wave.launched < 2:
+        next(items)
+    assert wave.launched * GROUP > 4  # rows wait for a slot
+    before = wave.launched
+    wave.renew(make_params(), 6)
+    found = dict(item for item in items if isinstance(item, tuple))
+    groups = [found[index] for index in sorted(found)]
+    later = written_without_a_cache(make_params(), PROBLEMS, GROUP, "3/6/training")
+    assert_same_texts(completions(groups), expected()[: before * GROUP] + later[before * GROUP :])
+
+
+@pytest.mark.parametrize("slots", [4, 16])
+def test_a_problem_that_is_asked_again_in_a_step_gets_new_texts(slots):
+    """They are those of the samples that follow, as if it had been asked once for as many."""
+    first, other = PROBLEMS[:2]
+    engine = make_engine(slots, 8)
+    groups = ask(engine, problems=[first, other, first, first])
+    more = ask(engine, problems=[first], group_size=3 * GROUP)
+    assert_same_texts(completions([groups[0], *groups[2:]]), completions(more))
+    assert_same_texts(completions(groups[:2]), expected()[: 2 * GROUP])
+    asked = [str(completions([group])) for group in groups]
+    assert len(set(asked)) == 4
+
+
+def test_a_wave_holds_problems_back_and_goes_on_when_it_may(changing):
+    """At the bound it neither ends nor gives up slots, and what it writes is the same."""
+    sizes = []
+    look = lambda arguments, _: sizes.append(arguments[1].live.shape[0])
+    engine = watching_decode(changing, look)
+    wave = engine.wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
+    before = programs(changing.steps)
+    found = {}
+    nothing = 0
+    wave.max_launched = 1
+    for item in wave:
+        if isinstance(item, tuple):
+            found[item[0]] = item[1]
+        nothing = nothing + 1 if item is None else 0
+        assert wave.launched <= wave.max_launched
+        if nothing == 4:  # nothing is under way, and the wave does not end
+            assert len(found) == wave.launched == wave.max_launched
+            assert set(sizes) == {8}
+            wave.max_launched += 3
+    assert wave.launched == len(PROBLEMS)
+    assert_same_texts(completions([found[index] for index in sorted(found)]), expected())
+    assert programs(changing.steps) == before
+
+
+def test_the_call_that_is_under_way_is_the_earlier_policys():
+    """Its tokens say so, and are counted there: of each step as many as carry its number."""
+    wave = make_engine(4, 2).wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
+    counted, groups = {}, []
+    for item in wave:
+        if isinstance(item, tuple):
+            groups.append(item[1])
+        if item is None and wave.launched >= len(counted) + 2:
+            step = 5 + len(counted)
+            wave.finish_call()
+            counted[step] = wave.usage.tokens
+            wave.renew(make_params(), step + 1)
+    counted[5 + len(counted)] = wave.usage.tokens
+    written = np.concatenate([group.written[group.completion_mask] for group in groups])
+    assert len(counted) > 3
+    assert {step: int(np.sum(written == step)) for step in counted} == counted
+
+
 def test_texts_come_as_they_end_and_before_their_groups():
     wave = make_engine(4, 8).wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
     ended, groups = {}, 0

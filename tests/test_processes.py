@@ -22,15 +22,18 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.metrics import read
 from jaxgrpo.train import train
 from tests.tiny_devices import flags, output_on_devices
-from tests.tiny_runs import ROOT, config_file, lines, make_config, start
+from tests.tiny_runs import ROOT, TEXT, config_file, lines, make_config, start
 
 OTHERS = ("time/", "rollout/", "memory/")
 """What depends on how fast things go, or on how many devices there are."""
 SHORT = ("evaluation.problems=0", "sampling.slots=8", "show_rollouts_every=1")
+DELAYED = "from jaxgrpo.rewards import language\nfrom tests.slow_rewards import Delayed"
 SAYS_SO = r"error: process \d of 2 (was ended|ends the run) .*start all of them again with the same command to go on from"
 
 
-def launch(count: int, devices: int, folder: Path, *overrides: str) -> list[subprocess.Popen]:
+def launch(
+    count: int, devices: int, folder: Path, *overrides: str, text: str = TEXT
+) -> list[subprocess.Popen]:
     """A run as so many processes of so many devices each, in folder/out."""
     several = f"127.0.0.1:{free_port()}" if count > 1 else "off"
     settings = [f"--config.{override}" for override in (*SHORT, *overrides, f"distributed.coordinator={several}")]
@@ -40,7 +43,7 @@ def launch(count: int, devices: int, folder: Path, *overrides: str) -> list[subp
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    file = config_file(folder)
+    file = config_file(folder, text)
     return [
         start(
             "jaxgrpo.train",
@@ -148,6 +151,24 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, killed, whole, c
     finish(launch(count, devices, here, f"steps={steps}"))
     assert_same_steps(read(here / "out"), read(whole / "out")[:steps])
     assert texts(here, steps) == texts(whole, steps)
+
+
+def test_two_processes_that_keep_what_is_in_flight_make_the_run_that_one_makes(folder):
+    """Random delays of the reward are other delays in each of them."""
+    runs = []
+    for count, devices in ((1, 8), (2, 4)):
+        here = folder / f"keeping_{count}"
+        here.mkdir()
+        text = TEXT.replace("Weighted(math.accuracy)", "Weighted(Delayed(0.0, 0.05))")
+        text = text.replace("from jaxgrpo.rewards import language, math", DELAYED)
+        finish(launch(count, devices, here, "steps=5", "sampling.keep_in_flight=True", text=text))
+        steps = read(here / "out")
+        figures = ("rollout/age", "rollout/age_max", "rollout/in_flight")
+        kept = [[step[name] for name in figures] for step in steps]
+        runs.append((steps, kept, texts(here, 5)))
+    assert_same_steps(runs[0][0], runs[1][0])
+    assert runs[0][1:] == runs[1][1:]
+    assert max(age for _, age, _ in runs[0][1]) > 0
 
 
 MESHES = ("data=1 fsdp=8", "data=2 fsdp=2 tensor=2", "fsdp=2 tensor=4")

@@ -22,6 +22,7 @@ from jaxgrpo.rollout import (
     MissingVerdictsError,
     Stream,
     Wanted,
+    ages_of_trained_tokens,
     check_missing,
     collect,
     judged_in_order,
@@ -531,6 +532,10 @@ def test_the_groups_of_a_step_do_not_depend_on_slots_chunk_or_slow_verdicts(kept
     assert found == kept
 
 
+def is_even(text: str) -> bool:
+    return len(text) % 2 == 0
+
+
 def stream_of(keep: bool) -> Stream:
     """Endless problems, asked of a random network whose texts are right if they have an even number of letters."""
     verdicts = lambda problem, texts: [{"accuracy": float(len(text) % 2 == 0)} for text in texts]
@@ -578,6 +583,141 @@ def test_kept_rows_are_what_one_policy_would_have_written_if_it_does_not_change(
     for part, group in zip(parts, whole, strict=True):
         np.testing.assert_array_equal(part.tokens, group.tokens)
         np.testing.assert_allclose(part.logprobs, group.logprobs, atol=1e-6)
+
+
+def keep_in_flight(
+    max_age: int,
+    delay: Callable[[str], float] = lambda _: 0.0,
+    solved: Callable[[str], bool] = is_even,
+    **wanted,
+):
+    """What seven steps hold that keep what is in flight: groups, tokens and their steps, figures.
+
+    delay: seconds that a problem's verdicts take. solved: whether a text is right
+    """
+    verdicts = lambda problem, texts: [{"accuracy": float(solved(text))} for text in texts]
+    judge = Judge(Verdicts(verdicts, delay), {"accuracy": Weighted(len, 1.0)}, "accuracy")
+    stream = replace(stream_of(True), judge=judge, max_age=max_age)
+    params, found = tiny_engines.make_params(), []
+    for step in range(1, 8):
+        groups, metrics, asked = collect(stream, params, replace(KEPT, **wanted), step)
+        texts = [
+            (group.problem.id, group.tokens.tolist(), group.written.tolist(), group.solved)
+            for group in asked
+        ]
+        timeless = {name: value for name, value in metrics.items() if name not in CLOCKED}
+        timeless["tokens"] = round(metrics["rollout/tokens_per_s"] * metrics["time/rollout"])
+        found.append((names(groups), texts, timeless))
+    return found
+
+
+KEPT = Wanted(groups=2, group_size=4, rule="dapo", low=0.0, high=1.0, most=6)
+CLOCKED = {"rollout/tokens_per_s", "rollout/waited", "time/rollout"}
+
+
+@pytest.mark.parametrize("max_age", [1, 2, 3])
+def test_what_is_kept_in_flight_does_not_depend_on_how_long_verdicts_take(max_age):
+    """Texts, the step of each token, and all figures but times depend on the seed alone."""
+    at_once = keep_in_flight(max_age)
+    random = np.random.default_rng(0)
+    assert keep_in_flight(max_age, lambda _: 0.03) == at_once
+    assert keep_in_flight(max_age, lambda name: 0.1 * (name in ("p0", "p7", "p11"))) == at_once
+    assert keep_in_flight(max_age, lambda _: random.choice([0.0, 0.002, 0.05])) == at_once
+
+
+@pytest.mark.parametrize("max_age", [1, 2, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rule": "off", "most": 2},
+        {"solved": lambda text: False},
+        {"most": 3},
+        {"rule": "band", "low": 0.5, "high": 0.5},
+    ],
+    ids=["dapo", "off", "underfull", "most", "band"],
+)
+def test_tokens_that_are_trained_on_are_no_older_than_they_may_be(max_age, changes):
+    """Whether batches are filled or `most` problems are asked in vain. All tokens are looked at."""
+    in_flight, ages = [], []
+    for step, (_, asked, metrics) in enumerate(keep_in_flight(max_age, **changes), start=1):
+        in_flight.append(metrics["rollout/in_flight"])
+        ages += [step - n for _, _, written, _ in asked for row in written for n in row if n]
+    assert max(ages) <= max_age
+    assert max(ages) > 0
+    assert 0 < max(in_flight) <= max_age * KEPT.groups
+
+
+def test_the_figures_of_a_step_are_those_of_its_own_tokens():
+    steps = keep_in_flight(2)
+    arrays = [np.array(tokens) for _, asked, _ in steps for *_, tokens, _ in asked]
+    written = np.concatenate(arrays, axis=None)
+    for step, (chosen, asked, metrics) in enumerate(steps[:-2], start=1):
+        # All rows of a step's tokens have been handed out two steps later.
+        assert metrics["tokens"] == np.sum(written == step)
+        trained = [np.array(token) for name, _, token, _ in asked if name in chosen]
+        ages = np.concatenate([step - token[token > 0] for token in trained]) if trained else []
+        if len(ages):
+            assert metrics["rollout/age"] == pytest.approx(np.mean(ages), abs=1e-9)
+            assert metrics["rollout/age_max"] == np.max(ages)
+
+
+def test_time_that_verdicts_take_after_the_last_call_is_no_time_of_sampling():
+    verdicts = lambda _, texts: [{"accuracy": 1.0} for _ in texts]
+    judge = Judge(Verdicts(verdicts, lambda _: 0.5), {"accuracy": Weighted(len, 1.0)}, "accuracy")
+    stream = replace(stream_of(True), judge=judge)
+    wanted, params = Wanted(2, 4, "off", 0.0, 1.0, 2), tiny_engines.make_params()
+    began = time.perf_counter()
+    metrics = collect(stream, params, wanted, 1)[1]
+    assert metrics["time/rollout"] < time.perf_counter() - began - 0.2
+
+
+def test_what_is_in_flight_when_a_run_ends_is_not_judged():
+    stream = stream_of(True)
+    cancelled: list[Ticket] = []
+    stream.judge.pool.cancel = cancelled.append
+    collect(stream, tiny_engines.make_params(), Wanted(2, 4, "off", 0.0, 1.0, 2), 1)
+    assert not cancelled
+    stream.close()
+    assert len(cancelled) > 0
+
+
+def test_a_batch_of_no_tokens_has_no_age():
+    metrics = World(script=[0] * 50).collect(most=5)[1]
+    assert math.isnan(metrics["rollout/age"])
+    assert math.isnan(metrics["rollout/age_max"])
+
+
+def test_the_age_is_that_of_the_tokens_that_an_update_counts():
+    """The row that was cut off counts unless it is masked, the one without a reward never."""
+    group = make_group("a", [1, 0, 1, 0], [1.0, 0.0, math.nan, 0.0])
+    group.written[0] = 5
+    group.written[1] = 3
+    for masked in (False, True):
+        ages = ages_of_trained_tokens([group], 7, masked)
+        assert ages.tolist() == [2, 4, 4] + [0] * 4 * (not masked)
+        assert len(ages) == make_batch([group], 1, masked).completion_mask.sum()
+
+
+def test_a_problem_that_is_asked_twice_in_a_step_is_another_group():
+    """Four problems fill a batch of eight groups: no two are alike, in a step or in two."""
+    verdicts = lambda problem, texts: [{"accuracy": 1.0} for _ in texts]
+    judge = Judge(Verdicts(verdicts), {"accuracy": Weighted(len, 1.0)}, "accuracy")
+    for keep in (False, True):
+        problems = Fitted(Order(tiny_engines.make_problems(4), seed=0), lambda problem: True)
+        stream = Stream(tiny_engines.make_engine(16, 8), judge, problems, Draw(), keep)
+        wanted = Wanted(groups=8, group_size=4, rule="off", low=0.0, high=1.0, most=8)
+        steps = [collect(stream, tiny_engines.make_params(), wanted, step)[0] for step in (1, 2)]
+        groups = [group for groups in steps for group in groups]
+        assert len({(group.problem.id, group.tokens.tobytes()) for group in groups}) == 16
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_keep_the_same_in_flight(monkeypatch, count):
+    """A third of the verdicts is late, in the process whose share it is."""
+    late = lambda name: 0.03 * (int(name[1:]) % 3 == 0)
+    results = in_lockstep(monkeypatch, count, lambda process: keep_in_flight(2, late))
+    assert results == [keep_in_flight(2)] * count
 
 
 @pytest.mark.parametrize("most", [0.0, 0.2, 0.3])

@@ -21,9 +21,11 @@ from jaxgrpo.config import load
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Corrected
 from jaxgrpo.models import weights
+from jaxgrpo.problems import Weighted
 from jaxgrpo.rollout import Judge, MissingVerdictsError
 from jaxgrpo.run import prepare
 from jaxgrpo.train import main, noted_signals, train
+from tests.slow_rewards import Delayed
 from tests.tiny_runs import ROOT, TEXT, config_file, lines, make_config, model_folder, share_programs, start
 
 TIMES = ("time/", "rollout/", "memory/")
@@ -283,20 +285,46 @@ def test_a_run_whose_sampler_and_scorer_differ_is_stopped_at_its_first_step(conf
     assert lines(out_of(config) / "metrics.jsonl") == []
 
 
-def test_a_run_that_keeps_what_is_in_flight_trains_on_older_tokens(config):
-    config = dataclasses.replace(
+def keeping(config, **changes):
+    """The config of a run that keeps what is in flight."""
+    return dataclasses.replace(
         config,
         objective=Corrected(config.objective),
         batch=dataclasses.replace(config.batch, old_logprobs="trainer"),
-        sampling=dataclasses.replace(config.sampling, keep_in_flight=True, chunk=2),
+        sampling=dataclasses.replace(config.sampling, keep_in_flight=True, chunk=2, **changes),
     )
+
+
+@pytest.mark.parametrize("max_age", [1, 2])
+def test_a_run_that_keeps_what_is_in_flight_trains_on_older_tokens(config, max_age):
+    config = keeping(config, max_age=max_age)
     steps = list(train(config))
     ages = [values["rollout/age_max"] for values in steps]
     assert ages[0] == 0
-    assert max(ages) > 0
-    assert all(values["rollout/in_flight"] > 0 for values in steps)
+    assert 0 < max(ages) <= max_age
+    assert all(0 < values["rollout/in_flight"] <= max_age * config.batch.groups for values in steps)
+    assert all(values["rollout/tokens_per_s"] > 0 for values in steps)
     asked = sum(values["filter/asked"] for values in steps)
     assert state_of(config)[1]["order"]["position"] == asked  # what was in flight at the end will be asked again
+
+
+def test_a_run_that_keeps_what_is_in_flight_is_a_function_of_its_seed(tmp_path):
+    """Rewards that are fast, slow, or now this and now that make the same run, bit for bit."""
+    configs, rollouts = [], []
+    for least, most in ((0.0, 0.0), (0.1, 0.1), (0.0, 0.1)):
+        folder = tmp_path / f"{least} {most}"
+        folder.mkdir()
+        changes = ("evaluation.problems=0", "filter.rule=dapo", "verifier.workers=2", "steps=5")
+        config = keeping(make_config(folder, *changes))
+        config = dataclasses.replace(config, rewards={"accuracy": Weighted(Delayed(least, most))})
+        list(train(config))
+        configs.append(config)
+        steps = lines(out_of(config) / "metrics.jsonl")
+        figures = ("age", "age_max", "in_flight", "utilisation")
+        rollouts.append([[values[f"rollout/{name}"] for name in figures] for values in steps])
+        assert_same_run(config, configs[0])
+    assert rollouts[1:] == rollouts[:1] * 2
+    assert max(age for _, age, *_ in rollouts[0]) > 0
 
 
 def driven(folder, steps=4):
