@@ -107,6 +107,7 @@ def prepare(config: settings.Config) -> Run:
     settings.validate(config)
     folder = model_folder(config.model)
     model = weights.check_folder(folder)
+    _check_positions(config.sampling, folder)
     tokens = tokenizer.load(folder)
     if len(tokens.hf) > model.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {len(tokens.hf)} tokens, the model only {model.vocab_size}")
@@ -173,6 +174,18 @@ def make_optimizer(config: settings.Config) -> Any:
     o = config.optimizer
     rate = schedule(o.schedule, o.learning_rate, o.warmup_steps, config.steps)
     return adamw(rate, o.b1, o.b2, o.weight_decay, o.max_grad_norm)
+
+
+def _check_positions(sampling: settings.Sampling, folder: Path) -> None:
+    """Raises UserError if a row may have more tokens than the model was made for."""
+    width, new, most = sampling.prompt_width, sampling.max_new_tokens, weights.max_positions(folder)
+    if not most or width + new <= most:
+        return
+    mend = f"lower sampling.max_new_tokens to {most - width}" if most > width else f"lower both, to {most} together"
+    raise UserError(
+        f"sampling.prompt_width={width} and sampling.max_new_tokens={new} are {width + new} tokens, more than the {most} "
+        f"positions that {folder} was made for: {mend}"
+    )
 
 
 def _check_shards(config: settings.Config, shards: int, slots: int) -> None:

@@ -7,7 +7,10 @@ import optax
 import pytest
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.optimizer import adamw, cast, schedule, store
+from jaxgrpo.learner import _moved
+from jaxgrpo.mesh import matrices
+from jaxgrpo.optimizer import adamw, cast, propose, schedule, store
+from jaxgrpo.types import TrainState
 
 PEAK = 3e-3
 
@@ -49,6 +52,57 @@ def make(rate=0.1, weight_decay=0.0, max_grad_norm=1.0, b1=0.9):
     return adamw(optax.constant_schedule(rate), b1, 0.95, weight_decay, max_grad_norm)
 
 
+def moved(optimizer, gradient, params, steps, empty=()):
+    """The parameters after so many steps of a learner, some of which have nothing to train on."""
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    for step in range(steps):
+        state = _moved(optimizer, state, gradient, jnp.bool_(step not in empty))
+    return state
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_rate_is_that_of_the_step_whatever_the_steps_before_it_trained_on(kind, warmup):
+    """Gradients are 1, so that Adam moves by the rate."""
+    rate = schedule(kind, PEAK, warmup, 8)
+    params = {"a": jnp.zeros(3)}
+    optimizer = adamw(rate, 0.0, 0.0, 0.0, 10.0)
+    for step in range(8):
+        before = range(step) if step % 2 else range(0, step, 2)
+        last, now = (moved(optimizer, {"a": jnp.ones(3)}, params, steps, before) for steps in (step, step + 1))
+        np.testing.assert_allclose(last.params["a"] - now.params["a"], rate(step), rtol=1e-5)
+        assert int(now.step) == step + 1
+
+
+def test_where_every_step_trains_the_updates_are_those_of_optax_bit_for_bit():
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32), "scale": jnp.ones(4)}
+    rate = schedule("cosine", PEAK, 3, 9)
+    theirs = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=0.1, mask=matrices)
+    )
+    states = [TrainState(jnp.int32(0), params, each.init(params)) for each in (adamw(rate, 0.9, 0.95, 0.1, 1.0), theirs)]
+    for _ in range(9):
+        gradient = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+        ours = _moved(adamw(rate, 0.9, 0.95, 0.1, 1.0), states[0], gradient, jnp.bool_(True))
+        updates, opt_state = theirs.update(gradient, states[1].opt_state, states[1].params)
+        states = [ours, TrainState(ours.step, optax.apply_updates(states[1].params, updates), opt_state)]
+        jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_the_correction_of_the_moments_bias_counts_updates():
+    params = {"a": jnp.zeros(3)}
+    state = moved(make(), {"a": jnp.ones(3)}, params, 5, empty=(0, 1, 3))
+    counts = {jax.tree_util.keystr(path): int(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+              if leaf.dtype == jnp.int32}
+    assert [count for path, count in counts.items() if path.startswith("[1][0]")] == [2]
+
+
+def test_an_optimizer_that_knows_no_step_takes_one():
+    updates, _ = propose(optax.scale(-2.0), {"a": jnp.ones(2)}, optax.EmptyState(), None, jnp.int32(7))
+    np.testing.assert_array_equal(updates["a"], [-2.0, -2.0])
+
+
 def first_moment(state):
     """What the optimizer saw of the gradient: (1 - b1) times it, after clipping."""
     return next(leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if "mu" in jax.tree_util.keystr(path))
@@ -60,14 +114,14 @@ def test_gradients_are_clipped_to_the_norm_and_small_ones_left(norm, seen):
     gradient = jax.tree.map(jnp.ones_like, params)
     gradient = jax.tree.map(lambda g: g * norm / jnp.sqrt(10.0), gradient)
     optimizer = make()
-    _, state = optimizer.update(gradient, optimizer.init(params), params)
+    _, state = optimizer.update(gradient, optimizer.init(params), params, step=0)
     np.testing.assert_allclose(first_moment(state), 0.1 * seen / np.sqrt(10), rtol=1e-5)
 
 
 def test_only_matrices_decay():
     params = {"kernel": jnp.full((3, 2), 2.0), "scale": jnp.full(4, 2.0), "bias": jnp.full(1, 2.0)}
     optimizer = make(rate=0.1, weight_decay=0.5)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, step=0)
     np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
     assert not updates["scale"].any()
     assert not updates["bias"].any()
@@ -77,14 +131,14 @@ def test_the_first_update_moves_each_parameter_by_the_rate_against_its_gradient(
     params = {"kernel": jnp.zeros((2, 2))}
     gradient = {"kernel": jnp.array([[0.3, -0.2], [0.01, -0.5]])}
     optimizer = make(rate=0.01)
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params, step=0)
     np.testing.assert_allclose(updates["kernel"], -0.01 * jnp.sign(gradient["kernel"]), rtol=1e-4)
 
 
 def test_norms_of_stacked_layers_do_not_decay():
     params = {"layers": {"norm": {"scale": jnp.ones((2, 4))}, "up": {"kernel": jnp.ones((2, 4, 3))}}}
     optimizer = make(weight_decay=0.5)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, step=0)
     assert not updates["layers"]["norm"]["scale"].any()
     assert updates["layers"]["up"]["kernel"].all()
 
