@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter, le
+from operator import attrgetter, ge, gt, le, lt
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +273,11 @@ AT_LEAST = {
     2: "batch.group_size",
 }
 ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm lora.alpha verifier.deadline evaluation.top_p"
+UPPER: dict[str, tuple[Callable[[float], bool], str]] = {
+    "optimizer.b1 optimizer.b2": (partial(gt, 1), "below 1"),
+    "evaluation.top_p evaluation.min_p verifier.max_missing": (partial(ge, 1), "at most 1"),
+    "seed": (partial(gt, 2**32), "below 2**32"),
+}
 DTYPES = ("float32", "bfloat16")
 ONE_OF = {
     "batch.old_logprobs": ("sampler", "trainer"),
@@ -333,10 +338,9 @@ def _check_methods(name: str, value: Any, methods: tuple[str, ...]) -> None:
 def _check_numbers(config: Config) -> None:
     for low, names in AT_LEAST.items():
         _check_each(config, names, partial(le, low), f"at least {low}")
-    _check_each(config, ABOVE_ZERO, lambda value: value > 0, "above 0")
-    _check_each(config, "optimizer.b1 optimizer.b2", lambda value: value < 1, "below 1")
-    _check_each(config, "evaluation.top_p evaluation.min_p verifier.max_missing", lambda value: value <= 1, "at most 1")
-    _check_each(config, "seed", lambda value: value < 2**32, "below 2**32")
+    _check_each(config, ABOVE_ZERO, partial(lt, 0), "above 0")
+    for names, (holds, what) in UPPER.items():
+        _check_each(config, names, holds, what)
     for name, values in ONE_OF.items():
         value = attrgetter(name)(config)
         if value not in values:
@@ -347,7 +351,15 @@ def _check_each(config: Config, names: str, holds: Callable[[float], bool], what
     for name in names.split():
         value = attrgetter(name)(config)
         if not (math.isfinite(value) and holds(value)):
-            raise UserError(f"{name} is {value}: it must be {what}{WHY.get(name, '')}")
+            raise UserError(f"{name} is {value}: it must be {what}{_other_end(name, what)}{WHY.get(name, '')}")
+
+
+def _other_end(name: str, what: str) -> str:
+    """Returns the rest of a number's range, so that one message says all of it."""
+    lower = [f"at least {low}" for low, names in AT_LEAST.items() if name in names.split()]
+    lower += ["above 0"] if name in ABOVE_ZERO.split() else []
+    upper = [above for names, (_, above) in UPPER.items() if name in names.split()]
+    return "".join(f" and {end}" for end in lower + upper if end != what)
 
 
 def _check_batch(batch: Batch) -> None:
@@ -419,7 +431,12 @@ def _check_filter(rule: Filter, group_size: int) -> None:
         raise UserError(f"{band}: they must hold 0 <= low <= high <= 1")
     rates = [count / group_size for count in range(group_size + 1)]
     if rule.rule == "band" and not any(rule.low <= rate <= rule.high for rate in rates):
-        raise UserError(f"{band}: no pass rate of {group_size} completions lies there; widen it or raise batch.group_size")
+        below = max(rate for rate in rates if rate < rule.low)
+        above = min(rate for rate in rates if rate > rule.high)
+        raise UserError(
+            f"{band}: no pass rate of {group_size} completions lies there; set filter.low to {below!r} "
+            f"or filter.high to {above!r}"
+        )
 
 
 def _check_rewards(rewards: Any, solved_by: str) -> None:
@@ -483,7 +500,8 @@ def _check_distributed(several: Distributed) -> None:
         return
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"distributed.coordinator is {coordinator!r}: it must be auto, off, or a host:port, as 10.0.0.2:8476")
+        alone = "auto, off, or " if (count, which) == (1, 0) else ""
+        raise UserError(f"distributed.coordinator is {coordinator!r}: it must be {alone}a host:port, as 10.0.0.2:8476")
     if not 0 <= which < count:
         raise UserError(f"distributed.process is {which} of distributed.processes={count}: it must be 0 to {count - 1}")
 

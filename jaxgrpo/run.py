@@ -33,6 +33,9 @@ MEASURED = {
 }
 """Computed for every completion whatever the rewards are: nobody should have to ask to see a language collapse."""
 
+EMPTY = {"held-out": "set --config.evaluation.problems=0, or hold some out (--config.data)"}
+"""What to do where there are no problems of a kind."""
+
 SCANNED = 10_000
 """How many problems are measured against the prompt width before a run begins; the rest are measured when asked."""
 
@@ -44,6 +47,8 @@ class Fitting:
     tokenizer: tokenizer.Tokenizer
     system: str
     width: int
+    most: int | None = None
+    """The greatest width that the model has positions for beside the new tokens; None: not known."""
 
     def length(self, problem: Problem) -> int:
         """Tokens of its prompt as it is asked."""
@@ -57,15 +62,23 @@ class Fitting:
         scanned = min(len(problems), SCANNED)
         lengths = [self.length(problems[i]) for i in range(scanned)]
         if not lengths:
-            raise UserError(f"{what}: there are no problems")
+            raise UserError(f"{what}: there are no problems; {EMPTY.get(what, 'check --config.data')}")
         long = sum(length > self.width for length in lengths)
         among = f"{long:,} of {'the first ' if scanned < len(problems) else ''}{scanned:,} {what} prompts"
+        greatest = f"{max(lengths)} takes all"
+        if self.most is not None and max(lengths) > self.most:
+            greatest = f"{self.most} is what the model has positions for, beside sampling.max_new_tokens"
         if long == scanned:
             raise UserError(
                 f"{among} are longer than sampling.prompt_width={self.width} tokens, the shortest {min(lengths)}: "
-                f"raise it; {max(lengths)} takes all"
+                f"{self._mend(min(lengths), greatest)}"
             )
-        return f"{among} are longer than {self.width} tokens and left out; {max(lengths)} takes all" if long else None
+        return f"{among} are longer than {self.width} tokens and left out; {greatest}" if long else None
+
+    def _mend(self, shortest: int, greatest: str) -> str:
+        if self.most is not None and shortest > self.most:
+            return f"{greatest}; lower that, take shorter problems, or another model"
+        return f"raise it; {greatest}"
 
     def first(self, problems: Problems, count: int) -> list[Problem]:
         """The first `count` problems that fit, or as many as there are."""
@@ -113,7 +126,9 @@ def prepare(config: settings.Config) -> Run:
         raise UserError(f"{folder}: the tokenizer has {len(tokens.hf)} tokens, the model only {model.vocab_size}")
     task = Task(config.data.train(), config.rewards, config.solved_by)
     heldout = config.data.heldout() if config.evaluation.problems else []
-    fitting = Fitting(tokens, config.system, config.sampling.prompt_width)
+    positions = weights.max_positions(folder)
+    most = positions - config.sampling.max_new_tokens if positions else None
+    fitting = Fitting(tokens, config.system, config.sampling.prompt_width, most)
     notes = [fitting.check(task.problems, "training")]
     if config.evaluation.problems:
         notes.append(fitting.check(heldout, "held-out"))

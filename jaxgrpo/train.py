@@ -203,8 +203,8 @@ def check_agreement(config: Config, numbers: dict[str, float]) -> None:
     if not math.isfinite(gap):
         raise UserError(
             "some of the sampler's or the scorer's log-probabilities are NaN or infinite, so that they cannot be compared: the "
-            f"run is stopped, and the step is not saved; the weights of {model_folder(config.model)}, or what they make of a "
-            f"prompt in {config.dtype}, are not finite: check the files, or take a model that {config.dtype} is enough for"
+            f"run is stopped, and the step is not saved; the weights of {model_folder(config.model)}, or what they "
+            f"make of a prompt in {config.dtype}, are not finite: check the files, or take another model"
         )
     most = config.sampling.max_logprob_gap or settings.GAPS[config.dtype]
     if gap > most:
@@ -290,7 +290,9 @@ def _finished(config: Config) -> bool:
     summary = exchange(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1})[0]
     if summary["steps"] < config.steps:
         return False
-    say(f"{config.out} is finished: {headline(summary)}; to go on raise --config.steps, to begin anew change --config.out")
+    # A schedule that ends at the last step has come to its end.
+    further = "to go on raise --config.steps, " if config.optimizer.schedule == "constant" else ""
+    say(f"{config.out} is finished: {headline(summary)}; {further}to begin anew change --config.out")
     return True
 
 

@@ -202,9 +202,9 @@ def test_rows_that_are_not_trained_on_are_still_compared_with(objective):
         lengths < 6,
         rewards=np.array([0.0, 1.0, 0.0, 1.0]),
     )
-    all_rows, finished = (
-        learner._advantages(objective, make_batch([group], 1, masked), jnp.asarray(noise - 0.5), 4) for masked in (False, True)
-    )
+    batches = [jax.tree.map(jnp.asarray, make_batch([group], 1, masked)) for masked in (False, True)]
+    reference = jnp.asarray(noise - 0.5)
+    all_rows, finished = (learner._advantages(objective, each, reference, 4) for each in batches)
     np.testing.assert_array_equal(finished, all_rows)
     assert (np.asarray(all_rows) != 0).any()
 
