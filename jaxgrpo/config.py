@@ -79,8 +79,8 @@ class Batch:
     groups: prompts in an update
     group_size: completions of each prompt, G
     micro_batch: rows of one forward pass (0: all groups * group_size rows at once)
-    mask_truncated: whether completions that were cut off at max_new_tokens train nothing (they are still compared with)
-    old_logprobs: what the ratio is taken to: the "sampler"'s log-probabilities, or the "trainer"'s of the policy that is trained
+    mask_truncated: whether completions cut off at max_new_tokens are only compared with, not trained on
+    old_logprobs: what the ratio is taken to: log-probabilities of the "sampler", or of the "trainer"
     """
 
     groups: int = 8
@@ -351,7 +351,9 @@ def _check_each(config: Config, names: str, holds: Callable[[float], bool], what
     for name in names.split():
         value = attrgetter(name)(config)
         if not (math.isfinite(value) and holds(value)):
-            raise UserError(f"{name} is {value}: it must be {what}{_other_end(name, what)}{WHY.get(name, '')}")
+            raise UserError(
+                f"{name} is {value}: it must be {what}{_other_end(name, what)}{WHY.get(name, '')}"
+            )
 
 
 def _other_end(name: str, what: str) -> str:
@@ -391,19 +393,21 @@ def _check_objective(config: Config) -> None:
             mend += " and put Corrected(...) around the objective"
         if config.sampling.keep_in_flight and plain is not None:
             raise UserError(
-                f"sampling.keep_in_flight is on, and {type(plain).__name__} has no importance ratio: tokens of older policies "
-                f"would count as the present one's; {mend}, or set sampling.keep_in_flight to false"
+                f"sampling.keep_in_flight is on, and {type(plain).__name__} has no importance ratio: "
+                f"tokens of older policies would count as the present one's; {mend}, "
+                "or set sampling.keep_in_flight to false"
             )
         if narrow:
             raise UserError(
-                f"objective has {narrow}, and batch.old_logprobs is 'sampler': in {config.dtype} sampler and scorer differ by up "
-                f"to {ROUNDING[config.dtype]:g} for rounding alone, which so narrow a range would clip; {mend}"
+                f"objective has {narrow}, and batch.old_logprobs is 'sampler': in {config.dtype} "
+                f"sampler and scorer differ by up to {ROUNDING[config.dtype]:g} for rounding alone, "
+                f"which so narrow a range would clip; {mend}"
             )
     elif config.sampling.keep_in_flight and not corrected:
         other = "" if narrow or plain is not None else ", or set batch.old_logprobs to 'sampler'"
         raise UserError(
-            "sampling.keep_in_flight is on, and batch.old_logprobs 'trainer': the ratio of tokens of older policies would be 1; "
-            f"put Corrected(...) around the objective{other}"
+            "sampling.keep_in_flight is on, and batch.old_logprobs 'trainer': the ratio of tokens of "
+            f"older policies would be 1; put Corrected(...) around the objective{other}"
         )
 
 
@@ -443,7 +447,9 @@ def _check_rewards(rewards: Any, solved_by: str) -> None:
     if not isinstance(rewards, dict) or not rewards:
         raise UserError(f"rewards is {rewards!r}: it must be {{name: Weighted(function, weight)}} with at least one")
     if solved_by not in rewards:
-        raise UserError(f"solved_by is {solved_by!r}: it must name one of the rewards, {', '.join(map(str, rewards))}")
+        raise UserError(
+            f"solved_by is {solved_by!r}: it must name one of the rewards, {', '.join(map(str, rewards))}"
+        )
     for name, reward in rewards.items():
         _check_name(name, rewards, solved_by)
         if not isinstance(reward, Weighted) or not callable(reward.function):
@@ -454,7 +460,11 @@ def _check_rewards(rewards: Any, solved_by: str) -> None:
 
 def _check_name(name: Any, rewards: dict, solved_by: str) -> None:
     """Raises UserError for a reward's name that the command line or the metrics have another meaning for."""
-    if isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name) and name not in ("mean", "accuracy"):
+    if (
+        isinstance(name, str)
+        and re.fullmatch(r"\w[\w-]*", name)
+        and name not in ("mean", "accuracy")
+    ):
         return
     if name == "accuracy" and solved_by == name:
         return
@@ -464,7 +474,10 @@ def _check_name(name: Any, rewards: dict, solved_by: str) -> None:
     elif name == "mean":
         why, also = "reward/mean is always the mean of the weighted sum", ""
     else:
-        why, also = "a name is letters, digits, - and _, for --config.rewards.NAME.weight and the metric reward/NAME", ""
+        why, also = (
+            "a name is letters, digits, - and _, for --config.rewards.NAME.weight and the metric reward/NAME",
+            "",
+        )
     free = re.sub(r"\W+", "_", str(name)).strip("_")
     free = free if free and free not in ("mean", "accuracy") else f"{free}_reward".strip("_")
     while free in rewards:
@@ -501,7 +514,9 @@ def _check_distributed(several: Distributed) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         alone = "auto, off, or " if (count, which) == (1, 0) else ""
-        raise UserError(f"distributed.coordinator is {coordinator!r}: it must be {alone}a host:port, as 10.0.0.2:8476")
+        raise UserError(
+            f"distributed.coordinator is {coordinator!r}: it must be {alone}a host:port, as 10.0.0.2:8476"
+        )
     if not 0 <= which < count:
         raise UserError(f"distributed.process is {which} of distributed.processes={count}: it must be 0 to {count - 1}")
 
@@ -554,9 +569,13 @@ def check_same(config: Config, out: str) -> None:
     """Raises UserError if OUT/config.json is there and describes a config that computes something else."""
     # A schedule that ends at the last step depends on which step that is.
     allowed = MAY_DIFFER if config.optimizer.schedule == "constant" else MAY_DIFFER - {"steps"}
-    changed = {name: values for name, values in _changes(config, out).items() if not _is_of(name, allowed)}
+    changed = {
+        name: values for name, values in _changes(config, out).items() if not _is_of(name, allowed)
+    }
     if changed:
-        raise UserError(f"{out} holds a run with other settings: {_listed(changed)}; give another --config.out, or go back")
+        raise UserError(
+            f"{out} holds a run with other settings: {_listed(changed)}; give another --config.out, or go back"
+        )
 
 
 def compare(config: Config, out: str) -> str | None:
@@ -566,13 +585,21 @@ def compare(config: Config, out: str) -> str | None:
     """
     changes = _changes(config, out)
     # A run that began before there was such a setting has no value for it.
-    policy = {name: values for name, values in changes.items() if _is_of(name, POLICY) and values[0] is not None}
+    policy = {
+        name: values
+        for name, values in changes.items()
+        if _is_of(name, POLICY) and values[0] is not None
+    }
     if policy:
         raise UserError(
             f"{out} holds a run whose policy has other settings: {_listed(policy)}; give another --config.out, or go back"
         )
     measured = {name: values for name, values in changes.items() if _is_of(name, MEASURING)}
-    return f"measured with other settings than the run in {out}: {_listed(measured)}" if measured else None
+    return (
+        f"measured with other settings than the run in {out}: {_listed(measured)}"
+        if measured
+        else None
+    )
 
 
 def _changes(config: Config, out: str) -> dict[str, tuple[Any, Any]]:
@@ -587,7 +614,9 @@ def _changes(config: Config, out: str) -> dict[str, tuple[Any, Any]]:
         raise UserError(f"{path} cannot be read ({error}); {mend}") from error
     now = settings.flat(describe(config))
     names = [*now, *(begun.keys() - now.keys())]
-    return {name: (begun.get(name), now.get(name)) for name in names if begun.get(name) != now.get(name)}
+    return {
+        name: (begun.get(name), now.get(name)) for name in names if begun.get(name) != now.get(name)
+    }
 
 
 def _is_of(name: str, these: set[str]) -> bool:
@@ -596,5 +625,7 @@ def _is_of(name: str, these: set[str]) -> bool:
 
 
 def _listed(changes: dict[str, tuple[Any, Any]]) -> str:
-    listed = ", ".join(f"{name} (then {then!r}, now {now!r})" for name, (then, now) in list(changes.items())[:3])
+    listed = ", ".join(
+        f"{name} (then {then!r}, now {now!r})" for name, (then, now) in list(changes.items())[:3]
+    )
     return listed + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")

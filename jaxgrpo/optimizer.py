@@ -59,13 +59,17 @@ def scale_by_step(learning_rate: optax.Schedule) -> optax.GradientTransformation
     """Scales updates by minus the rate of the step that `update` is given, from 0."""
     scaling = optax.scale_by_learning_rate(learning_rate)
 
-    def update(updates: Any, state: Any, params: Any = None, *, step: Int[Array, ""], **_: Any) -> tuple[Any, Any]:
+    def update(
+        updates: Any, state: Any, params: Any = None, *, step: Int[Array, ""], **_: Any
+    ) -> tuple[Any, Any]:
         return scaling.update(updates, state._replace(count=step), params)
 
     return optax.GradientTransformationExtraArgs(scaling.init, update)
 
 
-def propose(optimizer: Any, gradient: Any, state: Any, params: Any, step: Int[Array, ""]) -> tuple[Any, Any]:
+def propose(
+    optimizer: Any, gradient: Any, state: Any, params: Any, step: Int[Array, ""]
+) -> tuple[Any, Any]:
     """Returns what any optimizer of optax adds to the parameters at a training step, and its new state."""
     return optax.with_extra_args_support(optimizer).update(gradient, state, params, step=step)
 

@@ -33,7 +33,7 @@ MEASURED = {
 }
 """Computed for every completion whatever the rewards are: nobody should have to ask to see a language collapse."""
 
-EMPTY = {"held-out": "set --config.evaluation.problems=0, or hold some out (--config.data)"}
+HINTS = {"held-out": "set --config.evaluation.problems=0, or hold some out (--config.data)"}
 """What to do where there are no problems of a kind."""
 
 SCANNED = 10_000
@@ -62,18 +62,26 @@ class Fitting:
         scanned = min(len(problems), SCANNED)
         lengths = [self.length(problems[i]) for i in range(scanned)]
         if not lengths:
-            raise UserError(f"{what}: there are no problems; {EMPTY.get(what, 'check --config.data')}")
+            raise UserError(
+                f"{what}: there are no problems; {HINTS.get(what, 'check --config.data')}"
+            )
         long = sum(length > self.width for length in lengths)
         among = f"{long:,} of {'the first ' if scanned < len(problems) else ''}{scanned:,} {what} prompts"
         greatest = f"{max(lengths)} takes all"
         if self.most is not None and max(lengths) > self.most:
-            greatest = f"{self.most} is what the model has positions for, beside sampling.max_new_tokens"
+            greatest = (
+                f"{self.most} is what the model has positions for, beside sampling.max_new_tokens"
+            )
         if long == scanned:
             raise UserError(
                 f"{among} are longer than sampling.prompt_width={self.width} tokens, the shortest {min(lengths)}: "
                 f"{self._mend(min(lengths), greatest)}"
             )
-        return f"{among} are longer than {self.width} tokens and left out; {greatest}" if long else None
+        return (
+            f"{among} are longer than {self.width} tokens and left out; {greatest}"
+            if long
+            else None
+        )
 
     def _mend(self, shortest: int, greatest: str) -> str:
         if self.most is not None and shortest > self.most:
@@ -196,7 +204,11 @@ def _check_positions(sampling: settings.Sampling, folder: Path) -> None:
     width, new, most = sampling.prompt_width, sampling.max_new_tokens, weights.max_positions(folder)
     if not most or width + new <= most:
         return
-    mend = f"lower sampling.max_new_tokens to {most - width}" if most > width else f"lower both, to {most} together"
+    mend = (
+        f"lower sampling.max_new_tokens to {most - width}"
+        if most > width
+        else f"lower both, to {most} together"
+    )
     raise UserError(
         f"sampling.prompt_width={width} and sampling.max_new_tokens={new} are {width + new} tokens, more than the {most} "
         f"positions that {folder} was made for: {mend}"

@@ -169,7 +169,9 @@ def take_step(run: Run, place: Place, stream: Stream, reference: Params, writer:
     check_missing(asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl")
     means = verdict_means(asked)
     for name, reward in config.rewards.items():
-        place.weights[name] = reward.next_weight(step + 1, place.weights[name], means.get(name, np.nan))
+        place.weights[name] = reward.next_weight(
+            step + 1, place.weights[name], means.get(name, np.nan)
+        )
         if type(reward) is not Weighted:
             figures[f"weight/{name}"] = run.judge.weights[name]
     for group in asked:
@@ -292,7 +294,9 @@ def _finished(config: Config) -> bool:
         return False
     # A schedule that ends at the last step has come to its end.
     further = "to go on raise --config.steps, " if config.optimizer.schedule == "constant" else ""
-    say(f"{config.out} is finished: {headline(summary)}; {further}to begin anew change --config.out")
+    say(
+        f"{config.out} is finished: {headline(summary)}; {further}to begin anew change --config.out"
+    )
     return True
 
 

@@ -261,16 +261,25 @@ def test_a_reward_must_not_be_called(name):
     assert said.startswith(f"rewards has a {name!r}: ")
     assert said.endswith(NAMES[name])
     free = said.split("'")[-2]
-    config = make(rewards={free if key == name else key: value for key, value in rewards.items()}, solved_by="right")
+    config = make(
+        rewards={free if key == name else key: value for key, value in rewards.items()},
+        solved_by="right",
+    )
     validate(config)
-    assert settings.override(config, [f"--config.rewards.{free}.weight=0.25"]).rewards[free].weight == 0.25
+    assert (
+        settings.override(config, [f"--config.rewards.{free}.weight=0.25"]).rewards[free].weight
+        == 0.25
+    )
 
 
 @pytest.mark.parametrize("name", ["x", "my-language", "language_2", "языка", "0"])
 def test_a_reward_may_be_called(name):
     config = make(rewards={"right": Weighted(right), name: Weighted(right)}, solved_by="right")
     validate(config)
-    assert settings.override(config, [f"--config.rewards.{name}.weight=0.25"]).rewards[name].weight == 0.25
+    assert (
+        settings.override(config, [f"--config.rewards.{name}.weight=0.25"]).rewards[name].weight
+        == 0.25
+    )
 
 
 def test_the_pass_rate_keeps_its_name():
@@ -295,7 +304,13 @@ NARROW = losses.GSPO()
 FLIGHT = [  # objective, old_logprobs, dtype, keep_in_flight, what is said (None: accepted)
     (losses.GRPO(), "sampler", "bfloat16", True, None),
     (losses.GRPO(), "trainer", "bfloat16", False, None),
-    (losses.GRPO(), "trainer", "float32", True, "put Corrected(...) around the objective, or set batch.old_logprobs to 'sampler'"),
+    (
+        losses.GRPO(),
+        "trainer",
+        "float32",
+        True,
+        "around the objective, or set batch.old_logprobs to 'sampler'",
+    ),
     (Corrected(losses.GRPO()), "trainer", "float32", True, None),
     (Regularised(Corrected(losses.GRPO())), "trainer", "float32", True, None),
     (Corrected(losses.GRPO()), "sampler", "float32", True, "set batch.old_logprobs to 'trainer'"),
@@ -308,9 +323,21 @@ FLIGHT = [  # objective, old_logprobs, dtype, keep_in_flight, what is said (None
     (Mine(), "sampler", "float32", True, "Mine has no importance ratio"),
     (NARROW, "sampler", "float32", False, None),
     (NARROW, "sampler", "float32", True, None),
-    (NARROW, "sampler", "bfloat16", False, "GSPO.clip_low=0.0003, and batch.old_logprobs is 'sampler': in bfloat16"),
+    (
+        NARROW,
+        "sampler",
+        "bfloat16",
+        False,
+        "GSPO.clip_low=0.0003, and batch.old_logprobs is 'sampler': in bfloat16",
+    ),
     (NARROW, "trainer", "bfloat16", False, None),
-    (NARROW, "sampler", "bfloat16", True, "set batch.old_logprobs to 'trainer' and put Corrected(...) around the objective"),
+    (
+        NARROW,
+        "sampler",
+        "bfloat16",
+        True,
+        "set batch.old_logprobs to 'trainer' and put Corrected(...) around the objective",
+    ),
     (NARROW, "trainer", "bfloat16", True, "put Corrected(...) around the objective"),
     (Corrected(NARROW), "trainer", "bfloat16", True, None),
     (losses.GSPOToken(), "sampler", "bfloat16", False, "GSPOToken.clip_low=0.0003"),
@@ -334,7 +361,9 @@ def test_what_the_ratio_is_taken_to_suits_the_objective(objective, old, dtype, k
     assert says in said
     # All of the advice is accepted, each alternative by itself.
     if "set batch.old_logprobs to 'trainer'" in said:
-        validate(config(Corrected(objective) if "and put Corrected" in said else objective, "trainer"))
+        validate(
+            config(Corrected(objective) if "and put Corrected" in said else objective, "trainer")
+        )
     if "or set batch.old_logprobs to 'sampler'" in said:
         validate(config(objective, "sampler"))
     if "; put Corrected" in said:
@@ -457,8 +486,19 @@ def test_an_evaluation_says_what_else_it_measures(tmp_path):
     assert compare(make(system="x"), str(tmp_path)) is None
     configs.save(make(), str(tmp_path))
     assert compare(make(), str(tmp_path)) is None
-    changes = ["steps=7", "optimizer.learning_rate=1", "batch.groups=4", "sampling.slots=8", "verifier.workers=5"]
-    assert compare(settings.override(make(), [f"--config.{change}" for change in changes]), str(tmp_path)) is None
+    changes = [
+        "steps=7",
+        "optimizer.learning_rate=1",
+        "batch.groups=4",
+        "sampling.slots=8",
+        "verifier.workers=5",
+    ]
+    assert (
+        compare(
+            settings.override(make(), [f"--config.{change}" for change in changes]), str(tmp_path)
+        )
+        is None
+    )
     for change, fragment in {
         "system=x": "system (then '', now 'x')",
         "dtype=bfloat16": "dtype (then 'float32', now 'bfloat16')",

@@ -116,9 +116,13 @@ def test_the_program_evaluates_the_model_itself_where_nothing_is_trained(tmp_pat
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
 
 
-def test_another_policy_than_the_runs_is_refused_before_anything_is_computed(tmp_path, monkeypatch, capsys):
+def test_another_policy_than_the_runs_is_refused_before_anything_is_computed(
+    tmp_path, monkeypatch, capsys
+):
     file = config_file(tmp_path)
-    config.save(config.load(file, ["--config.lora.rank=2", "--config.lora.alpha=64"]), str(tmp_path / "out"))
+    config.save(
+        config.load(file, ["--config.lora.rank=2", "--config.lora.alpha=64"]), str(tmp_path / "out")
+    )
     monkeypatch.setattr(evaluate, "prepare", None)
     monkeypatch.setattr(sys, "argv", ["evaluate", "--config", file, "--config.lora.rank=2"])
     with pytest.raises(SystemExit) as stopped:
@@ -136,7 +140,9 @@ def test_what_else_is_measured_than_by_the_run_is_said(tmp_path, monkeypatch, ca
     monkeypatch.setattr(sys, "argv", ["evaluate", "--config", file])
     run_main(evaluate.main)
     shown = capsys.readouterr().out
-    assert shown.startswith(f"measured with other settings than the run in {tmp_path}/out: seed (then 3, now 0)\n")
+    assert shown.startswith(
+        f"measured with other settings than the run in {tmp_path}/out: seed (then 3, now 0)\n"
+    )
     assert "untrained: 6 held-out problems" in shown
 
 

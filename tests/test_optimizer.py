@@ -69,7 +69,10 @@ def test_the_rate_is_that_of_the_step_whatever_the_steps_before_it_trained_on(ki
     optimizer = adamw(rate, 0.0, 0.0, 0.0, 10.0)
     for step in range(8):
         before = range(step) if step % 2 else range(0, step, 2)
-        last, now = (moved(optimizer, {"a": jnp.ones(3)}, params, steps, before) for steps in (step, step + 1))
+        last, now = (
+            moved(optimizer, {"a": jnp.ones(3)}, params, steps, before)
+            for steps in (step, step + 1)
+        )
         np.testing.assert_allclose(last.params["a"] - now.params["a"], rate(step), rtol=1e-5)
         assert int(now.step) == step + 1
 
@@ -79,27 +82,41 @@ def test_where_every_step_trains_the_updates_are_those_of_optax_bit_for_bit():
     params = {"kernel": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32), "scale": jnp.ones(4)}
     rate = schedule("cosine", PEAK, 3, 9)
     theirs = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=0.1, mask=matrices)
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=0.1, mask=matrices),
     )
-    states = [TrainState(jnp.int32(0), params, each.init(params)) for each in (adamw(rate, 0.9, 0.95, 0.1, 1.0), theirs)]
+    states = [
+        TrainState(jnp.int32(0), params, each.init(params))
+        for each in (adamw(rate, 0.9, 0.95, 0.1, 1.0), theirs)
+    ]
     for _ in range(9):
-        gradient = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+        gradient = jax.tree.map(
+            lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params
+        )
         ours = _moved(adamw(rate, 0.9, 0.95, 0.1, 1.0), states[0], gradient, jnp.bool_(True))
         updates, opt_state = theirs.update(gradient, states[1].opt_state, states[1].params)
-        states = [ours, TrainState(ours.step, optax.apply_updates(states[1].params, updates), opt_state)]
+        states = [
+            ours,
+            TrainState(ours.step, optax.apply_updates(states[1].params, updates), opt_state),
+        ]
         jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def test_the_correction_of_the_moments_bias_counts_updates():
     params = {"a": jnp.zeros(3)}
     state = moved(make(), {"a": jnp.ones(3)}, params, 5, empty=(0, 1, 3))
-    counts = {jax.tree_util.keystr(path): int(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
-              if leaf.dtype == jnp.int32}
+    counts = {
+        jax.tree_util.keystr(path): int(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if leaf.dtype == jnp.int32
+    }
     assert [count for path, count in counts.items() if path.startswith("[1][0]")] == [2]
 
 
 def test_an_optimizer_that_knows_no_step_takes_one():
-    updates, _ = propose(optax.scale(-2.0), {"a": jnp.ones(2)}, optax.EmptyState(), None, jnp.int32(7))
+    updates, _ = propose(
+        optax.scale(-2.0), {"a": jnp.ones(2)}, optax.EmptyState(), None, jnp.int32(7)
+    )
     np.testing.assert_array_equal(updates["a"], [-2.0, -2.0])
 
 
@@ -121,7 +138,9 @@ def test_gradients_are_clipped_to_the_norm_and_small_ones_left(norm, seen):
 def test_only_matrices_decay():
     params = {"kernel": jnp.full((3, 2), 2.0), "scale": jnp.full(4, 2.0), "bias": jnp.full(1, 2.0)}
     optimizer = make(rate=0.1, weight_decay=0.5)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, step=0)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, step=0
+    )
     np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
     assert not updates["scale"].any()
     assert not updates["bias"].any()
@@ -138,7 +157,9 @@ def test_the_first_update_moves_each_parameter_by_the_rate_against_its_gradient(
 def test_norms_of_stacked_layers_do_not_decay():
     params = {"layers": {"norm": {"scale": jnp.ones((2, 4))}, "up": {"kernel": jnp.ones((2, 4, 3))}}}
     optimizer = make(weight_decay=0.5)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, step=0)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, step=0
+    )
     assert not updates["layers"]["norm"]["scale"].any()
     assert updates["layers"]["up"]["kernel"].all()
 

@@ -458,7 +458,14 @@ def test_missing_rewards_train_nothing_and_an_underfull_batch_is_padded():
     groups = [make_group("a", [1, 0, 1, 0], [1.0, math.nan, 0.5, 0.0]), make_group("b", [1, 0, 0, 0])]
     batch = make_batch(groups, count=3)
     assert {array.shape[0] for array in batch} == {12}
-    assert [array.dtype for array in batch] == [np.int32, np.int32, bool, np.float32, np.float32, bool]
+    assert [array.dtype for array in batch] == [
+        np.int32,
+        np.int32,
+        bool,
+        np.float32,
+        np.float32,
+        bool,
+    ]
     np.testing.assert_array_equal(batch.completion_mask.sum(axis=1), [1, 0, 3, 4, 1, 2, 3, 4, 0, 0, 0, 0])
     np.testing.assert_array_equal(batch.rewards, [1, math.nan, 0.5, 0, *groups[1].rewards, *[math.nan] * 4])
     np.testing.assert_array_equal(batch.tokens[:8], np.concatenate([group.tokens for group in groups]))

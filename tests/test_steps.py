@@ -182,7 +182,12 @@ def test_rows_that_are_not_trained_on_move_nothing(params, other, batch, micro_b
 
 @pytest.mark.parametrize(
     "objective",
-    [losses.DAPO(max_tokens=6.0, overlong_buffer=3.0), losses.RLOO(kl=0.1), losses.ReinforcePlusPlus(kl=0.1), GRPO()],
+    [
+        losses.DAPO(max_tokens=6.0, overlong_buffer=3.0),
+        losses.RLOO(kl=0.1),
+        losses.ReinforcePlusPlus(kl=0.1),
+        GRPO(),
+    ],
     ids=lambda objective: type(objective).__name__,
 )
 def test_rows_that_are_not_trained_on_are_still_compared_with(objective):
@@ -202,7 +207,9 @@ def test_rows_that_are_not_trained_on_are_still_compared_with(objective):
         lengths < 6,
         rewards=np.array([0.0, 1.0, 0.0, 1.0]),
     )
-    batches = [jax.tree.map(jnp.asarray, make_batch([group], 1, masked)) for masked in (False, True)]
+    batches = [
+        jax.tree.map(jnp.asarray, make_batch([group], 1, masked)) for masked in (False, True)
+    ]
     reference = jnp.asarray(noise - 0.5)
     all_rows, finished = (learner._advantages(objective, each, reference, 4) for each in batches)
     np.testing.assert_array_equal(finished, all_rows)
@@ -210,11 +217,15 @@ def test_rows_that_are_not_trained_on_are_still_compared_with(objective):
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-def test_a_log_probability_that_is_not_finite_is_not_taken_for_agreement(steps, params, other, batch, broken):
+def test_a_log_probability_that_is_not_finite_is_not_taken_for_agreement(
+    steps, params, other, batch, broken
+):
     numbers = batch.sampler_logprobs.copy()
     row = int(np.flatnonzero(batch.completion_mask.any(axis=1))[0])
     numbers[row, np.flatnonzero(batch.completion_mask[row])[0]] = broken
-    _, metrics = steps.update(steps.init(params), other, batch._replace(sampler_logprobs=numbers), GRPO(), 1.0)
+    _, metrics = steps.update(
+        steps.init(params), other, batch._replace(sampler_logprobs=numbers), GRPO(), 1.0
+    )
     assert not np.isfinite(metrics["policy/logprob_gap_p99"])
 
 

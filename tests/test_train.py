@@ -291,7 +291,10 @@ def test_a_run_whose_first_log_probabilities_are_not_finite_is_stopped(config, m
         return batch
 
     monkeypatch.setattr("jaxgrpo.train.make_batch", broken)
-    with pytest.raises(UserError, match=r"log-probabilities are NaN or infinite, .* the step is not saved; the weights of"):
+    with pytest.raises(
+        UserError,
+        match=r"log-probabilities are NaN or infinite, .* the step is not saved; the weights of",
+    ):
         list(train(config))
     assert not (out_of(config) / "checkpoints" / "1").exists()
 
@@ -300,7 +303,9 @@ def test_a_run_whose_first_log_probabilities_are_not_finite_is_stopped(config, m
 def test_a_gap_that_is_not_finite_is_no_agreement(config, gap):
     sampling = dataclasses.replace(config.sampling, max_logprob_gap=1e9)
     with pytest.raises(UserError, match="NaN or infinite"):
-        check_agreement(dataclasses.replace(config, sampling=sampling), {"policy/logprob_gap_p99": gap})
+        check_agreement(
+            dataclasses.replace(config, sampling=sampling), {"policy/logprob_gap_p99": gap}
+        )
 
 
 def test_the_schedule_counts_the_steps_that_train_nothing(tmp_path, monkeypatch):
@@ -312,11 +317,16 @@ def test_the_schedule_counts_the_steps_that_train_nothing(tmp_path, monkeypatch)
 
     monkeypatch.setattr("jaxgrpo.train.collect", collect_last)
     monkeypatch.setattr("jaxgrpo.run.compile_steps", compile_steps)  # with this run's own optimizer
-    config = make_config(tmp_path, "evaluation.problems=0", "optimizer.schedule=linear", "optimizer.warmup_steps=0")
+    config = make_config(
+        tmp_path, "evaluation.problems=0", "optimizer.schedule=linear", "optimizer.warmup_steps=0"
+    )
     list(train(config))
     state, _ = state_of(config)
     before = weights.load_params(model_folder())
-    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (state.params, before)), strict=True)]
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(*map(jax.tree.leaves, (state.params, before)), strict=True)
+    ]
     np.testing.assert_allclose(max(moved), config.optimizer.learning_rate / 4, rtol=1e-3)
 
 
@@ -360,9 +370,16 @@ def test_a_driven_weight_follows_what_is_measured_and_survives_a_stop(tmp_path):
 def test_a_driven_weight_follows_its_rewards_own_mean_though_it_is_the_one_that_solves(tmp_path):
     """The language's ratio is seldom exactly 1.0: its pass rate is not its mean."""
     text = TEXT.replace('"accuracy": Weighted(math.accuracy), "language"', '"accuracy"')
-    text = text.replace("Weighted(language.target_word_ratio)", "Driven(language.target_word_ratio, target=0.9, rate=0.5)")
-    text = text.replace("import Weighted", "import Driven").replace("import language, math", "import language")
-    config = load(config_file(tmp_path, text), ["--config.steps=2", "--config.evaluation.problems=0"])
+    text = text.replace(
+        "Weighted(language.target_word_ratio)",
+        "Driven(language.target_word_ratio, target=0.9, rate=0.5)",
+    )
+    text = text.replace("import Weighted", "import Driven").replace(
+        "import language, math", "import language"
+    )
+    config = load(
+        config_file(tmp_path, text), ["--config.steps=2", "--config.evaluation.problems=0"]
+    )
     first, second = train(config)
     assert first["reward/accuracy"] != first["language/target_word_ratio"]
     expected = 1.0 + 0.5 * (0.9 - first["language/target_word_ratio"])

@@ -361,14 +361,29 @@ WAYS = {  # what config.json says, and whether it is computed
     "a scaling, old spelling": (THETA | {"rope_scaling": {"type": "linear", "factor": 8.0}}, True),
     "parameters": ({"rope_parameters": YARN | THETA}, True),
     "parameters beside a base": ({"rope_theta": 5.0, "rope_parameters": YARN | THETA}, True),
-    "both, base beside": (THETA | {"rope_parameters": THETA | {"rope_type": "default"}, "rope_scaling": YARN}, True),
-    "both, base in both": ({"rope_parameters": THETA | {"rope_type": "default"}, "rope_scaling": YARN | THETA}, True),
+    "both, base beside": (
+        THETA | {"rope_parameters": THETA | {"rope_type": "default"}, "rope_scaling": YARN},
+        True,
+    ),
+    "both, base in both": (
+        {"rope_parameters": THETA | {"rope_type": "default"}, "rope_scaling": YARN | THETA},
+        True,
+    ),
     "both, no base": ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": LLAMA3}, True),
     "both scaled": ({"rope_parameters": LINEAR | THETA, "rope_scaling": YARN | THETA}, True),
-    "both, no scaling": ({"rope_parameters": LINEAR | THETA, "rope_scaling": {"rope_type": "default"} | THETA}, True),
+    "both, no scaling": (
+        {"rope_parameters": LINEAR | THETA, "rope_scaling": {"rope_type": "default"} | THETA},
+        True,
+    ),
     "both, empty": ({"rope_parameters": LINEAR | THETA, "rope_scaling": {}}, True),
-    "both, base lost": ({"rope_parameters": THETA | {"rope_type": "default"}, "rope_scaling": YARN}, False),
-    "both, another base": ({"rope_parameters": THETA, "rope_scaling": YARN | {"rope_theta": 5e5}}, False),
+    "both, base lost": (
+        {"rope_parameters": THETA | {"rope_type": "default"}, "rope_scaling": YARN},
+        False,
+    ),
+    "both, another base": (
+        {"rope_parameters": THETA, "rope_scaling": YARN | {"rope_theta": 5e5}},
+        False,
+    ),
 }
 
 
@@ -379,14 +394,21 @@ def test_the_rotary_settings_are_read_as_transformers_does(folder, family, way):
     said, is_computed = WAYS[way]
     change_config(folder, architectures=[f"{family}ForCausalLM"], **NO_ROPE | said)
     if not is_computed:
-        with pytest.raises(UserError, match="rope_scaling stands beside rope_parameters and takes its place, so that rope_theta"):
+        with pytest.raises(
+            UserError, match="rope_scaling stands beside rope_parameters .* so that rope_theta"
+        ):
             weights.load_config(folder)
         return
-    theirs = getattr(transformers, f"{family}Config")(max_position_embeddings=2048, **copy.deepcopy(said)).rope_parameters
+    theirs = getattr(transformers, f"{family}Config")(
+        max_position_embeddings=2048, **copy.deepcopy(said)
+    ).rope_parameters
     assert weights.load_config(folder).rope == rope.from_hf({}, theirs, math.nan)
 
 
-NESTED = {"full_attention": {"rope_type": "default"} | THETA, "sliding_attention": {"rope_type": "default", "rope_theta": 500.0}}
+NESTED = {
+    "full_attention": {"rope_type": "default"} | THETA,
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+}
 GEMMA3 = {
     "nothing": ({}, ""),
     "a scaling": ({"rope_scaling": LINEAR}, ""),
@@ -394,14 +416,26 @@ GEMMA3 = {
     "parameters": ({"rope_parameters": NESTED}, ""),
     "one of them": ({"rope_parameters": {"full_attention": LINEAR | THETA}}, ""),
     "both": ({"rope_parameters": NESTED, "rope_scaling": LINEAR}, ""),
-    "both, another base": ({"rope_parameters": NESTED, "rope_scaling": LINEAR | {"rope_theta": 5e5}}, ""),
-    "both scaled": ({"rope_parameters": NESTED | {"full_attention": LINEAR | THETA}, "rope_scaling": YARN}, ""),
+    "both, another base": (
+        {"rope_parameters": NESTED, "rope_scaling": LINEAR | {"rope_theta": 5e5}},
+        "",
+    ),
+    "both scaled": (
+        {"rope_parameters": NESTED | {"full_attention": LINEAR | THETA}, "rope_scaling": YARN},
+        "",
+    ),
     "both, old spelling": (
         {"rope_parameters": NESTED, "rope_scaling": {"type": "linear", "factor": 8.0}},
         "rope_scaling has type 'linear'",
     ),
-    "old spelling": ({"rope_scaling": {"type": "linear", "factor": 8.0}}, "rope_scaling has type 'linear'"),
-    "not nested": ({"rope_parameters": LINEAR | THETA}, "rope_parameters has 'factor' for all layers"),
+    "old spelling": (
+        {"rope_scaling": {"type": "linear", "factor": 8.0}},
+        "rope_scaling has type 'linear'",
+    ),
+    "not nested": (
+        {"rope_parameters": LINEAR | THETA},
+        "rope_parameters has 'factor' for all layers",
+    ),
 }
 
 
@@ -412,7 +446,11 @@ def test_gemma3s_rotary_settings_are_read_as_transformers_does(folder, said, ref
         with pytest.raises(UserError, match=re.escape(f"config.json: {refused}")):
             weights.load_config(folder)
         return
-    theirs = transformers.Gemma3TextConfig(max_position_embeddings=2048, **copy.deepcopy(said)).rope_parameters
+    theirs = transformers.Gemma3TextConfig(
+        max_position_embeddings=2048, **copy.deepcopy(said)
+    ).rope_parameters
     config = weights.load_config(folder)
-    expected = [rope.from_hf({}, theirs[kind], math.nan) for kind in ("full_attention", "sliding_attention")]
+    expected = [
+        rope.from_hf({}, theirs[kind], math.nan) for kind in ("full_attention", "sliding_attention")
+    ]
     assert [config.rope, config.local_rope] == expected

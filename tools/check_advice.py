@@ -15,15 +15,14 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("jaxgrpo", "tools")
 
 ADVICE = re.compile(
-    r"\b(begin again|call it|change|check|choose|convert|copy|define|did you mean|fetch|for example|give|go back|go on|goes on"
-    r"|install|leave out|lower|make it|mend|move|must|name the|name a folder|pip install|press|put|raise it|raise --config|or raise|raise [a-z]+\."
-    r"|read a file|remove|rename|resume with|run python|save the file|set|shorten|takes? all|take a|take k2|train first|use"
-    r"|widen|write)\b"
+    r"\b(begin again|call it|change|check|choose|computed here|convert|copy|define|did you mean|fetch|for example|for this family|give|go back|goes on|install"
+    r"|leave out|lower|make it|mend|move|must|name the|name a|only one|pip|put|raise|read a file|remove|rename|resume with"
+    r"|run python|save the|set|should hold|shorten|takes? all|train first|use|wanted|widen|write|written)\b"
 )
 """What advice is told by: words that say what to do, or what has to hold."""
 
-OPEN = {"mend", "hint", "also", "what", "why", "rule"}
-"""Names whose values are sentences: a message that ends in one may give advice that is written elsewhere."""
+OPEN = ("mend", "hint", "also", "rule")
+"""Names of values that are advice which is written elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +49,26 @@ def messages() -> list[Message]:
         for node, is_open in _told(tree, errors):
             text = _template(node)
             if ADVICE.search(text) or is_open:
-                found[path, node.lineno, text] = Message(str(path.relative_to(ROOT)), node.lineno, text)
+                found[path, node.lineno, text] = Message(
+                    str(path.relative_to(ROOT)), node.lineno, text
+                )
     return [found[key] for key in sorted(found, key=lambda key: key[:2])]
 
 
 def _files() -> Iterator[Path]:
     for folder in FOLDERS:
-        yield from (path for path in sorted((ROOT / folder).rglob("*.py")) if path != Path(__file__))
+        yield from (
+            path for path in sorted((ROOT / folder).rglob("*.py")) if path != Path(__file__)
+        )
 
 
 def _errors(trees: Iterator[ast.Module]) -> set[str]:
     """Returns the names of the errors that people see: UserError, and classes of it."""
     classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     names = {"UserError"}
-    return names | {node.name for node in classes if names & {ast.unparse(base) for base in node.bases}}
+    return names | {
+        node.name for node in classes if names & {ast.unparse(base) for base in node.bases}
+    }
 
 
 def _told(tree: ast.Module, errors: set[str]) -> Iterator[tuple[ast.expr, bool]]:
@@ -73,19 +78,28 @@ def _told(tree: ast.Module, errors: set[str]) -> Iterator[tuple[ast.expr, bool]]
             name = ast.unparse(node.func).rpartition(".")[2]
             # Row.error of data.jsonl makes a UserError of what it is told.
             if _is_text(node.args[0]) and (name in errors or name in ("say", "error")):
-                yield node.args[0], bool(name in errors and OPEN & _names(node.args[0]))
-        if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns) == "str | None":
+                yield node.args[0], name in errors and _is_open(node.args[0])
+        if (
+            isinstance(node, ast.FunctionDef)
+            and node.returns
+            and ast.unparse(node.returns) == "str | None"
+        ):
             for inner in ast.walk(node):  # a note, which the caller says
                 if isinstance(inner, ast.JoinedStr) and ADVICE.search(_template(inner)):
                     yield inner, False
 
 
 def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return isinstance(node, ast.JoinedStr) or (
+        isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
 
 
-def _names(text: ast.expr) -> set[str]:
-    return {ast.unparse(node.value) for node in ast.walk(text) if isinstance(node, ast.FormattedValue)}
+def _is_open(text: ast.expr) -> bool:
+    values = [
+        ast.unparse(node.value) for node in ast.walk(text) if isinstance(node, ast.FormattedValue)
+    ]
+    return any(name in value.lower() for value in values for name in OPEN)
 
 
 def _template(node: ast.expr) -> str:

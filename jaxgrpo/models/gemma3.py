@@ -42,7 +42,9 @@ def _ropes(hf: dict[str, Any]) -> tuple[rope.Rope, rope.Rope]:
     whole, local = parameters.get("full_attention") or {}, parameters.get("sliding_attention") or {}
     spelled = scaling.get("type")
     if spelled and "rope_type" not in scaling and spelled != whole.get("rope_type", "default"):
-        raise UserError(f"rope_scaling has type {spelled!r}, which for this family goes by the name of rope_type: rename it")
+        raise UserError(
+            f"rope_scaling has type {spelled!r}, which for this family goes by the name of rope_type: rename it"
+        )
     return (
         rope.from_hf(hf, whole | scaling, hf.get("rope_theta") or 1_000_000.0),
         rope.from_hf(hf, local, hf.get("rope_local_base_freq") or 10_000.0),
