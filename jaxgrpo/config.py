@@ -53,7 +53,8 @@ GAPS = {"float32": 1e-3, "bfloat16": 0.25}
 """What 99 of 100 tokens' log-probabilities may differ by between sampler and scorer, in nats."""
 
 ROUNDING = {"float32": 1e-5, "bfloat16": 0.01}
-"""What they do differ by for rounding alone, in nats: of the embedded model on a CPU 2e-6 and 0.008."""
+"""What they do differ by for rounding alone, in nats: of the embedded model on a CPU 2e-6 and
+0.008."""
 
 
 @dataclass
@@ -79,8 +80,8 @@ class Batch:
     groups: prompts in an update
     group_size: completions of each prompt, G
     micro_batch: rows of one forward pass (0: all groups * group_size rows at once)
-    mask_truncated: whether completions cut off at max_new_tokens are only compared with, not trained on
-    old_logprobs: what the ratio is taken to: log-probabilities of the "sampler", or of the "trainer"
+    mask_truncated: whether completions cut off at max_new_tokens are compared with but not trained on
+    old_logprobs: whose log-probabilities the ratio is taken to: the "sampler"'s or the "trainer"'s
     """
 
     groups: int = 8
@@ -376,7 +377,7 @@ def _check_batch(batch: Batch) -> None:
 
 
 def _check_objective(config: Config) -> None:
-    """Raises UserError for an objective whose importance ratio would not be what it is taken for."""
+    """Raises UserError for an objective whose ratio would not be what it is taken for."""
     layers = list(_layers(config.objective))
     corrected = any(isinstance(layer, Corrected) for layer in layers)
     plain = next((layer for layer in layers if not getattr(layer, "has_ratio", True)), None)
@@ -384,8 +385,8 @@ def _check_objective(config: Config) -> None:
     if config.batch.old_logprobs == "sampler":
         if corrected:
             raise UserError(
-                "objective is Corrected(...) and batch.old_logprobs 'sampler': there is nothing to correct; set "
-                "batch.old_logprobs to 'trainer'"
+                "objective is Corrected(...) and batch.old_logprobs 'sampler': there is nothing "
+                "to correct; set batch.old_logprobs to 'trainer'"
             )
         # Without a correction, the trainer's own ratio would not know that tokens are old.
         mend = "set batch.old_logprobs to 'trainer'"
@@ -393,21 +394,21 @@ def _check_objective(config: Config) -> None:
             mend += " and put Corrected(...) around the objective"
         if config.sampling.keep_in_flight and plain is not None:
             raise UserError(
-                f"sampling.keep_in_flight is on, and {type(plain).__name__} has no importance ratio: "
-                f"tokens of older policies would count as the present one's; {mend}, "
-                "or set sampling.keep_in_flight to false"
+                f"sampling.keep_in_flight is on, and {type(plain).__name__} has no importance "
+                "ratio: tokens of older policies would count as the present one's; "
+                f"{mend}, or set sampling.keep_in_flight to false"
             )
         if narrow:
             raise UserError(
                 f"objective has {narrow}, and batch.old_logprobs is 'sampler': in {config.dtype} "
-                f"sampler and scorer differ by up to {ROUNDING[config.dtype]:g} for rounding alone, "
-                f"which so narrow a range would clip; {mend}"
+                f"sampler and scorer differ by up to {ROUNDING[config.dtype]:g} for rounding "
+                f"alone, which so narrow a range would clip; {mend}"
             )
     elif config.sampling.keep_in_flight and not corrected:
         other = "" if narrow or plain is not None else ", or set batch.old_logprobs to 'sampler'"
         raise UserError(
-            "sampling.keep_in_flight is on, and batch.old_logprobs 'trainer': the ratio of tokens of "
-            f"older policies would be 1; put Corrected(...) around the objective{other}"
+            "sampling.keep_in_flight is on, and batch.old_logprobs 'trainer': the ratio of tokens "
+            f"of older policies would be 1; put Corrected(...) around the objective{other}"
         )
 
 
@@ -420,7 +421,8 @@ def _layers(objective: Any) -> Iterator[Any]:
 
 
 def _narrow_clip(layers: list[Any], least: float) -> str:
-    """Returns the first end of a clip range that is nearer to 1 than `least`, as "GSPO.clip_low=0.0003"; "" without one."""
+    """Returns the first end of a clip range that is nearer to 1 than `least`, as
+    "GSPO.clip_low=0.0003"; "" without one."""
     for layer in layers:
         for name in ("clip_low", "clip_high"):
             value = getattr(layer, name, None)
@@ -438,8 +440,8 @@ def _check_filter(rule: Filter, group_size: int) -> None:
         below = max(rate for rate in rates if rate < rule.low)
         above = min(rate for rate in rates if rate > rule.high)
         raise UserError(
-            f"{band}: no pass rate of {group_size} completions lies there; set filter.low to {below!r} "
-            f"or filter.high to {above!r}"
+            f"{band}: no pass rate of {group_size} completions lies there; set filter.low to "
+            f"{below!r} or filter.high to {above!r}"
         )
 
 
@@ -448,7 +450,8 @@ def _check_rewards(rewards: Any, solved_by: str) -> None:
         raise UserError(f"rewards is {rewards!r}: it must be {{name: Weighted(function, weight)}} with at least one")
     if solved_by not in rewards:
         raise UserError(
-            f"solved_by is {solved_by!r}: it must name one of the rewards, {', '.join(map(str, rewards))}"
+            f"solved_by is {solved_by!r}: it must name one of the rewards, "
+            f"{', '.join(map(str, rewards))}"
         )
     for name, reward in rewards.items():
         _check_name(name, rewards, solved_by)
@@ -459,7 +462,8 @@ def _check_rewards(rewards: Any, solved_by: str) -> None:
 
 
 def _check_name(name: Any, rewards: dict, solved_by: str) -> None:
-    """Raises UserError for a reward's name that the command line or the metrics have another meaning for."""
+    """Raises UserError for a reward's name that the command line or the metrics have another
+    meaning for."""
     if (
         isinstance(name, str)
         and re.fullmatch(r"\w[\w-]*", name)
@@ -475,7 +479,8 @@ def _check_name(name: Any, rewards: dict, solved_by: str) -> None:
         why, also = "reward/mean is always the mean of the weighted sum", ""
     else:
         why, also = (
-            "a name is letters, digits, - and _, for --config.rewards.NAME.weight and the metric reward/NAME",
+            "a name is letters, digits, - and _, for --config.rewards.NAME.weight and the metric "
+            "reward/NAME",
             "",
         )
     free = re.sub(r"\W+", "_", str(name)).strip("_")
@@ -515,7 +520,8 @@ def _check_distributed(several: Distributed) -> None:
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         alone = "auto, off, or " if (count, which) == (1, 0) else ""
         raise UserError(
-            f"distributed.coordinator is {coordinator!r}: it must be {alone}a host:port, as 10.0.0.2:8476"
+            f"distributed.coordinator is {coordinator!r}: it must be {alone}a host:port, as "
+            "10.0.0.2:8476"
         )
     if not 0 <= which < count:
         raise UserError(f"distributed.process is {which} of distributed.processes={count}: it must be 0 to {count - 1}")
@@ -534,8 +540,8 @@ MAY_DIFFER = {
     "mesh",
     "distributed",
 }
-"""What a resumed run may change, single settings and groups of them: none of it changes what is computed, beyond rounding;
-two of them are the bounds at which it stops."""
+"""What a resumed run may change, single settings and groups of them: none of it changes what is
+computed, beyond rounding; two of them are the bounds at which it stops."""
 
 POLICY = {"model", "lora", "compute.scan_layers"}
 """What a checkpoint's parameters are read by."""
@@ -574,14 +580,17 @@ def check_same(config: Config, out: str) -> None:
     }
     if changed:
         raise UserError(
-            f"{out} holds a run with other settings: {_listed(changed)}; give another --config.out, or go back"
+            f"{out} holds a run with other settings: {_listed(changed)}; give another "
+            "--config.out, or go back"
         )
 
 
 def compare(config: Config, out: str) -> str | None:
-    """Returns a line that says in which settings this evaluation differs from the run in OUT, None if in none that matters.
+    """Returns a line that says in which settings this evaluation differs from the run in OUT, None
+    if in none that matters.
 
-    Raises UserError if OUT/config.json is there and its policy is read by other settings than these.
+    Raises UserError if OUT/config.json is there and its policy is read by other settings than
+    these.
     """
     changes = _changes(config, out)
     # A run that began before there was such a setting has no value for it.
@@ -592,7 +601,8 @@ def compare(config: Config, out: str) -> str | None:
     }
     if policy:
         raise UserError(
-            f"{out} holds a run whose policy has other settings: {_listed(policy)}; give another --config.out, or go back"
+            f"{out} holds a run whose policy has other settings: {_listed(policy)}; give another "
+            "--config.out, or go back"
         )
     measured = {name: values for name, values in changes.items() if _is_of(name, MEASURING)}
     return (
@@ -603,7 +613,8 @@ def compare(config: Config, out: str) -> str | None:
 
 
 def _changes(config: Config, out: str) -> dict[str, tuple[Any, Any]]:
-    """Returns the settings that differ from OUT/config.json: by name, what they were and what they are; {} without a file."""
+    """Returns the settings that differ from OUT/config.json: by name, what they were and what they
+    are; {} without a file."""
     path = Path(out) / "config.json"
     if not path.exists():
         return {}

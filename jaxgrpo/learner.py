@@ -25,7 +25,8 @@ from jaxgrpo.types import Batch, Params, TrainState
 Metrics = dict[str, Float[Array, ""]]
 
 UNCHOSEN = -1.0
-"""Stands for the gap of a token that nobody chose. No gap is negative, and one that is NaN must be told from it."""
+"""Stands for the gap of a token that nobody chose. No gap is negative, and one that is NaN must be
+told from it."""
 
 
 class Cut(NamedTuple):
@@ -88,7 +89,8 @@ def update(
     objective: Objective,
     temperature: Float[Array, ""],
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step on sum(weights * token_loss) over the whole batch; metrics are means over the tokens that count in it.
+    """One optimizer step on sum(weights * token_loss) over the whole batch; metrics are means over
+    the tokens that count in it.
 
     score: `score` of a network. scale: of adapters. group_size: G. trainers_old: whether the ratio is taken to the policy's own
     log-probabilities in the place of the sampler's.
@@ -97,7 +99,7 @@ def update(
     score = partial(score, cut.together)
     ref_logprobs = reference_logprobs(score, reference, batch, temperature, cut)
     advantages = _advantages(objective, batch, ref_logprobs, group_size)
-    # Rows that are not trained on have had their say in the advantages: from here on they are as if they were empty.
+    # Rows that are not trained on have had their say: from here on they are as if they were empty.
     if batch.trained is not None:
         mask = weights.without_truncated(batch.completion_mask, batch.trained)
         batch = batch._replace(completion_mask=mask)
@@ -135,7 +137,8 @@ def update(
 
 
 def _p99(gap: Float[Array, "M R T"]) -> Float[Array, ""]:
-    """Returns what 99 of 100 gaps are at most: 0 where no token was chosen, NaN where the gap of any is not finite."""
+    """Returns what 99 of 100 gaps are at most: 0 where no token was chosen, NaN where the gap of
+    any is not finite."""
     finite = jnp.all(jnp.isfinite(gap))
     quantile = jnp.nanquantile(jnp.where(gap == UNCHOSEN, jnp.nan, gap), 0.99)
     return jnp.where(finite, jnp.nan_to_num(quantile), jnp.nan)

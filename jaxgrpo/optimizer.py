@@ -18,7 +18,8 @@ from jaxgrpo.mesh import matrices
 
 
 def schedule(kind: str, peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak` over warmup_steps steps, then "constant", "linear" or "cosine" down to 0 at `steps`.
+    """Linear warm-up from 0 to `peak` over warmup_steps steps, then "constant", "linear" or
+    "cosine" down to 0 at `steps`.
 
     The first step already moves: step s (from 0) of the warm-up uses peak * (s + 1) / warmup_steps.
     """
@@ -39,10 +40,12 @@ def schedule(kind: str, peak: float, warmup_steps: int, steps: int) -> optax.Sch
 def adamw(
     learning_rate: optax.Schedule, b1: float, b2: float, weight_decay: float, max_grad_norm: float
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) after clipping the gradient to a global norm; weight decay on matrices only.
+    """AdamW (arXiv 1711.05101) after clipping the gradient to a global norm; weight decay on
+    matrices only.
 
-    Its update takes the training step beside the gradient: the rate is a function of that, also where steps before it had
-    nothing to train on. The correction of the moments' bias counts updates.
+    Its update takes the training step beside the gradient: the rate is a function of that, also
+    where steps before it had nothing to train on. The correction of the moments' bias counts
+    updates.
     """
     return optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
@@ -56,13 +59,22 @@ def adamw(
 
 
 def scale_by_step(learning_rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """Scales updates by minus the rate of the step that `update` is given, from 0."""
+    """Scales updates by minus the rate of the step that `update` is given, from 0.
+
+    Without a step it counts its own updates, as optax's do.
+    """
     scaling = optax.scale_by_learning_rate(learning_rate)
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, step: Int[Array, ""], **_: Any
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        step: Int[Array, ""] | None = None,
+        **_: Any,
     ) -> tuple[Any, Any]:
-        return scaling.update(updates, state._replace(count=step), params)
+        at_step = state if step is None else state._replace(count=step)
+        return scaling.update(updates, at_step, params)
 
     return optax.GradientTransformationExtraArgs(scaling.init, update)
 
@@ -70,7 +82,8 @@ def scale_by_step(learning_rate: optax.Schedule) -> optax.GradientTransformation
 def propose(
     optimizer: Any, gradient: Any, state: Any, params: Any, step: Int[Array, ""]
 ) -> tuple[Any, Any]:
-    """Returns what any optimizer of optax adds to the parameters at a training step, and its new state."""
+    """Returns what any optimizer of optax adds to the parameters at a training step, and its new
+    state."""
     return optax.with_extra_args_support(optimizer).update(gradient, state, params, step=step)
 
 

@@ -252,8 +252,8 @@ def make_batch(groups: Sequence[Group], count: int, mask_truncated: bool = False
     """`count` groups' rows as one batch of numpy arrays; there is at least one group.
 
     Rows whose reward is missing, and the places that no group fills, have an empty completion_mask and count nothing.
-    mask_truncated: rows that were cut off are not trained on (arXiv 2503.14476, section 3.4), though their rewards, lengths
-    and KL are compared with.
+    mask_truncated: rows that were cut off are not trained on (arXiv 2503.14476, section 3.4),
+    though their rewards, lengths and KL are compared with.
     """
 
     def chosen(group: Group) -> np.ndarray:
@@ -298,7 +298,8 @@ def summarise(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def verdict_means(groups: Sequence[Group]) -> dict[str, float]:
-    """Returns each reward's mean over all completions of the groups, missing verdicts left out; NaN where all are missing."""
+    """Returns each reward's mean over all completions of the groups, missing verdicts left out;
+    NaN where all are missing."""
     verdicts: dict[str, list] = defaultdict(list)
     for group in groups:
         for name, values in group.values.items():

@@ -48,7 +48,8 @@ class Fitting:
     system: str
     width: int
     most: int | None = None
-    """The greatest width that the model has positions for beside the new tokens; None: not known."""
+    """The greatest width that the model has positions for beside the new tokens; None: not
+    known."""
 
     def length(self, problem: Problem) -> int:
         """Tokens of its prompt as it is asked."""
@@ -210,8 +211,8 @@ def _check_positions(sampling: settings.Sampling, folder: Path) -> None:
         else f"lower both, to {most} together"
     )
     raise UserError(
-        f"sampling.prompt_width={width} and sampling.max_new_tokens={new} are {width + new} tokens, more than the {most} "
-        f"positions that {folder} was made for: {mend}"
+        f"sampling.prompt_width={width} and sampling.max_new_tokens={new} are {width + new} "
+        f"tokens, more than the {most} positions that {folder} was made for: {mend}"
     )
 
 

@@ -199,14 +199,16 @@ def take_step(run: Run, place: Place, stream: Stream, reference: Params, writer:
 
 
 def check_agreement(config: Config, numbers: dict[str, float]) -> None:
-    """Raises UserError if the sampler's log-probabilities are not those that the scorer finds for the same policy, or any of
-    them is not finite: then what is trained is not what was sampled, and nothing that follows can be trusted."""
+    """Raises UserError if the sampler's log-probabilities are not those that the scorer finds for
+    the same policy, or any of them is not finite: then what is trained is not what was sampled, and
+    nothing that follows can be trusted."""
     gap = numbers["policy/logprob_gap_p99"]
     if not math.isfinite(gap):
         raise UserError(
-            "some of the sampler's or the scorer's log-probabilities are NaN or infinite, so that they cannot be compared: the "
-            f"run is stopped, and the step is not saved; the weights of {model_folder(config.model)}, or what they "
-            f"make of a prompt in {config.dtype}, are not finite: check the files, or take another model"
+            "some of the sampler's or the scorer's log-probabilities are NaN or infinite, so that "
+            "they cannot be compared: the run is stopped, and the step is not saved; the weights of "
+            f"{model_folder(config.model)}, or what they make of a prompt in {config.dtype}, are "
+            "not finite: check the files, or take another model"
         )
     most = config.sampling.max_logprob_gap or settings.GAPS[config.dtype]
     if gap > most:

@@ -1,8 +1,10 @@
-"""What the program tells people to do can be done: every message that gives advice is provoked, and its advice followed.
+"""What the program tells people to do can be done: every message that gives advice is provoked,
+and its advice followed.
 
-`python -m tools.check_advice` lists the messages. A new one needs a row here: in TRIALS, under a part of its text as it stands
-in the source ({} where a value is put in), what provokes it and then each way of following it, functions of a folder and of
-what was said. Or in ELSEWHERE, under the same, the test that does so.
+`python -m tools.check_advice` lists the messages. A new one needs a row here: in TRIALS, under a
+part of its text as it stands in the source ({} where a value is put in), what provokes it and then
+each way of following it, functions of a folder and of what was said. Or in ELSEWHERE, under the
+same, the test that does so.
 """
 
 import argparse

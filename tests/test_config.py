@@ -286,8 +286,8 @@ def test_the_pass_rate_keeps_its_name():
     rewards = {"right": Weighted(right), "accuracy": Weighted(right)}
     said = message(validate, make(rewards=rewards, solved_by="right"))
     assert said == (
-        "rewards has a 'accuracy': reward/accuracy is always the pass rate, of solved_by='right'; call it 'accuracy_reward' "
-        "or set solved_by to 'accuracy'"
+        "rewards has a 'accuracy': reward/accuracy is always the pass rate, of solved_by='right'; "
+        "call it 'accuracy_reward' or set solved_by to 'accuracy'"
     )
     validate(make(rewards=rewards, solved_by="accuracy"))
 

@@ -129,7 +129,8 @@ def test_another_policy_than_the_runs_is_refused_before_anything_is_computed(
         run_main(evaluate.main)
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}/out holds a run whose policy has other settings: lora.alpha (then 64.0, now 32.0); "
+        f"error: {tmp_path}/out holds a run whose policy has other settings: lora.alpha (then "
+        "64.0, now 32.0); "
         "give another --config.out, or go back\n"
     )
 

@@ -131,7 +131,7 @@ def test_gradients_are_clipped_to_the_norm_and_small_ones_left(norm, seen):
     gradient = jax.tree.map(jnp.ones_like, params)
     gradient = jax.tree.map(lambda g: g * norm / jnp.sqrt(10.0), gradient)
     optimizer = make()
-    _, state = optimizer.update(gradient, optimizer.init(params), params, step=0)
+    _, state = optimizer.update(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(first_moment(state), 0.1 * seen / np.sqrt(10), rtol=1e-5)
 
 
@@ -150,7 +150,7 @@ def test_the_first_update_moves_each_parameter_by_the_rate_against_its_gradient(
     params = {"kernel": jnp.zeros((2, 2))}
     gradient = {"kernel": jnp.array([[0.3, -0.2], [0.01, -0.5]])}
     optimizer = make(rate=0.01)
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params, step=0)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.01 * jnp.sign(gradient["kernel"]), rtol=1e-4)
 
 

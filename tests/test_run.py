@@ -91,7 +91,8 @@ def test_rows_are_no_longer_than_the_model_was_made_for(tmp_path):
         _check_positions(Sampling(prompt_width=width, max_new_tokens=new), folder)
     said = refused(Sampling(prompt_width=60, max_new_tokens=41), folder)
     assert said == (
-        "sampling.prompt_width=60 and sampling.max_new_tokens=41 are 101 tokens, more than the 100 positions that "
+        "sampling.prompt_width=60 and sampling.max_new_tokens=41 are 101 tokens, more than the "
+        "100 positions that "
         f"{folder} was made for: lower sampling.max_new_tokens to 40"
     )
     assert refused(Sampling(prompt_width=100, max_new_tokens=1), folder).endswith(
@@ -137,7 +138,8 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
     ],
 )
 def test_what_a_model_was_made_for_is_as_it_is_scaled(tmp_path, architecture, changes, most):
-    """config.json may say the number before or after scaling; the model is never taken for less than it can do."""
+    """config.json may say the number before or after scaling; the model is never taken for less
+    than it can do."""
     changes = {"max_position_embeddings": 100, "rope_parameters": None} | changes
     folder = make_folder(tmp_path / "model", f"{architecture}ForCausalLM", **changes)
     assert weights.max_positions(folder) == most

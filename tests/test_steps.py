@@ -168,7 +168,8 @@ def test_what_no_mask_covers_does_not_matter(steps, params, other, batch, update
 
 @pytest.mark.parametrize("micro_batch", [0, 4])
 def test_rows_that_are_not_trained_on_move_nothing(params, other, batch, micro_batch):
-    """For an objective whose advantages do not look at the mask they are as rows without a token."""
+    """For an objective whose advantages do not look at the mask they are as rows without a
+    token."""
     steps = make_steps(micro_batch=micro_batch)
     trained = np.arange(ROWS) % 3 != 1
     left_out = batch._replace(trained=trained)
@@ -191,7 +192,8 @@ def test_rows_that_are_not_trained_on_move_nothing(params, other, batch, micro_b
     ids=lambda objective: type(objective).__name__,
 )
 def test_rows_that_are_not_trained_on_are_still_compared_with(objective):
-    """What they chose, their lengths and their KL: the others' advantages are as if all were trained on."""
+    """What they chose, their lengths and their KL: the others' advantages are as if all were
+    trained on."""
     rng = np.random.default_rng(2)
     lengths = np.array([3, 6, 6, 2])
     mask = np.arange(8) < lengths[:, None]

@@ -309,7 +309,8 @@ def test_a_gap_that_is_not_finite_is_no_agreement(config, gap):
 
 
 def test_the_schedule_counts_the_steps_that_train_nothing(tmp_path, monkeypatch):
-    """Of 4 steps only the last trains. Adam's first update moves what has a gradient by the rate."""
+    """Of 4 steps only the last trains. Adam's first update moves what has a gradient by the
+    rate."""
 
     def collect_last(stream, params, wanted, step):
         groups, metrics, asked = collect(stream, params, wanted, step)

@@ -395,7 +395,7 @@ def test_the_rotary_settings_are_read_as_transformers_does(folder, family, way):
     change_config(folder, architectures=[f"{family}ForCausalLM"], **NO_ROPE | said)
     if not is_computed:
         with pytest.raises(
-            UserError, match="rope_scaling stands beside rope_parameters .* so that rope_theta"
+            UserError, match=r"rope_scaling stands beside rope_parameters .* so that rope_theta"
         ):
             weights.load_config(folder)
         return

@@ -1,4 +1,5 @@
-"""Every message of the program that gives advice, by the source: what a person is told to do, and where that is said.
+"""Every message of the program that gives advice, by the source: what a person is told to do, and
+where that is said.
 
     python -m tools.check_advice
 
@@ -15,9 +16,11 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("jaxgrpo", "tools")
 
 ADVICE = re.compile(
-    r"\b(begin again|call it|change|check|choose|computed here|convert|copy|define|did you mean|fetch|for example|for this family|give|go back|goes on|install"
-    r"|leave out|lower|make it|mend|move|must|name the|name a|only one|pip|put|raise|read a file|remove|rename|resume with"
-    r"|run python|save the|set|should hold|shorten|takes? all|train first|use|wanted|widen|write|written)\b"
+    r"\b(begin again|call it|change|check|choose|computed here|convert|copy|define|did you mean"
+    r"|fetch|for example|for this family|give|go back|goes on|install|leave out|lower|make it|mend"
+    r"|move|must|name the|name a|only one|pip|put|raise|read a file|remove|rename|resume with"
+    r"|run python|save the|set|should hold|shorten|takes? all|train first|use|wanted|widen|write"
+    r"|written)\b"
 )
 """What advice is told by: words that say what to do, or what has to hold."""
 
@@ -72,7 +75,8 @@ def _errors(trees: Iterator[ast.Module]) -> set[str]:
 
 
 def _told(tree: ast.Module, errors: set[str]) -> Iterator[tuple[ast.expr, bool]]:
-    """Yields the texts of errors and of lines that are said, and whether a sentence from elsewhere is put into each."""
+    """Yields the texts of errors and of lines that are said, and whether a sentence from elsewhere
+    is put into each."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and node.args:
             name = ast.unparse(node.func).rpartition(".")[2]

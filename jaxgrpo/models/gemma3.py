@@ -30,7 +30,8 @@ def config_from_hf(hf: dict[str, Any]) -> ModelConfig:
 def _ropes(hf: dict[str, Any]) -> tuple[rope.Rope, rope.Rope]:
     """Returns the scaling of the layers without a window, and that of those with one.
 
-    As in transformers 5, a rope_scaling is the former's alone, and goes before what rope_parameters says of them.
+    As in transformers 5, a rope_scaling is the former's alone, and goes before what
+    rope_parameters says of them.
     """
     parameters, scaling = hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}
     apart = sorted(parameters.keys() - {"full_attention", "sliding_attention"})
@@ -43,7 +44,8 @@ def _ropes(hf: dict[str, Any]) -> tuple[rope.Rope, rope.Rope]:
     spelled = scaling.get("type")
     if spelled and "rope_type" not in scaling and spelled != whole.get("rope_type", "default"):
         raise UserError(
-            f"rope_scaling has type {spelled!r}, which for this family goes by the name of rope_type: rename it"
+            f"rope_scaling has type {spelled!r}, which for this family goes by the name of "
+            "rope_type: rename it"
         )
     return (
         rope.from_hf(hf, whole | scaling, hf.get("rope_theta") or 1_000_000.0),

@@ -29,7 +29,8 @@ class Rope:
         return 1.0
 
     def stretched(self, positions: int) -> int:
-        """Returns how many positions a model has that config.json says so many of, by how it was trained or as scaled."""
+        """Returns how many positions a model has that config.json says so many of, by how it was
+        trained or as scaled."""
         return positions
 
     def _plain(self, head_width: int) -> Float[np.ndarray, "half"]:
@@ -109,8 +110,9 @@ class Yarn(Rope):
 def settings_of(hf: dict[str, Any], theta: float) -> dict[str, Any]:
     """Returns the rotary settings of a config.json whose layers all have the same.
 
-    transformers 5 gathers them in rope_parameters. A rope_scaling, as checkpoints written before have it, takes the place of
-    the whole of that. UserError where it would thereby lose what rope_parameters alone says.
+    transformers 5 gathers them in rope_parameters. A rope_scaling, as checkpoints written before
+    have it, takes the place of the whole of that. UserError where it would thereby lose what
+    rope_parameters alone says.
 
     theta: the rotary base where config.json names none
     """
@@ -122,8 +124,8 @@ def settings_of(hf: dict[str, Any], theta: float) -> dict[str, Any]:
         taken = scaling.get(name) or hf.get(name) or default
         if said not in (None, taken):
             raise UserError(
-                f"rope_scaling stands beside rope_parameters and takes its place, so that {name} is {taken:g} and no longer "
-                f"{said:g}: move what rope_scaling says into rope_parameters, and remove it"
+                f"rope_scaling stands beside rope_parameters and takes its place, so that {name} "
+                f"is {taken:g} and no longer {said:g}: move what rope_scaling says into rope_parameters, and remove it"
             )
     _refuse_nested(parameters)
     return scaling
@@ -136,9 +138,11 @@ def _refuse_nested(settings: dict[str, Any]) -> None:
 
 
 def from_hf(hf: dict[str, Any], settings: dict[str, Any], theta: float) -> Rope:
-    """A scaling from a config.json and its rotary settings (rope_parameters, or rope_scaling before transformers 5).
+    """A scaling from a config.json and its rotary settings (rope_parameters, or rope_scaling
+    before transformers 5).
 
-    theta: where the settings name none. KeyError names what is missing; UserError what is not computed.
+    theta: where the settings name none. KeyError names what is missing; UserError what is not
+    computed.
     """
     _refuse_nested(settings)
     kind = settings.get("rope_type") or settings.get("type") or "default"

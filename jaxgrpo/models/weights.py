@@ -65,7 +65,8 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def max_positions(folder: Path) -> int | None:
-    """Returns how many tokens the model of a folder was made for, as scaled; None where config.json does not say."""
+    """Returns how many tokens the model of a folder was made for, as scaled; None where
+    config.json does not say."""
     positions = read_hf_config(folder).get("max_position_embeddings")
     network = load_config(folder)
     # Gemma 3 says the scaled number.
