@@ -138,9 +138,7 @@ def test_gradients_are_clipped_to_the_norm_and_small_ones_left(norm, seen):
 def test_only_matrices_decay():
     params = {"kernel": jnp.full((3, 2), 2.0), "scale": jnp.full(4, 2.0), "bias": jnp.full(1, 2.0)}
     optimizer = make(rate=0.1, weight_decay=0.5)
-    updates, _ = optimizer.update(
-        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, step=0
-    )
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
     assert not updates["scale"].any()
     assert not updates["bias"].any()
@@ -157,9 +155,7 @@ def test_the_first_update_moves_each_parameter_by_the_rate_against_its_gradient(
 def test_norms_of_stacked_layers_do_not_decay():
     params = {"layers": {"norm": {"scale": jnp.ones((2, 4))}, "up": {"kernel": jnp.ones((2, 4, 3))}}}
     optimizer = make(weight_decay=0.5)
-    updates, _ = optimizer.update(
-        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, step=0
-    )
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     assert not updates["layers"]["norm"]["scale"].any()
     assert updates["layers"]["up"]["kernel"].all()
 
