@@ -8,11 +8,12 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter, le
+from operator import attrgetter, ge, gt, le, lt
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,10 @@ class Sampling:
 GAPS = {"float32": 1e-3, "bfloat16": 0.25}
 """What 99 of 100 tokens' log-probabilities may differ by between sampler and scorer, in nats."""
 
+ROUNDING = {"float32": 1e-5, "bfloat16": 0.01}
+"""What they do differ by for rounding alone, in nats: of the embedded model on a CPU 2e-6 and
+0.008."""
+
 
 @dataclass
 class Filter:
@@ -77,8 +82,8 @@ class Batch:
     groups: prompts in an update
     group_size: completions of each prompt, G
     micro_batch: rows of one forward pass (0: all groups * group_size rows at once)
-    mask_truncated: whether completions that were cut off at max_new_tokens train nothing
-    old_logprobs: what the ratio is taken to: the "sampler"'s log-probabilities, or the "trainer"'s of the same policy
+    mask_truncated: whether completions cut off at max_new_tokens are compared with but not trained on
+    old_logprobs: whose log-probabilities the ratio is taken to: the "sampler"'s or the "trainer"'s
     """
 
     groups: int = 8
@@ -90,7 +95,7 @@ class Batch:
 
 @dataclass
 class Optimizer:
-    """AdamW.
+    """AdamW. The rate is a function of the step, also over steps that have nothing to train on.
 
     learning_rate: at the end of the warm-up
     warmup_steps: of linear warm-up
@@ -193,14 +198,14 @@ class Config:
     """A run.
 
     data: where problems come from
-    rewards: by name; summed by weight for the advantages
+    rewards: by name (letters, digits, - and _); summed by weight for the advantages
     solved_by: the reward whose value 1.0 counts as solved: the pass rate
     out: the folder it writes and resumes from
     model: a Hugging Face folder ("": the embedded one)
     system: a system message before every prompt ("": none)
     dtype: of matrix products, of the sampler's and the reference's parameters: "float32" or "bfloat16"
     seed: all randomness is a function of it
-    steps: updates
+    steps: of training; each makes an update unless its filter keeps nothing
     save_every: steps between checkpoints
     keep_checkpoints: the newest ones that are kept
     show_rollouts_every: steps between logged samples (0: none)
@@ -272,6 +277,11 @@ AT_LEAST = {
     2: "batch.group_size",
 }
 ABOVE_ZERO = "sampling.temperature optimizer.max_grad_norm lora.alpha verifier.deadline evaluation.top_p"
+UPPER: dict[str, tuple[Callable[[float], bool], str]] = {
+    "optimizer.b1 optimizer.b2": (partial(gt, 1), "below 1"),
+    "evaluation.top_p evaluation.min_p verifier.max_missing": (partial(ge, 1), "at most 1"),
+    "seed": (partial(gt, 2**32), "below 2**32"),
+}
 DTYPES = ("float32", "bfloat16")
 ONE_OF = {
     "batch.old_logprobs": ("sampler", "trainer"),
@@ -298,7 +308,7 @@ def validate(config: Config) -> None:
     if not all(isinstance(text, str) and text for text in config.sampling.stop):
         raise UserError(f"sampling.stop is {config.sampling.stop!r}: it must hold texts, none of them empty")
     _check_batch(config.batch)
-    _check_objective(config.objective, config.batch.old_logprobs)
+    _check_objective(config)
     _check_filter(config.filter, config.batch.group_size)
     _check_rewards(config.rewards, config.solved_by)
     _check_lora(config.lora.targets)
@@ -332,10 +342,9 @@ def _check_methods(name: str, value: Any, methods: tuple[str, ...]) -> None:
 def _check_numbers(config: Config) -> None:
     for low, names in AT_LEAST.items():
         _check_each(config, names, partial(le, low), f"at least {low}")
-    _check_each(config, ABOVE_ZERO, lambda value: value > 0, "above 0")
-    _check_each(config, "optimizer.b1 optimizer.b2", lambda value: value < 1, "below 1")
-    _check_each(config, "evaluation.top_p evaluation.min_p verifier.max_missing", lambda value: value <= 1, "at most 1")
-    _check_each(config, "seed", lambda value: value < 2**32, "below 2**32")
+    _check_each(config, ABOVE_ZERO, partial(lt, 0), "above 0")
+    for names, (holds, what) in UPPER.items():
+        _check_each(config, names, holds, what)
     for name, values in ONE_OF.items():
         value = attrgetter(name)(config)
         if value not in values:
@@ -346,7 +355,17 @@ def _check_each(config: Config, names: str, holds: Callable[[float], bool], what
     for name in names.split():
         value = attrgetter(name)(config)
         if not (math.isfinite(value) and holds(value)):
-            raise UserError(f"{name} is {value}: it must be {what}{WHY.get(name, '')}")
+            raise UserError(
+                f"{name} is {value}: it must be {what}{_other_end(name, what)}{WHY.get(name, '')}"
+            )
+
+
+def _other_end(name: str, what: str) -> str:
+    """Returns the rest of a number's range, so that one message says all of it."""
+    lower = [f"at least {low}" for low, names in AT_LEAST.items() if name in names.split()]
+    lower += ["above 0"] if name in ABOVE_ZERO.split() else []
+    upper = [above for names, (_, above) in UPPER.items() if name in names.split()]
+    return "".join(f" and {end}" for end in lower + upper if end != what)
 
 
 def _check_batch(batch: Batch) -> None:
@@ -360,16 +379,59 @@ def _check_batch(batch: Batch) -> None:
         )
 
 
-def _check_objective(objective: Any, old_logprobs: str) -> None:
-    """An objective may wrap another: each is looked at."""
-    if isinstance(objective, Corrected) and old_logprobs == "sampler":
+def _check_objective(config: Config) -> None:
+    """Raises UserError for an objective whose ratio would not be what it is taken for."""
+    layers = list(_layers(config.objective))
+    corrected = any(isinstance(layer, Corrected) for layer in layers)
+    plain = next((layer for layer in layers if not getattr(layer, "has_ratio", True)), None)
+    narrow = _narrow_clip(layers, ROUNDING[config.dtype])
+    if config.batch.old_logprobs == "sampler":
+        if corrected:
+            raise UserError(
+                "objective is Corrected(...) and batch.old_logprobs 'sampler': there is nothing "
+                "to correct; set batch.old_logprobs to 'trainer'"
+            )
+        # Without a correction, the trainer's own ratio would not know that tokens are old.
+        mend = "set batch.old_logprobs to 'trainer'"
+        if config.sampling.keep_in_flight:
+            mend += " and put Corrected(...) around the objective"
+        if config.sampling.keep_in_flight and plain is not None:
+            raise UserError(
+                f"sampling.keep_in_flight is on, and {type(plain).__name__} has no importance "
+                "ratio: tokens of older policies would count as the present one's; "
+                f"{mend}, or set sampling.keep_in_flight to false"
+            )
+        if narrow:
+            raise UserError(
+                f"objective has {narrow}, and batch.old_logprobs is 'sampler': in {config.dtype} "
+                f"sampler and scorer differ by up to {ROUNDING[config.dtype]:g} for rounding "
+                f"alone, which so narrow a range would clip; {mend}"
+            )
+    elif config.sampling.keep_in_flight and not corrected:
+        other = "" if narrow or plain is not None else ", or set batch.old_logprobs to 'sampler'"
         raise UserError(
-            "objective is Corrected(...) and batch.old_logprobs 'sampler': there is nothing to correct; set "
-            "batch.old_logprobs to 'trainer'"
+            "sampling.keep_in_flight is on, and batch.old_logprobs 'trainer': the ratio of tokens "
+            f"of older policies would be 1; put Corrected(...) around the objective{other}"
         )
+
+
+def _layers(objective: Any) -> Iterator[Any]:
+    """Yields an objective and, where it wraps another, those inside."""
+    yield objective
     if hasattr(objective, "objective"):
         _check_methods("objective.objective", objective.objective, METHODS)
-        _check_objective(objective.objective, old_logprobs)
+        yield from _layers(objective.objective)
+
+
+def _narrow_clip(layers: list[Any], least: float) -> str:
+    """Returns the first end of a clip range that is nearer to 1 than `least`, as
+    "GSPO.clip_low=0.0003"; "" without one."""
+    for layer in layers:
+        for name in ("clip_low", "clip_high"):
+            value = getattr(layer, name, None)
+            if isinstance(value, int | float) and value < least:
+                return f"{type(layer).__name__}.{name}={value:g}"
+    return ""
 
 
 def _check_filter(rule: Filter, group_size: int) -> None:
@@ -378,19 +440,57 @@ def _check_filter(rule: Filter, group_size: int) -> None:
         raise UserError(f"{band}: they must hold 0 <= low <= high <= 1")
     rates = [count / group_size for count in range(group_size + 1)]
     if rule.rule == "band" and not any(rule.low <= rate <= rule.high for rate in rates):
-        raise UserError(f"{band}: no pass rate of {group_size} completions lies there; widen it or raise batch.group_size")
+        below = max(rate for rate in rates if rate < rule.low)
+        above = min(rate for rate in rates if rate > rule.high)
+        raise UserError(
+            f"{band}: no pass rate of {group_size} completions lies there; set filter.low to "
+            f"{below!r} or filter.high to {above!r}"
+        )
 
 
 def _check_rewards(rewards: Any, solved_by: str) -> None:
     if not isinstance(rewards, dict) or not rewards:
         raise UserError(f"rewards is {rewards!r}: it must be {{name: Weighted(function, weight)}} with at least one")
+    if solved_by not in rewards:
+        raise UserError(
+            f"solved_by is {solved_by!r}: it must name one of the rewards, "
+            f"{', '.join(map(str, rewards))}"
+        )
     for name, reward in rewards.items():
+        _check_name(name, rewards, solved_by)
         if not isinstance(reward, Weighted) or not callable(reward.function):
             raise UserError(f"rewards[{name!r}] is {reward!r}: it must be a Weighted(function, weight)")
         if not math.isfinite(reward.weight):
             raise UserError(f"rewards.{name}.weight is {reward.weight}: it must be finite")
-    if solved_by not in rewards:
-        raise UserError(f"solved_by is {solved_by!r}: it must name one of the rewards, {', '.join(map(str, rewards))}")
+
+
+def _check_name(name: Any, rewards: dict, solved_by: str) -> None:
+    """Raises UserError for a reward's name that the command line or the metrics have another
+    meaning for."""
+    if (
+        isinstance(name, str)
+        and re.fullmatch(r"\w[\w-]*", name)
+        and name not in ("mean", "accuracy")
+    ):
+        return
+    if name == "accuracy" and solved_by == name:
+        return
+    if name == "accuracy":
+        why = f"reward/accuracy is always the pass rate, of solved_by={solved_by!r}"
+        also = f" or set solved_by to {name!r}"
+    elif name == "mean":
+        why, also = "reward/mean is always the mean of the weighted sum", ""
+    else:
+        why, also = (
+            "a name is letters, digits, - and _, for --config.rewards.NAME.weight and the metric "
+            "reward/NAME",
+            "",
+        )
+    free = re.sub(r"\W+", "_", str(name)).strip("_")
+    free = free if free and free not in ("mean", "accuracy") else f"{free}_reward".strip("_")
+    while free in rewards:
+        free += "_2"
+    raise UserError(f"rewards has a {name!r}: {why}; call it {free!r}{also}")
 
 
 def _check_lora(targets: tuple[str, ...]) -> None:
@@ -421,7 +521,11 @@ def _check_distributed(several: Distributed) -> None:
         return
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"distributed.coordinator is {coordinator!r}: it must be auto, off, or a host:port, as 10.0.0.2:8476")
+        alone = "auto, off, or " if (count, which) == (1, 0) else ""
+        raise UserError(
+            f"distributed.coordinator is {coordinator!r}: it must be {alone}a host:port, as "
+            "10.0.0.2:8476"
+        )
     if not 0 <= which < count:
         raise UserError(f"distributed.process is {which} of distributed.processes={count}: it must be 0 to {count - 1}")
 
@@ -433,11 +537,32 @@ MAY_DIFFER = {
     "keep_checkpoints",
     "show_rollouts_every",
     "verifier.workers",
+    "verifier.max_missing",
+    "sampling.max_logprob_gap",
     "compute.remat",
     "mesh",
     "distributed",
 }
-"""What a resumed run may change, single settings and groups of them: none of it changes what is computed, beyond rounding."""
+"""What a resumed run may change, single settings and groups of them: none of it changes what is
+computed, beyond rounding; two of them are the bounds at which it stops."""
+
+POLICY = {"model", "lora", "compute.scan_layers"}
+"""What a checkpoint's parameters are read by."""
+
+MEASURING = {
+    "data",
+    "rewards",
+    "solved_by",
+    "system",
+    "dtype",
+    "seed",
+    "optimizer.params_dtype",
+    "sampling.prompt_width",
+    "sampling.max_new_tokens",
+    "sampling.stop",
+    "evaluation",
+}
+"""What an evaluation of the same policy depends on."""
 
 
 def save(config: Config, out: str) -> None:
@@ -451,20 +576,70 @@ def save(config: Config, out: str) -> None:
 
 def check_same(config: Config, out: str) -> None:
     """Raises UserError if OUT/config.json is there and describes a config that computes something else."""
+    # A schedule that ends at the last step depends on which step that is.
+    allowed = MAY_DIFFER if config.optimizer.schedule == "constant" else MAY_DIFFER - {"steps"}
+    changed = {
+        name: values for name, values in _changes(config, out).items() if not _is_of(name, allowed)
+    }
+    if changed:
+        raise UserError(
+            f"{out} holds a run with other settings: {_listed(changed)}; give another "
+            "--config.out, or go back"
+        )
+
+
+def compare(config: Config, out: str) -> str | None:
+    """Returns a line that says in which settings this evaluation differs from the run in OUT, None
+    if in none that matters.
+
+    Raises UserError if OUT/config.json is there and its policy is read by other settings than
+    these.
+    """
+    changes = _changes(config, out)
+    # A run that began before there was such a setting has no value for it.
+    policy = {
+        name: values
+        for name, values in changes.items()
+        if _is_of(name, POLICY) and values[0] is not None
+    }
+    if policy:
+        raise UserError(
+            f"{out} holds a run whose policy has other settings: {_listed(policy)}; give another "
+            "--config.out, or go back"
+        )
+    measured = {name: values for name, values in changes.items() if _is_of(name, MEASURING)}
+    return (
+        f"measured with other settings than the run in {out}: {_listed(measured)}"
+        if measured
+        else None
+    )
+
+
+def _changes(config: Config, out: str) -> dict[str, tuple[Any, Any]]:
+    """Returns the settings that differ from OUT/config.json: by name, what they were and what they
+    are; {} without a file."""
     path = Path(out) / "config.json"
     if not path.exists():
-        return
+        return {}
     try:
         begun = settings.flat(dict(json.loads(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError) as error:
         mend = "give another --config.out, or remove it if you know that the settings are the same"
         raise UserError(f"{path} cannot be read ({error}); {mend}") from error
     now = settings.flat(describe(config))
-    # A schedule that ends at the last step depends on which step that is.
-    allowed = MAY_DIFFER if config.optimizer.schedule == "constant" else MAY_DIFFER - {"steps"}
-    differ = [name for name in [*now, *(begun.keys() - now.keys())] if begun.get(name) != now.get(name)]
-    changed = [name for name in differ if not {name, name.split(".")[0]} & allowed]
-    if changed:
-        listed = ", ".join(f"{n} (then {begun.get(n)!r}, now {now.get(n)!r})" for n in changed[:3])
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise UserError(f"{out} holds a run with other settings: {listed}{more}; give another --config.out, or go back")
+    names = [*now, *(begun.keys() - now.keys())]
+    return {
+        name: (begun.get(name), now.get(name)) for name in names if begun.get(name) != now.get(name)
+    }
+
+
+def _is_of(name: str, these: set[str]) -> bool:
+    """Returns whether a setting is one of these, or in a group that is."""
+    return bool({name, name.split(".")[0]} & these)
+
+
+def _listed(changes: dict[str, tuple[Any, Any]]) -> str:
+    listed = ", ".join(
+        f"{name} (then {then!r}, now {now!r})" for name, (then, now) in list(changes.items())[:3]
+    )
+    return listed + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")

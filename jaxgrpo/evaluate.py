@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.command_line import run_main
-from jaxgrpo.config import Config, parse_command_line
+from jaxgrpo.config import Config, compare, parse_command_line
 from jaxgrpo.engine import Draw, Group
 from jaxgrpo.errors import UserError
 from jaxgrpo.metrics import table, write_json
@@ -125,8 +125,9 @@ def main(argv: list[str]) -> None:
     if not config.evaluation.problems:
         raise UserError("evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256")
     join(**vars(config.distributed))
+    differs = compare(config, config.out)
     with prepare(config) as run:
-        for note in run.notes:
+        for note in filter(None, [differs, *run.notes]):
             say(note)
         params, which = latest_params(run)
         run.engine.warm_up(params)

@@ -16,13 +16,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.logprobs import token_logprobs
-from jaxgrpo.losses import Objective, TokenInputs, batch_loss, merge, report
+from jaxgrpo.losses import Objective, TokenInputs, batch_loss, merge, report, weights
 from jaxgrpo.models import lora, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.optimizer import cast, store
+from jaxgrpo.optimizer import cast, propose, store
 from jaxgrpo.types import Batch, Params, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
+
+UNCHOSEN = -1.0
+"""Stands for the gap of a token that nobody chose. No gap is negative, and one that is NaN must be
+told from it."""
 
 
 class Cut(NamedTuple):
@@ -85,20 +89,25 @@ def update(
     objective: Objective,
     temperature: Float[Array, ""],
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step on sum(weights * token_loss) over the whole batch; metrics are means over its chosen tokens.
+    """One optimizer step on sum(weights * token_loss) over the whole batch; metrics are means over
+    the tokens that count in it.
 
     score: `score` of a network. scale: of adapters. group_size: G. trainers_old: whether the ratio is taken to the policy's own
     log-probabilities in the place of the sampler's.
     """
-    mask = batch.completion_mask
-    cut = cut.fitted(mask.shape[0])
+    cut = cut.fitted(len(batch.tokens))
     score = partial(score, cut.together)
     ref_logprobs = reference_logprobs(score, reference, batch, temperature, cut)
     advantages = _advantages(objective, batch, ref_logprobs, group_size)
+    # Rows that are not trained on have had their say: from here on they are as if they were empty.
+    if batch.trained is not None:
+        mask = weights.without_truncated(batch.completion_mask, batch.trained)
+        batch = batch._replace(completion_mask=mask)
+    mask = batch.completion_mask
     rows = batch, ref_logprobs, advantages, objective.weights(mask)
 
     def loss(params: Params, rows: tuple) -> tuple[Array, tuple]:
-        batch, ref_logprobs, advantages, weights = rows
+        batch, ref_logprobs, advantages, token_weights = rows
         policy = lora.join(reference or {}, lora.scaled(params, scale))
         logprobs, entropy = score(policy, batch, temperature, entropy=True)
         constant = jax.lax.stop_gradient(logprobs)
@@ -111,9 +120,9 @@ def update(
             batch.sampler_logprobs,
             entropy,
         )
-        value, info = batch_loss(objective, weights, inputs)
-        gap = jnp.where(batch.completion_mask, jnp.abs(constant - batch.sampler_logprobs), jnp.nan)
-        return value, (value, info, gap)
+        value, info = batch_loss(objective, token_weights, inputs)
+        gap = jnp.abs(constant - batch.sampler_logprobs)
+        return value, (value, info, jnp.where(batch.completion_mask, gap, UNCHOSEN))
 
     gradient, (losses, info, gap) = accumulate(loss, state.params, rows, cut)
     tokens = mask.sum()
@@ -122,16 +131,24 @@ def update(
         "update/loss": losses.sum(),
         "update/grad_norm": jnp.sqrt(sum(jax.tree.leaves(squares))),
         "update/tokens": tokens.astype(jnp.float32),
-        "policy/logprob_gap_p99": jnp.nan_to_num(jnp.nanquantile(gap, 0.99)),
+        "policy/logprob_gap_p99": _p99(gap),
     }
     return _moved(optimizer, state, gradient, tokens > 0), metrics
+
+
+def _p99(gap: Float[Array, "M R T"]) -> Float[Array, ""]:
+    """Returns what 99 of 100 gaps are at most: 0 where no token was chosen, NaN where the gap of
+    any is not finite."""
+    finite = jnp.all(jnp.isfinite(gap))
+    quantile = jnp.nanquantile(jnp.where(gap == UNCHOSEN, jnp.nan, gap), 0.99)
+    return jnp.where(finite, jnp.nan_to_num(quantile), jnp.nan)
 
 
 def _moved(optimizer: Any, state: TrainState, gradient: Params, counts: Bool[Array, ""]) -> TrainState:
     """The state after the optimizer's step. Where nothing counts only the step moves: momentum and weight decay must not move a
     policy that has no gradient."""
     params, opt_state = cast((state.params, state.opt_state), jnp.float32)
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    updates, opt_state = propose(optimizer, gradient, opt_state, params, state.step)
     old = state.params, state.opt_state
     new = store((jax.tree.map(jnp.add, params, updates), opt_state), old, state.step)
     return TrainState(state.step + 1, *jax.tree.map(lambda new, old: jnp.where(counts, new, old), new, old))

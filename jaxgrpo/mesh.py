@@ -57,7 +57,20 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | No
         sizes[sizes.index(-1)] = len(devices) // known
     if -1 in sizes or int(np.prod(sizes)) != len(devices):
         wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (data, fsdp, tensor), strict=True))
-        raise UserError(f"{wanted} do not multiply to the {len(devices)} devices here; set one of them to -1")
+        given = {"data": data, "fsdp": fsdp, "tensor": tensor}
+        rests = {
+            axis: int(np.prod([size for other, size in given.items() if other != axis]))
+            for axis in AXES
+        }
+        able = [
+            f"mesh.{axis}" for axis, rest in rests.items() if rest > 0 and len(devices) % rest == 0
+        ]
+        mend = (
+            f"set {' or '.join(able)} to -1"
+            if able
+            else "choose sizes that do, as mesh.data=-1 with 1 for the others"
+        )
+        raise UserError(f"{wanted} do not multiply to the {len(devices)} devices here; {mend}")
     return Mesh(_arranged(sizes, devices), AXES)
 
 

@@ -18,9 +18,10 @@ from jaxgrpo.mesh import matrices
 
 
 def schedule(kind: str, peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak` over warmup_steps updates, then "constant", "linear" or "cosine" down to 0 at `steps`.
+    """Linear warm-up from 0 to `peak` over warmup_steps steps, then "constant", "linear" or
+    "cosine" down to 0 at `steps`.
 
-    The first update already moves: update u (from 0) of the warm-up uses peak * (u + 1) / warmup_steps.
+    The first step already moves: step s (from 0) of the warm-up uses peak * (s + 1) / warmup_steps.
     """
     rest = max(steps - warmup_steps, 1)
     after = {
@@ -39,11 +40,51 @@ def schedule(kind: str, peak: float, warmup_steps: int, steps: int) -> optax.Sch
 def adamw(
     learning_rate: optax.Schedule, b1: float, b2: float, weight_decay: float, max_grad_norm: float
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) after clipping the gradient to a global norm; weight decay on matrices only."""
+    """AdamW (arXiv 1711.05101) after clipping the gradient to a global norm; weight decay on
+    matrices only.
+
+    Its update takes the training step beside the gradient: the rate is a function of that, also
+    where steps before it had nothing to train on. The correction of the moments' bias counts
+    updates.
+    """
     return optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
-        optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=matrices),
+        # As optax.adamw, whose rate counts updates.
+        optax.chain(
+            optax.scale_by_adam(b1=b1, b2=b2),
+            optax.add_decayed_weights(weight_decay, mask=matrices),
+            scale_by_step(learning_rate),
+        ),
     )
+
+
+def scale_by_step(learning_rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Scales updates by minus the rate of the step that `update` is given, from 0.
+
+    Without a step it counts its own updates, as optax's do.
+    """
+    scaling = optax.scale_by_learning_rate(learning_rate)
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        step: Int[Array, ""] | None = None,
+        **_: Any,
+    ) -> tuple[Any, Any]:
+        at_step = state if step is None else state._replace(count=step)
+        return scaling.update(updates, at_step, params)
+
+    return optax.GradientTransformationExtraArgs(scaling.init, update)
+
+
+def propose(
+    optimizer: Any, gradient: Any, state: Any, params: Any, step: Int[Array, ""]
+) -> tuple[Any, Any]:
+    """Returns what any optimizer of optax adds to the parameters at a training step, and its new
+    state."""
+    return optax.with_extra_args_support(optimizer).update(gradient, state, params, step=step)
 
 
 def cast(tree: Any, dtype: DTypeLike) -> Any:

@@ -45,7 +45,9 @@ def join(coordinator: str, processes: int, process: int) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     explicit: dict[str, Any] = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
     explicit["cluster_detection_method"] = "deactivate"
-    mend = "see that all of them are started, each with its own number; --config.distributed.coordinator=off is for one alone"
+    mend = "see that all of them are started, each with its own number"
+    if coordinator == "auto":
+        mend += "; --config.distributed.coordinator=off is for one alone"
     failed = f"distributed.coordinator {coordinator!r}: the processes did not meet within {MEETING} s; {mend}"
     _heralds.append(_herald(f"error: {failed}"))
     try:

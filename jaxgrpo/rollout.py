@@ -363,12 +363,12 @@ def make_batch(groups: Sequence[Group], count: int, mask_truncated: bool = False
     """`count` groups' rows as one batch of numpy arrays; there is at least one group.
 
     Rows whose reward is missing, and the places that no group fills, have an empty completion_mask and count nothing.
-    mask_truncated: nor do rows that were cut off (arXiv 2503.14476, section 3.4), though their rewards are compared with.
+    mask_truncated: rows that were cut off are not trained on (arXiv 2503.14476, section 3.4),
+    though their rewards, lengths and KL are compared with.
     """
 
-    def counted(group: Group) -> np.ndarray:
-        counts = ~np.isnan(group.rewards) & (group.finished | (not mask_truncated))
-        return group.completion_mask & counts[:, None]
+    def chosen(group: Group) -> np.ndarray:
+        return group.completion_mask & ~np.isnan(group.rewards)[:, None]
 
     empty = (count - len(groups)) * len(groups[0].texts)
 
@@ -379,9 +379,10 @@ def make_batch(groups: Sequence[Group], count: int, mask_truncated: bool = False
     return Batch(
         tokens=rows(group.tokens for group in groups),
         segments=rows(group.attention_mask.astype(np.int32) for group in groups),
-        completion_mask=rows(map(counted, groups)),
+        completion_mask=rows(map(chosen, groups)),
         rewards=rows((group.rewards.astype(np.float32) for group in groups), np.nan),
         sampler_logprobs=rows(group.logprobs for group in groups),
+        trained=rows(group.finished | (not mask_truncated) for group in groups),
     )
 
 
@@ -405,6 +406,16 @@ def summarise(groups: Sequence[Group]) -> dict[str, float]:
     wanted = sum(len(column) for group in groups for column in group.values.values())
     means["verdict/missing"] = sum(reasons.values()) / max(wanted, 1)
     return means | {f"verdict/missing/{reason}": float(count) for reason, count in reasons.items()}
+
+
+def verdict_means(groups: Sequence[Group]) -> dict[str, float]:
+    """Returns each reward's mean over all completions of the groups, missing verdicts left out;
+    NaN where all are missing."""
+    verdicts: dict[str, list] = defaultdict(list)
+    for group in groups:
+        for name, values in group.values.items():
+            verdicts[name].extend(values)
+    return {name: _mean(numbers) for name, numbers in verdicts.items()}
 
 
 def record(group: Group) -> dict[str, Any]:

@@ -34,6 +34,9 @@ MEASURED = {
 }
 """Computed for every completion whatever the rewards are: nobody should have to ask to see a language collapse."""
 
+HINTS = {"held-out": "set --config.evaluation.problems=0, or hold some out (--config.data)"}
+"""What to do where there are no problems of a kind."""
+
 SCANNED = 10_000
 """How many problems are checked before a run begins: against the prompt width, and for a language
 that can be told. The rest are checked when their turn comes, and passed over if they do not fit."""
@@ -50,6 +53,9 @@ class Fitting:
     system: str
     width: int
     vocabulary: int
+    most: int | None = None
+    """The greatest width that the model has positions for beside the new tokens; None: not
+    known."""
 
     def ids(self, problem: Problem) -> list[int]:
         """Returns the tokens of its prompt as it is asked."""
@@ -68,7 +74,8 @@ class Fitting:
         scanned = min(len(problems), SCANNED)
         prompts = [self.ids(_in_known_language(problems[i])) for i in range(scanned)]
         if not prompts:
-            raise UserError(f"{what}: there are no problems")
+            hint = HINTS.get(what, "check --config.data")
+            raise UserError(f"{what}: there are no problems; {hint}")
         foreign = sum(max(ids, default=0) >= self.vocabulary for ids in prompts)
         if foreign == scanned:
             raise UserError(
@@ -78,17 +85,25 @@ class Fitting:
         lengths = [len(ids) for ids in prompts if max(ids, default=0) < self.vocabulary]
         long = sum(length > self.width for length in lengths)
         among = f"{long:,} of {'the first ' if scanned < len(problems) else ''}{scanned:,} {what} prompts"
+        greatest = f"{max(lengths)} takes all"
+        if self.most is not None and max(lengths) > self.most:
+            greatest = f"{self.most} is what the model has positions for, beside sampling.max_new_tokens"
         if long == len(lengths):
             raise UserError(
                 f"{among} are longer than sampling.prompt_width={self.width} tokens, the shortest {min(lengths)}: "
-                f"raise it; {max(lengths)} takes all"
+                f"{self._mend(min(lengths), greatest)}"
             )
         notes = []
         if long:
-            notes.append(f"{among} are longer than {self.width} tokens and left out; {max(lengths)} takes all")
+            notes.append(f"{among} are longer than {self.width} tokens and left out; {greatest}")
         if foreign:
             notes.append(f"{foreign:,} {what} prompts hold tokens that the model has no row for, and are left out")
         return "; ".join(notes) or None
+
+    def _mend(self, shortest: int, greatest: str) -> str:
+        if self.most is not None and shortest > self.most:
+            return f"{greatest}; lower that, take shorter problems, or another model"
+        return f"raise it; {greatest}"
 
     def first(self, problems: Problems, count: int) -> list[Problem]:
         """The first `count` problems that fit, or as many as there are."""
@@ -130,9 +145,12 @@ def prepare(config: settings.Config) -> Run:
     settings.validate(config)
     folder = model_folder(config.model)
     model, tokens = match(folder, weights.check_folder(folder), tokenizer.load(folder))
+    _check_positions(config.sampling, folder)
     task = Task(config.data.train(), config.rewards, config.solved_by)
     heldout = config.data.heldout() if config.evaluation.problems else []
-    fitting = Fitting(tokens, config.system, config.sampling.prompt_width, model.vocab_size)
+    positions = weights.max_positions(folder)
+    most = positions - config.sampling.max_new_tokens if positions else None
+    fitting = Fitting(tokens, config.system, config.sampling.prompt_width, model.vocab_size, most)
     notes = [fitting.check(task.problems, "training")]
     if config.evaluation.problems:
         notes.append(fitting.check(heldout, "held-out"))
@@ -234,6 +252,22 @@ def make_optimizer(config: settings.Config) -> Any:
     o = config.optimizer
     rate = schedule(o.schedule, o.learning_rate, o.warmup_steps, config.steps)
     return adamw(rate, o.b1, o.b2, o.weight_decay, o.max_grad_norm)
+
+
+def _check_positions(sampling: settings.Sampling, folder: Path) -> None:
+    """Raises UserError if a row may have more tokens than the model was made for."""
+    width, new, most = sampling.prompt_width, sampling.max_new_tokens, weights.max_positions(folder)
+    if not most or width + new <= most:
+        return
+    mend = (
+        f"lower sampling.max_new_tokens to {most - width}"
+        if most > width
+        else f"lower both, to {most} together"
+    )
+    raise UserError(
+        f"sampling.prompt_width={width} and sampling.max_new_tokens={new} are {width + new} "
+        f"tokens, more than the {most} positions that {folder} was made for: {mend}"
+    )
 
 
 def _check_shards(config: settings.Config, shards: int, slots: int) -> None:

@@ -5,6 +5,7 @@ data -> prompts -> rollouts -> rewards -> difficulty filter -> batch -> update -
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -32,8 +33,17 @@ from jaxgrpo.metrics import write_json
 from jaxgrpo.models import lora
 from jaxgrpo.problems import Weighted
 from jaxgrpo.processes import join, say
-from jaxgrpo.rollout import MissingVerdictsError, Stream, Wanted, check_missing, collect, make_batch, record
-from jaxgrpo.run import Run, prepare
+from jaxgrpo.rollout import (
+    MissingVerdictsError,
+    Stream,
+    Wanted,
+    check_missing,
+    collect,
+    make_batch,
+    record,
+    verdict_means,
+)
+from jaxgrpo.run import Run, model_folder, prepare
 from jaxgrpo.types import Params, TrainState
 
 
@@ -162,8 +172,11 @@ def take_step(run: Run, place: Place, stream: Stream, reference: Params, writer:
     run.judge.weights.update(place.weights)
     groups, figures, asked = collect(stream, lora.join(reference, place.state.params), wanted, step)
     check_missing(asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl")
+    means = verdict_means(asked)
     for name, reward in config.rewards.items():
-        place.weights[name] = reward.next_weight(step + 1, place.weights[name], figures.get(f"reward/{name}", np.nan))
+        place.weights[name] = reward.next_weight(
+            step + 1, place.weights[name], means.get(name, np.nan)
+        )
         if type(reward) is not Weighted:
             figures[f"weight/{name}"] = run.judge.weights[name]
     for group in asked:
@@ -191,9 +204,17 @@ def take_step(run: Run, place: Place, stream: Stream, reference: Params, writer:
 
 
 def check_agreement(config: Config, numbers: dict[str, float]) -> None:
-    """Raises UserError if the sampler's log-probabilities are not those that the scorer finds for the same policy: then what
-    is trained is not what was sampled, and nothing that follows can be trusted."""
-    gap = numbers.get("policy/logprob_gap_p99", 0.0)
+    """Raises UserError if the sampler's log-probabilities are not those that the scorer finds for
+    the same policy, or any of them is not finite: then what is trained is not what was sampled, and
+    nothing that follows can be trusted."""
+    gap = numbers["policy/logprob_gap_p99"]
+    if not math.isfinite(gap):
+        raise UserError(
+            "some of the sampler's or the scorer's log-probabilities are NaN or infinite, so that "
+            "they cannot be compared: the run is stopped, and the step is not saved; the weights of "
+            f"{model_folder(config.model)}, or what they make of a prompt in {config.dtype}, are "
+            "not finite: check the files, or take another model"
+        )
     most = config.sampling.max_logprob_gap or settings.GAPS[config.dtype]
     if gap > most:
         raise UserError(
@@ -278,7 +299,11 @@ def _finished(config: Config) -> bool:
     summary = exchange(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1})[0]
     if summary["steps"] < config.steps:
         return False
-    say(f"{config.out} is finished: {headline(summary)}; to go on raise --config.steps, to begin anew change --config.out")
+    # A schedule that ends at the last step has come to its end.
+    further = "to go on raise --config.steps, " if config.optimizer.schedule == "constant" else ""
+    say(
+        f"{config.out} is finished: {headline(summary)}; {further}to begin anew change --config.out"
+    )
     return True
 
 

@@ -26,10 +26,13 @@ class Batch(NamedTuple):
     segments: Int[AnyArray, "B T"]
     """Which text of its row a token belongs to, from 1; 0 is padding. Rollouts have one text a row, packed rows several."""
     completion_mask: Bool[AnyArray, "B T"]
+    """What the policy chose; the advantages are made of all of it."""
     rewards: Float[AnyArray, "B"]
     """Row p * G + g is completion g of prompt p; NaN where the reward is missing."""
     sampler_logprobs: Float[AnyArray, "B T"]
     """The sampler's own log-probability of each chosen token."""
+    trained: Bool[AnyArray, "B"] | None = None
+    """Which rows count in the loss; None: all. The others are still compared with."""
 
 
 class TrainState(NamedTuple):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pytest
 
 from jaxgrpo import config as configs
-from jaxgrpo import settings
+from jaxgrpo import losses, settings
 from jaxgrpo.command_line import run_main
-from jaxgrpo.config import Config, check_same, describe, load, parse_command_line, validate
+from jaxgrpo.config import Config, check_same, compare, describe, load, parse_command_line, validate
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Weighted
 
@@ -239,6 +239,140 @@ def test_the_defaults_are_valid():
     validate(make())
 
 
+NAMES = {
+    "mean": "call it 'mean_reward'",
+    "language/target_word_ratio": "call it 'language_target_word_ratio'",
+    "a.b": "call it 'a_b'",
+    "a=b": "call it 'a_b'",
+    "two words": "call it 'two_words'",
+    "": "call it 'reward'",
+    "/": "call it 'reward'",
+    "taken!": "call it 'taken_2'",
+    "/accuracy": "call it 'accuracy_reward'",
+    7: "call it '7'",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reward_must_not_be_called(name):
+    """What the metrics or the command line take for something else."""
+    rewards = {"right": Weighted(right), "taken": Weighted(right), name: Weighted(right, 0.5)}
+    said = message(validate, make(rewards=rewards, solved_by="right"))
+    assert said.startswith(f"rewards has a {name!r}: ")
+    assert said.endswith(NAMES[name])
+    free = said.split("'")[-2]
+    config = make(
+        rewards={free if key == name else key: value for key, value in rewards.items()},
+        solved_by="right",
+    )
+    validate(config)
+    assert (
+        settings.override(config, [f"--config.rewards.{free}.weight=0.25"]).rewards[free].weight
+        == 0.25
+    )
+
+
+@pytest.mark.parametrize("name", ["x", "my-language", "language_2", "языка", "0"])
+def test_a_reward_may_be_called(name):
+    config = make(rewards={"right": Weighted(right), name: Weighted(right)}, solved_by="right")
+    validate(config)
+    assert (
+        settings.override(config, [f"--config.rewards.{name}.weight=0.25"]).rewards[name].weight
+        == 0.25
+    )
+
+
+def test_the_pass_rate_keeps_its_name():
+    rewards = {"right": Weighted(right), "accuracy": Weighted(right)}
+    said = message(validate, make(rewards=rewards, solved_by="right"))
+    assert said == (
+        "rewards has a 'accuracy': reward/accuracy is always the pass rate, of solved_by='right'; "
+        "call it 'accuracy_reward' or set solved_by to 'accuracy'"
+    )
+    validate(make(rewards=rewards, solved_by="accuracy"))
+
+
+@losses.frozen_pytree
+class Mine(losses.GRPO):
+    """An objective of somebody's own."""
+
+    has_ratio = False
+
+
+Corrected, Regularised = losses.Corrected, losses.Regularised
+NARROW = losses.GSPO()
+FLIGHT = [  # objective, old_logprobs, dtype, keep_in_flight, what is said (None: accepted)
+    (losses.GRPO(), "sampler", "bfloat16", True, None),
+    (losses.GRPO(), "trainer", "bfloat16", False, None),
+    (
+        losses.GRPO(),
+        "trainer",
+        "float32",
+        True,
+        "around the objective, or set batch.old_logprobs to 'sampler'",
+    ),
+    (Corrected(losses.GRPO()), "trainer", "float32", True, None),
+    (Regularised(Corrected(losses.GRPO())), "trainer", "float32", True, None),
+    (Corrected(losses.GRPO()), "sampler", "float32", True, "set batch.old_logprobs to 'trainer'"),
+    (losses.RLOO(), "sampler", "float32", False, None),
+    (losses.RLOO(), "sampler", "float32", True, "RLOO has no importance ratio"),
+    (losses.RLOO(), "trainer", "float32", True, "put Corrected(...) around the objective"),
+    (Regularised(losses.RLOO()), "sampler", "float32", True, "RLOO has no importance ratio"),
+    (Corrected(losses.RLOO()), "trainer", "float32", True, None),
+    (losses.Supervised(), "sampler", "float32", True, "Supervised has no importance ratio"),
+    (Mine(), "sampler", "float32", True, "Mine has no importance ratio"),
+    (NARROW, "sampler", "float32", False, None),
+    (NARROW, "sampler", "float32", True, None),
+    (
+        NARROW,
+        "sampler",
+        "bfloat16",
+        False,
+        "GSPO.clip_low=0.0003, and batch.old_logprobs is 'sampler': in bfloat16",
+    ),
+    (NARROW, "trainer", "bfloat16", False, None),
+    (
+        NARROW,
+        "sampler",
+        "bfloat16",
+        True,
+        "set batch.old_logprobs to 'trainer' and put Corrected(...) around the objective",
+    ),
+    (NARROW, "trainer", "bfloat16", True, "put Corrected(...) around the objective"),
+    (Corrected(NARROW), "trainer", "bfloat16", True, None),
+    (losses.GSPOToken(), "sampler", "bfloat16", False, "GSPOToken.clip_low=0.0003"),
+    (Regularised(NARROW), "sampler", "bfloat16", False, "GSPO.clip_low=0.0003"),
+    (losses.GRPO(clip_high=0.001), "sampler", "bfloat16", False, "GRPO.clip_high=0.001"),
+    (losses.CISPO(), "sampler", "bfloat16", False, None),
+    (losses.GRPO(clip_low=1e-7), "sampler", "float32", False, "GRPO.clip_low=1e-07"),
+]
+
+
+@pytest.mark.parametrize(("objective", "old", "dtype", "keep", "says"), FLIGHT)
+def test_what_the_ratio_is_taken_to_suits_the_objective(objective, old, dtype, keep, says):
+    def config(objective, old):
+        batch, sampling = configs.Batch(old_logprobs=old), configs.Sampling(keep_in_flight=keep)
+        return make(objective=objective, dtype=dtype, batch=batch, sampling=sampling)
+
+    if says is None:
+        validate(config(objective, old))
+        return
+    said = message(validate, config(objective, old))
+    assert says in said
+    # All of the advice is accepted, each alternative by itself.
+    if "set batch.old_logprobs to 'trainer'" in said:
+        validate(
+            config(Corrected(objective) if "and put Corrected" in said else objective, "trainer")
+        )
+    if "or set batch.old_logprobs to 'sampler'" in said:
+        validate(config(objective, "sampler"))
+    if "; put Corrected" in said:
+        validate(config(Corrected(objective), "trainer"))
+    if "or set sampling.keep_in_flight to false" in said:
+        keep = False
+        validate(config(objective, old))
+
+
 def test_command_line(file):
     argv = ["--config", file, "--config.steps", "3", "--config.mesh.data", "-1", "--config.out=a=b"]
     assert dataclasses.astuple(parse_command_line(argv)) == dataclasses.astuple(make(steps=3, out="a=b"))
@@ -309,6 +443,8 @@ def test_check_same(tmp_path):
     check_same(make(out="elsewhere", steps=7, save_every=1, keep_checkpoints=9, show_rollouts_every=0), out)
     workers = make()
     workers.verifier.workers = 5
+    workers.verifier.max_missing = 1.0
+    workers.sampling.max_logprob_gap = 0.5
     workers.compute.remat = "full"
     check_same(workers, out)
 
@@ -327,6 +463,59 @@ def test_check_same_names_what_differs(tmp_path, changes, fragments):
     configs.save(make(), str(tmp_path))
     text = message(check_same, settings.override(make(), [f"--config.{change}" for change in changes]), str(tmp_path))
     assert all(fragment in text for fragment in fragments), text
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        ("lora.alpha=64", "lora.alpha (then 32.0, now 64.0)"),
+        ("lora.rank=4", "lora.rank (then 0, now 4)"),
+        ("lora.targets=query", "lora.targets (then "),
+        ("model=other", "model (then '', now 'other')"),
+        ("compute.scan_layers=true", "compute.scan_layers (then False, now True)"),
+    ],
+)
+def test_an_evaluation_reads_the_policy_as_the_run_does(tmp_path, change, fragment):
+    configs.save(make(), str(tmp_path))
+    said = message(compare, settings.override(make(), [f"--config.{change}"]), str(tmp_path))
+    assert said.startswith(f"{tmp_path} holds a run whose policy has other settings: {fragment}")
+    assert said.endswith("give another --config.out, or go back")
+
+
+def test_an_evaluation_says_what_else_it_measures(tmp_path):
+    assert compare(make(system="x"), str(tmp_path)) is None
+    configs.save(make(), str(tmp_path))
+    assert compare(make(), str(tmp_path)) is None
+    changes = [
+        "steps=7",
+        "optimizer.learning_rate=1",
+        "batch.groups=4",
+        "sampling.slots=8",
+        "verifier.workers=5",
+    ]
+    assert (
+        compare(
+            settings.override(make(), [f"--config.{change}" for change in changes]), str(tmp_path)
+        )
+        is None
+    )
+    for change, fragment in {
+        "system=x": "system (then '', now 'x')",
+        "dtype=bfloat16": "dtype (then 'float32', now 'bfloat16')",
+        "data.languages=ko": "data.languages (then ['en'], now ['ko'])",
+        "sampling.max_new_tokens=9": "sampling.max_new_tokens (then 256, now 9)",
+        "evaluation.top_k=3": "evaluation.top_k (then 0, now 3)",
+        "rewards.accuracy.weight=3": "rewards.accuracy.weight (then 1.0, now 3.0)",
+    }.items():
+        line = compare(settings.override(make(), [f"--config.{change}"]), str(tmp_path))
+        assert line == f"measured with other settings than the run in {tmp_path}: {fragment}"
+
+
+def test_a_run_of_before_a_setting_was_made_is_evaluated(tmp_path):
+    described = describe(make())
+    del described["lora"], described["compute"]
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert compare(make(), str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("text", ["", '{"seed": ', "[1]", "3"])

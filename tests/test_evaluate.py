@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jaxgrpo import evaluate
+from jaxgrpo import config, evaluate
 from jaxgrpo.command_line import run_main
 from jaxgrpo.run import prepare
 from tests.tiny_runs import config_file, make_config, share_programs
@@ -114,6 +114,37 @@ def test_the_program_evaluates_the_model_itself_where_nothing_is_trained(tmp_pat
     assert written.pop("of").endswith("untrained")
     assert written == evaluate.evaluate(run, run.load_params())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+
+
+def test_another_policy_than_the_runs_is_refused_before_anything_is_computed(
+    tmp_path, monkeypatch, capsys
+):
+    file = config_file(tmp_path)
+    config.save(
+        config.load(file, ["--config.lora.rank=2", "--config.lora.alpha=64"]), str(tmp_path / "out")
+    )
+    monkeypatch.setattr(evaluate, "prepare", None)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--config", file, "--config.lora.rank=2"])
+    with pytest.raises(SystemExit) as stopped:
+        run_main(evaluate.main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/out holds a run whose policy has other settings: lora.alpha (then "
+        "64.0, now 32.0); "
+        "give another --config.out, or go back\n"
+    )
+
+
+def test_what_else_is_measured_than_by_the_run_is_said(tmp_path, monkeypatch, capsys, run):
+    file = config_file(tmp_path)
+    config.save(config.load(file, ["--config.seed=3"]), str(tmp_path / "out"))
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--config", file])
+    run_main(evaluate.main)
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        f"measured with other settings than the run in {tmp_path}/out: seed (then 3, now 0)\n"
+    )
+    assert "untrained: 6 held-out problems" in shown
 
 
 def test_no_problems_are_nothing_to_evaluate(tmp_path, monkeypatch, capsys):

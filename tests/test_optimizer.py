@@ -7,7 +7,10 @@ import optax
 import pytest
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.optimizer import adamw, cast, schedule, store
+from jaxgrpo.learner import _moved
+from jaxgrpo.mesh import matrices
+from jaxgrpo.optimizer import adamw, cast, propose, schedule, store
+from jaxgrpo.types import TrainState
 
 PEAK = 3e-3
 
@@ -47,6 +50,74 @@ def test_an_unknown_schedule_lists_those_known():
 
 def make(rate=0.1, weight_decay=0.0, max_grad_norm=1.0, b1=0.9):
     return adamw(optax.constant_schedule(rate), b1, 0.95, weight_decay, max_grad_norm)
+
+
+def moved(optimizer, gradient, params, steps, empty=()):
+    """The parameters after so many steps of a learner, some of which have nothing to train on."""
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    for step in range(steps):
+        state = _moved(optimizer, state, gradient, jnp.bool_(step not in empty))
+    return state
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_rate_is_that_of_the_step_whatever_the_steps_before_it_trained_on(kind, warmup):
+    """Gradients are 1, so that Adam moves by the rate."""
+    rate = schedule(kind, PEAK, warmup, 8)
+    params = {"a": jnp.zeros(3)}
+    optimizer = adamw(rate, 0.0, 0.0, 0.0, 10.0)
+    for step in range(8):
+        before = range(step) if step % 2 else range(0, step, 2)
+        last, now = (
+            moved(optimizer, {"a": jnp.ones(3)}, params, steps, before)
+            for steps in (step, step + 1)
+        )
+        np.testing.assert_allclose(last.params["a"] - now.params["a"], rate(step), rtol=1e-5)
+        assert int(now.step) == step + 1
+
+
+def test_where_every_step_trains_the_updates_are_those_of_optax_bit_for_bit():
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32), "scale": jnp.ones(4)}
+    rate = schedule("cosine", PEAK, 3, 9)
+    theirs = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=0.1, mask=matrices),
+    )
+    states = [
+        TrainState(jnp.int32(0), params, each.init(params))
+        for each in (adamw(rate, 0.9, 0.95, 0.1, 1.0), theirs)
+    ]
+    for _ in range(9):
+        gradient = jax.tree.map(
+            lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params
+        )
+        ours = _moved(adamw(rate, 0.9, 0.95, 0.1, 1.0), states[0], gradient, jnp.bool_(True))
+        updates, opt_state = theirs.update(gradient, states[1].opt_state, states[1].params)
+        states = [
+            ours,
+            TrainState(ours.step, optax.apply_updates(states[1].params, updates), opt_state),
+        ]
+        jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_the_correction_of_the_moments_bias_counts_updates():
+    params = {"a": jnp.zeros(3)}
+    state = moved(make(), {"a": jnp.ones(3)}, params, 5, empty=(0, 1, 3))
+    counts = {
+        jax.tree_util.keystr(path): int(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if leaf.dtype == jnp.int32
+    }
+    assert [count for path, count in counts.items() if path.startswith("[1][0]")] == [2]
+
+
+def test_an_optimizer_that_knows_no_step_takes_one():
+    updates, _ = propose(
+        optax.scale(-2.0), {"a": jnp.ones(2)}, optax.EmptyState(), None, jnp.int32(7)
+    )
+    np.testing.assert_array_equal(updates["a"], [-2.0, -2.0])
 
 
 def first_moment(state):

@@ -459,7 +459,14 @@ def test_missing_rewards_train_nothing_and_an_underfull_batch_is_padded():
     groups = [make_group("a", [1, 0, 1, 0], [1.0, math.nan, 0.5, 0.0]), make_group("b", [1, 0, 0, 0])]
     batch = make_batch(groups, count=3)
     assert {array.shape[0] for array in batch} == {12}
-    assert [array.dtype for array in batch] == [np.int32, np.int32, bool, np.float32, np.float32]
+    assert [array.dtype for array in batch] == [
+        np.int32,
+        np.int32,
+        bool,
+        np.float32,
+        np.float32,
+        bool,
+    ]
     np.testing.assert_array_equal(batch.completion_mask.sum(axis=1), [1, 0, 3, 4, 1, 2, 3, 4, 0, 0, 0, 0])
     np.testing.assert_array_equal(batch.rewards, [1, math.nan, 0.5, 0, *groups[1].rewards, *[math.nan] * 4])
     np.testing.assert_array_equal(batch.tokens[:8], np.concatenate([group.tokens for group in groups]))
@@ -472,10 +479,12 @@ def test_missing_rewards_train_nothing_and_an_underfull_batch_is_padded():
 def test_truncated_completions_train_nothing_where_they_are_masked():
     group = make_group("a", [1, 0, 1, 0])
     group.finished = np.array([True, False, True, False])
-    assert make_batch([group], 1).completion_mask.any(axis=1).all()
-    masked = make_batch([group], 1, mask_truncated=True)
-    np.testing.assert_array_equal(masked.completion_mask.any(axis=1), group.finished)
-    np.testing.assert_array_equal(masked.rewards, group.rewards)  # the others are still compared with them
+    batch, masked = make_batch([group], 1), make_batch([group], 1, mask_truncated=True)
+    assert batch.trained.all()
+    np.testing.assert_array_equal(masked.trained, group.finished)
+    # The others are still compared with them: with what they chose, too.
+    for whole, same in zip(batch[:-1], masked[:-1], strict=True):
+        np.testing.assert_array_equal(whole, same)
 
 
 def test_means_leave_out_what_is_missing_and_tell_languages_apart():

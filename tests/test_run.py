@@ -7,13 +7,23 @@ from types import SimpleNamespace
 import pytest
 
 from jaxgrpo import tokenizer, train
+from jaxgrpo.config import Sampling, load
 from jaxgrpo.errors import UserError
+from jaxgrpo.models import weights
 from jaxgrpo.problems import Problem
 from jaxgrpo.rollout import make_batch
-from jaxgrpo.run import SCANNED, Fitting, _check_shards, match, model_folder
+from jaxgrpo.run import (
+    SCANNED,
+    Fitting,
+    _check_positions,
+    _check_shards,
+    match,
+    model_folder,
+    prepare,
+)
 from jaxgrpo.tokenizer import Tokenizer
 from tests.tiny_models import NETWORK, make_folder
-from tests.tiny_runs import make_config, share_programs
+from tests.tiny_runs import ROOT, make_config, share_programs
 
 
 @dataclass
@@ -85,6 +95,86 @@ def test_the_first_that_fit_are_taken():
 def test_the_embedded_model_is_the_default():
     assert (model_folder("") / "config.json").is_file()
     assert str(model_folder("~/mine")).startswith("/")
+
+
+def refused(*arguments) -> str:
+    with pytest.raises(UserError) as error:
+        _check_positions(*arguments)
+    return str(error.value)
+
+
+def test_rows_are_no_longer_than_the_model_was_made_for(tmp_path):
+    folder = make_folder(tmp_path / "model", max_position_embeddings=100)
+    for width, new in ((60, 40), (1, 99), (1, 1)):
+        _check_positions(Sampling(prompt_width=width, max_new_tokens=new), folder)
+    said = refused(Sampling(prompt_width=60, max_new_tokens=41), folder)
+    assert said == (
+        "sampling.prompt_width=60 and sampling.max_new_tokens=41 are 101 tokens, more than the "
+        "100 positions that "
+        f"{folder} was made for: lower sampling.max_new_tokens to 40"
+    )
+    assert refused(Sampling(prompt_width=100, max_new_tokens=1), folder).endswith(
+        ": lower both, to 100 together"
+    )
+
+
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "most"),
+    [
+        (
+            "Qwen2",
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 100,
+                }
+            },
+            400,
+        ),
+        ("Qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, 400),
+        (
+            "Qwen2",
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 25,
+                }
+            },
+            100,
+        ),
+        ("Llama", {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 10}}, 100),
+        ("Llama", {"rope_scaling": LINEAR}, 400),
+        ("Gemma3", {"rope_scaling": LINEAR}, 100),
+        ("Qwen3", {}, 100),
+        ("Qwen3", {"max_position_embeddings": None}, None),
+    ],
+)
+def test_what_a_model_was_made_for_is_as_it_is_scaled(tmp_path, architecture, changes, most):
+    """config.json may say the number before or after scaling; the model is never taken for less
+    than it can do."""
+    changes = {"max_position_embeddings": 100, "rope_parameters": None} | changes
+    folder = make_folder(tmp_path / "model", f"{architecture}ForCausalLM", **changes)
+    assert weights.max_positions(folder) == most
+
+
+@pytest.mark.parametrize("name", ["quickstart", "gsm8k_tiny"])
+def test_the_configs_of_the_embedded_model_fit_it(name):
+    config = load(str(ROOT / "configs" / f"{name}.py"))
+    _check_positions(config.sampling, model_folder(config.model))
+
+
+def test_a_run_that_is_too_long_for_its_model_is_refused_before_it_begins(tmp_path):
+    config = make_config(tmp_path, "sampling.prompt_width=1024", "sampling.max_new_tokens=8192")
+    with pytest.raises(
+        UserError, match=r"9216 tokens, more than the 2048 .* lower .*max_new_tokens to 1024"
+    ):
+        prepare(config)
 
 
 @pytest.mark.parametrize(

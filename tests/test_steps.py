@@ -10,11 +10,12 @@ import optax
 import pytest
 
 from jaxgrpo import learner, losses
-from jaxgrpo.engine import Draw, Engine
+from jaxgrpo.engine import Draw, Engine, Group
 from jaxgrpo.logprobs import token_logprobs
 from jaxgrpo.losses import GRPO
 from jaxgrpo.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.models import transformer
+from jaxgrpo.problems import Completion, Problem
 from jaxgrpo.rollout import make_batch
 from jaxgrpo.steps import compile_steps
 from tests.tiny_devices import output_on_devices
@@ -163,6 +164,71 @@ def test_what_no_mask_covers_does_not_matter(steps, params, other, batch, update
     state, metrics = steps.update(steps.init(params), other, scrambled, GRPO(), 1.0)
     assert leaves(state.params) == leaves(updated[0].params)
     assert leaves(metrics) == leaves(updated[1])
+
+
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_rows_that_are_not_trained_on_move_nothing(params, other, batch, micro_batch):
+    """For an objective whose advantages do not look at the mask they are as rows without a
+    token."""
+    steps = make_steps(micro_batch=micro_batch)
+    trained = np.arange(ROWS) % 3 != 1
+    left_out = batch._replace(trained=trained)
+    emptied = batch._replace(completion_mask=batch.completion_mask & trained[:, None])
+    ours, metrics = steps.update(steps.init(params), other, left_out, GRPO(), 1.0)
+    theirs, their_metrics = steps.update(steps.init(params), other, emptied, GRPO(), 1.0)
+    assert leaves(ours) == leaves(theirs)
+    assert leaves(metrics) == leaves(their_metrics)
+    assert metrics["update/tokens"] == batch.completion_mask[trained].sum()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        losses.DAPO(max_tokens=6.0, overlong_buffer=3.0),
+        losses.RLOO(kl=0.1),
+        losses.ReinforcePlusPlus(kl=0.1),
+        GRPO(),
+    ],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_rows_that_are_not_trained_on_are_still_compared_with(objective):
+    """What they chose, their lengths and their KL: the others' advantages are as if all were
+    trained on."""
+    rng = np.random.default_rng(2)
+    lengths = np.array([3, 6, 6, 2])
+    mask = np.arange(8) < lengths[:, None]
+    noise = rng.normal(size=mask.shape).astype(np.float32)
+    group = Group(
+        Problem("p", "p", "1"),
+        [Completion("", int(length)) for length in lengths],
+        np.ones(mask.shape, np.int32),
+        mask,
+        mask,
+        noise,
+        np.zeros(mask.shape, int),
+        lengths < 6,
+        rewards=np.array([0.0, 1.0, 0.0, 1.0]),
+    )
+    batches = [
+        jax.tree.map(jnp.asarray, make_batch([group], 1, masked)) for masked in (False, True)
+    ]
+    reference = jnp.asarray(noise - 0.5)
+    all_rows, finished = (learner._advantages(objective, each, reference, 4) for each in batches)
+    np.testing.assert_array_equal(finished, all_rows)
+    assert (np.asarray(all_rows) != 0).any()
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_log_probability_that_is_not_finite_is_not_taken_for_agreement(
+    steps, params, other, batch, broken
+):
+    numbers = batch.sampler_logprobs.copy()
+    row = int(np.flatnonzero(batch.completion_mask.any(axis=1))[0])
+    numbers[row, np.flatnonzero(batch.completion_mask[row])[0]] = broken
+    _, metrics = steps.update(
+        steps.init(params), other, batch._replace(sampler_logprobs=numbers), GRPO(), 1.0
+    )
+    assert not np.isfinite(metrics["policy/logprob_gap_p99"])
 
 
 def test_the_reference_outlives_the_update(steps, batch):

@@ -22,9 +22,10 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Corrected
 from jaxgrpo.models import weights
 from jaxgrpo.problems import Weighted
-from jaxgrpo.rollout import Judge, MissingVerdictsError
+from jaxgrpo.rollout import Judge, MissingVerdictsError, collect, make_batch
 from jaxgrpo.run import prepare
-from jaxgrpo.train import main, noted_signals, train
+from jaxgrpo.steps import compile_steps
+from jaxgrpo.train import check_agreement, main, noted_signals, train
 from tests.slow_rewards import Delayed
 from tests.tiny_runs import ROOT, TEXT, config_file, lines, make_config, model_folder, share_programs, start
 
@@ -285,6 +286,53 @@ def test_a_run_whose_sampler_and_scorer_differ_is_stopped_at_its_first_step(conf
     assert lines(out_of(config) / "metrics.jsonl") == []
 
 
+def test_a_run_whose_first_log_probabilities_are_not_finite_is_stopped(config, monkeypatch):
+    def broken(*arguments):
+        batch = make_batch(*arguments)
+        batch.sampler_logprobs[batch.completion_mask] = np.nan
+        return batch
+
+    monkeypatch.setattr("jaxgrpo.train.make_batch", broken)
+    with pytest.raises(
+        UserError,
+        match=r"log-probabilities are NaN or infinite, .* the step is not saved; the weights of",
+    ):
+        list(train(config))
+    assert not (out_of(config) / "checkpoints" / "1").exists()
+
+
+@pytest.mark.parametrize("gap", [float("nan"), float("inf")])
+def test_a_gap_that_is_not_finite_is_no_agreement(config, gap):
+    sampling = dataclasses.replace(config.sampling, max_logprob_gap=1e9)
+    with pytest.raises(UserError, match="NaN or infinite"):
+        check_agreement(
+            dataclasses.replace(config, sampling=sampling), {"policy/logprob_gap_p99": gap}
+        )
+
+
+def test_the_schedule_counts_the_steps_that_train_nothing(tmp_path, monkeypatch):
+    """Of 4 steps only the last trains. Adam's first update moves what has a gradient by the
+    rate."""
+
+    def collect_last(stream, params, wanted, step):
+        groups, metrics, asked = collect(stream, params, wanted, step)
+        return (groups if step == 4 else []), metrics, asked
+
+    monkeypatch.setattr("jaxgrpo.train.collect", collect_last)
+    monkeypatch.setattr("jaxgrpo.run.compile_steps", compile_steps)  # with this run's own optimizer
+    config = make_config(
+        tmp_path, "evaluation.problems=0", "optimizer.schedule=linear", "optimizer.warmup_steps=0"
+    )
+    list(train(config))
+    state, _ = state_of(config)
+    before = weights.load_params(model_folder())
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(*map(jax.tree.leaves, (state.params, before)), strict=True)
+    ]
+    np.testing.assert_allclose(max(moved), config.optimizer.learning_rate / 4, rtol=1e-3)
+
+
 def keeping(config, **changes):
     """The config of a run that keeps what is in flight."""
     return dataclasses.replace(
@@ -346,6 +394,25 @@ def test_a_driven_weight_follows_what_is_measured_and_survives_a_stop(tmp_path):
     resumed = list(train(parts)) + list(train(dataclasses.replace(parts, steps=4)))
     assert [step["weight/language"] for step in resumed] == [step["weight/language"] for step in steps]
     assert all("weight/accuracy" not in step for step in steps)
+
+
+def test_a_driven_weight_follows_its_rewards_own_mean_though_it_is_the_one_that_solves(tmp_path):
+    """The language's ratio is seldom exactly 1.0: its pass rate is not its mean."""
+    text = TEXT.replace('"accuracy": Weighted(math.accuracy), "language"', '"accuracy"')
+    text = text.replace(
+        "Weighted(language.target_word_ratio)",
+        "Driven(language.target_word_ratio, target=0.9, rate=0.5)",
+    )
+    text = text.replace("import Weighted", "import Driven").replace(
+        "import language, math", "import language"
+    )
+    config = load(
+        config_file(tmp_path, text), ["--config.steps=2", "--config.evaluation.problems=0"]
+    )
+    first, second = train(config)
+    assert first["reward/accuracy"] != first["language/target_word_ratio"]
+    expected = 1.0 + 0.5 * (0.9 - first["language/target_word_ratio"])
+    assert second["weight/accuracy"] == pytest.approx(expected)
 
 
 def test_too_many_missing_verdicts_stop_a_run_that_goes_on_where_it_was(whole, config, monkeypatch):

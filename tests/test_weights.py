@@ -1,6 +1,8 @@
 """A Hugging Face folder, read and written again, is the same model; whatever is wrong with one is named."""
 
+import copy
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -343,3 +346,111 @@ def test_both_spellings_of_the_rotary_base(folder):
         assert weights.load_config(folder).rope.theta == 5e5
     change_config(folder, rope_parameters=...)
     assert weights.load_config(folder).rope.theta == 10_000.0
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LINEAR = {"rope_type": "linear", "factor": 8.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 16}
+THETA = {"rope_theta": 1e6}
+NO_ROPE = {"rope_parameters": ..., "rope_theta": ...}
+WAYS = {  # what config.json says, and whether it is computed
+    "nothing": ({}, True),
+    "a base": (THETA, True),
+    "a scaling": (THETA | {"rope_scaling": YARN}, True),
+    "a scaling, old spelling": (THETA | {"rope_scaling": {"type": "linear", "factor": 8.0}}, True),
+    "parameters": ({"rope_parameters": YARN | THETA}, True),
+    "parameters beside a base": ({"rope_theta": 5.0, "rope_parameters": YARN | THETA}, True),
+    "both, base beside": (
+        THETA | {"rope_parameters": THETA | {"rope_type": "default"}, "rope_scaling": YARN},
+        True,
+    ),
+    "both, base in both": (
+        {"rope_parameters": THETA | {"rope_type": "default"}, "rope_scaling": YARN | THETA},
+        True,
+    ),
+    "both, no base": ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": LLAMA3}, True),
+    "both scaled": ({"rope_parameters": LINEAR | THETA, "rope_scaling": YARN | THETA}, True),
+    "both, no scaling": (
+        {"rope_parameters": LINEAR | THETA, "rope_scaling": {"rope_type": "default"} | THETA},
+        True,
+    ),
+    "both, empty": ({"rope_parameters": LINEAR | THETA, "rope_scaling": {}}, True),
+    "both, base lost": (
+        {"rope_parameters": THETA | {"rope_type": "default"}, "rope_scaling": YARN},
+        False,
+    ),
+    "both, another base": (
+        {"rope_parameters": THETA, "rope_scaling": YARN | {"rope_theta": 5e5}},
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Olmo2", "Gemma2", "Mistral"])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_rotary_settings_are_read_as_transformers_does(folder, family, way):
+    """Or refused, where transformers loses what somebody wrote."""
+    said, is_computed = WAYS[way]
+    change_config(folder, architectures=[f"{family}ForCausalLM"], **NO_ROPE | said)
+    if not is_computed:
+        with pytest.raises(
+            UserError, match=r"rope_scaling stands beside rope_parameters .* so that rope_theta"
+        ):
+            weights.load_config(folder)
+        return
+    theirs = getattr(transformers, f"{family}Config")(
+        max_position_embeddings=2048, **copy.deepcopy(said)
+    ).rope_parameters
+    assert weights.load_config(folder).rope == rope.from_hf({}, theirs, math.nan)
+
+
+NESTED = {
+    "full_attention": {"rope_type": "default"} | THETA,
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+}
+GEMMA3 = {
+    "nothing": ({}, ""),
+    "a scaling": ({"rope_scaling": LINEAR}, ""),
+    "bases and a scaling": (THETA | {"rope_local_base_freq": 500.0, "rope_scaling": LINEAR}, ""),
+    "parameters": ({"rope_parameters": NESTED}, ""),
+    "one of them": ({"rope_parameters": {"full_attention": LINEAR | THETA}}, ""),
+    "both": ({"rope_parameters": NESTED, "rope_scaling": LINEAR}, ""),
+    "both, another base": (
+        {"rope_parameters": NESTED, "rope_scaling": LINEAR | {"rope_theta": 5e5}},
+        "",
+    ),
+    "both scaled": (
+        {"rope_parameters": NESTED | {"full_attention": LINEAR | THETA}, "rope_scaling": YARN},
+        "",
+    ),
+    "both, old spelling": (
+        {"rope_parameters": NESTED, "rope_scaling": {"type": "linear", "factor": 8.0}},
+        "rope_scaling has type 'linear'",
+    ),
+    "old spelling": (
+        {"rope_scaling": {"type": "linear", "factor": 8.0}},
+        "rope_scaling has type 'linear'",
+    ),
+    "not nested": (
+        {"rope_parameters": LINEAR | THETA},
+        "rope_parameters has 'factor' for all layers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("said", "refused"), GEMMA3.values(), ids=GEMMA3)
+def test_gemma3s_rotary_settings_are_read_as_transformers_does(folder, said, refused):
+    change_config(folder, architectures=["Gemma3ForCausalLM"], **NO_ROPE | said)
+    if refused:
+        with pytest.raises(UserError, match=re.escape(f"config.json: {refused}")):
+            weights.load_config(folder)
+        return
+    theirs = transformers.Gemma3TextConfig(
+        max_position_embeddings=2048, **copy.deepcopy(said)
+    ).rope_parameters
+    config = weights.load_config(folder)
+    expected = [
+        rope.from_hf({}, theirs[kind], math.nan) for kind in ("full_attention", "sliding_attention")
+    ]
+    assert [config.rope, config.local_rope] == expected

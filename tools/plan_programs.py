@@ -94,6 +94,7 @@ def arguments(config: Config, steps: Steps) -> Arguments:
         completion_mask=row(bool, rows, length),
         rewards=row(jnp.float32, rows),
         sampler_logprobs=row(jnp.float32, rows, length),
+        trained=row(bool, rows),
     )
     starts = (*[host(jnp.int32, steps.starts)] * 3, host(jnp.uint32, steps.starts, 2))
     how = (config.sampling.temperature, 0, 1.0, 0.0, 0)

@@ -74,13 +74,14 @@ def sample(arguments: argparse.Namespace, prompt: str) -> Group:
 
 def prompt_width(folder: Path, length: int, new_tokens: int) -> int:
     """The prompt's length. UserError if it is empty, or together with the new tokens more than the model has positions for."""
-    most = weights.read_hf_config(folder).get("max_position_embeddings")
+    most = weights.max_positions(folder)
     if not length:
         raise UserError("the prompt is empty: give one by --prompt or on stdin")
     if most and length + new_tokens > most:
+        also = f", or lower --max-tokens to {most - length}" if length < most else ""
         raise UserError(
             f"the prompt has {length:,} tokens, which with --max-tokens {new_tokens:,} are more than the {most:,} "
-            f"that {folder} was made for: shorten it, or lower --max-tokens"
+            f"that {folder} was made for: shorten it{also}"
         )
     return length
 

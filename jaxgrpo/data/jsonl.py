@@ -47,6 +47,8 @@ class Row:
         there = ", ".join(map(json.dumps, self.values)) or "no fields"
         near = difflib.get_close_matches(name, self.values, n=1)
         mend = f"--config.data.{setting}={near[0]}" if near else f"--config.data.{setting} to the field that is meant"
+        if setting == "path":  # of a source whose fields have their names
+            mend = "--config.data.path to a file that has it"
         raise self.error(f'there is no field "{name}", only {there}; set {mend}')
 
     def text(self, name: str, setting: str) -> str:
@@ -115,9 +117,11 @@ def read_rows(path: str | Path) -> Iterator[Row]:
 def split_tail(items: Sequence[T], size: int, path: str | Path) -> tuple[Sequence[T], Sequence[T]]:
     """(train, heldout): all but the last `size` items, and those. UserError unless 0 <= size < len(items)."""
     if not 0 <= size < len(items):
+        # With none held out there would be nothing to evaluate on.
+        mend = f"set it between 1 and {len(items) - 1}, or " if len(items) > 1 else ""
         raise UserError(
             f"{path} has {len(items):,} problems, and --config.data.heldout_size={size} of them cannot be held out; "
-            f"set it between 0 and {len(items) - 1}, or give --config.data.heldout_path"
+            f"{mend}give --config.data.heldout_path"
         )
     cut = len(items) - size
     return items[:cut], items[cut:]

@@ -39,8 +39,10 @@ def given(rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
 
 def soft_overlong(lengths: Int[Array, "P G"], max_tokens: Coefficient, buffer: Coefficient) -> Float[Array, "P G"]:
     """What to add to the reward of a completion of so many tokens: 0 up to max_tokens - buffer, falling to -1 at max_tokens
-    and beyond (DAPO's soft overlong punishment, arXiv 2503.14476, equation 13)."""
-    return jnp.clip((max_tokens - buffer - lengths) / jnp.maximum(buffer, 1), -1.0, 0.0)
+    and beyond (DAPO's soft overlong punishment, arXiv 2503.14476, equation 13). Without a buffer
+    it falls all at once."""
+    falling = (max_tokens - buffer - lengths) / jnp.where(buffer > 0, buffer, 1)
+    return jnp.where(lengths >= max_tokens, -1.0, jnp.clip(falling, -1.0, 0.0))
 
 
 def kl_to_go(

@@ -75,7 +75,13 @@ def frozen_pytree(cls: Class) -> Class:
 
 @runtime_checkable
 class Objective(Protocol):
-    """What an objective has; a dataclass made by `frozen_pytree`."""
+    """What an objective has; a dataclass made by `frozen_pytree`.
+
+    A run is checked by more attributes, where an objective has them. `has_ratio = False`, of the
+    class and without an annotation, says that no importance ratio is in its token_loss: it is for
+    samples of the current policy alone. `clip_low` and `clip_high` are how far from 1 the ratio
+    may be: narrower than rounding, they would clip what is 1 in truth.
+    """
 
     def advantages(
         self,

@@ -18,6 +18,8 @@ class RLOO:
     kl: weight of the KL in the reward; the paper's beta (None: none)
     """
 
+    has_ratio = False
+
     kl: Coefficient | None = None
 
     def advantages(

@@ -11,6 +11,8 @@ from jaxgrpo.losses.objective import Figures, TokenInputs, frozen_pytree
 class Supervised:
     """loss = mean over the batch's completion tokens of -log p(token): maximum likelihood. Advantages are not used."""
 
+    has_ratio = False
+
     def advantages(self, rewards: Float[Array, "P G"], mask=None, kl=None) -> Float[Array, "P G"]:
         return jnp.zeros_like(rewards)
 

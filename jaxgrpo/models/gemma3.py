@@ -3,6 +3,7 @@ of the cap on their products, five layers with a window to one without, and a ro
 
 from typing import Any
 
+from jaxgrpo.errors import UserError
 from jaxgrpo.models import gemma2, llama, rope
 from jaxgrpo.models.transformer import ModelConfig
 
@@ -27,10 +28,26 @@ def config_from_hf(hf: dict[str, Any]) -> ModelConfig:
 
 
 def _ropes(hf: dict[str, Any]) -> tuple[rope.Rope, rope.Rope]:
-    """Of the layers without a window, and of those with one. Before transformers 5, a scaling is the former's alone."""
-    settings = hf.get("rope_parameters") or {"full_attention": hf.get("rope_scaling")}
-    whole, local = settings.get("full_attention") or {}, settings.get("sliding_attention") or {}
+    """Returns the scaling of the layers without a window, and that of those with one.
+
+    As in transformers 5, a rope_scaling is the former's alone, and goes before what
+    rope_parameters says of them.
+    """
+    parameters, scaling = hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}
+    apart = sorted(parameters.keys() - {"full_attention", "sliding_attention"})
+    if apart:
+        raise UserError(
+            f"rope_parameters has {apart[0]!r} for all layers; for this family it is "
+            '{"full_attention": {...}, "sliding_attention": {...}}'
+        )
+    whole, local = parameters.get("full_attention") or {}, parameters.get("sliding_attention") or {}
+    spelled = scaling.get("type")
+    if spelled and "rope_type" not in scaling and spelled != whole.get("rope_type", "default"):
+        raise UserError(
+            f"rope_scaling has type {spelled!r}, which for this family goes by the name of "
+            "rope_type: rename it"
+        )
     return (
-        rope.from_hf(hf, whole, hf.get("rope_theta") or 1_000_000.0),
+        rope.from_hf(hf, whole | scaling, hf.get("rope_theta") or 1_000_000.0),
         rope.from_hf(hf, local, hf.get("rope_local_base_freq") or 10_000.0),
     )

@@ -46,10 +46,8 @@ def base(hf: dict[str, Any], theta: float, **own: Any) -> ModelConfig:
     kv_heads = hf.get("num_key_value_heads") or heads
     if heads % kv_heads:
         raise UserError(f"{heads} query heads cannot share {kv_heads} key-value heads; the one must divide the other")
-    # transformers 5 gathers the rotary settings in rope_parameters; checkpoints written before have them apart.
-    settings = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     if "rope" not in own:
-        own["rope"] = rope.from_hf(hf, settings, hf.get("rope_theta") or theta)
+        own["rope"] = rope.from_hf(hf, rope.settings_of(hf, theta), hf.get("rope_theta") or theta)
     common = {
         "vocab_size": hf["vocab_size"],
         "width": hf["hidden_size"],

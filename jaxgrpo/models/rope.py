@@ -28,6 +28,11 @@ class Rope:
         """What queries and keys are stretched by."""
         return 1.0
 
+    def stretched(self, positions: int) -> int:
+        """Returns how many positions a model has that config.json says so many of, by how it was
+        trained or as scaled."""
+        return positions
+
     def _plain(self, head_width: int) -> Float[np.ndarray, "half"]:
         half = head_width // 2
         return self.theta ** (-np.arange(half) / half)
@@ -41,6 +46,9 @@ class Linear(Rope):
 
     def frequencies(self, head_width: int) -> Float[np.ndarray, "half"]:
         return (self._plain(head_width) / self.factor).astype(np.float32)
+
+    def stretched(self, positions: int) -> int:
+        return int(positions * self.factor)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,9 @@ class Llama3(Rope):
         turns = self.original * plain / (2 * math.pi)
         share = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
         return (share * plain + (1 - share) * plain / self.factor).astype(np.float32)
+
+    def stretched(self, positions: int) -> int:
+        return max(positions, int(self.original * self.factor))
 
 
 @dataclass(frozen=True)
@@ -92,15 +103,48 @@ class Yarn(Rope):
             return self.attention
         return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
+    def stretched(self, positions: int) -> int:
+        return max(positions, int(self.original * self.factor))
 
-def from_hf(hf: dict[str, Any], settings: dict[str, Any], theta: float) -> Rope:
-    """A scaling from a config.json and its rotary settings (rope_parameters, or rope_scaling before transformers 5).
 
-    theta: where the settings name none. KeyError names what is missing; UserError what is not computed.
+def settings_of(hf: dict[str, Any], theta: float) -> dict[str, Any]:
+    """Returns the rotary settings of a config.json whose layers all have the same.
+
+    transformers 5 gathers them in rope_parameters. A rope_scaling, as checkpoints written before
+    have it, takes the place of the whole of that. UserError where it would thereby lose what
+    rope_parameters alone says.
+
+    theta: the rotary base where config.json names none
     """
+    parameters, scaling = hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}
+    if not (parameters and scaling):
+        return parameters or scaling
+    for name, default in (("rope_theta", theta), ("partial_rotary_factor", 1.0)):
+        said = parameters.get(name)
+        taken = scaling.get(name) or hf.get(name) or default
+        if said not in (None, taken):
+            raise UserError(
+                f"rope_scaling stands beside rope_parameters and takes its place, so that {name} "
+                f"is {taken:g} and no longer {said:g}: move what rope_scaling says into rope_parameters, and remove it"
+            )
+    _refuse_nested(parameters)
+    return scaling
+
+
+def _refuse_nested(settings: dict[str, Any]) -> None:
     nested = [name for name, value in settings.items() if isinstance(value, dict)]
     if nested:
         raise UserError(f"rope_parameters has {nested[0]!r} for itself; for this family all layers have the same")
+
+
+def from_hf(hf: dict[str, Any], settings: dict[str, Any], theta: float) -> Rope:
+    """A scaling from a config.json and its rotary settings (rope_parameters, or rope_scaling
+    before transformers 5).
+
+    theta: where the settings name none. KeyError names what is missing; UserError what is not
+    computed.
+    """
+    _refuse_nested(settings)
     kind = settings.get("rope_type") or settings.get("type") or "default"
     theta = settings.get("rope_theta") or theta
     share = settings.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0

@@ -65,6 +65,15 @@ def load_config(folder: Path) -> ModelConfig:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
 
 
+def max_positions(folder: Path) -> int | None:
+    """Returns how many tokens the model of a folder was made for, as scaled; None where
+    config.json does not say."""
+    positions = read_hf_config(folder).get("max_position_embeddings")
+    network = load_config(folder)
+    # Gemma 3 says the scaled number.
+    return positions if not positions or network.local_rope else network.rope.stretched(positions)
+
+
 def check_folder(folder: Path) -> ModelConfig:
     """The network that a folder describes and holds, without reading a tensor. UserError as load_config and load_params."""
     config = load_config(folder)

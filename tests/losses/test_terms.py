@@ -47,7 +47,15 @@ def test_missing_rewards_are_as_if_they_had_not_been_asked():
 def test_soft_overlong_punishment():
     lengths = jnp.array([[0, 16, 17, 18, 20, 30]])
     np.testing.assert_allclose(advantages.soft_overlong(lengths, 20.0, 4.0), [[0, 0, -0.25, -0.5, -1, -1]])
-    np.testing.assert_allclose(advantages.soft_overlong(lengths, 18.0, 0.0), [[0, 0, 0, 0, -1, -1]])
+    np.testing.assert_allclose(
+        advantages.soft_overlong(lengths, 18.0, 0.0), [[0, 0, 0, -1, -1, -1]]
+    )
+    for buffer in (0.0, 0.5, 1.0, 7.0, 18.0):
+        punished = np.asarray(advantages.soft_overlong(lengths, 18.0, buffer))
+        np.testing.assert_array_equal(punished == -1, lengths >= 18)
+        np.testing.assert_array_equal(
+            punished == 0, lengths <= 18 - buffer if buffer else lengths < 18
+        )
 
 
 def test_kl_in_the_reward():

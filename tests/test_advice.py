@@ -1,0 +1,1109 @@
+"""What the program tells people to do can be done: every message that gives advice is provoked,
+and its advice followed.
+
+`python -m tools.check_advice` lists the messages. A new one needs a row here: in TRIALS, under a
+part of its text as it stands in the source ({} where a value is put in), what provokes it and then
+each way of following it, functions of a folder and of what was said. Or in ELSEWHERE, under the
+same, the test that does so.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxgrpo import (
+    command_line,
+    difficulty,
+    evaluate,
+    losses,
+    mesh,
+    optimizer,
+    run,
+    settings,
+    tokenizer,
+    train,
+)
+from jaxgrpo import config as configs
+from jaxgrpo.checkpoint import Checkpoints
+from jaxgrpo.config import Batch, Config, compare, load, parse_command_line, validate
+from jaxgrpo.data import arithmetic, jsonl
+from jaxgrpo.data.gsm8k import GSM8K, split_answer
+from jaxgrpo.data.order import Order
+from jaxgrpo.errors import UserError
+from jaxgrpo.models import gemma3, llama, qwen2, tensors, weights
+from jaxgrpo.models.lora import Lora
+from jaxgrpo.problems import Driven, Problem, Scheduled, Weighted, batched
+from jaxgrpo.rewards import format as layout
+from jaxgrpo.rewards import language, length, math, repetition, rouge
+from jaxgrpo.rewards.gate import Gate
+from jaxgrpo.rewards.pool import Pool, reward_name
+from jaxgrpo.rollout import check_missing
+from tests import test_run
+from tests.test_config import make, right
+from tests.test_rollout import make_group
+from tests.tiny_models import make_folder
+from tests.tiny_runs import ROOT
+from tools import bench_logprobs, check_advice, chips, export, plan, plan_time, sample
+
+Step = Callable[[Path, str], Any]
+TRIALS: dict[str, tuple[Step, tuple[Step, ...]]] = {}
+
+ELSEWHERE = {
+    "{} is {}: it must be a multiple of {}": "test_bench.py::test_numbers_that_do_not_go_together_are_refused",
+    "could not be downloaded": "test_data.py::test_gsm8k_without_a_network_says_what_to_do",
+    "do not see it: give an --config.out": "test_processes.py::test_a_run_goes_on_with_another_number_of_processes",
+    "leave out --adapter": "test_export.py::test_where_everything_is_trained_there_is_no_adapter",
+    "multiple of the {} slices": "test_mesh.py::test_data_that_the_slices_do_not_divide_is_named",
+    "it must divide the {} devices of a process": "test_mesh.py::test_the_tensor_axis_stays_within_a_process",
+    "choose a mesh.{} that divides": "test_mesh.py::test_a_tensor_that_does_not_divide_is_named",
+    "the same command goes on": "test_train.py::test_a_signal_ends_the_run_after_a_whole_step",
+}
+"""Several processes, several devices, a network, a whole run: in tests of their own."""
+
+
+def trial(part: str, provoke: Step, *follow: Step) -> None:
+    assert part not in TRIALS
+    TRIALS[part] = provoke, follow
+
+
+def give(function: Callable, *arguments: Any) -> Step:
+    """Calls a function with these arguments, whatever the folder is and whatever was said."""
+    return lambda folder, said: function(*arguments)
+
+
+def changed(values: dict[str, Any]) -> Config:
+    """The config of test_config with these settings."""
+    config = make()
+    for name, value in values.items():
+        *path, last = name.split(".")
+        node: Any = config
+        for part in path:
+            node = getattr(node, part)
+        setattr(node, last, value)
+    return config
+
+
+def valid(values: dict[str, Any]) -> Step:
+    return lambda folder, said: validate(changed(values))
+
+
+def setting(part: str, name: str, bad: Any, *good: Any) -> None:
+    """A setting that is refused, and values that the message says will do."""
+    trial(part, valid({name: bad}), *(valid({name: value}) for value in good))
+
+
+# --- command_line, settings ---
+
+
+def named_file(
+    folder: Path, name: str = "tiny.py", text: str = "def get_config():\n    return 1\n"
+) -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def named(said: str, pattern: str) -> str:
+    """What a message names."""
+    found = re.search(pattern, said)
+    assert found, said
+    return found[1]
+
+
+trial(
+    "the flags are --config FILE",
+    give(command_line.split, ["--steps=3"]),
+    lambda folder, said: command_line.split([named(said, r"did you mean (.*)\?")]),
+    give(command_line.split, ["--config", "FILE", "--config.steps=3", "--help"]),
+)
+trial(
+    "nothing comes after it; write",
+    give(command_line.split, ["--config.steps"]),
+    lambda folder, said: command_line.split([named(said, r"write (.*)").replace("VALUE", "3")]),
+)
+trial(
+    "there is no such file; {}",
+    lambda folder, said: (
+        named_file(folder),
+        command_line.call(str(folder / "tini.py"), "get_config"),
+    ),
+    lambda folder, said: command_line.call(named(said, r"did you mean (.*)\?"), "get_config"),
+)
+trial(
+    "define it at the top level of the file",
+    lambda folder, said: command_line.call(named_file(folder, text="x = 1\n"), "get_config"),
+    lambda folder, said: command_line.call(named_file(folder), "get_config"),
+)
+trial(
+    "its name must end in .py",
+    lambda folder, said: command_line.call(named_file(folder, "tiny.txt"), "get_config"),
+    lambda folder, said: command_line.call(named_file(folder, "tiny.py"), "get_config"),
+)
+trial(
+    "; mend the file",
+    lambda folder, said: command_line.call(
+        named_file(folder, text="def get_config():\n    1 / 0\n"), "get_config"
+    ),
+    lambda folder, said: command_line.call(named_file(folder), "get_config"),
+)
+trial(
+    "a setting is written --config.name=value",
+    give(settings.override, make(), ["--config.steps"]),
+    lambda folder, said: settings.override(make(), [named(said, r"for example (.*)")]),
+)
+trial(
+    "is a group of settings; set one of",
+    give(settings.override, make(), ["--config.batch=3"]),
+    lambda folder, said: settings.override(
+        make(), [f"--config.{named(said, 'set one of ([^,]*)')}=3"]
+    ),
+)
+trial(
+    "--config.{}: no such setting; {}",
+    give(settings.override, make(), ["--config.batch.group_sise=4"]),
+    lambda folder, said: settings.override(
+        make(), [f"--config.{named(said, r'did you mean ([^ ?]*)')}=4"]
+    ),
+)
+trial(
+    "which would be written {}",
+    give(settings.override, make(), ["--config.data.languages=(1, 2)"]),
+    lambda folder, said: settings.override(
+        make(), shlex.split(named(said, "would be written (.*)"))
+    ),
+)
+
+# --- config ---
+
+QUICKSTART = str(ROOT / "configs" / "quickstart.py")
+
+
+def unconfigured(parse: Callable) -> tuple[Step, Step]:
+    """Without a config file; and then with the example that is named."""
+    return give(parse, []), lambda folder, said: parse(
+        ["--config", str(ROOT / named(said, r"for example (\S*)"))]
+    )
+
+
+trial("run python -m {} --config FILE, for example", *unconfigured(parse_command_line))
+trial("run python -m tools.plan --config FILE, for example", *unconfigured(plan.parse))
+trial(
+    "get_config() returned a {}; it must return a",
+    lambda folder, said: load(named_file(folder)),
+    lambda folder, said: load(QUICKSTART),
+)
+setting("it must hold texts, none of them empty", "sampling.stop", ("",), ("x",), ())
+setting("{} is {}: it must be a {}(...)", "batch", 8, Batch())
+setting("{} is {}: it must be {}", "steps", "20", 20)
+setting("{} is a {}: it must have {}", "objective", "grpo", losses.GRPO())
+setting("{} is {}: it must be one of {}", "filter.rule", "bnad", "band", "dapo", "off")
+setting("{} is {}: it must be {}{}{}", "evaluation.top_p", 0.0, 0.001, 1.0)
+trial(
+    "the nearest that do are {}",
+    valid({"batch.micro_batch": 7}),
+    lambda folder, said: [
+        validate(changed({"batch.micro_batch": int(size)}))
+        for size in named(said, "the nearest that do are (.*)").split(" and ")
+    ],
+)
+FLIGHT = {"sampling.keep_in_flight": True}
+SAMPLERS, TRAINERS = {"batch.old_logprobs": "sampler"}, {"batch.old_logprobs": "trainer"}
+trial(
+    "there is nothing to correct; set batch.old_logprobs",
+    valid({"objective": losses.Corrected(losses.GRPO())}),
+    valid({"objective": losses.Corrected(losses.GRPO())} | TRAINERS),
+)
+trial(
+    "has no importance ratio",
+    valid({"objective": losses.RLOO()} | FLIGHT),
+    valid({"objective": losses.Corrected(losses.RLOO())} | TRAINERS | FLIGHT),
+    valid({"objective": losses.RLOO()}),
+)
+trial(
+    "which so narrow a range would clip",
+    valid({"objective": losses.GSPO(), "dtype": "bfloat16"}),
+    valid({"objective": losses.GSPO(), "dtype": "bfloat16"} | TRAINERS),
+)
+trial(
+    "put Corrected(...) around the objective{}",
+    valid(TRAINERS | FLIGHT),
+    valid({"objective": losses.Corrected(losses.GRPO())} | TRAINERS | FLIGHT),
+    valid(SAMPLERS | FLIGHT),
+)
+setting("they must hold 0 <= low <= high <= 1", "filter.low", 0.9, 0.0, 0.5)
+trial(
+    "set filter.low to {} or filter.high to {}",
+    valid({"filter.low": 0.55, "filter.high": 0.6}),
+    lambda folder, said: validate(
+        changed({"filter.low": float(named(said, r"filter.low to (\S*)")), "filter.high": 0.6})
+    ),
+    lambda folder, said: validate(
+        changed({"filter.low": 0.55, "filter.high": float(named(said, r"filter.high to (\S*)"))})
+    ),
+)
+setting(
+    "it must be {name: Weighted(function, weight)}",
+    "rewards",
+    {},
+    {"accuracy": Weighted(right, 1.0)},
+)
+trial(
+    "it must name one of the rewards",
+    valid({"solved_by": "acc"}),
+    lambda folder, said: validate(
+        changed({"solved_by": named(said, "one of the rewards, ([^,]*)")})
+    ),
+)
+setting(
+    "it must be a Weighted(function, weight)",
+    "rewards",
+    {"accuracy": right},
+    {"accuracy": Weighted(right, 1.0)},
+)
+setting(
+    "it must be finite",
+    "rewards",
+    {"accuracy": Weighted(right, float("inf"))},
+    {"accuracy": Weighted(right, 1e9)},
+)
+trial(
+    "rewards has a {}: {}; call it {}{}",
+    valid({"rewards": {"accuracy": Weighted(right), "a/b": Weighted(right)}}),
+    lambda folder, said: validate(
+        changed(
+            {
+                "rewards": {
+                    "accuracy": Weighted(right),
+                    named(said, "call it '(.*)'"): Weighted(right),
+                }
+            }
+        )
+    ),
+)
+setting(
+    "lora.targets is {}: {}; choose of",
+    "lora",
+    Lora(targets=("all",)),
+    Lora(targets=("query", "up")),
+)
+setting("or -1 for what is left of the devices", "mesh.fsdp", 0, 1)
+setting("only one axis can take what is left", "mesh.fsdp", -1, 2)
+trial(
+    "distributed.processes is {} and process",
+    valid({"distributed.processes": 2}),
+    valid({"distributed.processes": 2, "distributed.coordinator": "10.0.0.2:8476"}),
+)
+trial(
+    "it must be {}a host:port, as",
+    valid({"distributed.coordinator": "10.0.0.2"}),
+    *(valid({"distributed.coordinator": where}) for where in ("auto", "off", "10.0.0.2:8476")),
+)
+trial(
+    "it must be 0 to {}",
+    valid({"distributed.process": 2, "distributed.processes": 2, "distributed.coordinator": "a:1"}),
+    valid({"distributed.process": 1, "distributed.processes": 2, "distributed.coordinator": "a:1"}),
+)
+
+
+def other_run(check: Callable, **changes: Any) -> tuple[Step, Step, Step]:
+    """OUT holds a run with other settings; another OUT; the run's own settings."""
+
+    def provoke(folder: Path, said: str) -> Any:
+        configs.save(make(), str(folder))
+        return check(make(**changes), str(folder))
+
+    return (
+        provoke,
+        lambda folder, said: check(make(**changes), str(folder / "other")),
+        lambda folder, said: check(make(), str(folder)),
+    )
+
+
+trial("holds a run with other settings", *other_run(configs.check_same, seed=1))
+trial("holds a run whose policy has other settings", *other_run(compare, model="other"))
+
+
+def damaged_config(folder: Path, said: str) -> None:
+    (folder / "config.json").write_text("{")
+    configs.check_same(make(), str(folder))
+
+
+def without_config(folder: Path, said: str) -> None:
+    (folder / "config.json").unlink()
+    configs.check_same(make(), str(folder))
+
+
+trial(
+    "{} cannot be read ({}); {}",
+    damaged_config,
+    lambda folder, said: configs.check_same(make(), str(folder / "other")),
+    without_config,
+)
+
+# --- checkpoint ---
+
+STATE = {"params": {"a": jnp.ones(2)}}
+
+
+def like(size: int) -> dict:
+    return {"params": {"a": jax.ShapeDtypeStruct((size,), jnp.float32)}}
+
+
+def restore(folder: Path, size: int = 2) -> Any:
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.restore(like(size))
+
+
+def saved(folder: Path, *steps: int) -> Path:
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, STATE, {"step": step})
+    return folder
+
+
+def damaged(folder: Path) -> Path:
+    (saved(folder, 1, 2) / "checkpoints" / "2" / "host" / "metadata").write_text('{"step": ')
+    return folder
+
+
+def remove_as_told(folder: Path, said: str) -> None:
+    shutil.rmtree(named(said, "(.*): the checkpoint is damaged"))
+    assert restore(folder)[1]["step"] == int(named(said, r"go on from step (\d+)"))
+
+
+trial(
+    "there is no checkpoint; train first",
+    lambda folder, said: restore(folder),
+    lambda folder, said: restore(saved(folder, 1)),
+)
+trial(
+    "in the checkpoint and {} in this run",
+    lambda folder, said: restore(saved(folder, 1), 3),
+    lambda folder, said: restore(folder, 2),
+)
+trial("the checkpoint is damaged", lambda folder, said: restore(damaged(folder)), remove_as_told)
+
+# --- data ---
+
+ROWS = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(4)]
+
+
+def rows(folder: Path, *lines: Any, **how: Any) -> jsonl.Jsonl:
+    """A source of a file with these lines, objects or bytes."""
+    text = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    (folder / "data.jsonl").write_bytes(b"".join(line + b"\n" for line in text))
+    return jsonl.Jsonl(path=str(folder / "data.jsonl"), **{"heldout_size": 1} | how)
+
+
+def bad_line(part: str, *lines: Any, **how: Any) -> None:
+    """A file with a bad line; and the file with a good one in its place."""
+    trial(
+        part,
+        lambda folder, said: rows(folder, *ROWS, *lines, **how).train(),
+        lambda folder, said: rows(folder, *ROWS).train(),
+    )
+
+
+bad_line("is not UTF-8 (byte {}); save the file as UTF-8", b'{"question": "\xff", "answer": 1}')
+bad_line("is not JSON ({}); one object a line is wanted", b"oops")
+bad_line("not an object; write", [1])
+bad_line("not text or a number; mend it", {"question": "q?", "answer": None}, heldout_size=0)
+bad_line("is blank; fill it in, drop the line", {"question": "q?", "answer": " "}, heldout_size=0)
+LEVELS = [row | {"level": "hard", "id": 7} for row in ROWS]
+trial(
+    "not a level like 3",
+    lambda folder, said: rows(folder, *LEVELS, level_field="level").train(),
+    lambda folder, said: rows(folder, *LEVELS).train(),
+)
+trial(
+    "make it unique or leave",
+    lambda folder, said: rows(folder, *LEVELS, id_field="id").train(),
+    lambda folder, said: rows(folder, *LEVELS).train(),
+)
+
+
+def the_named_field(folder: Path, said: str) -> None:
+    source = settings.override(
+        changed({"data": rows(folder, *RENAMED)}), [named(said, "set (.*)")]
+    ).data
+    assert source.train()
+
+
+RENAMED = [{"question": f"What is {n} + 1?", "answers": n + 1} for n in range(4)]
+trial("there is no field", lambda folder, said: rows(folder, *RENAMED).train(), the_named_field)
+trial(
+    "{} has {} problems, and --config.data.heldout_size",
+    lambda folder, said: rows(folder, *ROWS, heldout_size=4).train(),
+    *(
+        lambda folder, said, which=which: [
+            getattr(rows(folder, *ROWS, heldout_size=int(size)), which)()[0]
+            for size in re.search(r"between (\d+) and (\d+)", said).groups()
+        ]
+        for which in ("train", "heldout")
+    ),
+    lambda folder, said: rows(folder, *ROWS, heldout_path=str(folder / "data.jsonl")).train(),
+)
+trial(
+    "the data has no file; set",
+    lambda folder, said: jsonl.Jsonl().train(),
+    lambda folder, said: (
+        rows(folder, *ROWS),
+        settings.override(
+            changed({"data": jsonl.Jsonl(heldout_size=1)}),
+            [f"--config.data.path={folder}/data.jsonl"],
+        ).data.train(),
+    ),
+)
+trial(
+    "there is no file {}; check --config.data.path",
+    lambda folder, said: jsonl.Jsonl(path=str(folder / "none.jsonl")).train(),
+    lambda folder, said: rows(folder, *ROWS).train(),
+)
+trial(
+    "is a folder; name the JSON Lines file in it",
+    lambda folder, said: jsonl.Jsonl(path=str(folder)).train(),
+    lambda folder, said: rows(folder, *ROWS).train(),
+)
+trial(
+    "check it and its permissions",
+    lambda folder, said: jsonl.Jsonl(path=str(folder / ("x" * 300))).train(),
+    lambda folder, said: rows(folder, *ROWS).train(),
+)
+trial(
+    "it should hold one JSON object a line",
+    lambda folder, said: rows(folder, heldout_size=0).train(),
+    lambda folder, said: rows(folder, *ROWS).train(),
+)
+trial(
+    'the answer has no "{}" with the result after it',
+    give(split_answer, "42", "line 1"),
+    lambda folder, said: split_answer("6 * 7\n" + named(said, 'as in "(.*?)"'), "line 1"),
+    lambda folder, said: rows(folder, *ROWS).train(),
+)
+
+
+def without_tfds(folder: Path, said: str) -> None:
+    name = "jaxgrpo.data.gsm8k_builder"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, None)
+        GSM8K().train()
+
+
+def from_a_file(folder: Path, said: str) -> None:
+    rows(folder, *[{"question": "6 * 7?", "answer": "#### 42"}] * 3)
+    GSM8K(path=str(folder / "data.jsonl"), heldout_size=1).train()
+
+
+trial(
+    "which does not import here",
+    without_tfds,
+    from_a_file,
+    lambda folder, said: is_an_extra(folder, said),
+)
+EN = {"languages": ("en",), "levels": (1,)}
+trial(
+    "arithmetic: size is {}; it must be at least 1",
+    lambda folder, said: arithmetic.Arithmetic(**EN, size=0).train(),
+    lambda folder, said: arithmetic.Arithmetic(**EN, size=1).train(),
+)
+
+
+def arithmetic_as_told(folder: Path, said: str) -> None:
+    arithmetic.Arithmetic(
+        languages=(named(said, "choose from ([a-z]*)"),), levels=(1,), size=1
+    ).train()
+
+
+trial(
+    "is empty; choose from",
+    lambda folder, said: arithmetic.Arithmetic(languages=(), levels=(1,)).train(),
+    arithmetic_as_told,
+)
+trial(
+    "arithmetic: {} has {}; choose from",
+    lambda folder, said: arithmetic.Arithmetic(languages=("xx",), levels=(1,)).train(),
+    arithmetic_as_told,
+)
+PROBLEMS = test_run.problems_of(1, 2, 3)
+trial("there are no problems to ask; check", give(Order, [], 0), give(Order, PROBLEMS, 0))
+trial(
+    "is not in [0, 2**32); set --config.seed=0", give(Order, PROBLEMS, -1), give(Order, PROBLEMS, 0)
+)
+trial(
+    "the checkpoint's order of problems has",
+    lambda folder, said: Order(PROBLEMS, 0).restore(Order(PROBLEMS, 7).state()),
+    lambda folder, said: Order(PROBLEMS, int(named(said, r"--config.seed=(\d+)"))).restore(
+        Order(PROBLEMS, 7).state()
+    ),
+    lambda folder, said: Order(PROBLEMS, 0),
+)
+trial(
+    "filter.rule is {}: it must be one of band, dapo, off",
+    give(difficulty.kept, "bnad", 0.2, 0.8, 1, 2),
+    *(give(difficulty.kept, rule, 0.2, 0.8, 1, 2) for rule in ("band", "dapo", "off")),
+)
+
+# --- models ---
+
+HF = json.loads((weights.EMBEDDED / "config.json").read_text())
+
+
+def model(folder: Path, spoil: Callable[[Path], Any] | None = None, **changes: Any) -> Path:
+    """A model folder, made anew and spoiled."""
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    made = make_folder(folder / "model", **changes)
+    if spoil:
+        spoil(made)
+    return made
+
+
+def spoiled(
+    part: str, spoil: Callable[[Path], Any], read: Callable[[Path], Any] = weights.load_params
+) -> None:
+    """A model folder that is refused; and copied anew."""
+    trial(
+        part,
+        lambda folder, said: read(model(folder, spoil)),
+        lambda folder, said: read(model(folder)),
+    )
+
+
+BARE = {"architectures": ["LlamaForCausalLM"]}
+
+
+def indexed(folder: Path, index: Any) -> None:
+    (folder / tensors.INDEX).write_text(json.dumps(index))
+
+
+def drop_tensor(folder: Path) -> None:
+    found = load_file(folder / "model.safetensors")
+    del found["model.norm.weight"]
+    save_file(found, folder / "model.safetensors")
+
+
+spoiled(
+    "no *.safetensors: only that format is read",
+    lambda folder: (folder / "model.safetensors").unlink(),
+)
+spoiled("is no index ({}: {}): copy it anew", lambda folder: indexed(folder, []))
+spoiled(
+    "files its index names",
+    lambda folder: indexed(folder, {"weight_map": {"a": "none.safetensors"}}),
+)
+spoiled(
+    "cannot be read ({}: {}): copy it anew",
+    lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 20),
+)
+spoiled("give a Hugging Face folder (config.json", lambda folder: (folder / "config.json").unlink())
+spoiled(
+    "{} is not JSON ({}): copy it anew",
+    lambda folder: (folder / "config.json").write_text("{"),
+    weights.load_config,
+)
+spoiled("not an object: copy it anew", lambda folder: (folder / "config.json").write_text("[]"))
+spoiled(
+    "{} lacks {}: copy it anew",
+    lambda folder: (folder / "config.json").write_text(json.dumps(BARE)),
+)
+spoiled("{} lacks {} of {} tensors, first {}: copy it anew", drop_tensor)
+trial(
+    "is there already: name a folder that is not",
+    lambda folder, said: weights.save(
+        weights.load_params(model(folder)), folder / "model", folder / "model"
+    ),
+    lambda folder, said: weights.save(
+        weights.load_params(folder / "model"), folder / "model", folder / "new"
+    ),
+)
+trial(
+    "the one must divide the other",
+    give(llama.config_from_hf, HF | {"num_attention_heads": 4, "num_key_value_heads": 3}),
+    give(llama.config_from_hf, HF | {"num_attention_heads": 4, "num_key_value_heads": 2}),
+)
+trial(
+    "{} is {}; computed here: {}",
+    give(llama.config_from_hf, HF | {"hidden_act": "relu"}),
+    lambda folder, said: llama.config_from_hf(HF | {"hidden_act": named(said, r"\('(.*)'\)")}),
+)
+trial(
+    "layer_types {}; computed here",
+    give(qwen2.config_from_hf, HF | {"layer_types": ["chunked"] * HF["num_hidden_layers"]}),
+    give(qwen2.config_from_hf, HF | {"layer_types": ["full_attention"] * HF["num_hidden_layers"]}),
+)
+THETA = {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+trial(
+    "move what rope_scaling says into rope_parameters",
+    give(llama.config_from_hf, HF | THETA | {"rope_scaling": YARN}),
+    give(
+        llama.config_from_hf,
+        HF | {"rope_theta": None, "rope_parameters": THETA["rope_parameters"] | YARN},
+    ),
+)
+GEMMA = HF | {
+    "rope_parameters": None,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 16,
+}
+LINEAR = {"rope_type": "linear", "factor": 8.0}
+trial(
+    "rope type {} is not computed here",
+    give(llama.config_from_hf, HF | {"rope_parameters": LINEAR | {"rope_type": "longrope"}}),
+    *(
+        give(llama.config_from_hf, HF | {"rope_parameters": settings})
+        for settings in (LINEAR, YARN, {"rope_type": "default"})
+    ),
+)
+trial(
+    "of yarn only attention_factor is computed here",
+    give(llama.config_from_hf, HF | {"rope_parameters": YARN | {"mscale": 1.0}}),
+    give(llama.config_from_hf, HF | {"rope_parameters": YARN | {"attention_factor": 1.0}}),
+)
+trial(
+    "for this family all layers have the same",
+    give(llama.config_from_hf, HF | {"rope_parameters": {"full_attention": LINEAR}}),
+    give(llama.config_from_hf, HF | {"rope_parameters": LINEAR}),
+)
+trial(
+    "for all layers; for this family it is",
+    give(gemma3.config_from_hf, GEMMA | {"rope_parameters": LINEAR}),
+    give(
+        gemma3.config_from_hf,
+        GEMMA | {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {}}},
+    ),
+)
+trial(
+    "goes by the name of rope_type: rename it",
+    give(gemma3.config_from_hf, GEMMA | {"rope_scaling": {"type": "linear", "factor": 8.0}}),
+    give(gemma3.config_from_hf, GEMMA | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+)
+trial(
+    "optimizer.schedule is {}: it must be one of",
+    give(optimizer.schedule, "step", 1.0, 0, 10),
+    lambda folder, said: [
+        optimizer.schedule(kind, 1.0, 0, 10)
+        for kind in named(said, "it must be one of (.*)").split(", ")
+    ],
+)
+trial(
+    "do not multiply to the {} devices here; {}",
+    lambda folder, said: mesh.make_mesh(3, 1, 1, jax.devices()[:1]),
+    lambda folder, said: mesh.make_mesh(
+        **{"data": 3, "fsdp": 1, "tensor": 1} | {named(said, r"set mesh\.(\w+) to -1"): -1},
+        devices=jax.devices()[:1],
+    ),
+)
+
+# --- problems, rewards ---
+
+PROBLEM = Problem("1", "q?", "42")
+trial(
+    "a scheduled weight takes steps",
+    give(Scheduled, right, 1.0, 0.0, 1),
+    give(Scheduled, right, 1.0, 0.0, 2),
+)
+trial(
+    "it must hold 0 <= weight <= most",
+    give(Driven, right, -1.0),
+    give(Driven, right, 0.0),
+    give(Driven, right, 10.0),
+)
+trial(
+    "it must be letters and digits, such as think",
+    give(layout.Tags, "<a>"),
+    lambda folder, said: layout.Tags(named(said, "such as (.*)")),
+)
+trial("they must have two names", give(layout.Tags, "a", "a"), give(layout.Tags, "a", "b"))
+
+
+@batched
+def together(problem, texts):
+    return [1.0 for _ in texts]
+
+
+trial("and not a batched one", give(Gate, together, right), give(Gate, right, right))
+trial(
+    "a language threshold must be above 0",
+    give(language.Threshold, "think", 0.0),
+    give(language.Threshold, "think", 1.0),
+)
+trial(
+    "is not one that can be told: use one of",
+    give(language.word_ratios, "word", "tlh"),
+    lambda folder, said: language.word_ratios("word", named(said, "use one of ([a-z]*)")),
+)
+trial(
+    "part is {}: it must be one of",
+    give(rouge.RougeL, "some"),
+    lambda folder, said: rouge.RougeL(named(said, "it must be one of (.*)").split(", ")[0]),
+)
+trial(
+    "buffer is {}: it must be above 0 and at most max_tokens",
+    give(length.SoftOverlong, 10, 0),
+    give(length.SoftOverlong, 10, 1),
+    give(length.SoftOverlong, 10, 10),
+)
+trial(
+    "max_tokens is {}: it must be at least 1",
+    give(length.Cosine, right, 0),
+    give(length.Cosine, right, 1),
+)
+trial(
+    "it must be finite, right and wrong two numbers each",
+    give(length.Cosine, right, 9, (1.0, float("inf"))),
+    give(length.Cosine, right, 9, (1.0, 2.0), (0.0, 0.0), -1.0),
+)
+trial(
+    "extract is {}: it must name some of",
+    give(math.Accuracy, ("all",)),
+    lambda folder, said: math.Accuracy(tuple(named(said, "it must name some of (.*)").split(", "))),
+)
+trial(
+    "it must be a share of the gold",
+    give(math.Accuracy, ("boxed",), 1.0),
+    lambda folder, said: math.Accuracy(("boxed",), float(named(said, "for example (.*)"))),
+)
+trial(
+    "make it a function at the top level of a module",
+    give(reward_name, lambda problem, text: 1.0),
+    give(reward_name, math.accuracy),
+)
+
+
+@dataclass(frozen=True)
+class Set:
+    """A reward with a setting."""
+
+    value: Any
+
+    def __call__(self, problem, text):
+        return 1.0
+
+
+trial(
+    "a reward's setting is {}: it must be a JSON value",
+    give(reward_name, Set(object())),
+    give(reward_name, Set(1.5)),
+    give(reward_name, Set((1, 2))),
+    give(reward_name, Set(math.accuracy)),
+)
+trial(
+    "at most 1,000,000 seconds, got",
+    give(Pool, {"accuracy": Weighted(math.accuracy)}, 1, 1e7),
+    lambda folder, said: Pool({"accuracy": Weighted(math.accuracy)}, 1, 1e6).close(),
+)
+trial(
+    "it must be finite and at most 0",
+    give(repetition.Repetition, 2, 1.0),
+    give(repetition.Repetition, 2, 0.0),
+)
+
+# --- rollout, run, train, evaluate ---
+
+
+def missing(folder: Path, most: float) -> None:
+    group = make_group("a", [1.0, float("nan"), 0.0, 0.0])
+    group.missing = {(1, "accuracy"): "timeout"}
+    check_missing([group], most, folder / "missing.jsonl")
+
+
+def resumed(name: str, value: float) -> Step:
+    """A run whose bound is raised goes on."""
+
+    def follow(folder: Path, said: str) -> None:
+        configs.save(make(), str(folder))
+        validate(changed({name: value}))
+        configs.check_same(changed({name: value}), str(folder))
+
+    return follow
+
+
+trial(
+    "mend the reward, or raise verifier.max_missing",
+    lambda folder, said: missing(folder, 0.1),
+    lambda folder, said: missing(folder, 0.25),
+    resumed("verifier.max_missing", 0.25),
+    resumed("verifier.max_missing", 1.0),
+)
+trial(
+    "raise sampling.max_logprob_gap",
+    lambda folder, said: train.check_agreement(make(), {"policy/logprob_gap_p99": 0.5}),
+    lambda folder, said: train.check_agreement(
+        changed({"sampling.max_logprob_gap": 0.5}), {"policy/logprob_gap_p99": 0.5}
+    ),
+    resumed("sampling.max_logprob_gap", 0.5),
+)
+trial(
+    "are NaN or infinite",
+    lambda folder, said: train.check_agreement(make(), {"policy/logprob_gap_p99": float("nan")}),
+    lambda folder, said: train.check_agreement(make(), {"policy/logprob_gap_p99": 0.0}),
+)
+
+
+def finished(folder: Path, said: str, **changes: Any) -> str:
+    """What a run says whose summary is there."""
+    summary = {"steps": 100, "accuracy_before": None, "accuracy_after": None}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    configs.save(make(out=str(folder)), str(folder))
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        assert train._finished(make(out=str(folder), **changes))
+    return shown.getvalue()
+
+
+def goes_on(folder: Path, said: str) -> None:
+    more = make(out=str(folder), steps=101)
+    configs.check_same(more, more.out)
+    assert not train._finished(more)
+    # Where the schedule ends with the steps there would be no going on.
+    falling = configs.Optimizer(schedule="linear")
+    assert "to go on" not in finished(folder, said, optimizer=falling)
+
+
+trial(
+    "begin anew change --config.out",
+    finished,
+    goes_on,
+    lambda folder, said: configs.check_same(make(out=str(folder / "other")), str(folder / "other")),
+)
+trial(
+    "evaluation.problems is 0: no evaluation; set",
+    lambda folder, said: evaluate.main(["--config", QUICKSTART, "--config.evaluation.problems=0"]),
+    lambda folder, said: load(QUICKSTART, [named(said, "set (.*)")]),
+)
+
+
+def fitting(width: int, most: int | None = None) -> run.Fitting:
+    return replace(test_run.fitting(width), most=most)
+
+
+LONG = test_run.problems_of(7, 9, 6)
+trial(
+    "there are no problems; {}",
+    lambda folder, said: fitting(5).check([], "held-out"),
+    lambda folder, said: load(QUICKSTART, [named(said, r"set (\S*),")]),
+    lambda folder, said: fitting(9).check(LONG, "held-out"),
+)
+
+
+def widened(folder: Path, said: str) -> None:
+    assert fitting(int(named(said, r"(\d+) takes all"))).check(LONG, "training") is None
+
+
+trial(
+    "are longer than sampling.prompt_width={} tokens",
+    lambda folder, said: fitting(5).check(LONG, "x"),
+    widened,
+)
+trial("{} takes all", lambda folder, said: fitting(6).check(LONG, "training"), widened)
+
+
+def too_long(folder: Path, width: int, new: int) -> None:
+    sampling = configs.Sampling(prompt_width=width, max_new_tokens=new)
+    run._check_positions(sampling, model(folder, max_position_embeddings=100))
+
+
+trial(
+    "are {} tokens, more than the {} positions",
+    lambda folder, said: too_long(folder, 60, 60),
+    lambda folder, said: too_long(folder, 60, int(named(said, r"max_new_tokens to (\d+)"))),
+)
+trial(
+    "it must be a multiple of mesh.data * mesh.fsdp",
+    lambda folder, said: run._check_shards(make(), 3, 3),
+    lambda folder, said: run._check_shards(changed({"batch.groups": 6}), 3, 3),
+)
+
+# --- tokenizer ---
+
+
+def no_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def no_vocabulary(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        if file.name != "tokenizer_config.json":
+            file.unlink()
+
+
+spoiled("copy its tokenizer files there", no_tokenizer, tokenizer.load)
+spoiled(
+    "is not JSON ({}): copy it anew, or remove it",
+    lambda folder: (folder / "generation_config.json").write_text("{"),
+    tokenizer.load,
+)
+
+
+def end_token(folder: Path, said: str, **values: Any) -> None:
+    made = model(folder)
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        path = made / name
+        found = json.loads(path.read_text()) if path.exists() else {}
+        found = {key: value for key, value in found.items() if "eos" not in key}
+        path.write_text(
+            json.dumps(
+                found | ({"eos_token": None} | values if name == "tokenizer_config.json" else {})
+            )
+        )
+    tokenizer.load(made)
+
+
+EOS = json.loads((weights.EMBEDDED / "tokenizer_config.json").read_text()).get("eos_token")
+trial(
+    "set eos_token in its tokenizer_config.json",
+    end_token,
+    lambda folder, said: end_token(folder, said, eos_token=EOS),
+)
+
+# --- tools ---
+
+LOGPROBS = {"rows": 1, "width": 4, "vocab": 8, "chunk": 8, "dtype": "float32", "compile_only": True}
+trial(
+    "leaves nothing to choose: it must be at least 2",
+    give(bench_logprobs.bench_logprobs, argparse.Namespace(**LOGPROBS, length=1)),
+    give(bench_logprobs.bench_logprobs, argparse.Namespace(**LOGPROBS, length=2)),
+)
+trial(
+    "--topology {}: it must be like",
+    give(chips.parse, "v5e"),
+    lambda folder, said: [chips.parse(name) for name in re.findall(r"v\d\w?:\S*\d", said)],
+)
+
+
+def without_libtpu(folder: Path, said: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", dict(os.environ))
+        patch.setitem(sys.modules, "libtpu", None)
+        chips.devices("v5e:2x2")
+
+
+def is_an_extra(folder: Path, said: str) -> None:
+    """What is to be installed is what pyproject.toml has under that name, or asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted, extras = named(said, "pip install '(.*?)'"), project["optional-dependencies"]
+    assert wanted in {f"jaxgrpo[{name}]" for name in extras} | {
+        one for extra in extras.values() for one in extra
+    }
+
+
+trial("needs libtpu: pip install", without_libtpu, is_an_extra)
+
+
+def a_run(folder: Path, config: Any = None) -> dict:
+    (folder / "config.json").write_text(json.dumps({"model": ""} if config is None else config))
+    return export.read_run(folder)
+
+
+trial(
+    "holds no run (no config.json): give the",
+    lambda folder, said: export.read_run(folder),
+    lambda folder, said: a_run(folder),
+)
+trial(
+    "is no run's ({}: {}): give the",
+    lambda folder, said: a_run(folder, {"data": 1}),
+    lambda folder, said: a_run(folder),
+)
+trial(
+    "--memory is {}: it must be above 0",
+    give(plan.parse, ["--config", QUICKSTART, "--memory", "0"]),
+    give(plan.parse, ["--config", QUICKSTART, "--memory", "0.5"]),
+)
+trial(
+    "it must be from 1 to sampling.max_new_tokens",
+    give(plan_time.assume, make(), 10**6, None),
+    lambda folder, said: plan_time.assume(make(), int(named(said, r"max_new_tokens=(\d+)")), None),
+)
+trial(
+    "--kept is {}: it must be above 0 and at most 1",
+    give(plan_time.assume, make(), None, 0.0),
+    give(plan_time.assume, make(), None, 1.0),
+)
+
+
+def asked(**changes: Any) -> argparse.Namespace:
+    arguments = sample.make_parser().parse_args([])
+    return argparse.Namespace(**vars(arguments) | changes)
+
+
+trial(
+    "--{} is {}: it must be {}",
+    give(sample.check, asked(samples=0)),
+    give(sample.check, asked(samples=1)),
+)
+trial(
+    "the prompt is empty: give one",
+    give(sample.prompt_width, weights.EMBEDDED, 0, 9),
+    give(sample.prompt_width, weights.EMBEDDED, 1, 9),
+)
+trial(
+    "that {} was made for: shorten it{}",
+    give(sample.prompt_width, weights.EMBEDDED, 2000, 100),
+    give(sample.prompt_width, weights.EMBEDDED, 1948, 100),
+    lambda folder, said: sample.prompt_width(
+        weights.EMBEDDED, 2000, int(named(said, r"--max-tokens to (\d+)"))
+    ),
+)
+
+MESSAGES = check_advice.messages()
+
+
+def part_of(message: check_advice.Message, parts: Any) -> str | None:
+    """The part by which a message is known: its whole text, or else the longest that it holds."""
+    exact = [part for part in parts if part == message.text]
+    held = [
+        part
+        for part in parts
+        if part in message.text and not part.startswith("{} is {}: it must be")
+    ]
+    return max(exact or held, key=len, default=None)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: f"{message.path}:{message.line}")
+def test_every_message_that_gives_advice_has_a_trial(message):
+    assert part_of(message, [*TRIALS, *ELSEWHERE]), (
+        f"{message.text!r} has no row in tests/test_advice.py"
+    )
+
+
+def test_every_trial_is_of_a_message():
+    known = {part_of(message, [*TRIALS, *ELSEWHERE]) for message in MESSAGES}
+    assert not [part for part in [*TRIALS, *ELSEWHERE] if part not in known]
+
+
+@pytest.mark.parametrize("place", ELSEWHERE.values())
+def test_the_tests_elsewhere_are_there(place):
+    file, _, name = place.partition("::")
+    assert f"def {name}(" in (ROOT / "tests" / file).read_text()
+
+
+@pytest.mark.parametrize("part", TRIALS)
+def test_the_advice_can_be_followed(part, tmp_path):
+    provoke, ways = TRIALS[part]
+    try:
+        said = provoke(tmp_path, "")
+    except UserError as error:
+        said = str(error)
+    assert isinstance(said, str)
+    own = [message for message in MESSAGES if part_of(message, [*TRIALS, *ELSEWHERE]) == part]
+    assert any(message.pattern.search(said) for message in own), said
+    assert ways, "the advice is not followed"
+    for follow in ways:
+        follow(tmp_path, said)
