@@ -258,12 +258,19 @@ def ages_of_trained_tokens(groups: Sequence[Group], step: int, mask_truncated: b
     """Returns the ages in steps of the tokens that an update on the groups counts (make_batch)."""
     ages = [np.zeros(0, int)]
     for group in groups:
-        rows = ~np.isnan(group.rewards)
-        if mask_truncated:
-            rows &= group.finished
-        counted = group.completion_mask & rows[:, None]
+        counted = compared_tokens(group) & trained_rows(group, mask_truncated)[:, None]
         ages.append(step - group.written[counted])
     return np.concatenate(ages)
+
+
+def compared_tokens(group: Group) -> np.ndarray:
+    """Returns Bool[G T]: the chosen tokens of the rows that have a reward, which advantages are made of."""
+    return group.completion_mask & ~np.isnan(group.rewards)[:, None]
+
+
+def trained_rows(group: Group, mask_truncated: bool) -> np.ndarray:
+    """Returns Bool[G]: the rows that the loss may count. mask_truncated: not those that were cut off."""
+    return group.finished | (not mask_truncated)
 
 
 def judged_in_order(wave: Iterable[Ended | tuple[int, Group] | None], judge: Judge) -> Iterator[Group]:
@@ -366,10 +373,6 @@ def make_batch(groups: Sequence[Group], count: int, mask_truncated: bool = False
     mask_truncated: rows that were cut off are not trained on (arXiv 2503.14476, section 3.4),
     though their rewards, lengths and KL are compared with.
     """
-
-    def chosen(group: Group) -> np.ndarray:
-        return group.completion_mask & ~np.isnan(group.rewards)[:, None]
-
     empty = (count - len(groups)) * len(groups[0].texts)
 
     def rows(arrays: Iterable[np.ndarray], filler: float = 0) -> np.ndarray:
@@ -379,10 +382,10 @@ def make_batch(groups: Sequence[Group], count: int, mask_truncated: bool = False
     return Batch(
         tokens=rows(group.tokens for group in groups),
         segments=rows(group.attention_mask.astype(np.int32) for group in groups),
-        completion_mask=rows(map(chosen, groups)),
+        completion_mask=rows(map(compared_tokens, groups)),
         rewards=rows((group.rewards.astype(np.float32) for group in groups), np.nan),
         sampler_logprobs=rows(group.logprobs for group in groups),
-        trained=rows(group.finished | (not mask_truncated) for group in groups),
+        trained=rows(trained_rows(group, mask_truncated) for group in groups),
     )
 
 
