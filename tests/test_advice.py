@@ -99,6 +99,9 @@ def changed(values: dict[str, Any]) -> Config:
     return config
 
 
+ROW_PROBLEMS = [Problem("1", "x", "1")]
+
+
 def valid(values: dict[str, Any]) -> Step:
     return lambda folder, said: validate(changed(values))
 
@@ -929,6 +932,31 @@ trial(
     lambda folder, said: run._check_shards(changed({"batch.groups": 6}), 3, 3),
 )
 
+ASKED = b'{"question": "q", "answer": 1}'
+trial(
+    "too large for a number; write it as text",
+    lambda folder, said: rows(folder, b'{"question": "q", "answer": 1e999}', ASKED).train(),
+    lambda folder, said: rows(folder, b'{"question": "q", "answer": "1e999"}', ASKED).train(),
+)
+
+
+def spoken(folder: Path, said: str, by_row: str, **how: Any) -> None:
+    line = json.dumps({"question": "q", "answer": 1, "language": by_row}).encode()
+    rows(folder, line, ASKED, **{"language_field": "language"} | how).train()
+
+
+trial(
+    "not a language that can be told: {}; mend it, or set",
+    lambda folder, said: spoken(folder, said, "Klingon"),
+    lambda folder, said: spoken(folder, said, "pt-BR"),
+    lambda folder, said: spoken(folder, said, "Klingon", language_field="", language="de"),
+)
+trial(
+    "--config.data.language is {}, not a language that can be told",
+    lambda folder, said: rows(folder, ASKED, ASKED, language="Klingon").train(),
+    lambda folder, said: rows(folder, ASKED, ASKED, language="en").train(),
+)
+
 # --- tokenizer ---
 
 
@@ -951,18 +979,20 @@ spoiled(
 )
 
 
-def end_token(folder: Path, said: str, **values: Any) -> None:
+def without_ends(folder: Path) -> Path:
+    """A model folder in which no file names an end token; without a chat template, whose turns end."""
     made = model(folder)
-    for name in ("tokenizer_config.json", "generation_config.json"):
-        path = made / name
-        found = json.loads(path.read_text()) if path.exists() else {}
-        found = {key: value for key, value in found.items() if "eos" not in key}
-        path.write_text(
-            json.dumps(
-                found | ({"eos_token": None} | values if name == "tokenizer_config.json" else {})
-            )
-        )
-    tokenizer.load(made)
+    for path in made.glob("*config.json"):
+        found = json.loads(path.read_text())
+        kept = {name: value for name, value in found.items() if "eos" not in name and "template" not in name}
+        path.write_text(json.dumps(kept | ({"eos_token": None} if path.name.startswith("token") else {})))
+    return made
+
+
+def end_token(folder: Path, said: str, **values: Any) -> None:
+    path = without_ends(folder) / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    tokenizer.load(folder / "model")
 
 
 EOS = json.loads((weights.EMBEDDED / "tokenizer_config.json").read_text()).get("eos_token")
@@ -970,6 +1000,67 @@ trial(
     "set eos_token in its tokenizer_config.json",
     end_token,
     lambda folder, said: end_token(folder, said, eos_token=EOS),
+)
+
+
+def generation_ends(folder: Path, said: str, ends: Any) -> None:
+    path = model(folder) / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": ends}))
+    tokenizer.load(folder / "model")
+
+
+trial(
+    "and the tokenizer has no such token: mend it",
+    lambda folder, said: generation_ends(folder, said, 10**6),
+    lambda folder, said: generation_ends(folder, said, [1]),
+)
+trial(
+    "it must be a token's number, or a list of such numbers",
+    lambda folder, said: generation_ends(folder, said, "</s>"),
+    lambda folder, said: generation_ends(folder, said, 1),
+    lambda folder, said: generation_ends(folder, said, [1, 2]),
+)
+spoiled(
+    "not an object: copy it anew, or remove it",
+    lambda folder: (folder / "generation_config.json").write_text("[1]"),
+    tokenizer.load,
+)
+
+
+def template(folder: Path, said: str, text: str | None) -> None:
+    made = model(folder)
+    path = made / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": text}))
+    tokenizer.load(made)
+
+
+trial(
+    "the chat template in {} cannot ask a question ({}): mend it there",
+    lambda folder, said: template(folder, said, "{{ nothing"),
+    lambda folder, said: template(folder, said, "{{ messages[0]['content'] }}"),
+    lambda folder, said: template(folder, said, None),
+)
+
+
+def matched(folder: Path, said: str, **changes: Any) -> None:
+    made = model(folder, **changes)
+    run.match(made, weights.load_config(made), tokenizer.load(made))
+
+
+trial(
+    "copy the model's own tokenizer files there",
+    lambda folder, said: matched(folder, said, vocab_size=512),
+    matched,
+)
+trial(
+    "which cannot be told; its source must give one of {}",
+    give(test_run.fitting(9).check, [Problem("1", "x", "1", "Klingon")], "training"),
+    give(test_run.fitting(9).check, [Problem("1", "x", "1", "Polish")], "training"),
+)
+trial(
+    "give the tokenizer's own model in --config.model",
+    lambda folder, said: replace(test_run.fitting(9), vocabulary=9).check(ROW_PROBLEMS, "training"),
+    lambda folder, said: test_run.fitting(9).check(ROW_PROBLEMS, "training"),
 )
 
 # --- tools ---

@@ -705,7 +705,8 @@ def test_the_age_is_that_of_the_tokens_that_an_update_counts():
     for masked in (False, True):
         ages = ages_of_trained_tokens([group], 7, masked)
         assert ages.tolist() == [2, 4, 4] + [0] * 4 * (not masked)
-        assert len(ages) == make_batch([group], 1, masked).completion_mask.sum()
+        batch = make_batch([group], 1, masked)
+        assert len(ages) == (batch.completion_mask & batch.trained[:, None]).sum()
 
 
 def test_a_problem_that_is_asked_twice_in_a_step_is_another_group():
