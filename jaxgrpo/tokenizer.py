@@ -205,6 +205,7 @@ def _turn_ends(template: chat.Chat, hf: Any) -> set[int]:
 def _control(template: chat.Chat | None, hf: Any) -> frozenset[int]:
     """Returns the special tokens that are no text: those with a name, and those around turns."""
     wrapping = template.wrapping() if template else ""
-    wrappers = [i for i, token in hf.added_tokens_decoder.items() if token.special and token.content in wrapping]
+    special = [(i, token.content) for i, token in hf.added_tokens_decoder.items() if token.special]
+    wrappers = [i for i, content in special if content.strip() and content in wrapping]
     named = [getattr(hf, f"{name}_token_id") for name in NAMED]
     return frozenset(i for i in (*wrappers, *named) if i is not None)

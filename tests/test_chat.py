@@ -133,6 +133,7 @@ def test_a_question_that_the_template_leaves_out_is_one_line(tmp_path):
         (("[THINK]", "[/THINK]"), "[THINK]a[/THINK]b"),
         (("<|begin_of_thought|>", "<|end_of_thought|>"), "<|begin_of_thought|>a<|end_of_thought|>"),
         (("<tool_call>",), "<tool_call>"),
+        (("\n",), "a\nb"),
         (("◁think▷", "◁/think▷"), "◁think▷a◁/think▷b"),
     ],
 )

@@ -76,8 +76,7 @@ class Prepared(Sequence[Problem]):
 
 
 def split_answer(answer: str, where: str) -> tuple[str, str]:
-    """(solution, gold): the text before the last "####", and the number after it, to the line's end,
-    without thousands' commas.
+    """(solution, gold): the text before the last "####", and the rest of its line, a number, without thousands' commas.
 
     UserError names `where` if there is no "####" or nothing after it.
     """

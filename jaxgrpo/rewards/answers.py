@@ -45,7 +45,7 @@ def gold_readings(gold: str) -> tuple[str, ...]:
     A gold is mostly the answer itself, and then it stays as it is. Where it is a box, `\boxed{19}`,
     `\fbox{19}` or `\boxed 19`, a whole solution with a box or `#### 19`, or has `<answer>` or
     `<solution>` tags, what these hold is the answer. Where it says "The answer is 19.", both 19 and
-    the gold itself count, which may be an answer in words; so does 7个苹果 of 答案是还剩7个苹果。
+    the gold itself count, which may be an answer in words; so does "7个" of "答案是还剩7个".
     """
     tagged = _ANSWER_TAGS.findall(gold)
     if tagged:
@@ -58,8 +58,8 @@ def gold_readings(gold: str) -> tuple[str, ...]:
     told = None if _NOUN_ALONE.match(said.strip()) else _after_phrase(said)
     if not told:
         return (said or gold,)
-    number = _WORDS_THEN_NUMBER.fullmatch(told)
-    return (told, number[1], said) if number else (told, said)
+    counted = _WORDS_THEN_NUMBER.fullmatch(told)
+    return (told, counted[1], said) if counted else (told, said)
 
 
 def _only_boxes(text: str) -> list[str]:
@@ -76,7 +76,9 @@ def _only_boxes(text: str) -> list[str]:
 _ANSWER_TAGS = re.compile(
     r"<(answer|final_answer|solution)>(.*?)</\1>", re.DOTALL | re.IGNORECASE
 )
-_BOX = re.compile(r"(?<!\\)\\+(?:boxed|fbox|framebox)(?!\p{L})\s*(?:(?=\{)|([^\s{}$\\]*[^\s{}$\\.,;:]))")
+_BOX = re.compile(
+    r"(?<!\\)\\+(?:boxed|fbox|framebox)(?!\p{L})\s*(?:(?=\{)|([^\s{}$\\]*[^\s{}$\\.,;:]))"
+)
 """A box as golds have it: with its braces, or without, before a single word or number."""
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;.]|\\text\s*\{\s*(?:and|or)\s*\}|\\[][()]|and|or)*")
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(\S.*)")
@@ -127,9 +129,8 @@ _FORMULA = re.compile(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SENTENCE = re.compile(r"(?:[^.!?。！？｡।\n]|[.](?=\S))*")
 _CLAUSE = re.compile(r"[，；](?!\p{Nd})|[,;]\s+(?=\p{L}{2})")
 _NUMBER_AND_WORD = re.compile(r"((?:\\?[$€£¥₹₴₽]\s?)?-?" + DIGITS + r")\s+(\p{L}[\p{L}\p{M}]*)(?=[\s,;])")
-_WORDS_THEN_NUMBER = re.compile(
-    rf"[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}]+(?<![负負下])((?:{DIGITS})[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}]+)"
-)
+_HAN_KANA = r"[\p{Han}\p{Hiragana}\p{Katakana}]+"
+_WORDS_THEN_NUMBER = re.compile(rf"{_HAN_KANA}(?<![负負下])((?:{DIGITS}){_HAN_KANA})")
 """A clause without spaces that says how many of what, and not that many below zero."""
 _WHITE = re.compile(r"[\s*_:=]*")
 
@@ -140,7 +141,7 @@ def _after_phrase(text: str) -> str | None:
     Of a clause that begins with a number and goes on, the number and the next word: "42 because ..." ends there, and
     "3 million ..." or "42 or ..." is not the number alone.
     """
-    text = text.translate(_FULL_WIDTH_SIGNS)
+    text = text.translate(_FULL_WIDTH_SIGNS).replace("**", "")
     phrase = None
     for phrase in _PHRASE.finditer(text):  # noqa: B007
         pass
@@ -150,7 +151,7 @@ def _after_phrase(text: str) -> str | None:
     formula = _FORMULA.match(text, start)
     if formula:
         return next(filter(None, formula.groups())).strip()
-    clause = _SENTENCE.match(text, start)[0].replace("**", "").strip()
+    clause = _SENTENCE.match(text, start)[0].strip()
     number = _NUMBER_AND_WORD.match(clause)
     if number and not is_multiplier(number[2]):
         return f"{number[1]} {number[2]}"

@@ -22,8 +22,11 @@ def think_then_answer(problem: Problem, text: str) -> float:
     `\boxed{...}`, balanced and not empty. What the block and the box say does not matter here.
     Another pair of tags that models think in, such as `[THINK]`, does as well: see `prose`.
     """
-    opened, closed = OPENS_THOUGHTS.findall(text), CLOSES_THOUGHTS.findall(text)
-    if len(opened) != 1 or closed != [closing_tag(opened[0])] or not text.lstrip().startswith(opened[0]):
+    opened = OPENS_THOUGHTS.findall(text)
+    closed = CLOSES_THOUGHTS.findall(text)
+    if len(opened) != 1 or closed != [closing_tag(opened[0])]:
+        return 0.0
+    if not text.lstrip().startswith(opened[0]):
         return 0.0
     answer = text.partition(closed[0])[2]
     found = boxes(answer)

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  (signs of Chinese and Japanese texts are meant)
 """The mathematics verifier: a table of verdicts, what may not happen whatever a model writes, settings, gold answers."""
 
 import json
@@ -84,6 +85,7 @@ GOLDS = [
     "<solution>19</solution>",
     "<think>7</think><final_answer> 19 </final_answer>",
     r"<thought>\boxed{7}</thought>\boxed{19}",
+    "**Final Answer**: 19",
     "【答案】19\n【解析】12 + 7 = 19",
     "故选：19",
     "解：12＋7＝19（个）\n答：一共有19个苹果。",
