@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxgrpo import chat, prompts
 from jaxgrpo.errors import UserError
+from jaxgrpo.problems import whole_characters
 
 NAMED = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 """Special tokens that a tokenizer has a name for."""
@@ -43,7 +44,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text that holds its own special tokens; none is added."""
-        return self.hf(text, add_special_tokens=False).input_ids
+        return self.hf(whole_characters(text), add_special_tokens=False).input_ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of chosen tokens, without end and control tokens.

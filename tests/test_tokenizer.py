@@ -294,6 +294,11 @@ def test_an_end_that_the_tokenizer_does_not_have_is_one_line(tmp_path):
         tokenizer.load(tmp_path)
 
 
+def test_half_a_surrogate_pair_is_asked_as_no_character(tmp_path):
+    loaded = tokenizer.load(make_chat_folder(tmp_path, CHATML, special=("<|im_start|>",)))
+    assert loaded.prompt("3 \ud83d 4?", "Think\udcff.") == loaded.prompt("3 \ufffd 4?", "Think\ufffd.")
+
+
 def test_padding_is_on_the_left_and_masks_come_from_lengths():
     tokens, mask = tokenizer.left_padded([[5, 6, 7], [], [8]], 3, pad=2)
     np.testing.assert_array_equal(tokens, [[5, 6, 7], [2, 2, 2], [2, 2, 8]])
