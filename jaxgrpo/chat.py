@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.rewards.prose import closing_tag
 
 _TAG = re.compile(
     r"""< (?!/) [^<>|\s] [^<>|]* >                        # <think>
       | \[ [A-Z] [A-Z_]* \]                               # [THINK]
+      | ◁ [^◁▷/]+ ▷                                       # ◁think▷
       | <\| [^<>|]* (?:begin|start) [^<>|]* \|>           # <|begin_of_thought|>
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_BLOCK = re.compile(r"<([^<>/|\s][^<>|]*)>.*?</\1>|\[([A-Z_]+)\].*?\[/\2\]", re.DOTALL)
-"""Matches what is opened and closed between two contents and so wraps neither: empty thoughts."""
-_PROBES = ("first probe text", "second probe text", "third probe text", "fourth probe text")
+PROBES = ("first probe text", "second probe text", "third probe text", "fourth probe text")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Chat:
         roles: who speaks, one message each
         begin: whether the assistant's next turn is begun
         """
-        probes = _PROBES[: len(roles)]
+        probes = PROBES[: len(roles)]
         try:
             rest = self.render(self._messages(zip(roles, probes, strict=True)), begin)
         except Exception:  # as above
@@ -85,7 +85,7 @@ class Chat:
         for roles in (("system", *turns), turns, turns[:2], turns[:1]):
             if pieces := self.around(*roles):
                 # What follows the last content may be the end of a prompt, which opens the answer.
-                return "\n".join(_BLOCK.sub("", piece) for piece in pieces[:-1])
+                return "\n".join(_without_blocks(piece) for piece in pieces[:-1])
         return ""
 
     def after_assistant(self) -> str:
@@ -106,7 +106,7 @@ class Chat:
         wrapping = self.wrapping()
         end = pieces[-1] if pieces else ""
         for tag in _TAG.finditer(end):
-            closed = _closing(tag[0]).lower() in end[tag.end() :].lower()
+            closed = closing_tag(tag[0]) in end[tag.end() :]
             if tag[0] not in wrapping and not closed:
                 return end[tag.start() :]
         return ""
@@ -137,7 +137,7 @@ def read(template: Any, render: Callable[[list[dict[str, Any]], bool], str], fol
         raise chat._refusal(f"there are {', '.join(sorted(template))}, and none is named default")
     in_parts = Chat(render, folder, in_parts=True)
     try:
-        chat.prompt(_PROBES[0])
+        chat.prompt(PROBES[0])
     except UserError:
         if not in_parts.around("user", begin=True):
             raise
@@ -146,14 +146,21 @@ def read(template: Any, render: Callable[[list[dict[str, Any]], bool], str], fol
     return Chat(render, folder, chat.in_parts, takes_system)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or its kind where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
-def _closing(tag: str) -> str:
-    """Returns what closes a tag: "</think>" for "<think>", "<|x_end|>" for "<|x_start|>"."""
-    if tag.startswith("<|"):
-        return re.sub("begin|start", "end", tag, flags=re.IGNORECASE)
-    return f"{tag[0]}/{tag[1:]}"
+def _without_blocks(text: str) -> str:
+    """Returns what stands between two contents without what is opened and closed there.
+
+    Empty thoughts, for example: they wrap neither content.
+    """
+    for tag in _TAG.finditer(text):
+        inside, closing, after = text[tag.end() :].partition(closing_tag(tag[0]))
+        # <|start_header_id|>user<|end_header_id|> does wrap what comes next.
+        is_header = tag[0].startswith("<|") and inside.strip()
+        if closing and not is_header:
+            return _without_blocks(text[: tag.start()] + after)
+    return text

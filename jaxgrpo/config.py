@@ -570,7 +570,9 @@ def save(config: Config, out: str) -> None:
     path = Path(out) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(describe(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(describe(config), indent=2, ensure_ascii=False) + "\n"
+    # Half a surrogate pair is not UTF-8; with a backslash it is JSON's own way to write it.
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(partial, path)
 
 

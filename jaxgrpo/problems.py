@@ -35,9 +35,12 @@ class Problem:
         language = language_code(self.language) or self.language
         object.__setattr__(self, "language", language)
         for name in ("id", "prompt", "answer"):
-            # Half a surrogate pair is no character: neither tokenizers nor UTF-8 files take it.
-            text = re.sub("[\ud800-\udfff]", "\ufffd", getattr(self, name))
-            object.__setattr__(self, name, text)
+            object.__setattr__(self, name, whole_characters(getattr(self, name)))
+
+
+def whole_characters(text: str) -> str:
+    """Returns a text with U+FFFD for half a surrogate pair, which neither tokenizers nor UTF-8 take."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 class Completion(str):

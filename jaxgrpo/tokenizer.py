@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxgrpo import chat, prompts
 from jaxgrpo.errors import UserError
+from jaxgrpo.problems import whole_characters
 
 NAMED = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 """Special tokens that a tokenizer has a name for."""
@@ -43,7 +44,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text that holds its own special tokens; none is added."""
-        return self.hf(text, add_special_tokens=False).input_ids
+        return self.hf(whole_characters(text), add_special_tokens=False).input_ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of chosen tokens, without end and control tokens.
@@ -84,6 +85,7 @@ def load(folder: Path) -> Tokenizer:
     ask.
     """
     hf = _load_hf(folder)
+    hf.chat_template = hf.chat_template or _processor_template(folder)
     render = functools.partial(_render, hf)
     template = chat.read(hf.chat_template, render, folder)
     ends = {hf.eos_token_id, *_configured_ends(folder, hf)} - {None}
@@ -128,14 +130,18 @@ def _load_hf(folder: Path) -> Any:
     transformers.logging.set_verbosity_error()
     try:
         hf = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library tokenizers raises Exception itself
+        is_wordless = hf(chat.PROBES[0]).input_ids == hf("").input_ids
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises Exception itself, and a panic that is none
         raise UserError(
             f"no tokenizer can be loaded from {folder} ({chat.one_line(error)}): copy its tokenizer files there, or update "
             "transformers and tokenizers if they are of a newer version"
         ) from error
     files = hf.vocab_files_names.values()
-    if not any((folder / name).is_file() for name in files):  # transformers then makes one that knows no word
-        raise UserError(f"{folder} has no vocabulary, none of {', '.join(files)}: copy its tokenizer files there")
+    # Without these files transformers makes a tokenizer that knows no word.
+    if is_wordless or not any((folder / name).is_file() for name in files):
+        raise UserError(f"{folder} has no vocabulary in {' or '.join(files)}: copy its tokenizer files there")
     return hf
 
 
@@ -159,20 +165,30 @@ def _configured_ends(folder: Path, hf: Any) -> set[int]:
     return ends | (_read_ends(folder / "config.json") & set(hf.added_tokens_decoder))
 
 
+def _processor_template(folder: Path) -> Any:
+    """Returns the chat template of a folder that has it where transformers' processors look alone."""
+    return _read_object(folder / "chat_template.json").get("chat_template")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Returns the JSON object that a file holds; {} if there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}): copy it anew, or remove it") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}, not an object: copy it anew, or remove it")
+    return values
+
+
 def _read_ends(path: Path) -> set[int]:
     """Returns the ids that a file calls eos_token_id.
 
     Raises UserError unless it is a whole number, a list of such numbers, or null.
     """
-    if not path.is_file():
-        return set()
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): copy it anew, or remove it") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds a {type(config).__name__}, not an object: copy it anew, or remove it")
-    ends = config.get("eos_token_id")
+    ends = _read_object(path).get("eos_token_id")
     ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
     for i in ids:
         if type(i) is not int or i < 0:
@@ -190,6 +206,7 @@ def _turn_ends(template: chat.Chat, hf: Any) -> set[int]:
 def _control(template: chat.Chat | None, hf: Any) -> frozenset[int]:
     """Returns the special tokens that are no text: those with a name, and those around turns."""
     wrapping = template.wrapping() if template else ""
-    wrappers = [i for i, token in hf.added_tokens_decoder.items() if token.special and token.content in wrapping]
+    special = [(i, token.content) for i, token in hf.added_tokens_decoder.items() if token.special]
+    wrappers = [i for i, content in special if content.strip() and content in wrapping]
     named = [getattr(hf, f"{name}_token_id") for name in NAMED]
     return frozenset(i for i in (*wrappers, *named) if i is not None)

@@ -7,7 +7,7 @@ import pytest
 from jaxgrpo import tokenizer
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Completion, Problem
-from jaxgrpo.rewards import language
+from jaxgrpo.rewards import language, prose
 from jaxgrpo.rewards.format import Tags, think_then_answer
 from jaxgrpo.rewards.math import accuracy
 from tests.chat_folders import CHATML, GEMMA, MISTRAL, make_chat_folder
@@ -27,6 +27,10 @@ EITHER = (
     "{{ m['content'][0]['text'] }}{% endif %}<|im_end|>\n{% endfor %}"
 )
 PHI = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|im_end|>\n{% endfor %}<|assistant|>\n"
+LLAMA = (
+    "{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
 NO_ASSISTANT = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}\n{% endfor %}"
 )
@@ -101,6 +105,18 @@ def test_of_named_templates_the_default_asks(tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_the_template_may_stand_in_the_file_of_a_processor(tmp_path):
+    """Models of text and images have it there. A tokenizer's own comes first."""
+    make_chat_folder(tmp_path, None, special=IM)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))
+    asked = "<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n"
+    loaded = tokenizer.load(tmp_path)
+    assert loaded.hf.decode(loaded.prompt("3+4?")) == asked
+    make_chat_folder(tmp_path, NO_ASSISTANT, special=IM)
+    loaded = tokenizer.load(tmp_path)
+    assert loaded.hf.decode(loaded.prompt("3+4?")) == "3+4?\n"
+
+
 def test_a_question_that_the_template_leaves_out_is_one_line(tmp_path):
     """Although it renders others."""
     loaded = load(tmp_path, CHATML.replace("m['content']", "m['content'].split('#')[0]"))
@@ -117,6 +133,8 @@ def test_a_question_that_the_template_leaves_out_is_one_line(tmp_path):
         (("[THINK]", "[/THINK]"), "[THINK]a[/THINK]b"),
         (("<|begin_of_thought|>", "<|end_of_thought|>"), "<|begin_of_thought|>a<|end_of_thought|>"),
         (("<tool_call>",), "<tool_call>"),
+        (("\n",), "a\nb"),
+        (("◁think▷", "◁/think▷"), "◁think▷a◁/think▷b"),
     ],
 )
 def test_special_tokens_that_are_content_stay(tmp_path, special, text):
@@ -134,6 +152,7 @@ def test_special_tokens_that_are_content_stay(tmp_path, special, text):
         (ALTERNATE, ("[INST]", "[/INST]"), "[INST][/INST]"),
         (GEMMA, ("<start_of_turn>", "<end_of_turn>"), "<start_of_turn><end_of_turn>"),
         (PHI, ("<|system|>", "<|user|>", "<|assistant|>"), "<|system|><|user|><|assistant|>"),
+        (LLAMA, ("<|start_header_id|>", "<|end_header_id|>"), "<|start_header_id|><|end_header_id|>"),
         (NO_ASSISTANT.replace("{{ m.", "<turn>{{ m."), ("<turn>",), "<turn>"),
     ],
 )
@@ -144,13 +163,26 @@ def test_special_tokens_that_turns_are_wrapped_in_are_dropped(tmp_path, template
 
 def test_empty_thoughts_of_earlier_turns_wrap_nothing(tmp_path):
     """Some templates write them before every answer; the tags are still what the policy has to write."""
-    for i, tags in enumerate((("<think>", "</think>"), ("[THINK]", "[/THINK]"))):
+    for i, tags in enumerate(TAGS):
         thoughtless = "{% if m['role'] == 'assistant' %}" + "\n\n".join(tags) + "\n\n{% endif %}{{ m['content'] }}"
         template = CHATML.replace("{{ m['content'] }}", thoughtless)
         loaded = load(tmp_path / str(i), template, special=(*IM, *tags))
         text = f"{tags[0]}a{tags[1]}b"
         assert loaded.decode(loaded.encode(text)) == text
         assert loaded.decode(loaded.encode("<|im_start|>")) == ""
+
+
+TAGS = [
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+]
+"""Between which models think: Qwen 3, EXAONE, Magistral, Kimi, Sky-T1, Command A and others."""
 
 
 @pytest.mark.parametrize("registered", [True, False])
@@ -167,6 +199,8 @@ def test_empty_thoughts_of_earlier_turns_wrap_nothing(tmp_path):
         ("<|begin_of_thought|>\n\n", "<|begin_of_thought|>\n\n"),
         ("<|START_THINKING|>", "<|START_THINKING|>"),
         ("<|START_THINKING|><|END_THINKING|>", ""),
+        ("◁think▷", "◁think▷"),
+        ("◁think▷◁/think▷", ""),
         ("Let me think. <reasoning>\n", "<reasoning>\n"),
         ("Let me see: ", ""),
     ],
@@ -177,7 +211,7 @@ def test_what_a_prompt_opens_is_known(tmp_path, end, opened, registered, always)
     template = CHATML.replace("assistant\n", f"assistant\n{end}")
     if always:
         template = template.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
-    tags = ("<think>", "</think>", "[THINK]", "<|begin_of_thought|>", "<|START_THINKING|>", "<reasoning>")
+    tags = ("<think>", "</think>", "[THINK]", "<|begin_of_thought|>", "<|START_THINKING|>", "<reasoning>", "◁think▷")
     loaded = load(tmp_path, template, special=(*IM, *tags) if registered else IM)
     # Jinja drops a line's end at the end of a template.
     opened = opened.removesuffix("\n") if always else opened
@@ -208,6 +242,21 @@ def test_rewards_see_what_the_prompt_opened(tmp_path, reward, written, finished,
     loaded = load(tmp_path, CHATML.replace("assistant\n", "assistant\n<think>\n"))
     text = Completion(loaded.completion(loaded.encode(written)), 9, finished)
     assert reward(Problem("1", "3+4?", "7"), text) == expected
+
+
+@pytest.mark.parametrize(("opening", "closing"), TAGS)
+def test_rewards_know_what_models_think_in(tmp_path, opening, closing):
+    loaded = load(tmp_path, CHATML.replace("assistant\n", f"assistant\n{opening}\n"))
+    seen = lambda text: loaded.completion(loaded.encode(text))
+    thought, cut_off = seen(f"\\boxed{{6}}?\n{closing}\n\\boxed{{7}}"), seen("Maybe \\boxed{7}")
+    asked = Problem("1", "3+4?", "7")
+    assert accuracy(asked, thought) == think_then_answer(asked, thought) == 1.0
+    assert accuracy(asked, cut_off) == think_then_answer(asked, cut_off) == 0.0
+    assert prose.part(thought, "think") == "\n\\boxed{6}?\n"
+    assert prose.part(thought, "answer") == "\n\\boxed{7}"
+    assert prose.part(thought, "all") == thought
+    other = "</think>" if opening != "<think>" else "</thought>"
+    assert think_then_answer(asked, seen(f"6\n{other}\n\\boxed{{7}}")) == 0.0
 
 
 def test_the_language_of_opened_thoughts_is_measured(tmp_path):

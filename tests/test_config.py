@@ -435,6 +435,12 @@ def test_describe_survives_json_and_names_functions_and_classes():
     assert description["data"]["parts"][1]["share"] == 2
 
 
+def test_half_a_surrogate_pair_is_saved_as_it_is(tmp_path):
+    halves = make(system="Think\ud83d\\ first.")
+    configs.save(halves, str(tmp_path))
+    check_same(halves, str(tmp_path))
+
+
 def test_check_same(tmp_path):
     out = str(tmp_path / "out")
     check_same(make(), out)

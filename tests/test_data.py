@@ -248,6 +248,7 @@ def test_gsm8k_refuses_an_answer_without_the_mark(tmp_path, answer):
 
 def test_gsm8k_gold_is_what_split_answer_says():
     assert split_answer("a\nb\n#### 1,000 ", "here") == ("a\nb", "1000")
+    assert split_answer("a\n#### 1,000\nb", "here") == ("a", "1000")
 
 
 @pytest.fixture

@@ -202,6 +202,18 @@ def spoil_json(**changes):
         spoil_json(decoder={"type": "Tomorrow"}),
         spoil_json(version="9.0"),
         spoil_json(added_tokens="none"),
+        # The library panics, which is no Exception.
+        spoil_json(
+            post_processor={
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}],
+                "pair": [],
+                "special_tokens": {},
+            }
+        ),
+        lambda folder: spoil(
+            folder, "tokenizer_config.json", '{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": "x"}'
+        ),
         lambda folder: spoil(folder, "tokenizer.json", (folder / "tokenizer.json").read_text()[:500]),
         lambda folder: spoil(folder, "tokenizer.json", ""),
         lambda folder: spoil(folder, "tokenizer.json", "[]"),
@@ -215,6 +227,15 @@ def test_a_tokenizer_json_that_cannot_be_read_is_one_line_that_names_the_folder(
         tokenizer.load(tmp_path)
     assert str(caught.value).startswith(f"no tokenizer can be loaded from {tmp_path} (")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("vocab", [{}, {"0": 0}])
+def test_a_vocabulary_that_has_no_text_is_one_line(tmp_path, vocab):
+    """Every question would be asked as none."""
+    make_chat_folder(tmp_path, CHATML)
+    spoil_json(model={"type": "BPE", "vocab": vocab, "merges": []})(tmp_path)
+    with pytest.raises(UserError, match=r"has no vocabulary in tokenizer.json or .*: copy its tokenizer files there"):
+        tokenizer.load(tmp_path)
 
 
 END, TURN = "<|endoftext|>", "<|im_end|>"
@@ -268,6 +289,14 @@ def test_an_end_that_the_tokenizer_does_not_have_is_one_line(tmp_path):
     (tmp_path / "generation_config.json").write_text("[]")
     with pytest.raises(UserError, match=r"generation_config.json holds a list, not an object"):
         tokenizer.load(tmp_path)
+    (tmp_path / "generation_config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"generation_config.json is not JSON \(maximum recursion depth exceeded"):
+        tokenizer.load(tmp_path)
+
+
+def test_half_a_surrogate_pair_is_asked_as_no_character(tmp_path):
+    loaded = tokenizer.load(make_chat_folder(tmp_path, CHATML, special=("<|im_start|>",)))
+    assert loaded.prompt("3 \ud83d 4?", "Think\udcff.") == loaded.prompt("3 \ufffd 4?", "Think\ufffd.")
 
 
 def test_padding_is_on_the_left_and_masks_come_from_lengths():

@@ -76,12 +76,12 @@ class Prepared(Sequence[Problem]):
 
 
 def split_answer(answer: str, where: str) -> tuple[str, str]:
-    """(solution, gold): the text before the last "####", and the number after it without thousands' commas.
+    """(solution, gold): the text before the last "####", and the rest of its line, a number, without thousands' commas.
 
     UserError names `where` if there is no "####" or nothing after it.
     """
     solution, mark, gold = answer.rpartition(MARK)
-    gold = gold.replace(",", "").strip()
+    gold = gold.strip().partition("\n")[0].replace(",", "").strip()
     if not mark or not gold:
         raise UserError(
             f'{where}: the answer has no "{MARK}" with the result after it, as in "{MARK} 42"; mend the line, '

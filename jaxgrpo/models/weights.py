@@ -43,8 +43,8 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
         why = "has no config.json" if folder.is_dir() else "is not there"
         raise UserError(f"model folder {folder} {why}: give a Hugging Face folder (config.json, *.safetensors, tokenizer)")
     try:
-        hf = json.loads(path.read_text())
-    except ValueError as error:
+        hf = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): copy it anew") from error
     if not isinstance(hf, dict):
         raise UserError(f"{path} holds a {type(hf).__name__}, not an object: copy it anew")

@@ -12,6 +12,7 @@ from functools import lru_cache
 import regex as re
 
 from jaxgrpo.rewards.numbers import DIGITS, is_multiplier
+from jaxgrpo.rewards.prose import part
 
 EXTRACT = ("boxed", "hashes", "phrase", "number")
 r"""The places an answer can be taken from, the surest first: `\boxed{}`, `####`, "the answer is", the last number."""
@@ -26,9 +27,9 @@ def final_answer(text: str, extract: Sequence[str] = MARKS) -> str | None:
     Of the last balanced `\boxed{...}` and the last `#### ...` (to the end of its line), the one that comes last. Without
     either, what follows the last phrase like "the answer is", in any language of `PHRASES`; without that, the last
     number. Only what is said after thinking counts: what follows the last `</think>`, if there is one, and what precedes
-    a `<think>` that is never closed.
+    a `<think>` that is never closed. Other tags that models think in count as these: see `prose`.
     """
-    said = _said(text)
+    said = part(text, "answer")
     marks = boxes(said) if "boxed" in extract else []
     marks += [(match.start(), match[1]) for match in _HASHES.finditer(said)] if "hashes" in extract else []
     if marks:
@@ -37,27 +38,28 @@ def final_answer(text: str, extract: Sequence[str] = MARKS) -> str | None:
     return _last_number(said) if answer is None and "number" in extract else answer
 
 
-def _said(text: str) -> str:
-    return text.rpartition("</think>")[2].partition("<think>")[0]
-
-
 @lru_cache(maxsize=1024)
 def gold_readings(gold: str) -> tuple[str, ...]:
     r"""Returns the answers that a gold text stands for, one of which is enough.
 
-    A gold is mostly the answer itself, and then it stays as it is. Where it is a box, a whole
-    solution with a box or `#### 19`, or has `<answer>` tags, what these hold is the answer. Where it
-    says "The answer is 19.", both 19 and the gold itself count, which may be an answer in words.
+    A gold is mostly the answer itself, and then it stays as it is. Where it is a box, `\boxed{19}`,
+    `\fbox{19}` or `\boxed 19`, a whole solution with a box or `#### 19`, or has `<answer>` or
+    `<solution>` tags, what these hold is the answer. Where it says "The answer is 19.", both 19 and
+    the gold itself count, which may be an answer in words; so does "7个" of "答案是还剩7个".
     """
     tagged = _ANSWER_TAGS.findall(gold)
     if tagged:
-        return gold_readings(tagged[-1])
-    said = _said(gold)
+        return gold_readings(tagged[-1][1])
+    gold = _BOX.sub(lambda box: rf"\boxed{{{box[1]}}}" if box[1] else r"\boxed", gold)
+    said = part(gold, "answer")
     marked = ", ".join(_only_boxes(said)) or final_answer(said)
     if marked:
         return (marked,)
     told = None if _NOUN_ALONE.match(said.strip()) else _after_phrase(said)
-    return (told, said) if told else (said or gold,)
+    if not told:
+        return (said or gold,)
+    counted = _WORDS_THEN_NUMBER.fullmatch(told)
+    return (told, counted[1], said) if counted else (told, said)
 
 
 def _only_boxes(text: str) -> list[str]:
@@ -68,10 +70,16 @@ def _only_boxes(text: str) -> list[str]:
         if box not in text:  # it went with the box that it stood in
             return []
         text = text.replace(box, "", 1)
-    return contents if len(contents) > 1 and _BETWEEN_BOXES.fullmatch(text) else []
+    return list(dict.fromkeys(contents)) if _BETWEEN_BOXES.fullmatch(text) else []
 
 
-_ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_ANSWER_TAGS = re.compile(
+    r"<(answer|final_answer|solution)>(.*?)</\1>", re.DOTALL | re.IGNORECASE
+)
+_BOX = re.compile(
+    r"(?<!\\)\\+(?:boxed|fbox|framebox)(?!\p{L})\s*(?:(?=\{)|([^\s{}$\\]*[^\s{}$\\.,;:]))"
+)
+"""A box as golds have it: with its braces, or without, before a single word or number."""
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;.]|\\text\s*\{\s*(?:and|or)\s*\}|\\[][()]|and|or)*")
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(\S.*)")
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
@@ -93,7 +101,7 @@ def boxes(text: str) -> list[tuple[int, str]]:
 _IS = r"(?:is|are|was|equals|would\ be|will\ be|:|=)"
 PHRASES = {
     "en": rf"\banswers?\b(?:\ (?:to|of|for)\ [^.:\n]{{0,60}}?)?\s*{_IS}",
-    "zh": r"答案(?:应该|應該)?(?:是|为|為|等于|等於|:|=)",
+    "zh": r"答案(?:】|(?:应该|應該)?(?:是|为|為|等于|等於|:|=))|故[选選]",
     "ko": r"(?:정답|답)(?:은|이|:|=)",
     "uk": r"відповід[\p{L}]*(?:\s*є)?\s*(?:[:=—–-]|становить|дорівнює)|відповіддю\ є",
     "ru": r"ответ[\p{L}]*\s*(?:[:=—–-]|равен|составляет|будет|это)|ответом\ является",
@@ -121,6 +129,9 @@ _FORMULA = re.compile(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SENTENCE = re.compile(r"(?:[^.!?。！？｡।\n]|[.](?=\S))*")
 _CLAUSE = re.compile(r"[，；](?!\p{Nd})|[,;]\s+(?=\p{L}{2})")
 _NUMBER_AND_WORD = re.compile(r"((?:\\?[$€£¥₹₴₽]\s?)?-?" + DIGITS + r")\s+(\p{L}[\p{L}\p{M}]*)(?=[\s,;])")
+_HAN_KANA = r"[\p{Han}\p{Hiragana}\p{Katakana}]+"
+_WORDS_THEN_NUMBER = re.compile(rf"{_HAN_KANA}(?<![负負下])((?:{DIGITS}){_HAN_KANA})")
+"""A clause without spaces that says how many of what, and not that many below zero."""
 _WHITE = re.compile(r"[\s*_:=]*")
 
 
@@ -130,7 +141,7 @@ def _after_phrase(text: str) -> str | None:
     Of a clause that begins with a number and goes on, the number and the next word: "42 because ..." ends there, and
     "3 million ..." or "42 or ..." is not the number alone.
     """
-    text = text.translate(_FULL_WIDTH_SIGNS)
+    text = text.translate(_FULL_WIDTH_SIGNS).replace("**", "")
     phrase = None
     for phrase in _PHRASE.finditer(text):  # noqa: B007
         pass
@@ -140,7 +151,7 @@ def _after_phrase(text: str) -> str | None:
     formula = _FORMULA.match(text, start)
     if formula:
         return next(filter(None, formula.groups())).strip()
-    clause = _SENTENCE.match(text, start)[0].replace("**", "").strip()
+    clause = _SENTENCE.match(text, start)[0].strip()
     number = _NUMBER_AND_WORD.match(clause)
     if number and not is_multiplier(number[2]):
         return f"{number[1]} {number[2]}"

@@ -12,6 +12,7 @@ import regex as re
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
 from jaxgrpo.rewards.math import boxes
+from jaxgrpo.rewards.prose import CLOSES_THOUGHTS, OPENS_THOUGHTS, closing_tag
 
 
 def think_then_answer(problem: Problem, text: str) -> float:
@@ -19,10 +20,15 @@ def think_then_answer(problem: Problem, text: str) -> float:
 
     One `<think>`, before which there is nothing but space; one `</think>` after it; and after that exactly one
     `\boxed{...}`, balanced and not empty. What the block and the box say does not matter here.
+    Another pair of tags that models think in, such as `[THINK]`, does as well: see `prose`.
     """
-    if text.count("<think>") != 1 or text.count("</think>") != 1 or not text.lstrip().startswith("<think>"):
+    opened = OPENS_THOUGHTS.findall(text)
+    closed = CLOSES_THOUGHTS.findall(text)
+    if len(opened) != 1 or closed != [closing_tag(opened[0])]:
         return 0.0
-    answer = text.partition("</think>")[2]
+    if not text.lstrip().startswith(opened[0]):
+        return 0.0
+    answer = text.partition(closed[0])[2]
     found = boxes(answer)
     return float(answer.count(r"\boxed") == len(found) == 1 and bool(found[0][1].strip()))
 

@@ -10,18 +10,44 @@ import regex as re
 
 PARTS = ("think", "answer", "all")
 
+_THOUGHT = r"(?:think(?:ing)?|thoughts?|reasoning|THINK(?:ING)?)"
+OPENS_THOUGHTS = re.compile(
+    rf"<{_THOUGHT}> | \[{_THOUGHT}\] | ◁{_THOUGHT}▷ | <\|(?:begin_of|START)_{_THOUGHT}\|>",
+    re.VERBOSE,
+)
+CLOSES_THOUGHTS = re.compile(
+    rf"</{_THOUGHT}> | \[/{_THOUGHT}\] | ◁/{_THOUGHT}▷ | <\|(?:end_of|END)_{_THOUGHT}\|>",
+    re.VERBOSE,
+)
+"""The tags that models think in: <think>, <thinking>, <thought>, <reasoning>, [THINK], ◁think▷,
+<|begin_of_thought|>, <|START_THINKING|>."""
+
 
 def part(text: str, name: str) -> str:
     """One of PARTS of a completion: its chain of thought, what is said after it, or all.
 
+    A chain of thought stands between `<think>` and `</think>`, or other tags that models think in.
+
     think: from the first `<think>`, or the start, to the last `</think>`, or the end; all of a text without either tag.
     answer: after the last `</think>`, to a `<think>` that is never closed; all of a text without either tag.
     """
-    before, closed, after = text.rpartition("</think>")
-    if name == "think":
-        _, opened, inside = (before if closed else text).partition("<think>")
-        return inside if opened else before if closed else text
-    return after.partition("<think>")[0] if name == "answer" else text
+    if name == "all":
+        return text
+    closing = None
+    for closing in CLOSES_THOUGHTS.finditer(text):  # noqa: B007
+        pass
+    if name == "answer":
+        return OPENS_THOUGHTS.split(text[closing.end() :] if closing else text, 1)[0]
+    before = text[: closing.start()] if closing else text
+    opening = OPENS_THOUGHTS.search(before)
+    return before[opening.end() :] if opening else before
+
+
+def closing_tag(tag: str) -> str:
+    """Returns what closes a tag: "</think>" for "<think>", "<|x_end|>" for "<|x_start|>"."""
+    if tag.startswith("<|"):
+        return re.sub("begin|start", "end", re.sub("BEGIN|START", "END", tag))
+    return f"{tag[0]}/{tag[1:]}"
 
 
 # Every group is a kind of delimiter; `drop` is dropped alone. No quantifier can look twice at the same character.

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  (signs of Chinese and Japanese texts are meant)
 """The mathematics verifier: a table of verdicts, what may not happen whatever a model writes, settings, gold answers."""
 
 import json
@@ -75,6 +76,21 @@ GOLDS = [
     "Final Answer: The final answer is $19$. I hope it is correct.",
     "答案是19。",
     "उत्तर है 19",
+    r"\fbox{19}",
+    r"$\framebox{19}$",
+    r"12 + 7 = \boxed 19.",
+    r"So $x = \boxed 19$",
+    r"\\boxed{19}",
+    r"\boxed{19} \boxed{19}",
+    "<solution>19</solution>",
+    "<think>7</think><final_answer> 19 </final_answer>",
+    r"<thought>\boxed{7}</thought>\boxed{19}",
+    "**Final Answer**: 19",
+    "【答案】19\n【解析】12 + 7 = 19",
+    "故选：19",
+    "解：12＋7＝19（个）\n答：一共有19个苹果。",
+    "答え：合わせて19個です。",
+    "Sumamos 12 y 7. La respuesta es 19 manzanas.",
 ]
 
 
@@ -90,6 +106,21 @@ def test_a_gold_that_is_a_box_or_a_solution_is_read_as_an_answer(gold):
 def test_a_gold_of_several_boxes_is_all_of_them(gold):
     assert accuracy(problem(gold), r"\boxed{2, 3}") == 1.0
     assert accuracy(problem(gold), r"\boxed{3}") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("gold", "wrong"),
+    [
+        ("答：零下19度", "19"),
+        ("答：负19", "19"),
+        ("答：根号19", "19"),
+        ("答：一共有3万元", "3"),
+        ("The answer is ln 2.", "2"),
+        (r"\fbox{19} or \fbox{20}", "20"),
+    ],
+)
+def test_a_part_of_a_gold_is_not_the_gold(gold, wrong):
+    assert accuracy(problem(gold), rf"\boxed{{{wrong}}}") == 0.0
 
 
 AS_THEY_ARE = ["x = 3", "Monday", "उत्तर दिशा", r"\boxed{}", "The answer is unknown", "12 + 7 = 19", "", " 5 "]
