@@ -153,7 +153,13 @@ def compile_steps(
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
     devices = row_devices(mesh)
     whole = partial(splash.attention, mesh)
-    places = Places(partial(jax.lax.with_sharding_constraint, shardings=rows))
+    # Tokens are looked up where the embedding's columns are, and so its gradient, a sum over the tokens of all devices, is made
+    # there: a device would else hold a gradient of the whole embedding.
+    columns = NamedSharding(mesh, PartitionSpec("data", None, "fsdp"))
+    places = Places(
+        embedded=partial(jax.lax.with_sharding_constraint, shardings=columns),
+        layer=partial(jax.lax.with_sharding_constraint, shardings=rows),
+    )
     read = partial(learner.read_rows, score_from) if score_from else partial(learner.read_groups, prompt_width)
     forward = transformer.forward if score_from else transformer.forward_both
     forward = partial(forward, model, dtype=dtype, remat=remat, places=places)
@@ -200,7 +206,7 @@ def _moving(mesh: Mesh) -> Places:
     by_vocabulary, everywhere = at("data", PartitionSpec.UNCONSTRAINED), at(AXES)
     by_rows = lambda logits: everywhere(logits) if len(logits) % mesh.size == 0 else at(*ROWS)(logits)
     return Places(
-        at("data"),
+        layer=at("data"),
         projected=lambda x: to_cache(to_matrix(x)),
         attended=lambda x: to_matrix(to_cache(x)),
         logits=lambda x: by_rows(by_vocabulary(x)),

@@ -62,6 +62,8 @@ class Places(NamedTuple):
     """Where activations lie on a mesh: x -> the same there. Left to itself XLA may spread a layer's input over the width, as
     the embedding is, and have every device compute all rows."""
 
+    embedded: Callable = lambda x: x
+    """The rows of the embedding that tokens are looked up in, [B T D]; its gradient lies there, too."""
     layer: Callable = lambda x: x
     """A layer's input [B T D]."""
     projected: Callable = lambda x: x
@@ -411,7 +413,8 @@ class Transformer(nn.Module):
         if not config.tied_embeddings:
             self.param("output_embedding", normal, (config.vocab_size, config.width))
         scale = jnp.asarray(config.embedding_scale, self.dtype)
-        xs = tuple(embed(embedding, text.tokens, self.dtype) * scale for text in texts)
+        embedded = self.places.embedded
+        xs = tuple(embedded(embed(embedding, text.tokens, self.dtype)) * scale for text in texts)
         where = tuple((self._turns(text), text.mask, self._distances(text)) for text in texts)
         scanned = self.has_variable("params", "layers")
         layers = self._scanned if scanned else self._unrolled
