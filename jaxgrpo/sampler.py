@@ -260,6 +260,7 @@ def decode(
         steps=jnp.int32(0),
     )
     embedding = transformer.output_embedding(params)
+    softcap, unused = config.logit_softcap, config.unused_ids
     # A row that is live has been so from the first step, and has chosen a token at each.
     uniform = uniforms(slots.keys, slots.written, chunk)
 
@@ -271,17 +272,7 @@ def decode(
         slots, chosen = state
         number = jax.lax.dynamic_index_in_dim(uniform, chosen.steps, axis=1, keepdims=False)
         hidden = places.layer(slots.hidden)
-        token, logprob = draw(
-            hidden,
-            embedding,
-            number,
-            slots.written,
-            how,
-            ends,
-            config.logit_softcap,
-            places.logits,
-            config.unused_ids,
-        )
+        token, logprob = draw(hidden, embedding, number, slots.written, how, ends, softcap, places.logits, unused)
         write = lambda array, new: jax.lax.dynamic_update_slice_in_dim(array, new[:, None], chosen.steps, axis=1)
         ended = slots.live & jnp.isin(token, jnp.array(ends))
         n = slots.live.astype(jnp.int32)

@@ -153,16 +153,11 @@ def compile_steps(
     rows, everywhere = rows_sharding(mesh), replicated(mesh)
     devices = row_devices(mesh)
     whole = partial(splash.attention, mesh)
-    # Tokens are looked up where the embedding's columns are, and so its gradient, a sum over the tokens of all devices, is made
-    # there: a device would else hold a gradient of the whole embedding.
-    columns = NamedSharding(mesh, PartitionSpec("data", None, "fsdp"))
-    places = Places(
-        embedded=partial(jax.lax.with_sharding_constraint, shardings=columns),
-        layer=partial(jax.lax.with_sharding_constraint, shardings=rows),
-    )
+    places = Places(layer=partial(jax.lax.with_sharding_constraint, shardings=rows))
     read = partial(learner.read_rows, score_from) if score_from else partial(learner.read_groups, prompt_width)
     forward = transformer.forward if score_from else transformer.forward_both
-    forward = partial(forward, model, dtype=dtype, remat=remat, places=places)
+    learning = places._replace(embedded=_to_columns(mesh))
+    forward = partial(forward, model, dtype=dtype, remat=remat, places=learning)
     how = {"softcap": model.logit_softcap, "shards": mesh.shape["tensor"], "unused": model.unused_ids}
     score = partial(learner.score, forward, partial(read, whole=whole), how)
     cut = learner.Cut(micro_batch, 1 if score_from else group_size, devices)
@@ -194,6 +189,16 @@ def compile_steps(
         state_like=state_like,
         rows=rows,
     )
+
+
+def _to_columns(mesh: Mesh) -> Callable:
+    """Returns what has tokens' embeddings looked up where the embedding's columns are.
+
+    So its gradient, a sum over the tokens of all devices, is made there, too: a device would else hold a gradient of the whole
+    embedding.
+    """
+    columns = NamedSharding(mesh, PartitionSpec("data", None, "fsdp"))
+    return partial(jax.lax.with_sharding_constraint, shardings=columns)
 
 
 def _moving(mesh: Mesh) -> Places:
