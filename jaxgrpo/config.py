@@ -596,12 +596,7 @@ def compare(config: Config, out: str) -> str | None:
     these.
     """
     changes = _changes(config, out)
-    # A run that began before there was such a setting has no value for it.
-    policy = {
-        name: values
-        for name, values in changes.items()
-        if _is_of(name, POLICY) and values[0] is not None
-    }
+    policy = {name: values for name, values in changes.items() if _is_of(name, POLICY)}
     if policy:
         raise UserError(
             f"{out} holds a run whose policy has other settings: {_listed(policy)}; give another "
@@ -617,16 +612,21 @@ def compare(config: Config, out: str) -> str | None:
 
 def _changes(config: Config, out: str) -> dict[str, tuple[Any, Any]]:
     """Returns the settings that differ from OUT/config.json: by name, what they were and what they
-    are; {} without a file."""
+    are; {} without a file.
+
+    A setting that the file lacks, since the run began before there was one, had its default.
+    """
     path = Path(out) / "config.json"
     if not path.exists():
         return {}
     try:
-        begun = settings.flat(dict(json.loads(path.read_text(encoding="utf-8"))))
+        written = settings.flat(dict(json.loads(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError) as error:
         mend = "give another --config.out, or remove it if you know that the settings are the same"
         raise UserError(f"{path} cannot be read ({error}); {mend}") from error
     now = settings.flat(describe(config))
+    defaults = settings.defaults(config)
+    begun = {name: defaults[name] for name in now if name in defaults} | written
     names = [*now, *(begun.keys() - now.keys())]
     return {
         name: (begun.get(name), now.get(name)) for name in names if begun.get(name) != now.get(name)
