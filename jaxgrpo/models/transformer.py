@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -27,9 +28,12 @@ KeyValues = tuple[tuple[Array, Array], ...] | tuple[Array, Array]
 """One (keys, values) a layer, Float[B K E S] and Float[B K S E], as one query reads them best: its products with keys and with
 values are then both along memory. Where the parameters are stacked, one of all layers, with an axis [L] in front."""
 
+PRODUCT = "product"
+"""The name under which a product with a parameter can be kept for the backward pass."""
+
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 """What the backward pass finds of a layer, besides its input; the rest it computes again."""
@@ -241,8 +245,7 @@ def matmul(x: Float[Array, "B T I"], kernel: Float[Array, "I O"]) -> Float[Array
 
 
 def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    # Not `matmul` again: remat's policies see a dot in a primal, and none in a call of a custom_vjp.
-    return x @ kernel.astype(x.dtype), (x, kernel)
+    return matmul(x, kernel), (x, kernel)
 
 
 def _matmul_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -299,9 +302,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T _"]) -> Float[Array, "B T _"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
-        out = matmul(x, kernel)
+        out = checkpoint_name(matmul(x, kernel), PRODUCT)
         if self.has_variable("params", "lora_a"):
-            low_rank = matmul(x, self.get_variable("params", "lora_a"))  # [B, T, rank]
+            low_rank = checkpoint_name(matmul(x, self.get_variable("params", "lora_a")), PRODUCT)  # [B, T, rank]
             out = out + matmul(low_rank, self.get_variable("params", "lora_b"))
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.width,))
