@@ -35,7 +35,7 @@ class Sampling:
     slots: rows that are sampled side by side (0: twice the rows of a batch)
     chunk: tokens of a row between two looks at which rows have ended, at most
     stop: texts that end a completion, which holds them; they may be of special tokens
-    keep_in_flight: whether completions that a step did not need go on at the next one; else they are dropped
+    keep_in_flight: whether completions that a step did not need go on at the next (else: dropped)
     max_age: with keep_in_flight, the most steps between a token's choice and the update on it
     max_logprob_gap: nats; a run whose sampler and scorer differ by more at its first step stops (None: by dtype, GAPS)
     """
@@ -82,7 +82,7 @@ class Batch:
     groups: prompts in an update
     group_size: completions of each prompt, G
     micro_batch: rows of one forward pass (0: all groups * group_size rows at once)
-    mask_truncated: whether completions cut off at max_new_tokens count in advantages but not in the loss
+    mask_truncated: whether completions cut off count in advantages alone, and not in the loss
     old_logprobs: whose log-probabilities the ratio is taken to: the "sampler"'s or the "trainer"'s
     """
 

@@ -250,7 +250,10 @@ def flat(description: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def defaults(node: Any) -> dict[str, Any]:
-    """Returns the defaults of a tree's settings as `flat(describe(...))` has them; settings that must be given are left out."""
+    """Returns the defaults of a tree's settings as `flat(describe(...))` has them.
+
+    Settings that must be given are left out.
+    """
     found: dict[str, Any] = {}
     for name, (value, _) in children(node).items():
         default = _default(node, name)
@@ -266,4 +269,6 @@ def _default(node: Any, name: str) -> Any:
     field = getattr(node, "__dataclass_fields__", {}).get(name)
     if field is None:
         return dataclasses.MISSING
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    return field.default_factory()

@@ -58,7 +58,9 @@ def export(run: Path, target: Path, adapter: bool = False, dtype: str | None = N
     if adapter and not adapters.rank:
         raise UserError(f"{run} trained every parameter (lora.rank is 0), so that there is no adapter: leave out --adapter")
     if adapter and dtype not in (None, "float32"):
-        raise UserError(f"--adapter writes float32, which --dtype {dtype} is not: leave one of the two out")
+        raise UserError(
+            f"--adapter writes float32, which --dtype {dtype} is not: leave out one of the two"
+        )
     shapes = transformer.shapes(weights.load_config(source))
     layout = transformer.stack if config["stacked"] else transformer.unstack
     like = jax.eval_shape(lambda base: lora.init(adapters, layout(base), jax.random.key(0)), shapes)

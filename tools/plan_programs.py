@@ -201,7 +201,7 @@ def device_count(given: Any) -> int:
 def written_flops(jaxpr: Any, devices: int, kernels: bool = False) -> float:
     """FLOPs of the matrix products of a program as it is written, a device's share; loops of known length as often as they run.
 
-    Products that no result is made of do not count, such as the gradients of matrices that LoRA freezes.
+    Products that no result is made of do not count, such as gradients of what LoRA freezes.
 
     kernels: only those in Pallas kernels, which the compiled text does not show; they are in a shard_map, one device's. Blocks
     that a kernel skips count, and so causal attention counts twice.
@@ -211,7 +211,10 @@ def written_flops(jaxpr: Any, devices: int, kernels: bool = False) -> float:
 
 
 def _product_flops(jaxpr: Any, devices: int, kernels: bool, where: str = "") -> float:
-    """Returns `written_flops` of a part of a program. where: the shard_map or Pallas kernel that it is in."""
+    """Returns `written_flops` of a part of a program.
+
+    where: the shard_map or the Pallas kernel that it is in ("": neither)
+    """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name, given = equation.primitive.name, equation.params
