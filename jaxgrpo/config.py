@@ -35,7 +35,7 @@ class Sampling:
     slots: rows that are sampled side by side (0: twice the rows of a batch)
     chunk: tokens of a row between two looks at which rows have ended, at most
     stop: texts that end a completion, which holds them; they may be of special tokens
-    keep_in_flight: whether what a step had no use for goes on at the next, or else is stopped
+    keep_in_flight: whether completions that a step did not need go on at the next (else: dropped)
     max_age: with keep_in_flight, the most steps between a token's choice and the update on it
     max_logprob_gap: nats; a run whose sampler and scorer differ by more at its first step stops (None: by dtype, GAPS)
     """
@@ -82,7 +82,7 @@ class Batch:
     groups: prompts in an update
     group_size: completions of each prompt, G
     micro_batch: rows of one forward pass (0: all groups * group_size rows at once)
-    mask_truncated: whether completions cut off at max_new_tokens are compared with but not trained on
+    mask_truncated: whether completions cut off count in advantages alone, and not in the loss
     old_logprobs: whose log-probabilities the ratio is taken to: the "sampler"'s or the "trainer"'s
     """
 
@@ -598,12 +598,7 @@ def compare(config: Config, out: str) -> str | None:
     these.
     """
     changes = _changes(config, out)
-    # A run that began before there was such a setting has no value for it.
-    policy = {
-        name: values
-        for name, values in changes.items()
-        if _is_of(name, POLICY) and values[0] is not None
-    }
+    policy = {name: values for name, values in changes.items() if _is_of(name, POLICY)}
     if policy:
         raise UserError(
             f"{out} holds a run whose policy has other settings: {_listed(policy)}; give another "
@@ -619,16 +614,21 @@ def compare(config: Config, out: str) -> str | None:
 
 def _changes(config: Config, out: str) -> dict[str, tuple[Any, Any]]:
     """Returns the settings that differ from OUT/config.json: by name, what they were and what they
-    are; {} without a file."""
+    are; {} without a file.
+
+    A setting that the file lacks, since the run began before there was one, had its default.
+    """
     path = Path(out) / "config.json"
     if not path.exists():
         return {}
     try:
-        begun = settings.flat(dict(json.loads(path.read_text(encoding="utf-8"))))
+        written = settings.flat(dict(json.loads(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError) as error:
         mend = "give another --config.out, or remove it if you know that the settings are the same"
         raise UserError(f"{path} cannot be read ({error}); {mend}") from error
     now = settings.flat(describe(config))
+    defaults = settings.defaults(config)
+    begun = {name: defaults[name] for name in now if name in defaults} | written
     names = [*now, *(begun.keys() - now.keys())]
     return {
         name: (begun.get(name), now.get(name)) for name in names if begun.get(name) != now.get(name)

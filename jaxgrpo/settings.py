@@ -247,3 +247,28 @@ def flat(description: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in description.items():
         leaves |= flat(value, f"{prefix}.{name}" if prefix else name)
     return leaves
+
+
+def defaults(node: Any) -> dict[str, Any]:
+    """Returns the defaults of a tree's settings as `flat(describe(...))` has them.
+
+    Settings that must be given are left out.
+    """
+    found: dict[str, Any] = {}
+    for name, (value, _) in children(node).items():
+        default = _default(node, name)
+        if default is not dataclasses.MISSING:
+            found |= flat(describe(default), name)
+        # Of a group that is there, the defaults of its own class.
+        found |= {f"{name}.{below}": value for below, value in defaults(value).items()}
+    return found
+
+
+def _default(node: Any, name: str) -> Any:
+    """Returns the default of a dataclass's field; dataclasses.MISSING where there is none."""
+    field = getattr(node, "__dataclass_fields__", {}).get(name)
+    if field is None:
+        return dataclasses.MISSING
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    return field.default_factory()

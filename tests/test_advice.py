@@ -69,6 +69,7 @@ ELSEWHERE = {
     "could not be downloaded": "test_data.py::test_gsm8k_without_a_network_says_what_to_do",
     "do not see it: give an --config.out": "test_processes.py::test_a_run_goes_on_with_another_number_of_processes",
     "leave out --adapter": "test_export.py::test_where_everything_is_trained_there_is_no_adapter",
+    "leave out one of the two": "test_export.py::test_adapters_are_in_float32_alone",
     "multiple of the {} slices": "test_mesh.py::test_data_that_the_slices_do_not_divide_is_named",
     "it must divide the {} devices of a process": "test_mesh.py::test_the_tensor_axis_stays_within_a_process",
     "choose a mesh.{} that divides": "test_mesh.py::test_a_tensor_that_does_not_divide_is_named",

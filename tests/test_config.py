@@ -517,11 +517,22 @@ def test_an_evaluation_says_what_else_it_measures(tmp_path):
         assert line == f"measured with other settings than the run in {tmp_path}: {fragment}"
 
 
-def test_a_run_of_before_a_setting_was_made_is_evaluated(tmp_path):
+def test_a_run_of_before_a_setting_was_made_goes_on_with_its_default(tmp_path):
     described = describe(make())
-    del described["lora"], described["compute"]
+    del described["lora"], described["compute"], described["sampling"]["max_age"]
+    del described["objective"]["kl"], described["rewards"]["accuracy"]["weight"]
     (tmp_path / "config.json").write_text(json.dumps(described))
-    assert compare(make(), str(tmp_path)) is None
+    config = make()
+    assert compare(config, str(tmp_path)) is None
+    check_same(config, str(tmp_path))
+    older = settings.override(config, ["--config.sampling.max_age=3"])
+    assert "sampling.max_age (then 2, now 3)" in message(check_same, older, str(tmp_path))
+    adapted = settings.override(config, ["--config.lora.rank=4"])
+    said = message(compare, adapted, str(tmp_path))
+    assert "lora.rank (then 0, now 4)" in said
+    del described["rewards"]["accuracy"]
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert "rewards.accuracy." in message(check_same, config, str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", '{"seed": ', "[1]", "3"])

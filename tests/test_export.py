@@ -108,6 +108,15 @@ def test_where_everything_is_trained_there_is_no_adapter(run, tmp_path, monkeypa
     assert "lora.rank is 0" in capsys.readouterr().err
 
 
+def test_adapters_are_in_float32_alone(lora_run, tmp_path, monkeypatch, capsys):
+    flags = ("--adapter", "--dtype", "bfloat16")
+    assert call(monkeypatch, lora_run[0], tmp_path / "new", *flags) == 2
+    assert "which --dtype bfloat16 is not" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    for number, left in enumerate((flags[:1], flags[1:])):
+        assert call(monkeypatch, lora_run[0], tmp_path / f"new {number}", *left) == 0
+
+
 def test_a_damaged_config_is_one_line_too(run, tmp_path, monkeypatch, capsys):
     for text in ("{", "[]", "{}"):
         (tmp_path / "config.json").write_text(text)

@@ -12,6 +12,7 @@ import pytest
 from jaxgrpo.config import load
 from jaxgrpo.errors import UserError
 from jaxgrpo.mesh import device_bytes
+from jaxgrpo.models import transformer
 from tests import tiny_runs
 from tools import chips, plan, plan_growth, plan_hlo, plan_memory, plan_programs, plan_time
 
@@ -251,6 +252,14 @@ def test_counts_agree_with_a_program_whose_work_is_known():
     once, own = plan_hlo.cost(compiled.as_text(), loops=False), compiled.cost_analysis()
     assert once.flops <= own["flops"] <= 1.1 * once.flops
     assert own["bytes accessed"] == pytest.approx(once.bytes, rel=0.1)
+
+
+def test_products_that_no_result_is_made_of_are_not_written():
+    """Of a frozen matrix the gradient is not computed, nor is a loss that nobody asks for."""
+    gradient = jax.grad(lambda x, kernel: transformer.matmul(x, kernel).sum())
+    x, kernel = jax.ShapeDtypeStruct((1, 4, 8), float), jax.ShapeDtypeStruct((8, 16), float)
+    jaxpr = jax.make_jaxpr(gradient)(x, kernel)
+    assert plan_programs.written_flops(jaxpr, 1) == 2 * 4 * 8 * 16
 
 
 def test_convolutions_that_are_batched_products():

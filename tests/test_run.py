@@ -149,6 +149,8 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
             100,
         ),
         ("Llama", {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 10}}, 100),
+        ("Llama", {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 50}}, 100),
+        ("Llama", {"rope_scaling": LLAMA3}, 800),
         ("Llama", {"rope_scaling": LINEAR}, 400),
         ("Gemma3", {"rope_scaling": LINEAR}, 100),
         ("Qwen3", {}, 100),

@@ -189,3 +189,22 @@ def test_less_is_kept_for_the_backward_pass(params):
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(hidden, params)[1], params)))
 
     assert kept("full") < kept("dots") < kept("none")
+
+
+@pytest.mark.parametrize("layout", [transformer.unstack, transformer.stack])
+def test_the_backward_pass_computes_only_what_is_not_kept(params, layout):
+    """Full computes all matrix products of a layer again, dots the two of attention."""
+    tokens, ones = jnp.zeros((2, 16), int), jnp.ones((2, 16), bool)
+    mask, positions = transformer.sequence_mask(ones), transformer.sequence_positions(ones)
+
+    def products(remat):
+        hidden = lambda params: transformer.forward(
+            NETWORK, params, tokens, positions, mask, remat=remat
+        )[0]
+        gradient = jax.grad(lambda params: hidden(params).sum())
+        return jax.jit(gradient).lower(layout(params)).as_text().count("dot_general")
+
+    layers = NETWORK.layers if layout is transformer.unstack else 1
+    assert products("dots") - products("none") == 2 * layers
+    # The last product is left out: nothing in its layer is made of it.
+    assert products("full") - products("none") == 8 * layers

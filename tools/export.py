@@ -57,6 +57,10 @@ def export(run: Path, target: Path, adapter: bool = False, dtype: str | None = N
     source, adapters = config["folder"], config["lora"]
     if adapter and not adapters.rank:
         raise UserError(f"{run} trained every parameter (lora.rank is 0), so that there is no adapter: leave out --adapter")
+    if adapter and dtype not in (None, "float32"):
+        raise UserError(
+            f"--adapter writes float32, which --dtype {dtype} is not: leave out one of the two"
+        )
     shapes = transformer.shapes(weights.load_config(source))
     layout = transformer.stack if config["stacked"] else transformer.unstack
     like = jax.eval_shape(lambda base: lora.init(adapters, layout(base), jax.random.key(0)), shapes)
@@ -79,8 +83,9 @@ def export(run: Path, target: Path, adapter: bool = False, dtype: str | None = N
 def lost_by_rounding(base: Params, merged: Params, dtype: str) -> float:
     """Returns |round(merged) - merged| / |merged - base|: the share of a change that is lost where it is stored in dtype."""
     lost = changed = 0.0
+    before = named_leaves(base)
     for name, leaf in named_leaves(merged).items():
-        change = np.asarray(leaf, np.float32) - np.asarray(named_leaves(base)[name], np.float32)
+        change = np.asarray(leaf, np.float32) - np.asarray(before[name], np.float32)
         if change.any():
             lost += float(np.sum(np.square(np.asarray(leaf.astype(jnp.dtype(dtype)), np.float32) - leaf)))
             changed += float(np.sum(np.square(change)))

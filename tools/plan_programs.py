@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 from jaxgrpo import tokenizer
 from jaxgrpo.config import Config
@@ -197,11 +198,22 @@ def device_count(given: Any) -> int:
     return max(len(leaf.sharding.device_set) for leaf in jax.tree.leaves(given) if getattr(leaf, "sharding", None))
 
 
-def written_flops(jaxpr: Any, devices: int, kernels: bool = False, where: str = "") -> float:
+def written_flops(jaxpr: Any, devices: int, kernels: bool = False) -> float:
     """FLOPs of the matrix products of a program as it is written, a device's share; loops of known length as often as they run.
+
+    Products that no result is made of do not count, such as gradients of what LoRA freezes.
 
     kernels: only those in Pallas kernels, which the compiled text does not show; they are in a shard_map, one device's. Blocks
     that a kernel skips count, and so causal attention counts twice.
+    """
+    live, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
+    return _product_flops(live, devices, kernels)
+
+
+def _product_flops(jaxpr: Any, devices: int, kernels: bool, where: str = "") -> float:
+    """Returns `written_flops` of a part of a program.
+
+    where: the shard_map or the Pallas kernel that it is in ("": neither)
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -212,7 +224,7 @@ def written_flops(jaxpr: Any, devices: int, kernels: bool = False, where: str = 
         inner = [value for item in given.values() for value in (item if isinstance(item, tuple | list) else (item,))]
         programs = [value for value in inner if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
         within = name if name in ("shard_map", "pallas_call") else where
-        each = [written_flops(program, devices, kernels, within) for program in programs]
+        each = [_product_flops(program, devices, kernels, within) for program in programs]
         times = given["length"] if name == "scan" else math.prod(given["grid_mapping"].grid) if name == "pallas_call" else 1
         total += times * (max(each, default=0.0) if name == "cond" else sum(each))
     return total

@@ -70,7 +70,9 @@ class Llama3(Rope):
         return (share * plain + (1 - share) * plain / self.factor).astype(np.float32)
 
     def stretched(self, positions: int) -> int:
-        return max(positions, int(self.original * self.factor))
+        # More than there were at first is the scaled number. It may be below original * factor:
+        # Llama 3.2 says 131,072, with 8,192 and 32.
+        return positions if positions > self.original else int(self.original * self.factor)
 
 
 @dataclass(frozen=True)
