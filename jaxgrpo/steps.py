@@ -144,7 +144,9 @@ def compile_steps(
     """
     layout = transformer.stack if scan_layers else transformer.unstack
     init = partial(learner.init, optimizer, layout, adapters, params_dtype, state_dtype)
-    params = jax.eval_shape(lambda params: cast(params, params_dtype), transformer.shapes(model))
+    # With adapters the model is not trained: it is loaded as it is, and the reference rounds it to dtype once.
+    loaded = jnp.float32 if adapters.rank else params_dtype
+    params = jax.eval_shape(lambda params: cast(params, loaded), transformer.shapes(model))
     params_like = tree_like(mesh, params)
     published_like = tree_like(mesh, jax.eval_shape(partial(_with_adapters, adapters), params))
     state_like = tree_like(mesh, jax.eval_shape(init, params))
