@@ -203,7 +203,7 @@ class Config:
     out: the folder it writes and resumes from
     model: a Hugging Face folder ("": the embedded one)
     system: a system message before every prompt ("": none)
-    dtype: of matrix products, of the sampler's and the reference's parameters: "float32" or "bfloat16"
+    dtype: of matrix products and of what sampler and reference hold: "float32", on TPUs and GPUs, too, or "bfloat16"
     seed: all randomness is a function of it
     steps: of training; each makes an update unless its filter keeps nothing
     save_every: steps between checkpoints
