@@ -413,8 +413,7 @@ class Transformer(nn.Module):
         if not config.tied_embeddings:
             self.param("output_embedding", normal, (config.vocab_size, config.width))
         scale = jnp.asarray(config.embedding_scale, self.dtype)
-        embedded = self.places.embedded
-        xs = tuple(embedded(embed(embedding, text.tokens, self.dtype)) * scale for text in texts)
+        xs = tuple(self._looked_up(embedding, text.tokens) * scale for text in texts)
         where = tuple((self._turns(text), text.mask, self._distances(text)) for text in texts)
         scanned = self.has_variable("params", "layers")
         layers = self._scanned if scanned else self._unrolled
@@ -422,6 +421,12 @@ class Transformer(nn.Module):
         xs, key_values = layers(layer, xs, where, cache)
         last = norm(config, "norm")
         return tuple(last(x) for x in xs), key_values
+
+    def _looked_up(self, embedding: Array, tokens: Array) -> Float[Array, "B T D"]:
+        """Returns the tokens' rows of the embedding, as a layer's input lies on the mesh."""
+        rows = self.places.embedded(embed(embedding, tokens, self.dtype))
+        # Before a scan over layers, not only in each: XLA has what it carries lie where it began.
+        return self.places.layer(rows)
 
     def _turns(self, text: Text) -> Turns:
         every = [turns(rope, self.config.head_width, text.positions) for rope in distinct_ropes(self.config)]
