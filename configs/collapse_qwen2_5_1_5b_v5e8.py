@@ -7,7 +7,7 @@ The file has a translated question and its answer a line. There is no instructio
 last number counts as the answer where nothing marks one. The reward does not look at the language; every step measures it
 (language/target_word_ratio, language/english_word_ratio). --config.rewards.language.weight=0.3 counters the collapse.
 
-Hardware: 8 TPU v5e chips (v5e:2x4). Not yet run on it; tools.plan says: 6.2 of 15.75 GiB a chip in an update. The paper reports
+Hardware: 8 TPU v5e chips (v5e:2x4). Not yet run on it; tools.plan says: 6.5 of 15.75 GiB a chip in an update. The paper reports
 of this model, trained on Korean GSM8K alone, 94.0 % Korean words on GSM8K, and 14.5 % with SimpleRL-Zoo mixed in; its GRPO
 settings are not known to us: those here are our choice.
 """
