@@ -16,7 +16,7 @@ from jaxgrpo.config import Batch, Compute, Config, Evaluation, Filter, Mesh, Opt
 from jaxgrpo.data.jsonl import Jsonl
 from jaxgrpo.losses import GRPO
 from jaxgrpo.problems import Weighted
-from jaxgrpo.rewards import language, math
+from jaxgrpo.rewards import languages, maths
 
 
 def get_config() -> Config:
@@ -25,8 +25,10 @@ def get_config() -> Config:
         model="Qwen2.5-1.5B-Instruct",
         data=Jsonl(),
         rewards={
-            "accuracy": Weighted(math.Accuracy(extract=("boxed", "hashes", "phrase", "number")), 1.0),
-            "language": Weighted(language.target_word_ratio, 0.0),
+            "accuracy": Weighted(
+                maths.Accuracy(extract=("boxed", "hashes", "phrase", "number")), 1.0
+            ),
+            "language": Weighted(languages.target_word_ratio, 0.0),
         },
         dtype="bfloat16",
         steps=500,

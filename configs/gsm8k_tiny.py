@@ -12,7 +12,7 @@ from jaxgrpo.config import Batch, Config, Evaluation, Filter, Optimizer, Samplin
 from jaxgrpo.data.gsm8k import GSM8K
 from jaxgrpo.losses import GRPO
 from jaxgrpo.problems import Weighted
-from jaxgrpo.rewards import format, language, math
+from jaxgrpo.rewards import languages, layout, maths
 
 
 def get_config() -> Config:
@@ -20,14 +20,16 @@ def get_config() -> Config:
         out="out/gsm8k_tiny",
         data=GSM8K(),
         rewards={
-            "accuracy": Weighted(math.accuracy, 1.0),
-            "format": Weighted(format.think_then_answer, 0.1),
-            "language": Weighted(language.target_word_ratio, 0.3),
+            "accuracy": Weighted(maths.accuracy, 1.0),
+            "format": Weighted(layout.think_then_answer, 0.1),
+            "language": Weighted(languages.target_word_ratio, 0.3),
         },
         steps=20,
         objective=GRPO(kl=0.001),
         batch=Batch(groups=4, group_size=4, micro_batch=8),
-        sampling=Sampling(prompt_width=400, max_new_tokens=96),  # 99 % of the prompts; the longest has 722 tokens
+        sampling=Sampling(
+            prompt_width=400, max_new_tokens=96
+        ),  # 99 % of the prompts; the longest has 722 tokens
         filter=Filter(rule="band", low=0.2, high=0.8, max_prompts=2.0),
         optimizer=Optimizer(learning_rate=1e-4, warmup_steps=2),
         evaluation=Evaluation(problems=16, samples=2),

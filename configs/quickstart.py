@@ -10,7 +10,7 @@ from jaxgrpo.config import Batch, Config, Evaluation, Filter, Optimizer, Samplin
 from jaxgrpo.data.arithmetic import Arithmetic
 from jaxgrpo.losses import GRPO
 from jaxgrpo.problems import Weighted
-from jaxgrpo.rewards import format, language, math
+from jaxgrpo.rewards import languages, layout, maths
 
 
 def get_config() -> Config:
@@ -18,9 +18,9 @@ def get_config() -> Config:
         out="out/quickstart",
         data=Arithmetic(),
         rewards={
-            "accuracy": Weighted(math.accuracy, 1.0),
-            "format": Weighted(format.think_then_answer, 0.1),
-            "language": Weighted(language.target_word_ratio, 0.3),
+            "accuracy": Weighted(maths.accuracy, 1.0),
+            "format": Weighted(layout.think_then_answer, 0.1),
+            "language": Weighted(languages.target_word_ratio, 0.3),
         },
         solved_by="accuracy",
         steps=28,

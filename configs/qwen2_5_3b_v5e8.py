@@ -15,7 +15,7 @@ from jaxgrpo.config import Batch, Compute, Config, Evaluation, Filter, Mesh, Opt
 from jaxgrpo.data.jsonl import Jsonl
 from jaxgrpo.losses import GRPO
 from jaxgrpo.problems import Weighted
-from jaxgrpo.rewards import format, language, math
+from jaxgrpo.rewards import languages, layout, maths
 
 
 def get_config() -> Config:
@@ -25,9 +25,9 @@ def get_config() -> Config:
         system="Reason step by step between <think> and </think>, then give the final answer in \\boxed{}.",
         data=Jsonl(),
         rewards={
-            "accuracy": Weighted(math.accuracy, 1.0),
-            "format": Weighted(format.think_then_answer, 1.0),
-            "language": Weighted(language.target_word_ratio, 1.0),
+            "accuracy": Weighted(maths.accuracy, 1.0),
+            "format": Weighted(layout.think_then_answer, 1.0),
+            "language": Weighted(languages.target_word_ratio, 1.0),
         },
         dtype="bfloat16",
         steps=256,

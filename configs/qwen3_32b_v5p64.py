@@ -16,4 +16,9 @@ from jaxgrpo.config import Config
 
 def get_config() -> Config:
     base = qwen2_5_3b_v5e8.get_config()
-    return replace(base, out="out/qwen3_32b_v5p64", model="Qwen3-32B", batch=replace(base.batch, micro_batch=32))
+    return replace(
+        base,
+        out="out/qwen3_32b_v5p64",
+        model="Qwen3-32B",
+        batch=replace(base.batch, micro_batch=32),
+    )

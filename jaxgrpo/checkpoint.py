@@ -25,7 +25,9 @@ class Checkpoints:
 
     def __init__(self, out: str | os.PathLike, keep: int | None = None) -> None:
         self._folder = Path(out).absolute() / "checkpoints"
-        self._manager: Any = None if keep is None and not self._folder.is_dir() else _manager(self._folder, keep)
+        self._manager: Any = (
+            None if keep is None and not self._folder.is_dir() else _manager(self._folder, keep)
+        )
 
     def save(self, step: int, state: Any, host: Mapping[str, Any]) -> None:
         """Writes a checkpoint and returns when it is whole. A step that is there already stays as it is.
@@ -59,7 +61,9 @@ class Checkpoints:
         wanted = _flat({"params": like})
         step = self._newest()
         self._check(step, wanted, exactly=False)
-        return _unflat({"params": like}, self._read(step, state=_restore(wanted))["state"])["params"]
+        return _unflat({"params": like}, self._read(step, state=_restore(wanted))["state"])[
+            "params"
+        ]
 
     def close(self) -> None:
         if self._manager:
@@ -74,7 +78,9 @@ class Checkpoints:
     def _newest(self) -> int:
         step = self.latest()
         if step is None:
-            raise UserError(f"{self._folder}: there is no checkpoint; train first, or give the --config.out that has one")
+            raise UserError(
+                f"{self._folder}: there is no checkpoint; train first, or give the --config.out that has one"
+            )
         return step
 
     def _check(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct], exactly: bool) -> None:
@@ -92,7 +98,9 @@ class Checkpoints:
             here, there = _text(saved.get(path), exactly), _text(wanted.get(path), exactly)
             if here != there:
                 mend = "another model or optimizer made it; give another --config.out, or the settings it was made with"
-                raise UserError(f"{folder}: {path} is {here} in the checkpoint and {there} in this run: {mend}")
+                raise UserError(
+                    f"{folder}: {path} is {here} in the checkpoint and {there} in this run: {mend}"
+                )
 
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Mapping[str, Any]:
         try:
@@ -102,9 +110,15 @@ class Checkpoints:
 
     def _damaged(self, step: int, error: Exception) -> UserError:
         older = [other for other in self._manager.all_steps() if other < step]
-        mend = f"remove that folder to go on from step {max(older)}" if older else "remove that folder to begin again"
+        mend = (
+            f"remove that folder to go on from step {max(older)}"
+            if older
+            else "remove that folder to begin again"
+        )
         what = (str(error).splitlines() or [""])[0][:200]
-        return UserError(f"{self._folder / str(step)}: the checkpoint is damaged ({type(error).__name__}: {what}); {mend}")
+        return UserError(
+            f"{self._folder / str(step)}: the checkpoint is damaged ({type(error).__name__}: {what}); {mend}"
+        )
 
 
 def _manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
@@ -136,7 +150,8 @@ def _unflat(like: Any, leaves: Mapping[str, Any]) -> Any:
 def _restore(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> ocp.args.PyTreeRestore:
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or default) for path, leaf in wanted.items()
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or default)
+        for path, leaf in wanted.items()
     }
     arguments = ocp.checkpoint_utils.construct_restore_args(targets)
     return ocp.args.PyTreeRestore(targets, restore_args=arguments, partial_restore=True)

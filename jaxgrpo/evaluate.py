@@ -8,20 +8,24 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from jaxgrpo.build import Run, prepare
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.command_line import run_main
 from jaxgrpo.config import Config, compare, parse_command_line
-from jaxgrpo.engine import Draw, Group
+from jaxgrpo.config.command_line import run_main
+from jaxgrpo.distributed.processes import join, say
 from jaxgrpo.errors import UserError
 from jaxgrpo.metrics import table, write_json
 from jaxgrpo.models import lora
 from jaxgrpo.problems import Problem
-from jaxgrpo.processes import join, say
-from jaxgrpo.rollout import check_missing, judged_in_order, record, summarise
-from jaxgrpo.run import Run, prepare
+from jaxgrpo.rollout.collect import check_missing, judged_in_order, record, summarise
+from jaxgrpo.rollout.engine import Draw, Group
 from jaxgrpo.types import Params
 
-FIGURES = {"accuracy": "accuracy", "target_word_ratio": "target words", "english_word_ratio": "English words"}
+FIGURES = {
+    "accuracy": "accuracy",
+    "target_word_ratio": "target words",
+    "english_word_ratio": "English words",
+}
 """A report's figures, and what the tables call them."""
 
 
@@ -49,11 +53,15 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
 def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[Group]:
     """A judged group for every problem, in their order."""
     wanted = run.config.evaluation
-    draw = Draw(wanted.temperature, wanted.top_k, wanted.top_p, wanted.min_p, stop=run.config.sampling.stop)
+    draw = Draw(
+        wanted.temperature, wanted.top_k, wanted.top_p, wanted.min_p, stop=run.config.sampling.stop
+    )
     wave = run.engine.wave(params, problems, wanted.samples, draw, 0, "evaluation")
     judged = judged_in_order(wave, run.judge)
     hidden = jax.process_index() > 0 or None  # None: where there is no terminal
-    return list(tqdm(judged, "evaluating", len(problems), unit="problem", leave=False, disable=hidden))
+    return list(
+        tqdm(judged, "evaluating", len(problems), unit="problem", leave=False, disable=hidden)
+    )
 
 
 def tables(before: dict[str, Any], after: dict[str, Any] | None = None) -> str:
@@ -109,7 +117,9 @@ def latest_params(run: Run) -> tuple[Params, str]:
     """The parameters of the newest checkpoint in the config's `out`, or the model's own where there is none; and which."""
     with Checkpoints(run.config.out) as checkpoints:
         step = checkpoints.latest()
-        which = f"{run.model_folder}, untrained" if step is None else f"{run.config.out}, step {step}"
+        which = (
+            f"{run.model_folder}, untrained" if step is None else f"{run.config.out}, step {step}"
+        )
         trained = None if step is None else checkpoints.restore_params(run.steps.state_like.params)
     if not run.config.lora.rank:
         return (run.load_params() if trained is None else trained), which
@@ -123,7 +133,9 @@ def main(argv: list[str]) -> None:
     """Evaluates the newest checkpoint in --config.out, or the model itself; prints tables, writes OUT/evaluation.json."""
     config: Config = parse_command_line(argv, "jaxgrpo.evaluate")
     if not config.evaluation.problems:
-        raise UserError("evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256")
+        raise UserError(
+            "evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256"
+        )
     join(**vars(config.distributed))
     differs = compare(config, config.out)
     with prepare(config) as run:
@@ -132,7 +144,9 @@ def main(argv: list[str]) -> None:
         params, which = latest_params(run)
         run.engine.warm_up(params)
         report = evaluate(run, params)
-    say(f"{which}: {report['problems']} held-out problems, {report['samples']} samples of each\n\n{tables(report)}")
+    say(
+        f"{which}: {report['problems']} held-out problems, {report['samples']} samples of each\n\n{tables(report)}"
+    )
     if jax.process_index() == 0:
         Path(config.out).mkdir(parents=True, exist_ok=True)
         write_json(Path(config.out) / "evaluation.json", {"of": which, **report})
@@ -140,7 +154,9 @@ def main(argv: list[str]) -> None:
 
 def _plain(report: dict[str, Any]) -> dict[str, Any]:
     """None for NaN, for which JSON has no word."""
-    plain = lambda value: _plain(value) if isinstance(value, dict) else None if value != value else value
+    plain = lambda value: (
+        _plain(value) if isinstance(value, dict) else None if value != value else value
+    )
     return {name: plain(value) for name, value in report.items()}
 
 

@@ -45,7 +45,13 @@ class Writer:
     active: False on all processes but one: nothing is read or written.
     """
 
-    def __init__(self, out: str | os.PathLike, start_step: int = 0, steps: int | None = None, active: bool = True) -> None:
+    def __init__(
+        self,
+        out: str | os.PathLike,
+        start_step: int = 0,
+        steps: int | None = None,
+        active: bool = True,
+    ) -> None:
         self._active = active
         if not active:
             return
@@ -64,7 +70,10 @@ class Writer:
         if not self._active:
             return
         values = {name: float(value) for name, value in metrics.items()}
-        self._append("metrics", [{"step": step} | {n: v if math.isfinite(v) else None for n, v in values.items()}])
+        self._append(
+            "metrics",
+            [{"step": step} | {n: v if math.isfinite(v) else None for n, v in values.items()}],
+        )
         for name, value in values.items():
             if math.isfinite(value):
                 self._tensorboard.add_scalar(name, value, step)
@@ -82,7 +91,9 @@ class Writer:
 
     def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         file = self._files[name]
-        file.writelines(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+        file.writelines(
+            json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records
+        )
         file.flush()
 
     def flush(self) -> None:
@@ -113,7 +124,9 @@ def truncate(path: Path, start_step: int) -> None:
     """Drops a file's lines of start_step and later, and a last line that was cut off; all at once or not at all."""
     if not path.exists():
         return
-    kept = [line for line in path.read_bytes().splitlines(keepends=True) if _step(line) < start_step]
+    kept = [
+        line for line in path.read_bytes().splitlines(keepends=True) if _step(line) < start_step
+    ]
     partial = path.with_suffix(".jsonl.partial")
     with partial.open("wb") as file:
         file.writelines(kept)
@@ -125,7 +138,9 @@ def truncate(path: Path, start_step: int) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a file whole or not at all."""
     partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(
+        json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
     os.replace(partial, path)
 
 
@@ -149,9 +164,15 @@ class Progress:
 
     def __init__(self, start_step: int, steps: int | None) -> None:
         self._steps = steps
-        self._times = deque([time.monotonic()], maxlen=21)  # the last 20 steps tell how long the rest takes
+        self._times = deque(
+            [time.monotonic()], maxlen=21
+        )  # the last 20 steps tell how long the rest takes
         terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=steps, initial=max(start_step - 1, 0), unit="step", leave=False) if terminal else None
+        self._bar = (
+            tqdm(total=steps, initial=max(start_step - 1, 0), unit="step", leave=False)
+            if terminal
+            else None
+        )
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         self._times.append(time.monotonic())
@@ -171,7 +192,9 @@ class Progress:
             self._bar.close()
 
 
-def progress_line(step: int, metrics: Mapping[str, float], steps: int | None = None, seconds: float = 0.0) -> str:
+def progress_line(
+    step: int, metrics: Mapping[str, float], steps: int | None = None, seconds: float = 0.0
+) -> str:
     """`step 12/60  accuracy 0.41  kept 0.53  1,234 tok/s  2.1 s  eta 1m36s`: the columns there are, and what is left of
     `steps` at so many seconds each."""
     parts = [f"step {step}/{steps}" if steps else f"step {step}"]
@@ -204,7 +227,10 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     widths = [max(len(line[i]) for line in texts) for i in range(len(columns))]
     right = [any(isinstance(row.get(column), int | float) for row in rows) for column in columns]
     lines = (
-        "  ".join(text.rjust(w) if r else text.ljust(w) for text, w, r in zip(line, widths, right, strict=True)).rstrip()
+        "  ".join(
+            text.rjust(w) if r else text.ljust(w)
+            for text, w, r in zip(line, widths, right, strict=True)
+        ).rstrip()
         for line in texts
     )
     return "\n".join(lines)
@@ -258,7 +284,11 @@ def plot(out: str | os.PathLike) -> Path | None:
 def _evaluations(path: Path) -> list[dict[str, Any]]:
     """The figures before and after training; [] where there are none."""
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return [summary[when] for when in ("before", "after")] if summary.keys() >= {"before", "after"} else []
+    return (
+        [summary[when] for when in ("before", "after")]
+        if summary.keys() >= {"before", "after"}
+        else []
+    )
 
 
 def _draw(panel: Any, name: str, records: list[dict[str, Any]], ends: list[dict[str, Any]]) -> None:
@@ -269,7 +299,9 @@ def _draw(panel: Any, name: str, records: list[dict[str, Any]], ends: list[dict[
     panel.plot(steps, running_mean(values, max(3, len(values) // 10)), color="#1f4e8c", linewidth=2)
     marks = [end[name] for end in ends if isinstance(end.get(name), int | float)]
     if len(marks) == 2:
-        for x, y, label, fill in zip((steps[0], steps[-1]), marks, ("before", "after"), ("white", "#c8442f"), strict=True):
+        for x, y, label, fill in zip(
+            (steps[0], steps[-1]), marks, ("before", "after"), ("white", "#c8442f"), strict=True
+        ):
             panel.plot(
                 x,
                 y,
@@ -297,4 +329,6 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     windows = np.lib.stride_tricks.sliding_window_view(padded, width)
     present = np.isfinite(windows)
     count = present.sum(axis=1)
-    return np.where(count > 0, np.where(present, windows, 0.0).sum(axis=1) / np.maximum(count, 1), np.nan)
+    return np.where(
+        count > 0, np.where(present, windows, 0.0).sum(axis=1) / np.maximum(count, 1), np.nan
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.language_codes import language_code
+from jaxgrpo.text.language_codes import language_code
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ class Scheduled(Weighted):
 
     def __post_init__(self) -> None:
         if self.steps < 2:
-            raise UserError(f"a scheduled weight takes steps={self.steps}: they must be at least 2, the first and the last")
+            raise UserError(
+                f"a scheduled weight takes steps={self.steps}: they must be at least 2, the first and the last"
+            )
 
     def next_weight(self, step: int, last: float, measured: float) -> float:
         return self.weight + (self.end - self.weight) * min(1.0, (step - 1) / (self.steps - 1))
@@ -150,7 +152,11 @@ class Driven(Weighted):
             )
 
     def next_weight(self, step: int, last: float, measured: float) -> float:
-        return last if math.isnan(measured) else min(self.most, max(0.0, last + self.rate * (self.target - measured)))
+        return (
+            last
+            if math.isnan(measured)
+            else min(self.most, max(0.0, last + self.rate * (self.target - measured)))
+        )
 
 
 @dataclass(frozen=True)

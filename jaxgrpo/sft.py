@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgrpo.distributed.mesh import to_device
 from jaxgrpo.losses import Supervised
-from jaxgrpo.mesh import to_device
-from jaxgrpo.steps import Steps
+from jaxgrpo.programs import Steps
 from jaxgrpo.types import Batch, TrainState
 
 
@@ -31,7 +31,9 @@ def pack(examples: Iterable[Example], rows: int, width: int, pad: int) -> Iterat
     for example in examples:
         ids = example.prompt + example.completion
         if not example.prompt:
-            raise ValueError(f"an example of {len(ids)} tokens has no prompt, which is what its first token is predicted from")
+            raise ValueError(
+                f"an example of {len(ids)} tokens has no prompt, which is what its first token is predicted from"
+            )
         if len(ids) > width:
             raise ValueError(f"an example of {len(ids)} tokens does not fit into rows of {width}")
         row = next((row for row in range(rows) if lengths[row] + len(ids) <= width), None)
@@ -48,7 +50,9 @@ def pack(examples: Iterable[Example], rows: int, width: int, pad: int) -> Iterat
         yield batch
 
 
-def train(steps: Steps, state: TrainState, batches: Iterable[Batch]) -> Iterator[tuple[TrainState, dict]]:
+def train(
+    steps: Steps, state: TrainState, batches: Iterable[Batch]
+) -> Iterator[tuple[TrainState, dict]]:
     """One update for each batch; yields the new state and its metrics (device scalars: fetching them waits)."""
     for batch in batches:
         state, metrics = steps.update(state, None, to_device(batch, steps.rows), Supervised(), 1.0)

@@ -21,19 +21,18 @@ import numpy as np
 
 from jaxgrpo import config as settings
 from jaxgrpo import evaluate, metrics
+from jaxgrpo.build import Run, model_folder, prepare
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.command_line import run_main
 from jaxgrpo.config import Config, parse_command_line
+from jaxgrpo.config.command_line import run_main
 from jaxgrpo.data.order import Fitted, Order
-from jaxgrpo.difficulty import History
-from jaxgrpo.engine import Draw, Group
+from jaxgrpo.distributed.mesh import exchange, to_device
+from jaxgrpo.distributed.processes import join, say
 from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import exchange, to_device
 from jaxgrpo.metrics import write_json
 from jaxgrpo.models import lora
 from jaxgrpo.problems import Weighted
-from jaxgrpo.processes import join, say
-from jaxgrpo.rollout import (
+from jaxgrpo.rollout.collect import (
     MissingVerdictsError,
     Stream,
     Wanted,
@@ -43,7 +42,8 @@ from jaxgrpo.rollout import (
     record,
     verdict_means,
 )
-from jaxgrpo.run import Run, model_folder, prepare
+from jaxgrpo.rollout.difficulty import History
+from jaxgrpo.rollout.engine import Draw, Group
 from jaxgrpo.types import Params, TrainState
 
 
@@ -66,7 +66,13 @@ class Place:
         """All but the state, as JSON values."""
         spent = time.time() - self.begun
         order, history = self.order.state(), self.history.state()
-        return {"step": self.step, "order": order, "history": history, "weights": self.weights, "seconds": spent}
+        return {
+            "step": self.step,
+            "order": order,
+            "history": history,
+            "weights": self.weights,
+            "seconds": spent,
+        }
 
 
 def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[dict[str, float]]:
@@ -101,7 +107,9 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
             say(f"\n{evaluate.tables(before)}\n", flush=True)
         yield from take_steps(run, place, reference, checkpoints, stop)
         if place.step < config.steps:
-            say(f"stopped after step {place.step} of {config.steps}, which is saved in {out}: the same command goes on")
+            say(
+                f"stopped after step {place.step} of {config.steps}, which is saved in {out}: the same command goes on"
+            )
             return
         after = _evaluate(run, lora.join(reference, place.state.params))
     summary = summarise(before, after, steps=place.step, seconds=time.time() - place.begun)
@@ -162,7 +170,9 @@ def take_steps(
         save()
 
 
-def take_step(run: Run, place: Place, stream: Stream, reference: Params, writer: metrics.Writer) -> dict[str, float]:
+def take_step(
+    run: Run, place: Place, stream: Stream, reference: Params, writer: metrics.Writer
+) -> dict[str, float]:
     """One step: collect groups, update on them. Waits for the update: the next step's first act needs it anyway, and the
     times are then true."""
     config, step, started = run.config, place.step + 1, time.perf_counter()
@@ -186,7 +196,9 @@ def take_step(run: Run, place: Place, stream: Stream, reference: Params, writer:
     updating = time.perf_counter()
     if groups:
         batch = to_device(make_batch(groups, b.groups, b.mask_truncated), run.steps.rows)
-        place.state, learned = run.steps.update(place.state, reference, batch, config.objective, config.sampling.temperature)
+        place.state, learned = run.steps.update(
+            place.state, reference, batch, config.objective, config.sampling.temperature
+        )
     else:
         place.state, learned = place.state._replace(step=place.state.step + 1), {}
     numbers = {name: float(value) for name, value in jax.device_get(learned).items()}
@@ -199,7 +211,10 @@ def take_step(run: Run, place: Place, stream: Stream, reference: Params, writer:
     place.step = step
     now = time.perf_counter()
     times = {"time/update": now - updating, "time/step": now - started}
-    visited = {"data/pass": float(place.order.epoch), "data/visited": float(len(place.history.visits))}
+    visited = {
+        "data/pass": float(place.order.epoch),
+        "data/visited": float(len(place.history.visits)),
+    }
     return figures | numbers | times | visited
 
 
@@ -226,7 +241,11 @@ def check_agreement(config: Config, numbers: dict[str, float]) -> None:
 
 def peak_memory() -> dict[str, float]:
     """{"memory/peak": the most bytes that a device of this process has held}; {} where nobody knows, as of a CPU."""
-    known = [stats["peak_bytes_in_use"] for device in jax.local_devices() if (stats := device.memory_stats())]
+    known = [
+        stats["peak_bytes_in_use"]
+        for device in jax.local_devices()
+        if (stats := device.memory_stats())
+    ]
     return {"memory/peak": float(max(known))} if known else {}
 
 
@@ -269,7 +288,9 @@ def headline(summary: dict[str, Any]) -> str:
     before, after = summary["accuracy_before"], summary["accuracy_after"]
     known = before is not None and after is not None
     steps = summary["steps"]
-    return f"{steps} step{'' if steps == 1 else 's'}" + (f", accuracy {before:.3f} -> {after:.3f}" if known else "")
+    return f"{steps} step{'' if steps == 1 else 's'}" + (
+        f", accuracy {before:.3f} -> {after:.3f}" if known else ""
+    )
 
 
 def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -285,7 +306,9 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def check_shared(out: Path) -> None:
     """Raises UserError in all processes if one of them does not see what process 0 has written to `out`."""
     exchange(None)
-    blind = [process for process, sees in enumerate(exchange((out / "config.json").exists())) if not sees]
+    blind = [
+        process for process, sees in enumerate(exchange((out / "config.json").exists())) if not sees
+    ]
     if blind:
         raise UserError(
             f"{out}: process 0 writes there, and {len(blind)} of {jax.process_count()} processes, the first of them "
@@ -296,7 +319,9 @@ def check_shared(out: Path) -> None:
 def _finished(config: Config) -> bool:
     """Whether OUT holds the summary of all the steps that are wanted; then says so."""
     path = Path(config.out) / "summary.json"
-    summary = exchange(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1})[0]
+    summary = exchange(
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1}
+    )[0]
     if summary["steps"] < config.steps:
         return False
     # A schedule that ends at the last step has come to its end.
@@ -325,7 +350,9 @@ def noted_signals() -> Iterator[list[int]]:
     def note(number: int, _: Any) -> None:
         noted.append(number)
         restore()
-        os.write(2, b"stopping after this step; once more stops at once\n")  # print is not safe in a signal handler
+        os.write(
+            2, b"stopping after this step; once more stops at once\n"
+        )  # print is not safe in a signal handler
 
     for number in handlers:
         signal.signal(number, note)

@@ -44,7 +44,9 @@ def make_chat_folder(
     special, plain: added tokens that are called special, and that are not
     config_ends, generation_ends: what config.json and generation_config.json call end tokens
     """
-    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(byte_alphabet())}, merges=[]))
+    backend = Tokenizer(
+        models.BPE(vocab={letter: i for i, letter in enumerate(byte_alphabet())}, merges=[])
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([eos, *([bos] if bos else []), *special])

@@ -14,14 +14,24 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = flags(devices=1)
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a tokenizer that has made threads warns when a worker is started
+os.environ["TOKENIZERS_PARALLELISM"] = (
+    "false"  # a tokenizer that has made threads warns when a worker is started
+)
 
 from jaxtyping import install_import_hook
 
 # In tests only: every annotated function of the package checks its arguments' and its result's types and axes.
 install_import_hook("jaxgrpo", "beartype.beartype")
 
-LONGEST = ("test_training", "test_train", "test_processes", "test_engine", "test_steps", "test_bad_input", "test_logprobs")
+LONGEST = (
+    "test_training",
+    "test_train",
+    "test_processes",
+    "test_engine",
+    "test_steps",
+    "test_bad_input",
+    "test_logprobs",
+)
 """Files that take the longest, which begin first: begun last, one of them would keep a single worker busy at the end."""
 
 

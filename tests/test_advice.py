@@ -27,39 +27,38 @@ import jax.numpy as jnp
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxgrpo import (
-    command_line,
-    difficulty,
-    evaluate,
-    losses,
-    mesh,
-    optimizer,
-    run,
-    settings,
-    tokenizer,
-    train,
-)
+from jaxgrpo import build, evaluate, export, losses, sample, train
 from jaxgrpo import config as configs
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.config import Batch, Config, compare, load, parse_command_line, validate
+from jaxgrpo.config import Batch, Config, command_line, compare, load, parse_command_line, validate
+from jaxgrpo.config import overrides
 from jaxgrpo.data import arithmetic, jsonl
 from jaxgrpo.data.gsm8k import GSM8K, split_answer
 from jaxgrpo.data.order import Order
+from jaxgrpo.device import optimizer
+from jaxgrpo.distributed import mesh
 from jaxgrpo.errors import UserError
-from jaxgrpo.models import gemma3, llama, qwen2, tensors, weights
+from jaxgrpo.models import gemma3, hf_folder, llama, qwen2, tensors
 from jaxgrpo.models.lora import Lora
+from jaxgrpo.plan import __main__ as plan
+from jaxgrpo.plan import chips, times
 from jaxgrpo.problems import Driven, Problem, Scheduled, Weighted, batched
-from jaxgrpo.rewards import format as layout
-from jaxgrpo.rewards import language, length, math, repetition, rouge
+from jaxgrpo.rewards import layout as layout
+from jaxgrpo.rewards import length, repetition, rouge
 from jaxgrpo.rewards.gate import Gate
-from jaxgrpo.rewards.pool import Pool, reward_name
-from jaxgrpo.rollout import check_missing
+from jaxgrpo.rewards.languages import consistency
+from jaxgrpo.rewards.maths import verifier
+from jaxgrpo.rewards.workers.pool import Pool, reward_name
+from jaxgrpo.rollout import difficulty
+from jaxgrpo.rollout.collect import check_missing
+from jaxgrpo.text import tokenizer
 from tests import test_run
 from tests.test_config import make, right
 from tests.test_rollout import make_group
 from tests.tiny_models import make_folder
 from tests.tiny_runs import ROOT
-from tools import bench_logprobs, check_advice, chips, export, plan, plan_time, sample
+from tools import check_advice
+from tools.bench import logprobs
 
 Step = Callable[[Path, str], Any]
 TRIALS: dict[str, tuple[Step, tuple[Step, ...]]] = {}
@@ -167,27 +166,27 @@ trial(
 )
 trial(
     "a setting is written --config.name=value",
-    give(settings.override, make(), ["--config.steps"]),
-    lambda folder, said: settings.override(make(), [named(said, r"for example (.*)")]),
+    give(overrides.override, make(), ["--config.steps"]),
+    lambda folder, said: overrides.override(make(), [named(said, r"for example (.*)")]),
 )
 trial(
     "is a group of settings; set one of",
-    give(settings.override, make(), ["--config.batch=3"]),
-    lambda folder, said: settings.override(
+    give(overrides.override, make(), ["--config.batch=3"]),
+    lambda folder, said: overrides.override(
         make(), [f"--config.{named(said, 'set one of ([^,]*)')}=3"]
     ),
 )
 trial(
     "--config.{}: no such setting; {}",
-    give(settings.override, make(), ["--config.batch.group_sise=4"]),
-    lambda folder, said: settings.override(
+    give(overrides.override, make(), ["--config.batch.group_sise=4"]),
+    lambda folder, said: overrides.override(
         make(), [f"--config.{named(said, r'did you mean ([^ ?]*)')}=4"]
     ),
 )
 trial(
     "which would be written {}",
-    give(settings.override, make(), ["--config.data.languages=(1, 2)"]),
-    lambda folder, said: settings.override(
+    give(overrides.override, make(), ["--config.data.languages=(1, 2)"]),
+    lambda folder, said: overrides.override(
         make(), shlex.split(named(said, "would be written (.*)"))
     ),
 )
@@ -442,7 +441,7 @@ trial(
 
 
 def the_named_field(folder: Path, said: str) -> None:
-    source = settings.override(
+    source = overrides.override(
         changed({"data": rows(folder, *RENAMED)}), [named(said, "set (.*)")]
     ).data
     assert source.train()
@@ -467,7 +466,7 @@ trial(
     lambda folder, said: jsonl.Jsonl().train(),
     lambda folder, said: (
         rows(folder, *ROWS),
-        settings.override(
+        overrides.override(
             changed({"data": jsonl.Jsonl(heldout_size=1)}),
             [f"--config.data.path={folder}/data.jsonl"],
         ).data.train(),
@@ -564,7 +563,7 @@ trial(
 
 # --- models ---
 
-HF = json.loads((weights.EMBEDDED / "config.json").read_text())
+HF = json.loads((hf_folder.EMBEDDED / "config.json").read_text())
 
 
 def model(folder: Path, spoil: Callable[[Path], Any] | None = None, **changes: Any) -> Path:
@@ -577,7 +576,7 @@ def model(folder: Path, spoil: Callable[[Path], Any] | None = None, **changes: A
 
 
 def spoiled(
-    part: str, spoil: Callable[[Path], Any], read: Callable[[Path], Any] = weights.load_params
+    part: str, spoil: Callable[[Path], Any], read: Callable[[Path], Any] = hf_folder.load_params
 ) -> None:
     """A model folder that is refused; and copied anew."""
     trial(
@@ -617,7 +616,7 @@ spoiled("give a Hugging Face folder (config.json", lambda folder: (folder / "con
 spoiled(
     "{} is not JSON ({}): copy it anew",
     lambda folder: (folder / "config.json").write_text("{"),
-    weights.load_config,
+    hf_folder.load_config,
 )
 spoiled("not an object: copy it anew", lambda folder: (folder / "config.json").write_text("[]"))
 spoiled(
@@ -627,11 +626,11 @@ spoiled(
 spoiled("{} lacks {} of {} tensors, first {}: copy it anew", drop_tensor)
 trial(
     "is there already: name a folder that is not",
-    lambda folder, said: weights.save(
-        weights.load_params(model(folder)), folder / "model", folder / "model"
+    lambda folder, said: hf_folder.save(
+        hf_folder.load_params(model(folder)), folder / "model", folder / "model"
     ),
-    lambda folder, said: weights.save(
-        weights.load_params(folder / "model"), folder / "model", folder / "new"
+    lambda folder, said: hf_folder.save(
+        hf_folder.load_params(folder / "model"), folder / "model", folder / "new"
     ),
 )
 trial(
@@ -743,13 +742,13 @@ def together(problem, texts):
 trial("and not a batched one", give(Gate, together, right), give(Gate, right, right))
 trial(
     "a language threshold must be above 0",
-    give(language.Threshold, "think", 0.0),
-    give(language.Threshold, "think", 1.0),
+    give(consistency.Threshold, "think", 0.0),
+    give(consistency.Threshold, "think", 1.0),
 )
 trial(
     "is not one that can be told: use one of",
-    give(language.word_ratios, "word", "tlh"),
-    lambda folder, said: language.word_ratios("word", named(said, "use one of ([a-z]*)")),
+    give(consistency.word_ratios, "word", "tlh"),
+    lambda folder, said: consistency.word_ratios("word", named(said, "use one of ([a-z]*)")),
 )
 trial(
     "part is {}: it must be one of",
@@ -774,18 +773,20 @@ trial(
 )
 trial(
     "extract is {}: it must name some of",
-    give(math.Accuracy, ("all",)),
-    lambda folder, said: math.Accuracy(tuple(named(said, "it must name some of (.*)").split(", "))),
+    give(verifier.Accuracy, ("all",)),
+    lambda folder, said: verifier.Accuracy(
+        tuple(named(said, "it must name some of (.*)").split(", "))
+    ),
 )
 trial(
     "it must be a share of the gold",
-    give(math.Accuracy, ("boxed",), 1.0),
-    lambda folder, said: math.Accuracy(("boxed",), float(named(said, "for example (.*)"))),
+    give(verifier.Accuracy, ("boxed",), 1.0),
+    lambda folder, said: verifier.Accuracy(("boxed",), float(named(said, "for example (.*)"))),
 )
 trial(
     "make it a function at the top level of a module",
     give(reward_name, lambda problem, text: 1.0),
-    give(reward_name, math.accuracy),
+    give(reward_name, verifier.accuracy),
 )
 
 
@@ -804,12 +805,12 @@ trial(
     give(reward_name, Set(object())),
     give(reward_name, Set(1.5)),
     give(reward_name, Set((1, 2))),
-    give(reward_name, Set(math.accuracy)),
+    give(reward_name, Set(verifier.accuracy)),
 )
 trial(
     "at most 1,000,000 seconds, got",
-    give(Pool, {"accuracy": Weighted(math.accuracy)}, 1, 1e7),
-    lambda folder, said: Pool({"accuracy": Weighted(math.accuracy)}, 1, 1e6).close(),
+    give(Pool, {"accuracy": Weighted(verifier.accuracy)}, 1, 1e7),
+    lambda folder, said: Pool({"accuracy": Weighted(verifier.accuracy)}, 1, 1e6).close(),
 )
 trial(
     "it must be finite and at most 0",
@@ -892,7 +893,7 @@ trial(
 )
 
 
-def fitting(width: int, most: int | None = None) -> run.Fitting:
+def fitting(width: int, most: int | None = None) -> build.Fitting:
     return replace(test_run.fitting(width), most=most)
 
 
@@ -919,7 +920,7 @@ trial("{} takes all", lambda folder, said: fitting(6).check(LONG, "training"), w
 
 def too_long(folder: Path, width: int, new: int) -> None:
     sampling = configs.Sampling(prompt_width=width, max_new_tokens=new)
-    run._check_positions(sampling, model(folder, max_position_embeddings=100))
+    build._check_positions(sampling, model(folder, max_position_embeddings=100))
 
 
 trial(
@@ -929,8 +930,8 @@ trial(
 )
 trial(
     "it must be a multiple of mesh.data * mesh.fsdp",
-    lambda folder, said: run._check_shards(make(), 3, 3),
-    lambda folder, said: run._check_shards(changed({"batch.groups": 6}), 3, 3),
+    lambda folder, said: build._check_shards(make(), 3, 3),
+    lambda folder, said: build._check_shards(changed({"batch.groups": 6}), 3, 3),
 )
 
 ASKED = b'{"question": "q", "answer": 1}'
@@ -985,8 +986,14 @@ def without_ends(folder: Path) -> Path:
     made = model(folder)
     for path in made.glob("*config.json"):
         found = json.loads(path.read_text())
-        kept = {name: value for name, value in found.items() if "eos" not in name and "template" not in name}
-        path.write_text(json.dumps(kept | ({"eos_token": None} if path.name.startswith("token") else {})))
+        kept = {
+            name: value
+            for name, value in found.items()
+            if "eos" not in name and "template" not in name
+        }
+        path.write_text(
+            json.dumps(kept | ({"eos_token": None} if path.name.startswith("token") else {}))
+        )
     return made
 
 
@@ -996,7 +1003,7 @@ def end_token(folder: Path, said: str, **values: Any) -> None:
     tokenizer.load(folder / "model")
 
 
-EOS = json.loads((weights.EMBEDDED / "tokenizer_config.json").read_text()).get("eos_token")
+EOS = json.loads((hf_folder.EMBEDDED / "tokenizer_config.json").read_text()).get("eos_token")
 trial(
     "set eos_token in its tokenizer_config.json",
     end_token,
@@ -1045,7 +1052,7 @@ trial(
 
 def matched(folder: Path, said: str, **changes: Any) -> None:
     made = model(folder, **changes)
-    run.match(made, weights.load_config(made), tokenizer.load(made))
+    build.match(made, hf_folder.load_config(made), tokenizer.load(made))
 
 
 trial(
@@ -1069,8 +1076,8 @@ trial(
 LOGPROBS = {"rows": 1, "width": 4, "vocab": 8, "chunk": 8, "dtype": "float32", "compile_only": True}
 trial(
     "leaves nothing to choose: it must be at least 2",
-    give(bench_logprobs.bench_logprobs, argparse.Namespace(**LOGPROBS, length=1)),
-    give(bench_logprobs.bench_logprobs, argparse.Namespace(**LOGPROBS, length=2)),
+    give(logprobs.bench_logprobs, argparse.Namespace(**LOGPROBS, length=1)),
+    give(logprobs.bench_logprobs, argparse.Namespace(**LOGPROBS, length=2)),
 )
 trial(
     "--topology {}: it must be like",
@@ -1120,13 +1127,13 @@ trial(
 )
 trial(
     "it must be from 1 to sampling.max_new_tokens",
-    give(plan_time.assume, make(), 10**6, None),
-    lambda folder, said: plan_time.assume(make(), int(named(said, r"max_new_tokens=(\d+)")), None),
+    give(times.assume, make(), 10**6, None),
+    lambda folder, said: times.assume(make(), int(named(said, r"max_new_tokens=(\d+)")), None),
 )
 trial(
     "--kept is {}: it must be above 0 and at most 1",
-    give(plan_time.assume, make(), None, 0.0),
-    give(plan_time.assume, make(), None, 1.0),
+    give(times.assume, make(), None, 0.0),
+    give(times.assume, make(), None, 1.0),
 )
 
 
@@ -1142,15 +1149,15 @@ trial(
 )
 trial(
     "the prompt is empty: give one",
-    give(sample.prompt_width, weights.EMBEDDED, 0, 9),
-    give(sample.prompt_width, weights.EMBEDDED, 1, 9),
+    give(sample.prompt_width, hf_folder.EMBEDDED, 0, 9),
+    give(sample.prompt_width, hf_folder.EMBEDDED, 1, 9),
 )
 trial(
     "that {} was made for: shorten it{}",
-    give(sample.prompt_width, weights.EMBEDDED, 2000, 100),
-    give(sample.prompt_width, weights.EMBEDDED, 1948, 100),
+    give(sample.prompt_width, hf_folder.EMBEDDED, 2000, 100),
+    give(sample.prompt_width, hf_folder.EMBEDDED, 1948, 100),
     lambda folder, said: sample.prompt_width(
-        weights.EMBEDDED, 2000, int(named(said, r"--max-tokens to (\d+)"))
+        hf_folder.EMBEDDED, 2000, int(named(said, r"--max-tokens to (\d+)"))
     ),
 )
 

@@ -12,10 +12,20 @@ import numpy as np
 import pytest
 
 from jaxgrpo.data import arithmetic
-from jaxgrpo.data.arithmetic import LANGUAGES, Arithmetic, Problems, numeral_form, solution, with_particle
+from jaxgrpo.data.arithmetic import (
+    LANGUAGES,
+    Arithmetic,
+    Problems,
+    numeral_form,
+    solution,
+    with_particle,
+)
 from jaxgrpo.errors import UserError
 
-FIRST_PROMPT, FIRST_ANSWER = "Mia has 9 stamps. She loses 6. How many stamps does Mia have now?", "3"
+FIRST_PROMPT, FIRST_ANSWER = (
+    "Mia has 9 stamps. She loses 6. How many stamps does Mia have now?",
+    "3",
+)
 EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 
 
@@ -52,7 +62,11 @@ def test_another_process_makes_the_same_problems(problems):
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345", "PYTHONIOENCODING": "utf-8"}
     run = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, encoding="utf-8", check=True
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
     )
     assert json.loads(run.stdout) == [vars(problems[i]) for i in (0, 7, 101)]
 
@@ -60,7 +74,11 @@ def test_another_process_makes_the_same_problems(problems):
 def test_a_problem_is_the_same_for_ever():
     """Pass rates and visit counts are kept by id across runs, so what an id stands for must not drift."""
     first = Problems(languages=("en",), levels=(1,))[0]
-    assert (first.id, first.prompt, first.answer) == ("arithmetic/train/0/0", FIRST_PROMPT, FIRST_ANSWER)
+    assert (first.id, first.prompt, first.answer) == (
+        "arithmetic/train/0/0",
+        FIRST_PROMPT,
+        FIRST_ANSWER,
+    )
 
 
 def test_it_is_a_sequence_with_ends():
@@ -99,24 +117,36 @@ def test_equations_are_true_and_chain_from_the_prompt_to_the_answer(problems, la
 
 def test_a_level_is_its_number_of_operations(problems):
     for problem in problems:
-        assert problem.level == len(problem.meta["steps"]) == len(EQUATION.findall(solution(problem)))
+        assert (
+            problem.level == len(problem.meta["steps"]) == len(EQUATION.findall(solution(problem)))
+        )
 
 
 def test_the_prompt_has_each_number_once_and_in_order(problems):
     for problem in problems:
-        assert numbers(problem.prompt) == [problem.meta["start"], *(n for _, n in problem.meta["steps"])]
+        assert numbers(problem.prompt) == [
+            problem.meta["start"],
+            *(n for _, n in problem.meta["steps"]),
+        ]
 
 
 def test_operations_are_mixed_and_not_trivial(problems):
     steps = [step for problem in problems for step in map(tuple, problem.meta["steps"])]
-    share = {operation: count / len(steps) for operation, count in Counter(step[0] for step in steps).items()}
+    share = {
+        operation: count / len(steps)
+        for operation, count in Counter(step[0] for step in steps).items()
+    }
     assert set(share) == set("+-*/")
     assert min(share.values()) > 0.1
     assert sum(n >= 10 for operation, n in steps if operation in "+-") > len(steps) / 4
 
 
 def test_splits_share_no_story():
-    train = {content(problem) for seed in (0, 1) for problem in Problems(levels=(1, 2), seed=seed, size=2_000)}
+    train = {
+        content(problem)
+        for seed in (0, 1)
+        for problem in Problems(levels=(1, 2), seed=seed, size=2_000)
+    }
     heldout = {content(problem) for problem in Problems(levels=(1, 2), split="heldout", size=1_000)}
     assert train.isdisjoint(heldout)
 
@@ -147,7 +177,11 @@ def test_languages_and_levels_are_balanced_and_independent():
 def test_every_language_has_the_same_number_of_words():
     english = LANGUAGES["en"]
     for language in LANGUAGES.values():
-        assert len(language.names.split()) == len(set(language.names.split())) == len(english.names.split())
+        assert (
+            len(language.names.split())
+            == len(set(language.names.split()))
+            == len(english.names.split())
+        )
         assert len(language.things) == len(set(language.things)) == len(english.things)
         assert {key: len(ways) for key, ways in language.phrases.items()} == {
             key: len(ways) for key, ways in english.phrases.items()
@@ -179,8 +213,23 @@ def test_names_and_things_are_translated():
 @pytest.mark.parametrize(
     ("count", "noun"),
     [
-        *((1, "книжку"), (21, "книжку"), (91, "книжку"), (2, "книжки"), (4, "книжки"), (22, "книжки"), (93, "книжки")),
-        *((5, "книжок"), (11, "книжок"), (12, "книжок"), (14, "книжок"), (20, "книжок"), (40, "книжок")),
+        *(
+            (1, "книжку"),
+            (21, "книжку"),
+            (91, "книжку"),
+            (2, "книжки"),
+            (4, "книжки"),
+            (22, "книжки"),
+            (93, "книжки"),
+        ),
+        *(
+            (5, "книжок"),
+            (11, "книжок"),
+            (12, "книжок"),
+            (14, "книжок"),
+            (20, "книжок"),
+            (40, "книжок"),
+        ),
     ],
 )
 def test_ukrainian_nouns_agree_with_their_number(count, noun):
@@ -199,8 +248,18 @@ def test_ukrainian_stories_agree_with_their_number():
 @pytest.mark.parametrize(
     ("word", "particles", "expected"),
     [
-        *(("미나", "은는", "미나는"), ("서연", "은는", "서연은"), ("책", "을를", "책을"), ("사과", "을를", "사과를")),
-        *(("연필", "이가", "연필이"), ("호두", "이가", "호두가"), ("권", "을를", "권을"), ("자루", "을를", "자루를")),
+        *(
+            ("미나", "은는", "미나는"),
+            ("서연", "은는", "서연은"),
+            ("책", "을를", "책을"),
+            ("사과", "을를", "사과를"),
+        ),
+        *(
+            ("연필", "이가", "연필이"),
+            ("호두", "이가", "호두가"),
+            ("권", "을를", "권을"),
+            ("자루", "을를", "자루를"),
+        ),
     ],
 )
 def test_korean_particles_follow_the_last_sound(word, particles, expected):
@@ -209,11 +268,14 @@ def test_korean_particles_follow_the_last_sound(word, particles, expected):
 
 def test_korean_stories_have_the_right_particles():
     nouns = "|".join(
-        [word for thing in LANGUAGES["ko"].things for word in thing.split()] + LANGUAGES["ko"].names.split()
+        [word for thing in LANGUAGES["ko"].things for word in thing.split()]
+        + LANGUAGES["ko"].names.split()
     )
     closed, opened = "은을이", "는를가"
     for problem in Problems(languages=("ko",), size=200):
-        found = re.findall(rf"(?:^|[\s\d])({nouns})([{closed}{opened}])(?=\s)", problem.prompt + solution(problem))
+        found = re.findall(
+            rf"(?:^|[\s\d])({nouns})([{closed}{opened}])(?=\s)", problem.prompt + solution(problem)
+        )
         assert len(found) >= 4
         for word, particle in found:
             # NFD splits a syllable into its sounds: three of them where it ends in a consonant.
@@ -225,7 +287,9 @@ def test_pronouns_fit_the_person():
     for problem in Problems(languages=("en", "zh", "uk"), size=100):
         hers, his = LANGUAGES[problem.language].pronouns.split()
         wrong = (his, hers)[problem.meta["name"] % 2]
-        assert not re.search(rf"(?:^|[\s。]){wrong}(?!\w)" if problem.language != "zh" else wrong, problem.prompt)
+        assert not re.search(
+            rf"(?:^|[\s。]){wrong}(?!\w)" if problem.language != "zh" else wrong, problem.prompt
+        )
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxgrpo import train
-from jaxgrpo.command_line import run_main
-from jaxgrpo.run import Run
+from jaxgrpo.build import Run
+from jaxgrpo.config.command_line import run_main
 from tests.tiny_runs import TEXT, config_file, model_folder, share_programs, start
 
-JSONL_TEXT = TEXT.replace("import Arithmetic", "import Arithmetic\nfrom jaxgrpo.data.jsonl import Jsonl").replace(
-    "Arithmetic(levels=(1,), size=24)", 'Jsonl(path="DATA", heldout_size=1)'
-)
+JSONL_TEXT = TEXT.replace(
+    "import Arithmetic", "import Arithmetic\nfrom jaxgrpo.data.jsonl import Jsonl"
+).replace("Arithmetic(levels=(1,), size=24)", 'Jsonl(path="DATA", heldout_size=1)')
 ROWS = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(6)]
 
 
@@ -62,7 +62,9 @@ def model(tmp_path):
 
 
 def test_no_config(refused):
-    assert refused() == ("no config file given; run python -m jaxgrpo.train --config FILE, for example configs/quickstart.py")
+    assert refused() == (
+        "no config file given; run python -m jaxgrpo.train --config FILE, for example configs/quickstart.py"
+    )
 
 
 def test_a_config_file_that_is_not_there(refused, tmp_path, path):
@@ -73,19 +75,34 @@ def test_a_config_file_that_is_not_there(refused, tmp_path, path):
 
 def test_a_config_file_without_get_config(refused, tmp_path, path):
     path = config_file(tmp_path, TEXT.replace("def get_config", "def make_config"))
-    assert refused("--config", path) == f"{path}: it has no get_config(); define it at the top level of the file"
+    assert (
+        refused("--config", path)
+        == f"{path}: it has no get_config(); define it at the top level of the file"
+    )
 
 
 @pytest.mark.parametrize(
     ("flag", "says"),
     [
-        ("--config.batch.group_sise=4", "--config.batch.group_sise: no such setting; did you mean batch.group_size"),
-        ("--config.temperature=1", "--config.temperature: no such setting; did you mean sampling.temperature"),
-        ("--config.steps=many", "--config.steps=many: steps is a whole number, and 'many' is not; it is now 4"),
+        (
+            "--config.batch.group_sise=4",
+            "--config.batch.group_sise: no such setting; did you mean batch.group_size",
+        ),
+        (
+            "--config.temperature=1",
+            "--config.temperature: no such setting; did you mean sampling.temperature",
+        ),
+        (
+            "--config.steps=many",
+            "--config.steps=many: steps is a whole number, and 'many' is not; it is now 4",
+        ),
         ("--config.steps=2.5", "--config.steps=2.5: steps is a whole number, and '2.5' is not"),
         ("--config.seed=-1", "seed is -1: it must be at least 0"),
         ("--config.seed=4294967296", "seed is 4294967296: it must be below 2**32"),
-        ("--config.batch.group_size=1", "batch.group_size is 1: it must be at least 2: GRPO compares the completions"),
+        (
+            "--config.batch.group_size=1",
+            "batch.group_size is 1: it must be at least 2: GRPO compares the completions",
+        ),
         (
             "--config.batch.micro_batch=3",
             "batch.micro_batch is 3: it must divide groups * group_size = 2 * 4 = 8; the nearest that do are 2 and 4",
@@ -95,13 +112,22 @@ def test_a_config_file_without_get_config(refused, tmp_path, path):
         ("--config.evaluation.problems=-1", "evaluation.problems is -1: it must be at least 0"),
         ("--config.filter.rule=bend", "filter.rule is 'bend': it must be one of band, dapo, off"),
         ("--config.data.languages=xx", "arithmetic: "),
-        ("--config.mesh.data=3", "mesh.data=3, mesh.fsdp=1, mesh.tensor=1 do not multiply to the 1 devices here"),
-        ("--config.model=/nowhere", "model folder /nowhere is not there: give a Hugging Face folder"),
+        (
+            "--config.mesh.data=3",
+            "mesh.data=3, mesh.fsdp=1, mesh.tensor=1 do not multiply to the 1 devices here",
+        ),
+        (
+            "--config.model=/nowhere",
+            "model folder /nowhere is not there: give a Hugging Face folder",
+        ),
         (
             "--config.sampling.prompt_width=5",
             "24 of 24 training prompts are longer than sampling.prompt_width=5 tokens, the shortest ",
         ),
-        ("--steps=3", "--steps=3: the flags are --config FILE, --config.name=value and --help; did you mean --config.steps=3?"),
+        (
+            "--steps=3",
+            "--steps=3: the flags are --config FILE, --config.name=value and --help; did you mean --config.steps=3?",
+        ),
     ],
 )
 def test_a_setting(refused, path, flag, says):
@@ -121,7 +147,9 @@ def test_a_tensor_is_missing(refused, path, model):
     del tensors["model.norm.weight"]
     save_file(tensors, model / "model.safetensors")
     said = refused("--config", path, f"--config.model={model}")
-    assert said.startswith(f"{model} lacks 1 of {len(tensors) + 1} tensors, first model.norm.weight")
+    assert said.startswith(
+        f"{model} lacks 1 of {len(tensors) + 1} tensors, first model.norm.weight"
+    )
 
 
 def test_a_tensor_has_another_shape(refused, path, model):
@@ -135,13 +163,19 @@ def test_a_tensor_has_another_shape(refused, path, model):
 def test_a_folder_without_a_tokenizer(refused, path, model):
     for file in model.glob("tokenizer*"):
         file.unlink()
-    assert refused("--config", path, f"--config.model={model}").startswith(f"no tokenizer can be loaded from {model}")
+    assert refused("--config", path, f"--config.model={model}").startswith(
+        f"no tokenizer can be loaded from {model}"
+    )
 
 
 def test_a_chat_template_that_cannot_ask(refused, path, model):
-    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ raise_exception('Only for tools.') }}{% endfor %}")
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ raise_exception('Only for tools.') }}{% endfor %}"
+    )
     said = refused("--config", path, f"--config.model={model}")
-    assert said.startswith(f"the chat template in {model} cannot ask a question (Only for tools.): mend it there")
+    assert said.startswith(
+        f"the chat template in {model} cannot ask a question (Only for tools.): mend it there"
+    )
 
 
 def data_file(tmp_path: Path, text: str | None) -> tuple[str, str]:
@@ -166,7 +200,10 @@ def as_lines(rows: list[dict]) -> str:
             as_lines(ROWS) + '{"question": "What?"}\n',
             'DATA line 7: there is no field "answer", only "question"; set --config.data.',
         ),
-        (as_lines(ROWS[:1]), "DATA has 1 problems, and --config.data.heldout_size=1 of them cannot be held out"),
+        (
+            as_lines(ROWS[:1]),
+            "DATA has 1 problems, and --config.data.heldout_size=1 of them cannot be held out",
+        ),
     ],
 )
 def test_data(refused, tmp_path, path, text, says):
@@ -192,7 +229,7 @@ def test_a_language_that_cannot_be_told(refused, tmp_path, path, language, flag,
 
 
 def test_a_reward_in_a_language_that_cannot_be_told(refused, tmp_path, path):
-    path = config_file(tmp_path, TEXT.replace("language.target_word_ratio", "language.Ratio()"))
+    path = config_file(tmp_path, TEXT.replace("languages.target_word_ratio", "languages.Ratio()"))
     said = refused("--config", path, "--config.rewards.language.function.language=xx")
     assert "language 'xx' is not one that can be told: use one of af " in said
 
@@ -234,12 +271,16 @@ def test_odd_data_that_can_be_read(tmp_path, monkeypatch, text):
 
 
 def test_long_prompts_are_dropped_with_a_count(tmp_path, monkeypatch, capsys):
-    path, _ = data_file(tmp_path, as_lines([*ROWS[:2], {"question": "and so on " * 50, "answer": 1}, *ROWS[2:]]))
+    path, _ = data_file(
+        tmp_path, as_lines([*ROWS[:2], {"question": "and so on " * 50, "answer": 1}, *ROWS[2:]])
+    )
     monkeypatch.setattr(sys, "argv", ["train", "--config", path])
     monkeypatch.setattr(Run, "load_params", lambda run: sys.exit(0))  # so far, and no further
     with pytest.raises(SystemExit):
         run_main(train.main)
-    assert capsys.readouterr().out.startswith("1 of 6 training prompts are longer than 80 tokens and left out; ")
+    assert capsys.readouterr().out.startswith(
+        "1 of 6 training prompts are longer than 80 tokens and left out; "
+    )
 
 
 def test_the_folder_of_another_run(refused, tmp_path):
@@ -257,14 +298,22 @@ def test_the_folder_of_another_run(refused, tmp_path):
 
 
 def test_a_reward_that_is_a_lambda(refused, tmp_path, path):
-    path = config_file(tmp_path, TEXT.replace("Weighted(math.accuracy)", "Weighted(lambda problem, text: 1.0)"))
+    path = config_file(
+        tmp_path, TEXT.replace("Weighted(maths.accuracy)", "Weighted(lambda problem, text: 1.0)")
+    )
     said = refused("--config", path)
     assert "<lambda>" in said
-    assert "cannot be imported by a worker process: make it a function at the top level of a module" in said
+    assert (
+        "cannot be imported by a worker process: make it a function at the top level of a module"
+        in said
+    )
 
 
 def test_a_reward_of_a_module_that_is_not_there(refused, tmp_path, path):
-    path = config_file(tmp_path, TEXT.replace("import language, math", "import language, math\nfrom no_rewards import mine"))
+    path = config_file(
+        tmp_path,
+        TEXT.replace("import language, math", "import language, math\nfrom no_rewards import mine"),
+    )
     said = refused("--config", path)
     assert said.startswith(f"{path}, line ")
     assert "No module named 'no_rewards'" in said
@@ -272,11 +321,11 @@ def test_a_reward_of_a_module_that_is_not_there(refused, tmp_path, path):
 
 def test_a_reward_of_a_module_that_workers_do_not_find(refused, tmp_path, path):
     """A module made on the spot: this process has it, another cannot import it."""
-    made = (
-        "\nimport sys, types\nmade = types.ModuleType('made_here')\nexec('def mine(problem, text): return 1.0', vars(made))\n"
-    )
+    made = "\nimport sys, types\nmade = types.ModuleType('made_here')\nexec('def mine(problem, text): return 1.0', vars(made))\n"
     made += "sys.modules['made_here'] = made\nmade.mine.__module__ = 'made_here'\n"
-    text = TEXT.replace("\n\ndef get_config", made + "\n\ndef get_config").replace("math.accuracy", "made.mine")
+    text = TEXT.replace("\n\ndef get_config", made + "\n\ndef get_config").replace(
+        "maths.accuracy", "made.mine"
+    )
     assert "made_here" in refused("--config", config_file(tmp_path, text))
 
 
@@ -284,9 +333,16 @@ def test_a_reward_of_a_module_that_workers_do_not_find(refused, tmp_path, path):
 def test_as_a_process(tmp_path, case):
     """As a person sees it: nothing of the libraries' own on stderr either."""
     path, data = data_file(tmp_path, as_lines(ROWS) + "oops\n")
-    process = start("jaxgrpo.train", "--config", path, *(["--config.batch.group_size=1"] if case == "setting" else []))
+    process = start(
+        "jaxgrpo.train",
+        "--config",
+        path,
+        *(["--config.batch.group_size=1"] if case == "setting" else []),
+    )
     out, errors = process.communicate(timeout=120)
-    says = "error: batch.group_size is 1" if case == "setting" else f"error: {data} line 7 is not JSON"
+    says = (
+        "error: batch.group_size is 1" if case == "setting" else f"error: {data} line 7 is not JSON"
+    )
     assert process.returncode == 2
     assert errors.startswith(says)
     assert errors.count("\n") == 1

@@ -8,9 +8,22 @@ import pytest
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import transformer
 from tests.tiny_models import NETWORK, make_folder
-from tools import bench, bench_sampling
+from tools.bench import __main__ as bench
+from tools.bench import sampling
 
-TINY = ["logprobs", "--rows", "2", "--length", "5", "--width", "4", "--vocab", "50", "--repeats", "1"]
+TINY = [
+    "logprobs",
+    "--rows",
+    "2",
+    "--length",
+    "5",
+    "--width",
+    "4",
+    "--vocab",
+    "50",
+    "--repeats",
+    "1",
+]
 MEASURED = {"temp_bytes", "naive_temp_bytes", "median_s", "naive_median_s"}
 
 
@@ -20,7 +33,17 @@ def test_logprobs_prints_one_json_object(capsys, dtype):
     printed = capsys.readouterr()
     (line,) = printed.out.splitlines()
     result = json.loads(line)
-    assert result.items() >= {"bench": "logprobs", "rows": 2, "length": 5, "width": 4, "vocab": 50, "dtype": dtype}.items()
+    assert (
+        result.items()
+        >= {
+            "bench": "logprobs",
+            "rows": 2,
+            "length": 5,
+            "width": 4,
+            "vocab": 50,
+            "dtype": dtype,
+        }.items()
+    )
     assert all(result[name] > 0 for name in MEASURED)
     assert "turn 1 of 1: naive" in printed.err
 
@@ -45,8 +68,30 @@ def test_what_cannot_be_measured_is_refused():
         bench.main([*TINY, "--repeats", "0"])
 
 
-SMALL = ["--groups", "2", "--group-size", "4", "--prompt", "6", "--new", "8", "--chunk", "3", "--repeats", "1", "--json"]
-RATES = {"median_s", "tokens_per_s", "matmul_flops_per_s", "copy_bytes_per_s", "floor_s", "compiles", "compile_s"}
+SMALL = [
+    "--groups",
+    "2",
+    "--group-size",
+    "4",
+    "--prompt",
+    "6",
+    "--new",
+    "8",
+    "--chunk",
+    "3",
+    "--repeats",
+    "1",
+    "--json",
+]
+RATES = {
+    "median_s",
+    "tokens_per_s",
+    "matmul_flops_per_s",
+    "copy_bytes_per_s",
+    "floor_s",
+    "compiles",
+    "compile_s",
+}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +132,7 @@ def test_a_step_samples_and_updates(model, capsys):
 
 def test_the_work_of_a_step_is_ten_products_a_parameter_and_token():
     lengths = np.full(64, 128)
-    work = bench_sampling.step_work(NETWORK, 64, lengths, 64, 4)
+    work = sampling.step_work(NETWORK, 64, lengths, 64, 4)
     assert work.flops == 10 * transformer.size(transformer.shapes(NETWORK)) * 64 * 192
     assert work.floor_s(1e9, 1e30) == work.flops / 1e9
     assert work.floor_s(1e30, 1e9) == work.bytes / 1e9
@@ -97,7 +142,10 @@ def test_the_work_of_a_step_is_ten_products_a_parameter_and_token():
     ("argv", "message"),
     [
         (["rollout", "--slots", "6"], "--slots is 6: it must be a multiple of 4"),
-        (["step", "--micro-batch", "3"], "--groups times --group-size is 8: it must be a multiple of 3"),
+        (
+            ["step", "--micro-batch", "3"],
+            "--groups times --group-size is 8: it must be a multiple of 3",
+        ),
         (["rollout", "--mean-new", "9"], "--mean-new 9 is more than --new 8"),
     ],
 )
@@ -109,6 +157,8 @@ def test_numbers_that_do_not_go_together_are_refused(model, argv, message):
 def test_rewards_counts_verdicts(capsys):
     bench.main(["rewards", "--verdicts", "35", "--workers", "1", "--repeats", "2", "--json"])
     result = json.loads(capsys.readouterr().out)
-    assert result.items() >= {"bench": "rewards", "verdicts": 40, "workers": 1, "repeats": 2}.items()
+    assert (
+        result.items() >= {"bench": "rewards", "verdicts": 40, "workers": 1, "repeats": 2}.items()
+    )
     assert len(result["seconds"]) == 2
     assert result["verdicts_per_s"] == pytest.approx(40 / result["median_s"])

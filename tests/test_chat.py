@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from jaxgrpo import tokenizer
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Completion, Problem
-from jaxgrpo.rewards import language, prose
-from jaxgrpo.rewards.format import Tags, think_then_answer
-from jaxgrpo.rewards.math import accuracy
+from jaxgrpo.rewards import prose
+from jaxgrpo.rewards.languages import consistency
+from jaxgrpo.rewards.layout import Tags, think_then_answer
+from jaxgrpo.rewards.maths.verifier import accuracy
+from jaxgrpo.text import tokenizer
 from tests.chat_folders import CHATML, GEMMA, MISTRAL, make_chat_folder
 
 IM = ("<|im_start|>",)
@@ -31,9 +32,7 @@ LLAMA = (
     "{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
-NO_ASSISTANT = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}\n{% endfor %}"
-)
+NO_ASSISTANT = "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}\n{% endfor %}"
 
 
 def load(folder, template=CHATML, special=IM, **given):
@@ -43,16 +42,28 @@ def load(folder, template=CHATML, special=IM, **given):
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
-        (CHATML, "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n"),
-        (PARTS, "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant"),
+        (
+            CHATML,
+            "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            PARTS,
+            "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant",
+        ),
         (EITHER, "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n"),
         (GEMMA, "<start_of_turn>user\nThink first.\n\n3+4?<end_of_turn>\n<start_of_turn>model"),
         (MISTRAL, "[INST] Think first.\n\n3+4? [/INST]"),
         (ALTERNATE, "[INST] Think first.\n\n3+4? [/INST]"),
         (SILENT, "<|im_start|>Think first.\n\n3+4?<|im_end|>"),
         (NO_ASSISTANT, "Think first.\n3+4?\n"),
-        ("{{ strftime_now('') }}{% if tools %}{{ tools }}{% endif %}" + NO_ASSISTANT, "Think first.\n3+4?\n"),
-        ("{{ messages[0].content }} {{ messages[1].content if messages[1] else '' }}", "Think first. 3+4?"),
+        (
+            "{{ strftime_now('') }}{% if tools %}{{ tools }}{% endif %}" + NO_ASSISTANT,
+            "Think first.\n3+4?\n",
+        ),
+        (
+            "{{ messages[0].content }} {{ messages[1].content if messages[1] else '' }}",
+            "Think first. 3+4?",
+        ),
     ],
 )
 def test_the_question_and_the_system_message_are_asked(tmp_path, template, expected):
@@ -98,7 +109,10 @@ def test_of_named_templates_the_default_asks(tmp_path):
     make_chat_folder(tmp_path, CHATML, special=IM)
     name_templates(tmp_path, tool_use="{{ raise_exception('no tools') }}", default=CHATML)
     loaded = tokenizer.load(tmp_path)
-    assert loaded.hf.decode(loaded.prompt("3+4?")) == "<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        loaded.hf.decode(loaded.prompt("3+4?"))
+        == "<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n"
+    )
     name_templates(tmp_path, rag=CHATML, chat=CHATML)
     with pytest.raises(UserError, match="there are chat, rag, and none is named default") as caught:
         tokenizer.load(tmp_path)
@@ -121,7 +135,9 @@ def test_a_question_that_the_template_leaves_out_is_one_line(tmp_path):
     """Although it renders others."""
     loaded = load(tmp_path, CHATML.replace("m['content']", "m['content'].split('#')[0]"))
     assert loaded.prompt("3+4?")
-    with pytest.raises(UserError, match=r"cannot ask a question \(it leaves out the question '3 # 4\?'\)"):
+    with pytest.raises(
+        UserError, match=r"cannot ask a question \(it leaves out the question '3 # 4\?'\)"
+    ):
         loaded.prompt("3 # 4?")
 
 
@@ -141,7 +157,10 @@ def test_special_tokens_that_are_content_stay(tmp_path, special, text):
     loaded = load(tmp_path, special=(*IM, *special), bos="<s>")
     ids = loaded.encode(text)
     assert loaded.decode(ids) == text
-    assert loaded.decode([*loaded.encode("<|im_start|><s>"), *ids, *loaded.encode("<|im_end|>")]) == text
+    assert (
+        loaded.decode([*loaded.encode("<|im_start|><s>"), *ids, *loaded.encode("<|im_end|>")])
+        == text
+    )
     assert loaded.decode_all([*ids, *loaded.encode("<|im_start|>")]) == text + "<|im_start|>"
 
 
@@ -152,7 +171,11 @@ def test_special_tokens_that_are_content_stay(tmp_path, special, text):
         (ALTERNATE, ("[INST]", "[/INST]"), "[INST][/INST]"),
         (GEMMA, ("<start_of_turn>", "<end_of_turn>"), "<start_of_turn><end_of_turn>"),
         (PHI, ("<|system|>", "<|user|>", "<|assistant|>"), "<|system|><|user|><|assistant|>"),
-        (LLAMA, ("<|start_header_id|>", "<|end_header_id|>"), "<|start_header_id|><|end_header_id|>"),
+        (
+            LLAMA,
+            ("<|start_header_id|>", "<|end_header_id|>"),
+            "<|start_header_id|><|end_header_id|>",
+        ),
         (NO_ASSISTANT.replace("{{ m.", "<turn>{{ m."), ("<turn>",), "<turn>"),
     ],
 )
@@ -164,7 +187,11 @@ def test_special_tokens_that_turns_are_wrapped_in_are_dropped(tmp_path, template
 def test_empty_thoughts_of_earlier_turns_wrap_nothing(tmp_path):
     """Some templates write them before every answer; the tags are still what the policy has to write."""
     for i, tags in enumerate(TAGS):
-        thoughtless = "{% if m['role'] == 'assistant' %}" + "\n\n".join(tags) + "\n\n{% endif %}{{ m['content'] }}"
+        thoughtless = (
+            "{% if m['role'] == 'assistant' %}"
+            + "\n\n".join(tags)
+            + "\n\n{% endif %}{{ m['content'] }}"
+        )
         template = CHATML.replace("{{ m['content'] }}", thoughtless)
         loaded = load(tmp_path / str(i), template, special=(*IM, *tags))
         text = f"{tags[0]}a{tags[1]}b"
@@ -210,8 +237,18 @@ def test_what_a_prompt_opens_is_known(tmp_path, end, opened, registered, always)
     """Whether or not its tags are special tokens, and whether or not the template asks if an answer is to begin."""
     template = CHATML.replace("assistant\n", f"assistant\n{end}")
     if always:
-        template = template.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
-    tags = ("<think>", "</think>", "[THINK]", "<|begin_of_thought|>", "<|START_THINKING|>", "<reasoning>", "◁think▷")
+        template = template.replace("{% if add_generation_prompt %}", "").removesuffix(
+            "{% endif %}"
+        )
+    tags = (
+        "<think>",
+        "</think>",
+        "[THINK]",
+        "<|begin_of_thought|>",
+        "<|START_THINKING|>",
+        "<reasoning>",
+        "◁think▷",
+    )
     loaded = load(tmp_path, template, special=(*IM, *tags) if registered else IM)
     # Jinja drops a line's end at the end of a template.
     opened = opened.removesuffix("\n") if always else opened
@@ -224,7 +261,9 @@ def test_what_a_prompt_opens_is_known(tmp_path, end, opened, registered, always)
 
 def test_the_tag_that_every_turn_begins_with_is_not_opened(tmp_path):
     turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}"
-    assert load(tmp_path, turns + "{% if add_generation_prompt %}<assistant>{% endif %}").opened == ""
+    assert (
+        load(tmp_path, turns + "{% if add_generation_prompt %}<assistant>{% endif %}").opened == ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,5 +301,9 @@ def test_rewards_know_what_models_think_in(tmp_path, opening, closing):
 def test_the_language_of_opened_thoughts_is_measured(tmp_path):
     loaded = load(tmp_path, CHATML.replace("assistant\n", "assistant\n<think>\n"))
     thoughts = "Zuerst zähle ich die Äpfel zusammen, und dann ziehe ich die gegessenen Äpfel davon wieder ab."
-    text = loaded.completion(loaded.encode(f"{thoughts}\n</think>\nThe answer, which we have found above, is seven apples."))
-    assert language.word_ratios(text, "de").target > 0.9
+    text = loaded.completion(
+        loaded.encode(
+            f"{thoughts}\n</think>\nThe answer, which we have found above, is seven apples."
+        )
+    )
+    assert consistency.word_ratios(text, "de").target > 0.9

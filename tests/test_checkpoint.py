@@ -24,7 +24,10 @@ HOST = {"position": 17, "visits": {"en-1": [3, 0.5]}, "text": "한국어"}
 
 def make_state(width=3, dtype=jnp.float32, seed=0):
     kernel, bias = jax.random.normal(jax.random.key(seed), (2, 4, width), dtype)
-    params = {"layers": [{"kernel": kernel}, {"kernel": bias}], "norm": jnp.ones(width, jnp.bfloat16)}
+    params = {
+        "layers": [{"kernel": kernel}, {"kernel": bias}],
+        "norm": jnp.ones(width, jnp.bfloat16),
+    }
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     _, opt_state = optimizer.update(params, optimizer.init(params), params)
     return TrainState(jnp.int32(7), params, opt_state)
@@ -66,7 +69,10 @@ def test_restore_puts_arrays_where_asked(saved):
 def test_parameters_alone_in_another_dtype(saved):
     params = make_state().params
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
-    assert_same(Checkpoints(saved).restore_params(like), jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+    assert_same(
+        Checkpoints(saved).restore_params(like),
+        jax.tree.map(lambda x: x.astype(jnp.bfloat16), params),
+    )
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -91,8 +97,14 @@ def test_reading_leaves_no_trace(tmp_path):
 @pytest.mark.parametrize(
     ("state", "expected"),
     [
-        (make_state(width=5), "params/layers/0/kernel is float32[4,3] in the checkpoint and float32[4,5] in this run"),
-        (make_state(dtype=jnp.bfloat16), "params/layers/0/kernel is float32[4,3] in the checkpoint and bfloat16[4,3]"),
+        (
+            make_state(width=5),
+            "params/layers/0/kernel is float32[4,3] in the checkpoint and float32[4,5] in this run",
+        ),
+        (
+            make_state(dtype=jnp.bfloat16),
+            "params/layers/0/kernel is float32[4,3] in the checkpoint and bfloat16[4,3]",
+        ),
         (
             make_state()._replace(opt_state=()),
             "opt_state/1/0/count is int32[] in the checkpoint and missing in this run",
@@ -112,7 +124,10 @@ def test_another_models_checkpoint_is_refused(saved, state, expected):
 
 
 def test_parameters_of_another_shape_are_refused(saved):
-    with pytest.raises(UserError, match=r"params/layers/0/kernel is \[4,3\] in the checkpoint and \[4,5\] in this run"):
+    with pytest.raises(
+        UserError,
+        match=r"params/layers/0/kernel is \[4,3\] in the checkpoint and \[4,5\] in this run",
+    ):
         Checkpoints(saved).restore_params(shapes(make_state(width=5).params))
 
 
@@ -180,9 +195,18 @@ def test_a_killed_save_is_not_there(tmp_path):
     process.wait()
     (folder / "99.orbax-checkpoint-tmp-1").mkdir()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        like = {"step": jax.ShapeDtypeStruct((), jnp.int32), "w": jax.ShapeDtypeStruct((50_000,), jnp.int32)}
+        like = {
+            "step": jax.ShapeDtypeStruct((), jnp.int32),
+            "w": jax.ShapeDtypeStruct((50_000,), jnp.int32),
+        }
         state, host = checkpoints.restore(like)
-        assert int(state["step"]) == host["step"] == int(state["w"][0]) == int(state["w"][-1]) == checkpoints.latest()
+        assert (
+            int(state["step"])
+            == host["step"]
+            == int(state["w"][0])
+            == int(state["w"][-1])
+            == checkpoints.latest()
+        )
     assert not any(folder.glob("*tmp*"))
 
 

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 import pytest
 
 from jaxgrpo import config as configs
-from jaxgrpo import losses, settings
-from jaxgrpo.command_line import run_main
-from jaxgrpo.config import Config, check_same, compare, describe, load, parse_command_line, validate
+from jaxgrpo import losses
+from jaxgrpo.config import (
+    Config,
+    check_same,
+    compare,
+    describe,
+    load,
+    overrides,
+    parse_command_line,
+    validate,
+)
+from jaxgrpo.config.command_line import run_main
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Weighted
 
@@ -60,7 +69,9 @@ def get_config():
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))  # restores sys.path, to which load adds the file's folder
+    monkeypatch.syspath_prepend(
+        str(tmp_path)
+    )  # restores sys.path, to which load adds the file's folder
     monkeypatch.setitem(sys.modules, "test_config", sys.modules[__name__])
     path = tmp_path / "run_config.py"
     path.write_text(FILE)
@@ -101,7 +112,7 @@ def message(function, *arguments):
     ],
 )
 def test_an_override_changes_one_setting(file, flag, name, expected):
-    before, after = (settings.fields(load(file, flags)) for flags in ([], [f"--config.{flag}"]))
+    before, after = (overrides.fields(load(file, flags)) for flags in ([], [f"--config.{flag}"]))
     assert after[name].value == expected
     assert type(after[name].value) is type(expected)
     assert {key for key in before if before[key].value != after[key].value} <= {name}
@@ -109,7 +120,9 @@ def test_an_override_changes_one_setting(file, flag, name, expected):
 
 def test_the_last_override_wins_and_the_original_is_left_alone():
     original = make()
-    changed = settings.override(original, ["--config.steps=1", "--config.objective.kl=0.5", "--config.steps=2"])
+    changed = overrides.override(
+        original, ["--config.steps=1", "--config.objective.kl=0.5", "--config.steps=2"]
+    )
     assert (changed.steps, changed.objective.kl) == (2, 0.5)
     assert original == make()
 
@@ -117,8 +130,14 @@ def test_the_last_override_wins_and_the_original_is_left_alone():
 @pytest.mark.parametrize(
     ("flag", "fragments"),
     [
-        ("--config.sampling.temprature=1", ["sampling.temprature", "did you mean sampling.temperature"]),
-        ("--config.temperature=1", ["did you mean", "sampling.temperature", "evaluation.temperature"]),
+        (
+            "--config.sampling.temprature=1",
+            ["sampling.temprature", "did you mean sampling.temperature"],
+        ),
+        (
+            "--config.temperature=1",
+            ["did you mean", "sampling.temperature", "evaluation.temperature"],
+        ),
         ("--config.zzz=1", ["no such setting", "--help"]),
         ("--config.sampling=1", ["group", "sampling.temperature", "sampling.prompt_width"]),
         ("--config.data=1", ["group", "data.languages"]),
@@ -126,7 +145,10 @@ def test_the_last_override_wins_and_the_original_is_left_alone():
         ("--config.steps=twenty", ["steps is a whole number", "'twenty'", "now 100"]),
         ("--config.steps=2.5", ["steps is a whole number", "'2.5'"]),
         ("--config.steps=", ["a whole number", "''"]),
-        ("--config.sampling.temperature=hot", ["sampling.temperature is a number", "'hot'", "=1.0"]),
+        (
+            "--config.sampling.temperature=hot",
+            ["sampling.temperature is a number", "'hot'", "=1.0"],
+        ),
         ("--config.data.shuffle=maybe", ["true or false", "'maybe'"]),
         ("--config.data.limit=few", ["a whole number or None"]),
         ('--config.data.languages=("en",', ["a tuple of str"]),
@@ -149,7 +171,10 @@ def test_a_wrong_override(file, flag, fragments):
         ("", ["no get_config()"]),
         ("get_config = 3", ["no get_config()"]),
         ("def get_config():\n    pass", ["returned a NoneType", "jaxgrpo.config:Config"]),
-        ("def get_config():\n    return 1 / 0\n", ["run_config.py, line 2", "ZeroDivisionError: division by zero"]),
+        (
+            "def get_config():\n    return 1 / 0\n",
+            ["run_config.py, line 2", "ZeroDivisionError: division by zero"],
+        ),
         ("def get_config()\n    pass", ["run_config.py, line 1", "SyntaxError"]),
         ("import nowhere_to_be_found", ["line 1", "ModuleNotFoundError", "nowhere_to_be_found"]),
         (FILE.replace("make()", "make(stesp=1)"), ["line 5", "TypeError", "stesp"]),
@@ -176,7 +201,8 @@ def test_a_file_is_read_anew(file, tmp_path):
 
 def test_rewards_in_a_config_file_can_be_imported_by_name(file, tmp_path):
     (tmp_path / "run_config.py").write_text(
-        FILE.replace("make()", "make(rewards={'accuracy': test_config.Weighted(mine)})") + "\ndef mine(p, t):\n  return 1"
+        FILE.replace("make()", "make(rewards={'accuracy': test_config.Weighted(mine)})")
+        + "\ndef mine(p, t):\n  return 1"
     )
     function = load(file).rewards["accuracy"].function
     assert (function.__module__, sys.modules["run_config"].mine) == ("run_config", function)
@@ -199,13 +225,19 @@ def test_rewards_in_a_config_file_can_be_imported_by_name(file, tmp_path):
         ({"solved_by": "acc"}, ["'acc'", "accuracy, my-language"]),
         ({"rewards": {}}, ["rewards is {}", "at least one"]),
         ({"rewards": {"accuracy": right}}, ["rewards['accuracy']", "Weighted(function, weight)"]),
-        ({"rewards": {"accuracy": Weighted(right, float("inf"))}}, ["rewards.accuracy.weight is inf"]),
+        (
+            {"rewards": {"accuracy": Weighted(right, float("inf"))}},
+            ["rewards.accuracy.weight is inf"],
+        ),
         ({"optimizer.learning_rate": -1.0}, ["learning_rate is -1.0", "at least 0"]),
         ({"optimizer.learning_rate": float("inf")}, ["learning_rate is inf"]),
         ({"optimizer.b2": 1.0}, ["below 1"]),
         ({"optimizer.schedule": "step"}, ["constant, linear, cosine"]),
         ({"dtype": "float16"}, ["'float16'", "float32, bfloat16"]),
-        ({"optimizer.state_dtype": "float16"}, ["optimizer.state_dtype is 'float16'", "float32, bfloat16"]),
+        (
+            {"optimizer.state_dtype": "float16"},
+            ["optimizer.state_dtype is 'float16'", "float32, bfloat16"],
+        ),
         ({"compute.remat": "all"}, ["compute.remat is 'all'", "none, dots, full"]),
         ({"mesh.fsdp": 0}, ["mesh.fsdp is 0", "at least 1, or -1"]),
         ({"mesh.fsdp": -1}, ["mesh.data and mesh.fsdp are -1", "only one"]),
@@ -267,7 +299,7 @@ def test_a_reward_must_not_be_called(name):
     )
     validate(config)
     assert (
-        settings.override(config, [f"--config.rewards.{free}.weight=0.25"]).rewards[free].weight
+        overrides.override(config, [f"--config.rewards.{free}.weight=0.25"]).rewards[free].weight
         == 0.25
     )
 
@@ -277,7 +309,7 @@ def test_a_reward_may_be_called(name):
     config = make(rewards={"right": Weighted(right), name: Weighted(right)}, solved_by="right")
     validate(config)
     assert (
-        settings.override(config, [f"--config.rewards.{name}.weight=0.25"]).rewards[name].weight
+        overrides.override(config, [f"--config.rewards.{name}.weight=0.25"]).rewards[name].weight
         == 0.25
     )
 
@@ -375,7 +407,9 @@ def test_what_the_ratio_is_taken_to_suits_the_objective(objective, old, dtype, k
 
 def test_command_line(file):
     argv = ["--config", file, "--config.steps", "3", "--config.mesh.data", "-1", "--config.out=a=b"]
-    assert dataclasses.astuple(parse_command_line(argv)) == dataclasses.astuple(make(steps=3, out="a=b"))
+    assert dataclasses.astuple(parse_command_line(argv)) == dataclasses.astuple(
+        make(steps=3, out="a=b")
+    )
     assert parse_command_line([f"--config={file}"]) == make()
 
 
@@ -407,7 +441,9 @@ def test_help_lists_every_setting_with_its_value(file, capsys):
     assert "those of the problems" in text
     documented = [line.split()[0] for line in text.splitlines() if len(line.split()) == 1]
     ours = {f"--config.{field.name}" for field in dataclasses.fields(Config)}
-    assert not [flag for flag in documented if flag.split("=")[0] in ours], "a setting without a line of documentation"
+    assert not [flag for flag in documented if flag.split("=")[0] in ours], (
+        "a setting without a line of documentation"
+    )
     with pytest.raises(SystemExit):
         parse_command_line(["--help"])
 
@@ -446,7 +482,9 @@ def test_check_same(tmp_path):
     check_same(make(), out)
     configs.save(make(), out)
     check_same(make(), out)
-    check_same(make(out="elsewhere", steps=7, save_every=1, keep_checkpoints=9, show_rollouts_every=0), out)
+    check_same(
+        make(out="elsewhere", steps=7, save_every=1, keep_checkpoints=9, show_rollouts_every=0), out
+    )
     workers = make()
     workers.verifier.workers = 5
     workers.verifier.max_missing = 1.0
@@ -459,15 +497,25 @@ def test_check_same(tmp_path):
     ("changes", "fragments"),
     [
         (["seed=1"], ["seed (then 0, now 1)", "another --config.out"]),
-        (["batch.groups=4", "objective.kl=0.5"], ["batch.groups (then 8, now 4)", "objective.kl (then 0.04, now 0.5)"]),
+        (
+            ["batch.groups=4", "objective.kl=0.5"],
+            ["batch.groups (then 8, now 4)", "objective.kl (then 0.04, now 0.5)"],
+        ),
         (["data.languages=ko"], ["data.languages (then ['en'], now ['ko'])"]),
         (["seed=1", "dtype=bfloat16", "model=m", "system=s"], ["and 1 more"]),
-        (["optimizer.schedule=linear", "steps=7"], ["steps (then 100, now 7)", "optimizer.schedule"]),
+        (
+            ["optimizer.schedule=linear", "steps=7"],
+            ["steps (then 100, now 7)", "optimizer.schedule"],
+        ),
     ],
 )
 def test_check_same_names_what_differs(tmp_path, changes, fragments):
     configs.save(make(), str(tmp_path))
-    text = message(check_same, settings.override(make(), [f"--config.{change}" for change in changes]), str(tmp_path))
+    text = message(
+        check_same,
+        overrides.override(make(), [f"--config.{change}" for change in changes]),
+        str(tmp_path),
+    )
     assert all(fragment in text for fragment in fragments), text
 
 
@@ -483,7 +531,7 @@ def test_check_same_names_what_differs(tmp_path, changes, fragments):
 )
 def test_an_evaluation_reads_the_policy_as_the_run_does(tmp_path, change, fragment):
     configs.save(make(), str(tmp_path))
-    said = message(compare, settings.override(make(), [f"--config.{change}"]), str(tmp_path))
+    said = message(compare, overrides.override(make(), [f"--config.{change}"]), str(tmp_path))
     assert said.startswith(f"{tmp_path} holds a run whose policy has other settings: {fragment}")
     assert said.endswith("give another --config.out, or go back")
 
@@ -501,7 +549,7 @@ def test_an_evaluation_says_what_else_it_measures(tmp_path):
     ]
     assert (
         compare(
-            settings.override(make(), [f"--config.{change}" for change in changes]), str(tmp_path)
+            overrides.override(make(), [f"--config.{change}" for change in changes]), str(tmp_path)
         )
         is None
     )
@@ -513,7 +561,7 @@ def test_an_evaluation_says_what_else_it_measures(tmp_path):
         "evaluation.top_k=3": "evaluation.top_k (then 0, now 3)",
         "rewards.accuracy.weight=3": "rewards.accuracy.weight (then 1.0, now 3.0)",
     }.items():
-        line = compare(settings.override(make(), [f"--config.{change}"]), str(tmp_path))
+        line = compare(overrides.override(make(), [f"--config.{change}"]), str(tmp_path))
         assert line == f"measured with other settings than the run in {tmp_path}: {fragment}"
 
 
@@ -525,9 +573,9 @@ def test_a_run_of_before_a_setting_was_made_goes_on_with_its_default(tmp_path):
     config = make()
     assert compare(config, str(tmp_path)) is None
     check_same(config, str(tmp_path))
-    older = settings.override(config, ["--config.sampling.max_age=3"])
+    older = overrides.override(config, ["--config.sampling.max_age=3"])
     assert "sampling.max_age (then 2, now 3)" in message(check_same, older, str(tmp_path))
-    adapted = settings.override(config, ["--config.lora.rank=4"])
+    adapted = overrides.override(config, ["--config.lora.rank=4"])
     said = message(compare, adapted, str(tmp_path))
     assert "lora.rank (then 0, now 4)" in said
     del described["rewards"]["accuracy"]

@@ -53,9 +53,25 @@ def test_jsonl_reads_every_field_it_is_told_of(tmp_path):
         "n": [1, 2],
     }
     path = write_lines(tmp_path / "mine.jsonl", [row])
-    source = Jsonl(path, "", "Q", "A", language_field="lang", level_field="hard", id_field="key", heldout_size=0)
+    source = Jsonl(
+        path,
+        "",
+        "Q",
+        "A",
+        language_field="lang",
+        level_field="hard",
+        id_field="key",
+        heldout_size=0,
+    )
     assert list(source.train()) == [
-        Problem("k1", "사과가 몇 개?", "42", language="ko", level=3, meta={"subject": "apples", "n": [1, 2]})
+        Problem(
+            "k1",
+            "사과가 몇 개?",
+            "42",
+            language="ko",
+            level=3,
+            meta={"subject": "apples", "n": [1, 2]},
+        )
     ]
 
 
@@ -66,13 +82,23 @@ def test_jsonl_defaults_where_the_file_has_no_such_fields(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("answer", "text"), [(42, "42"), (-0.5, "-0.5"), ("1/2", "1/2"), ("x=\u2028 1", "x=\u2028 1")])
+@pytest.mark.parametrize(
+    ("answer", "text"), [(42, "42"), (-0.5, "-0.5"), ("1/2", "1/2"), ("x=\u2028 1", "x=\u2028 1")]
+)
 def test_jsonl_answers_are_text_or_numbers(tmp_path, answer, text):
     path = write_lines(tmp_path / "a.jsonl", [{"question": "?", "answer": answer}])
     assert Jsonl(path, heldout_size=0).train()[0].answer == text
 
 
-NUMBERS = ["123456789012345678.5", "0.1000", "1e-7", "1.50E+3", "-0.5", "12345678901234567890123", "0"]
+NUMBERS = [
+    "123456789012345678.5",
+    "0.1000",
+    "1e-7",
+    "1.50E+3",
+    "-0.5",
+    "12345678901234567890123",
+    "0",
+]
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -112,7 +138,9 @@ def test_half_a_surrogate_pair_becomes_a_character_in_the_whole_row(tmp_path, es
 
 
 def test_gsm8k_reads_half_a_surrogate_pair_alike(tmp_path):
-    path = write_lines(tmp_path / "a.jsonl", [r'{"question": "a \ud83d", "answer": "\udc00\n#### 7"}'])
+    path = write_lines(
+        tmp_path / "a.jsonl", [r'{"question": "a \ud83d", "answer": "\udc00\n#### 7"}']
+    )
     (problem,) = GSM8K(path, heldout_size=0).train()
     assert (problem.prompt, problem.meta["solution"]) == ("a \ufffd", "\ufffd")
 
@@ -126,11 +154,17 @@ def test_jsonl_languages_go_by_one_code(tmp_path, language):
 
 @pytest.mark.parametrize("language", ["Klingon", "xx", "sr-Latn", 3])
 def test_jsonl_refuses_languages_that_cannot_be_told(tmp_path, language):
-    path = write_lines(tmp_path / "a.jsonl", [{**rows(1)[0], "lang": "en"}, {**rows(1)[0], "lang": language}])
+    path = write_lines(
+        tmp_path / "a.jsonl", [{**rows(1)[0], "lang": "en"}, {**rows(1)[0], "lang": language}]
+    )
     message = the_error(Jsonl(path, heldout_size=0, language_field="lang").train)
-    assert message.startswith(f'{path} line 2: "lang" is "{language}", not a language that can be told')
+    assert message.startswith(
+        f'{path} line 2: "lang" is "{language}", not a language that can be told'
+    )
     message = the_error(Jsonl(path, heldout_size=0, language=str(language)).heldout)
-    assert message.startswith(f"--config.data.language is '{language}', not a language that can be told")
+    assert message.startswith(
+        f"--config.data.language is '{language}', not a language that can be told"
+    )
 
 
 @pytest.mark.parametrize(("level", "expected"), [(5, 5), ("5", 5), ("Level 5", 5)])
@@ -149,7 +183,9 @@ def test_jsonl_holds_out_its_tail_and_never_trains_on_it(tmp_path):
 def test_jsonl_with_a_heldout_file_trains_on_everything(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-    train, heldout = (write_lines(tmp_path / folder / "data.jsonl", rows(2)) for folder in ("a", "b"))
+    train, heldout = (
+        write_lines(tmp_path / folder / "data.jsonl", rows(2)) for folder in ("a", "b")
+    )
     source = Jsonl(train, heldout)
     assert len(source.train()) == len(source.heldout()) == 2
     assert not {p.id for p in source.train()} & {p.id for p in source.heldout()}
@@ -170,14 +206,35 @@ BAD_LINES = [
     ({"question": "?", "answer": True}, '"answer" is true or false'),
     ({"question": "?", "answer": None}, '"answer" is null'),
     ({"question": " ", "answer": "1"}, '"question" is blank'),
-    ('{"question": "?", "answer": 1e999}', '"answer" is 1e999, too large for a number; write it as text'),
-    ('{"question": "?", "answer": -1e999}', '"answer" is -1e999, too large for a number; write it as text'),
-    ('{"question": "?", "answer": ' + "9" * 5000 + "}", "a number of 5,000 digits; write it as text"),
-    ('{"question": "?", "answer": "1", "question": "!"}', 'the field "question" stands in it twice'),
-    ({"question": [{"role": "user", "content": "?"}], "answer": "1"}, '"question" is a list, not text'),
+    (
+        '{"question": "?", "answer": 1e999}',
+        '"answer" is 1e999, too large for a number; write it as text',
+    ),
+    (
+        '{"question": "?", "answer": -1e999}',
+        '"answer" is -1e999, too large for a number; write it as text',
+    ),
+    (
+        '{"question": "?", "answer": ' + "9" * 5000 + "}",
+        "a number of 5,000 digits; write it as text",
+    ),
+    (
+        '{"question": "?", "answer": "1", "question": "!"}',
+        'the field "question" stands in it twice',
+    ),
+    (
+        {"question": [{"role": "user", "content": "?"}], "answer": "1"},
+        '"question" is a list, not text',
+    ),
     ({"question": {"text": "?"}, "answer": "1"}, '"question" is an object, not text'),
-    ({"question": "?", "Answer": "1"}, 'no field "answer", only "question", "Answer"; set --config.data.answer=Answer'),
-    ({"problem": "?", "answer": "1"}, 'no field "question", only "problem", "answer"; set --config.data.question to'),
+    (
+        {"question": "?", "Answer": "1"},
+        'no field "answer", only "question", "Answer"; set --config.data.answer=Answer',
+    ),
+    (
+        {"problem": "?", "answer": "1"},
+        'no field "question", only "problem", "answer"; set --config.data.question to',
+    ),
     ({}, "only no fields"),
 ]
 
@@ -198,11 +255,17 @@ def test_jsonl_refuses_levels_that_are_no_whole_numbers(tmp_path, level):
 
 def test_jsonl_refuses_two_problems_with_one_id(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{**row, "id": 7} for row in rows(2)])
-    assert 'line 2: the id "7" is that of line 1 too' in the_error(Jsonl(path, heldout_size=0, id_field="id").train)
+    assert 'line 2: the id "7" is that of line 1 too' in the_error(
+        Jsonl(path, heldout_size=0, id_field="id").train
+    )
 
 
 def test_jsonl_errors_about_the_file_itself(tmp_path):
-    missing, empty, latin = tmp_path / "no.jsonl", tmp_path / "empty.jsonl", tmp_path / "latin.jsonl"
+    missing, empty, latin = (
+        tmp_path / "no.jsonl",
+        tmp_path / "empty.jsonl",
+        tmp_path / "latin.jsonl",
+    )
     empty.write_text("\n\n")
     latin.write_bytes('{"question": "é"}'.encode("latin-1"))
     assert "set --config.data.path" in the_error(Jsonl().train)
@@ -235,7 +298,9 @@ def test_gsm8k_takes_the_number_after_the_last_mark(tmp_path):
     path = write_lines(tmp_path / "train.jsonl", OFFICIAL)
     problems = GSM8K(path, path).train()
     assert [p.answer for p in problems] == ["5", "1234567", "-2"]
-    assert problems[0] == Problem("gsm8k:train:1", "Two pens and three?", "5", meta={"solution": "2+3 = <<2+3=5>>5"})
+    assert problems[0] == Problem(
+        "gsm8k:train:1", "Two pens and three?", "5", meta={"solution": "2+3 = <<2+3=5>>5"}
+    )
 
 
 @pytest.mark.parametrize("answer", ["42", "so it is 42 ###42", "####", "#### ,"])
@@ -265,10 +330,14 @@ def builder(tmp_path, monkeypatch):
         def log_message(self, *arguments):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=served)) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=served)
+    ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(module, "URLS", {split: f"{address}/{split}.jsonl" for split in ("train", "test")})
+        monkeypatch.setattr(
+            module, "URLS", {split: f"{address}/{split}.jsonl" for split in ("train", "test")}
+        )
         monkeypatch.setattr(module.GSM8KBuilder, "url_infos", None)
         yield module
         server.shutdown()
@@ -278,7 +347,10 @@ def test_gsm8k_through_tfds_is_gsm8k_from_files(tmp_path, builder):
     served = tmp_path / "served"
     files = GSM8K(str(served / "train.jsonl"), str(served / "test.jsonl"))
     prepared = GSM8K(data_dir=str(tmp_path / "prepared"))
-    for expected, actual in ((files.train(), prepared.train()), (files.heldout(), prepared.heldout())):
+    for expected, actual in (
+        (files.train(), prepared.train()),
+        (files.heldout(), prepared.heldout()),
+    ):
         assert sorted(actual, key=lambda p: p.id) == list(expected)
     assert prepared.train()[-1] == prepared.train()[2] == prepared.train()[1:][1]
     with pytest.raises(IndexError):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from jaxgrpo import difficulty
-from jaxgrpo.difficulty import History
 from jaxgrpo.errors import UserError
+from jaxgrpo.rollout import difficulty
+from jaxgrpo.rollout.difficulty import History
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,13 @@ from jaxgrpo.errors import UserError
         ("band", 0.2, 0.8, 10, [2, 3, 4, 5, 6, 7, 8]),
         ("band", 0.3, 0.7, 10, [3, 4, 5, 6, 7]),  # neither end is the float next to it
         ("band", 0.1, 0.3, 10, [1, 2, 3]),  # 0.1 * 3 is more than 0.3
-        ("band", 0.29, 0.57, 100, list(range(29, 58))),  # 0.29 * 100 and 0.57 * 100 are not 29 and 57
+        (
+            "band",
+            0.29,
+            0.57,
+            100,
+            list(range(29, 58)),
+        ),  # 0.29 * 100 and 0.57 * 100 are not 29 and 57
         ("band", 0.0, 1.0, 3, [0, 1, 2, 3]),
         ("band", 0.5, 0.5, 8, [4]),
         ("band", 1e-3, 0.999, 2, [1]),
@@ -31,7 +37,9 @@ from jaxgrpo.errors import UserError
     ],
 )
 def test_what_is_kept(rule, low, high, judged, kept):
-    assert [solved for solved in range(judged + 1) if difficulty.kept(rule, low, high, solved, judged)] == kept
+    assert [
+        solved for solved in range(judged + 1) if difficulty.kept(rule, low, high, solved, judged)
+    ] == kept
 
 
 @pytest.mark.parametrize("group_size", range(2, 65))
@@ -58,12 +66,20 @@ def test_too_hard_and_too_easy_are_what_is_not_kept():
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(UserError, match=r"filter\.rule is 'bend': it must be one of band, dapo, off"):
+    with pytest.raises(
+        UserError, match=r"filter\.rule is 'bend': it must be one of band, dapo, off"
+    ):
         difficulty.kept("bend", 0.2, 0.8, 1, 2)
 
 
 def test_variance_is_that_of_a_verdict():
-    assert [float(difficulty.variance(solved, 4)) for solved in range(5)] == [0, 0.1875, 0.25, 0.1875, 0]
+    assert [float(difficulty.variance(solved, 4)) for solved in range(5)] == [
+        0,
+        0.1875,
+        0.25,
+        0.1875,
+        0,
+    ]
     assert difficulty.variance(1, 3) == difficulty.variance(2, 3)  # exactly: thirds have no float
     assert difficulty.variance(0, 0) == 0
 

@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgrpo import steps as steps_module
-from jaxgrpo.engine import Draw, Ended, completion_key
-from jaxgrpo.logprobs import token_logprobs
-from jaxgrpo.mesh import make_mesh, to_device
+from jaxgrpo import programs as steps_module
+from jaxgrpo.device.logprobs import token_logprobs
+from jaxgrpo.distributed.mesh import make_mesh, to_device
 from jaxgrpo.models import transformer
-from jaxgrpo.steps import compile_steps
+from jaxgrpo.programs import compile_steps
+from jaxgrpo.rollout.engine import Draw, Ended, completion_key
 from tests import tiny_devices, tiny_engines
 from tests.tiny_devices import output_on_devices
 from tests.tiny_engines import (
@@ -71,7 +71,9 @@ def test_texts_are_those_of_an_uncached_forward_pass_whatever_the_slots_and_the_
 def test_so_they_are_at_every_temperature(temperature):
     groups = ask(make_engine(4, 8), Draw(temperature))
     assert_same_texts(completions(groups), expected(temperature))
-    assert (completions(groups) == completions(ask(make_engine(4, 8), Draw(temperature), step=6))) == (temperature == 0)
+    assert (
+        completions(groups) == completions(ask(make_engine(4, 8), Draw(temperature), step=6))
+    ) == (temperature == 0)
 
 
 @pytest.mark.parametrize("width", [WIDTH + 5, 4 * WIDTH])
@@ -97,7 +99,9 @@ def changing():
 
 def test_longer_rings_and_fewer_slots_change_nothing(changing):
     seen = set()
-    look = lambda arguments, _: seen.add((arguments[1].live.shape[0], arguments[1].recent[0][1].shape[2]))
+    look = lambda arguments, _: seen.add(
+        (arguments[1].live.shape[0], arguments[1].recent[0][1].shape[2])
+    )
     assert_same_texts(completions(ask(watching_decode(changing, look))), expected())
     assert {size for size, _ in seen} == {8, 4}
     assert {ring for _, ring in seen} == {12, 24}
@@ -107,15 +111,21 @@ def test_a_text_depends_on_seed_step_purpose_problem_and_sample_alone():
     engine = make_engine(4, 8)
     groups = ask(engine)
     assert_same_texts(completions(ask(engine, problems=PROBLEMS[3:5])), completions(groups[3:5]))
-    assert_same_texts(completions(ask(engine, problems=PROBLEMS[::-1]))[-GROUP:], completions(groups[:1]))
+    assert_same_texts(
+        completions(ask(engine, problems=PROBLEMS[::-1]))[-GROUP:], completions(groups[:1])
+    )
     more = ask(engine, group_size=5)
-    assert_same_texts([row for group in more for row in completions([group])[:GROUP]], completions(groups))
+    assert_same_texts(
+        [row for group in more for row in completions([group])[:GROUP]], completions(groups)
+    )
     for other in (
         ask(engine, step=6),
         ask(dataclasses.replace(engine, seed=4)),
         engine(make_params(), PROBLEMS, GROUP, Draw(), 5, "evaluation"),
     ):
-        different = [a != b for (a, _), (b, _) in zip(completions(other), completions(groups), strict=True)]
+        different = [
+            a != b for (a, _), (b, _) in zip(completions(other), completions(groups), strict=True)
+        ]
         assert sum(different) > 15
     assert len({tuple(tokens) for tokens, _ in completions(groups)}) > 15
 
@@ -127,8 +137,12 @@ def test_masks_and_ends_are_what_the_rows_say():
             chosen, tokens = group.completion_mask[row], group.tokens[row]
             length = int(chosen.sum())
             completion = tokens[chosen].tolist()
-            assert chosen.tolist() == [WIDTH <= column < WIDTH + length for column in range(WIDTH + NEW)]
-            attended = [WIDTH - len(prompt) <= column < WIDTH + length for column in range(WIDTH + NEW)]
+            assert chosen.tolist() == [
+                WIDTH <= column < WIDTH + length for column in range(WIDTH + NEW)
+            ]
+            attended = [
+                WIDTH - len(prompt) <= column < WIDTH + length for column in range(WIDTH + NEW)
+            ]
             assert group.attention_mask[row].tolist() == attended
             assert tokens[WIDTH - len(prompt) : WIDTH].tolist() == prompt
             assert not set(completion[:-1]) & set(ENDS)
@@ -137,7 +151,10 @@ def test_masks_and_ends_are_what_the_rows_say():
             assert (tokens[~group.attention_mask[row]] == TOKENIZER.pad).all()
             assert (group.logprobs[row] < 0).tolist() == chosen.tolist()
             assert group.texts[row] == TOKENIZER.decode(completion)
-            assert (group.texts[row].tokens, group.texts[row].finished) == (length, group.finished[row])
+            assert (group.texts[row].tokens, group.texts[row].finished) == (
+                length,
+                group.finished[row],
+            )
 
 
 def test_each_of_several_end_tokens_ends_a_row():
@@ -153,7 +170,10 @@ def test_limits_cut_what_would_have_been_longer():
     groups = [group for _, group in sorted(wave.groups(), key=lambda item: item[0])]
     limits = [limit(problem, sample) for problem in PROBLEMS for sample in range(GROUP)]
     assert limits[0] == 0  # a row that may say nothing says nothing
-    cut = [(tokens[:most], logprobs[:most]) for (tokens, logprobs), most in zip(expected(), limits, strict=True)]
+    cut = [
+        (tokens[:most], logprobs[:most])
+        for (tokens, logprobs), most in zip(expected(), limits, strict=True)
+    ]
     assert_same_texts(completions(groups), cut)
     finished = [bool(end) for group in groups for end in group.finished]
     assert finished == [bool(tokens) and tokens[-1] in ENDS for tokens, _ in cut]
@@ -164,7 +184,9 @@ def test_limits_cut_what_would_have_been_longer():
 
 def test_no_row_ends_before_it_has_the_fewest_tokens():
     groups = ask(make_engine(4, 8), Draw(min_tokens=9))
-    assert_same_texts(completions(groups), written_without_a_cache(make_params(), PROBLEMS, GROUP, NAME, fewest=9))
+    assert_same_texts(
+        completions(groups), written_without_a_cache(make_params(), PROBLEMS, GROUP, NAME, fewest=9)
+    )
     assert min(len(tokens) for tokens, _ in completions(groups)) > 9
     assert min(len(tokens) for tokens, _ in expected()) < 9
 
@@ -184,15 +206,23 @@ def test_a_text_ends_after_its_first_stop_string_whatever_the_chunk(slots, chunk
     stops = (long[0][4:6], long[1][2], long[2][5:8], "never")
     wanted = [cut_after(tokens, stops) for tokens, _ in expected()]
     # Some would have gone on to an end token in the same chunk, others to the limit.
-    kinds = {tokens[-1] in ENDS for (tokens, _), (cut, _) in zip(expected(), wanted, strict=True) if len(cut) < len(tokens)}
+    kinds = {
+        tokens[-1] in ENDS
+        for (tokens, _), (cut, _) in zip(expected(), wanted, strict=True)
+        if len(cut) < len(tokens)
+    }
     assert kinds == {True, False}
     groups = ask(make_engine(slots, chunk), Draw(stop=stops))
     found = completions(groups)
     assert [tokens for tokens, _ in found] == [tokens for tokens, _ in wanted]
-    assert [bool(end) for group in groups for end in group.finished] == [ended for _, ended in wanted]
+    assert [bool(end) for group in groups for end in group.finished] == [
+        ended for _, ended in wanted
+    ]
     for (_, a), (_, b) in zip(found, expected(), strict=True):
         np.testing.assert_allclose(a, b[: len(a)], atol=1e-4)
-    assert [text for group in groups for text in group.texts] == [TOKENIZER.decode(cut) for cut, _ in wanted]
+    assert [text for group in groups for text in group.texts] == [
+        TOKENIZER.decode(cut) for cut, _ in wanted
+    ]
 
 
 @pytest.mark.parametrize("chunk", [1, 8])
@@ -207,14 +237,20 @@ def test_a_stop_string_may_be_of_tokens_that_are_not_in_the_text(chunk):
         groups = ask(dataclasses.replace(engine, tokenizer=hiding), Draw(stop=(stop,)))
         wanted = [cut_after(tokens, (stop,)) for tokens in rows]
         assert [tokens for tokens, _ in completions(groups)] == [tokens for tokens, _ in wanted]
-        assert [bool(end) for group in groups for end in group.finished] == [ended for _, ended in wanted]
-        shown = [TOKENIZER.decode([token for token in cut if token != control]) for cut, _ in wanted]
+        assert [bool(end) for group in groups for end in group.finished] == [
+            ended for _, ended in wanted
+        ]
+        shown = [
+            TOKENIZER.decode([token for token in cut if token != control]) for cut, _ in wanted
+        ]
         assert [text for group in groups for text in group.texts] == shown
 
 
 def test_what_the_prompt_opened_is_in_the_text_and_nowhere_else():
     """Not among the tokens, not in their count, and not where stop strings are looked for."""
-    opening = dataclasses.replace(make_engine(4, 8), tokenizer=dataclasses.replace(TOKENIZER, opened="<think>\n"))
+    opening = dataclasses.replace(
+        make_engine(4, 8), tokenizer=dataclasses.replace(TOKENIZER, opened="<think>\n")
+    )
     draw = Draw(stop=("think", "A"))
     groups, plain = ask(opening, draw), ask(make_engine(4, 8), draw)
     assert completions(groups) == completions(plain)
@@ -227,7 +263,9 @@ def test_what_the_prompt_opened_is_in_the_text_and_nowhere_else():
 def test_usage_counts_tokens_steps_and_prompts(slots, chunk):
     engine = make_engine(slots, chunk)
     computed = []
-    counting = watching_decode(engine, lambda _, result: computed.append(int(result[1].steps) * len(result[1].n)))
+    counting = watching_decode(
+        engine, lambda _, result: computed.append(int(result[1].steps) * len(result[1].n))
+    )
     wave = counting.wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
     groups = list(wave.groups())
     assert len(groups) == wave.launched == len(PROBLEMS)
@@ -256,7 +294,9 @@ def test_problems_are_taken_as_slots_become_free_and_no_sooner():
 def test_groups_come_when_they_are_ready_and_their_indices_say_which():
     """The first has rows of up to 24 tokens, the others of one."""
     limits = lambda problem, sample: NEW if problem.id == "p0" else 1
-    wave = make_engine(4, 1).wave(make_params(), PROBLEMS, GROUP, Draw(min_tokens=NEW), 5, "training", limits)
+    wave = make_engine(4, 1).wave(
+        make_params(), PROBLEMS, GROUP, Draw(min_tokens=NEW), 5, "training", limits
+    )
     found = list(wave.groups())
     assert [index for index, _ in found] == [1, 2, 3, 4, 5, 6, 0]
     assert all(group.problem == PROBLEMS[index] for index, group in found)
@@ -269,7 +309,9 @@ def test_a_new_policy_goes_on_with_what_the_old_one_wrote():
     items = iter(wave)
     groups = [next(items) for _ in range(6)]  # a few tokens of every row
     wave.renew(other, 6)
-    groups = sorted((item for item in [*groups, *items] if isinstance(item, tuple)), key=lambda item: item[0])
+    groups = sorted(
+        (item for item in [*groups, *items] if isinstance(item, tuple)), key=lambda item: item[0]
+    )
     mixed = 0
     for index, group in groups:
         for row, (tokens, logprobs) in enumerate(expected()[index * GROUP : (index + 1) * GROUP]):
@@ -278,7 +320,9 @@ def test_a_new_policy_goes_on_with_what_the_old_one_wrote():
             assert set(written) <= {5, 6}
             assert (np.diff(written) >= 0).all()
             assert group.tokens[row, chosen][:count].tolist() == tokens[:count]
-            np.testing.assert_allclose(group.logprobs[row, chosen][:count], logprobs[:count], atol=1e-4)
+            np.testing.assert_allclose(
+                group.logprobs[row, chosen][:count], logprobs[:count], atol=1e-4
+            )
             mixed += 0 < count < len(written)
     assert mixed > 3
 
@@ -374,7 +418,12 @@ def test_no_problems_are_no_groups():
 
 def programs(steps):
     """How many versions of every program there are."""
-    named = [steps.prefill.compiled, steps.insert.compiled, steps.decode.compiled, steps.compact.compiled]
+    named = [
+        steps.prefill.compiled,
+        steps.insert.compiled,
+        steps.decode.compiled,
+        steps.compact.compiled,
+    ]
     return [*named, *(jitted._cache_size() for jitted in (steps.publish, steps.empty, steps.grow))]
 
 
@@ -382,7 +431,12 @@ def test_two_hundred_steps_of_changing_settings_compile_nothing(changing):
     """Lengths among them: prompts, completions and the number of rows, so that slots are compacted and rings grow."""
     engine, params, rng = changing, make_params(), np.random.default_rng(0)
     before = programs(engine.steps)
-    for program in (engine.steps.prefill, engine.steps.insert, engine.steps.decode, engine.steps.compact):
+    for program in (
+        engine.steps.prefill,
+        engine.steps.insert,
+        engine.steps.decode,
+        engine.steps.compact,
+    ):
         assert program.sealed
     tokens = 0
     for step in range(200):
@@ -410,7 +464,9 @@ def test_a_compile_after_warm_up_is_an_error():
     compact(slots, np.arange(2, dtype=np.int32))
     compact.seal()
     compact(slots, np.arange(2, dtype=np.int32))
-    with pytest.raises(RuntimeError, match=r"compact was compiled again after warm-up, for .*int32"):
+    with pytest.raises(
+        RuntimeError, match=r"compact was compiled again after warm-up, for .*int32"
+    ):
         compact(slots, np.arange(3, dtype=np.int32))
 
 
@@ -421,7 +477,9 @@ def scored(params, tokens, attention_mask, temperature=1.0):
     positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
     hidden, _ = transformer.forward(NETWORK, params, tokens, positions, mask)
     embedding = transformer.output_embedding(params)
-    return token_logprobs(hidden, embedding, tokens, temperature, start=WIDTH, softcap=NETWORK.logit_softcap)[0]
+    return token_logprobs(
+        hidden, embedding, tokens, temperature, start=WIDTH, softcap=NETWORK.logit_softcap
+    )[0]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -434,7 +492,9 @@ def test_the_groups_arrays_score_as_the_engine_says(temperature):
 
 def test_bfloat16_log_probabilities_stay_near():
     """Decoding in bfloat16, scored in float32: a twentieth of a nat on average for a random network, half a nat at most."""
-    engine = dataclasses.replace(make_engine(4, 8), steps=tiny_engines.make_steps(4, 8, dtype=jnp.bfloat16))
+    engine = dataclasses.replace(
+        make_engine(4, 8), steps=tiny_engines.make_steps(4, 8, dtype=jnp.bfloat16)
+    )
     gaps = []
     for group in ask(engine):
         found = scored(make_params(), group.tokens, group.attention_mask)
@@ -449,7 +509,11 @@ def test_sampled_tokens_follow_the_distribution():
 
     params, problem = make_params(), PROBLEMS[:1]
     tokens = np.array(TOKENIZER.prompt(problem[0].prompt))[None]
-    logits = np.asarray(tiny_engines._uncached(1, tokens.shape[1])(params, tokens, np.array([tokens.shape[1]], np.int32)))[0]
+    logits = np.asarray(
+        tiny_engines._uncached(1, tokens.shape[1])(
+            params, tokens, np.array([tokens.shape[1]], np.int32)
+        )
+    )[0]
     for temperature, top_p in ((1.0, 1.0), (1.5, 0.7)):
         probs = np.exp(logits.astype(np.float64) / temperature)
         probs /= probs.sum()
@@ -457,14 +521,22 @@ def test_sampled_tokens_follow_the_distribution():
         kept = order[: int(np.sum(np.cumsum(probs[order]) - probs[order] < top_p))]
         nucleus = np.zeros_like(probs)
         nucleus[kept] = probs[kept] / probs[kept].sum()
-        groups = ask(make_engine(64, 8), Draw(temperature, top_p=top_p, max_tokens=1), problems=problem, group_size=1500)
+        groups = ask(
+            make_engine(64, 8),
+            Draw(temperature, top_p=top_p, max_tokens=1),
+            problems=problem,
+            group_size=1500,
+        )
         found = np.bincount([tokens[0] for tokens, _ in completions(groups)], minlength=len(probs))
         assert not found[nucleus == 0].any()
         common = nucleus * 1500 >= 5
         assert common.sum() > 5
         counts, wanted = found[common], nucleus[common] * 1500
         if wanted.sum() < 1500 - 1e-6:
-            counts, wanted = np.append(counts, found[~common].sum()), np.append(wanted, 1500 - wanted.sum())
+            counts, wanted = (
+                np.append(counts, found[~common].sum()),
+                np.append(wanted, 1500 - wanted.sum()),
+            )
         assert stats.chisquare(counts, wanted).pvalue > 1e-3, (temperature, top_p)
 
 
@@ -486,7 +558,9 @@ def test_keys_and_values_are_updated_in_place():
     state = jax.eval_shape(lambda: steps.empty(slots, ring))
     how = tuple(np.float32(0) for _ in range(5))
     halt = np.zeros(slots, bool)
-    lowered = steps.decode._jitted.lower(steps.params_like, state, halt, how, np.int32(32), np.int32(0))
+    lowered = steps.decode._jitted.lower(
+        steps.params_like, state, halt, how, np.int32(32), np.int32(0)
+    )
     memory = lowered.compile(compiler_options=tiny_devices.DEFAULT).memory_analysis()
     one = state.recent[0][0].size * 4
     cache = sum(leaf.size * 4 for leaf in jax.tree.leaves((state.prompt, state.recent)))
@@ -498,8 +572,15 @@ def test_a_completions_key_is_a_function_of_its_arguments():
     key = completion_key("0/1/training", "p/1", 0)
     assert (key.dtype, key.shape) == (np.uint32, (2,))
     np.testing.assert_array_equal(key, completion_key("0/1/training", "p/1", 0))
-    others = [("1/1/training", "p/1", 0), ("0/1/training", "p/2", 0), ("0/1/training", "p/1", 1), ("0/1/training", "p", 10)]
-    assert len({tuple(key), *(tuple(completion_key(*other)) for other in others)}) == 1 + len(others)
+    others = [
+        ("1/1/training", "p/1", 0),
+        ("0/1/training", "p/2", 0),
+        ("0/1/training", "p/1", 1),
+        ("0/1/training", "p", 10),
+    ]
+    assert len({tuple(key), *(tuple(completion_key(*other)) for other in others)}) == 1 + len(
+        others
+    )
 
 
 def compare_meshes():
@@ -507,7 +588,10 @@ def compare_meshes():
     for sizes in MESHES:
         mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
         steps = dataclasses.replace(tiny_engines.make_steps(16, 8, mesh), sizes=(16, 8))
-        params = to_device(jax.device_get(make_params()), jax.tree.map(lambda leaf: leaf.sharding, steps.params_like))
+        params = to_device(
+            jax.device_get(make_params()),
+            jax.tree.map(lambda leaf: leaf.sharding, steps.params_like),
+        )
         engine = dataclasses.replace(make_engine(16, 8), steps=steps)
         assert_same_texts(completions(ask(engine, params=params)), expected())
         print("equal", *sizes)

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from jaxgrpo import config, evaluate
-from jaxgrpo.command_line import run_main
-from jaxgrpo.run import prepare
+from jaxgrpo.build import prepare
+from jaxgrpo.config.command_line import run_main
 from tests.tiny_runs import config_file, make_config, share_programs
 
 
@@ -26,7 +26,9 @@ def run(tmp_path_factory):
 
 
 def with_evaluation(run, **changes):
-    config = dataclasses.replace(run.config, evaluation=dataclasses.replace(run.config.evaluation, **changes))
+    config = dataclasses.replace(
+        run.config, evaluation=dataclasses.replace(run.config.evaluation, **changes)
+    )
     return dataclasses.replace(run, config=config)
 
 
@@ -63,7 +65,9 @@ def test_examples_are_the_first_of_each_language_and_the_same_at_every_call(run)
 
 
 def test_more_problems_than_there_are_are_all(run):
-    few = dataclasses.replace(with_evaluation(run, problems=100), heldout=[run.heldout[i] for i in range(3)])
+    few = dataclasses.replace(
+        with_evaluation(run, problems=100), heldout=[run.heldout[i] for i in range(3)]
+    )
     assert evaluate.evaluate(few, run.load_params())["problems"] == 3
 
 
@@ -73,7 +77,8 @@ def make_report(accuracy, **languages):
         "language/target_word_ratio": 0.5,
         "language/english_word_ratio": None,
         "by_language": {
-            name: {"accuracy": value, "target_word_ratio": 1.0, "english_word_ratio": 0.0} for name, value in languages.items()
+            name: {"accuracy": value, "target_word_ratio": 1.0, "english_word_ratio": 0.0}
+            for name, value in languages.items()
         },
         "by_level": {"1": {"accuracy": accuracy}, "2": {"accuracy": None}},
     }
@@ -103,10 +108,16 @@ def test_two_evaluations_side_by_side():
 
 def test_nan_becomes_null():
     nan = float("nan")
-    assert evaluate._plain({"a": nan, "b": {"c": nan, "d": 0.5}, "e": 3}) == {"a": None, "b": {"c": None, "d": 0.5}, "e": 3}
+    assert evaluate._plain({"a": nan, "b": {"c": nan, "d": 0.5}, "e": 3}) == {
+        "a": None,
+        "b": {"c": None, "d": 0.5},
+        "e": 3,
+    }
 
 
-def test_the_program_evaluates_the_model_itself_where_nothing_is_trained(tmp_path, monkeypatch, capsys, run):
+def test_the_program_evaluates_the_model_itself_where_nothing_is_trained(
+    tmp_path, monkeypatch, capsys, run
+):
     monkeypatch.setattr(sys, "argv", ["evaluate", "--config", config_file(tmp_path)])
     run_main(evaluate.main)
     assert "untrained: 6 held-out problems, 4 samples of each" in capsys.readouterr().out
@@ -148,9 +159,15 @@ def test_what_else_is_measured_than_by_the_run_is_said(tmp_path, monkeypatch, ca
 
 
 def test_no_problems_are_nothing_to_evaluate(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--config", config_file(tmp_path), "--config.evaluation.problems=0"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["evaluate", "--config", config_file(tmp_path), "--config.evaluation.problems=0"],
+    )
     with pytest.raises(SystemExit) as stopped:
         run_main(evaluate.main)
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == ("error: evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256\n")
+    assert capsys.readouterr().err == (
+        "error: evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256\n"
+    )
     assert not (tmp_path / "out").exists()

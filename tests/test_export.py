@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxgrpo.command_line import run_main
-from jaxgrpo.mesh import named_leaves
-from jaxgrpo.models import weights
+from jaxgrpo import export
+from jaxgrpo.config.command_line import run_main
+from jaxgrpo.distributed.mesh import named_leaves
+from jaxgrpo.models import hf_folder
 from jaxgrpo.models.lora import Lora
 from tests.tiny_runs import leave_run
-from tools import export
 
 LORA = Lora(2, 3.0, ("query", "down"))
 
@@ -30,7 +30,9 @@ def lora_run(request, tmp_path_factory):
 
 def call(monkeypatch, run: Path, target: Path, *flags: str):
     """The program's exit code."""
-    monkeypatch.setattr(sys, "argv", ["tools.export", "--run", str(run), "--to", str(target), *flags])
+    monkeypatch.setattr(
+        sys, "argv", ["tools.export", "--run", str(run), "--to", str(target), *flags]
+    )
     try:
         run_main(export.main)
     except SystemExit as end:
@@ -43,7 +45,7 @@ def test_what_is_exported_is_what_was_trained(run, tmp_path, monkeypatch, capsys
     target = tmp_path / "exported"
     assert call(monkeypatch, out, target) == 0
     assert f"{target}: step 3 of {out}" in capsys.readouterr().out
-    for path, leaf in named_leaves(weights.load_params(target)).items():
+    for path, leaf in named_leaves(hf_folder.load_params(target)).items():
         np.testing.assert_array_equal(leaf, named_leaves(params)[path], err_msg=path)
     model = Path(json.loads((out / "config.json").read_text())["model"])
     for name in ("config.json", "tokenizer_config.json", "tokenizer.model"):
@@ -53,46 +55,68 @@ def test_what_is_exported_is_what_was_trained(run, tmp_path, monkeypatch, capsys
 def test_adapters_are_merged_unless_they_are_asked_for(lora_run, tmp_path, monkeypatch):
     out, params = lora_run
     assert call(monkeypatch, out, tmp_path / "merged") == 0
-    for path, leaf in named_leaves(weights.load_params(tmp_path / "merged")).items():
-        np.testing.assert_allclose(leaf, named_leaves(params)[path], rtol=0, atol=1e-6, err_msg=path)
+    for path, leaf in named_leaves(hf_folder.load_params(tmp_path / "merged")).items():
+        np.testing.assert_allclose(
+            leaf, named_leaves(params)[path], rtol=0, atol=1e-6, err_msg=path
+        )
 
 
 def test_an_adapter_folder_is_what_peft_calls_one(lora_run, tmp_path, monkeypatch):
     """tests/parity has PEFT itself read it."""
     out, params = lora_run
     assert call(monkeypatch, out, tmp_path / "adapter", "--adapter") == 0
-    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     model = Path(json.loads((out / "config.json").read_text())["model"])
-    assert (described["r"], described["lora_alpha"], described["base_model_name_or_path"]) == (2, 3.0, str(model))
+    assert (described["r"], described["lora_alpha"], described["base_model_name_or_path"]) == (
+        2,
+        3.0,
+        str(model),
+    )
     assert described["target_modules"] == ["down_proj", "q_proj"]
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert len(tensors) == 2 * 2 * 2  # A and B of two matrices in two layers
     for place, module in (("attention/query", "self_attn.q_proj"), ("mlp/down", "mlp.down_proj")):
         path = f"layers_1/{place}/kernel"
-        a, b = (tensors[f"base_model.model.model.layers.1.{module}.lora_{which}.weight"] for which in "AB")
-        change = named_leaves(params)[path] - named_leaves(weights.load_params(model))[path]
+        a, b = (
+            tensors[f"base_model.model.model.layers.1.{module}.lora_{which}.weight"]
+            for which in "AB"
+        )
+        change = named_leaves(params)[path] - named_leaves(hf_folder.load_params(model))[path]
         np.testing.assert_allclose(1.5 * (b @ a).T, change, rtol=0, atol=1e-6)
 
 
 def copied(out, folder, **config):
     """Another run's config.json, without checkpoints."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(json.loads((out / "config.json").read_text()) | config))
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((out / "config.json").read_text()) | config)
+    )
     return folder
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda out, here: (here, here / "new"), "holds no run (no config.json): give the --config.out"),
+        (
+            lambda out, here: (here, here / "new"),
+            "holds no run (no config.json): give the --config.out",
+        ),
         (lambda out, here: (copied(out, here / "run"), here / "new"), "there is no checkpoint"),
         (lambda out, here: (out, here), "is there already: name a folder that is not"),
-        (lambda out, here: (copied(out, here / "run", model="/nowhere"), here / "new"), "/nowhere is not there"),
+        (
+            lambda out, here: (copied(out, here / "run", model="/nowhere"), here / "new"),
+            "/nowhere is not there",
+        ),
     ],
     ids=["no run", "no checkpoint", "target exists", "no model"],
 )
-def test_what_is_wrong_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, capsys, make, message):
+def test_what_is_wrong_is_one_line_and_exit_code_2(
+    run, tmp_path, monkeypatch, capsys, make, message
+):
     source, target = make(run[0], tmp_path)
     before = set(tmp_path.rglob("*"))
     assert call(monkeypatch, source, target) == 2

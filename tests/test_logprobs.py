@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxgrpo.logprobs import to_logits, token_logprobs, used_ids
-from jaxgrpo.mesh import make_mesh, rows_sharding
+from jaxgrpo.device.logprobs import to_logits, token_logprobs, used_ids
+from jaxgrpo.distributed.mesh import make_mesh, rows_sharding
 from tests.tiny_devices import DEFAULT, output_on_devices
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 3, 7, 5, 12
@@ -41,14 +41,19 @@ def plain(hidden, embedding, tokens, temperature, start=1, softcap=None):
     return wide(chosen), wide(entropy)
 
 
-compiled = jax.jit(token_logprobs, static_argnames=("start", "softcap", "entropy", "chunk", "shards", "unused"))
+compiled = jax.jit(
+    token_logprobs, static_argnames=("start", "softcap", "entropy", "chunk", "shards", "unused")
+)
 both = partial(compiled, entropy=True)
 
 
 def weighted(function, tokens, *settings, **options):
     """(hidden, embedding) -> a sum in which every entry of both results has its own weight."""
     weights = jax.random.normal(jax.random.key(1), (2, *tokens.shape))
-    return lambda h, e: sum(jnp.sum(w * x) for w, x in zip(weights, function(h, e, tokens, *settings, **options), strict=True))
+    return lambda h, e: sum(
+        jnp.sum(w * x)
+        for w, x in zip(weights, function(h, e, tokens, *settings, **options), strict=True)
+    )
 
 
 def assert_close(ours, theirs, **tolerance):
@@ -77,7 +82,12 @@ def test_gradients_are_those_of_the_plain_form(case, chunk, start, softcap, temp
 def test_each_result_has_its_own_gradient(case, which):
     hidden, embedding, tokens = case
     total = lambda function: lambda h, e: jnp.sum(function(h, e, tokens, 0.7)[which])
-    assert_close(*(jax.grad(total(f), argnums=(0, 1))(hidden, embedding) for f in (partial(both, chunk=5), plain)))
+    assert_close(
+        *(
+            jax.grad(total(f), argnums=(0, 1))(hidden, embedding)
+            for f in (partial(both, chunk=5), plain)
+        )
+    )
 
 
 def test_without_entropy_the_logprobs_are_the_same(case):
@@ -91,7 +101,9 @@ def test_shards_change_nothing(case, shards, chunk):
     hidden, embedding, tokens = case
     ours = weighted(both, tokens, 0.7, shards=shards, chunk=chunk)
     theirs = weighted(plain, tokens, 0.7)
-    assert_close(*(jax.value_and_grad(f, argnums=(0, 1))(hidden, embedding) for f in (ours, theirs)))
+    assert_close(
+        *(jax.value_and_grad(f, argnums=(0, 1))(hidden, embedding) for f in (ours, theirs))
+    )
 
 
 def test_a_vocabulary_divides_by_its_shards(case):
@@ -106,7 +118,9 @@ def test_every_token_counts_once(case, chunk):
     tokens = jnp.broadcast_to(jnp.arange(VOCABULARY)[:, None], (VOCABULARY, 2))
     hidden = jnp.broadcast_to(hidden[:1, :2], (VOCABULARY, 2, WIDTH))
     logprobs, _ = token_logprobs(hidden, embedding, tokens, 1.0, chunk=chunk)
-    np.testing.assert_allclose(logprobs[:, 1], jax.nn.log_softmax(embedding @ hidden[0, 0]), atol=1e-5)
+    np.testing.assert_allclose(
+        logprobs[:, 1], jax.nn.log_softmax(embedding @ hidden[0, 0]), atol=1e-5
+    )
     np.testing.assert_allclose(jnp.exp(logprobs[:, 1]).sum(), 1.0, atol=1e-5)
 
 
@@ -127,7 +141,9 @@ def test_bfloat16_stays_near_float32():
     hidden, embedding, tokens = make_case(width=64, vocabulary=300)
     half = (hidden / 8).astype(jnp.bfloat16), embedding.astype(jnp.bfloat16)
     full = tuple(x.astype(jnp.float32) for x in half)
-    assert_close(both(*half, tokens, 0.7, chunk=128), plain(*full, tokens, 0.7), rtol=1e-4, atol=1e-4)
+    assert_close(
+        both(*half, tokens, 0.7, chunk=128), plain(*full, tokens, 0.7), rtol=1e-4, atol=1e-4
+    )
     ours = jax.grad(weighted(both, tokens, 0.7, chunk=128), argnums=(0, 1))(*half)
     theirs = jax.grad(weighted(plain, tokens, 0.7), argnums=(0, 1))(*full)
     assert [x.dtype for x in ours] == [jnp.bfloat16] * 2
@@ -137,7 +153,9 @@ def test_bfloat16_stays_near_float32():
 
 def test_gradients_come_in_the_dtypes_of_the_inputs(case):
     hidden, embedding, tokens = case
-    gradient = jax.grad(weighted(both, tokens, 1.0), argnums=(0, 1))(hidden.astype(jnp.bfloat16), embedding)
+    gradient = jax.grad(weighted(both, tokens, 1.0), argnums=(0, 1))(
+        hidden.astype(jnp.bfloat16), embedding
+    )
     assert [x.dtype for x in gradient] == [jnp.bfloat16, jnp.float32]
 
 
@@ -147,7 +165,11 @@ def test_extreme_logits_are_finite(case, dtype, scale):
     hidden, embedding, tokens = case
     inputs = (hidden * scale).astype(dtype), embedding.astype(dtype)
     logprobs, entropy = both(*inputs, tokens, 0.5, chunk=5)
-    for array in (logprobs, entropy, *jax.grad(weighted(both, tokens, 0.5, chunk=5), argnums=(0, 1))(*inputs)):
+    for array in (
+        logprobs,
+        entropy,
+        *jax.grad(weighted(both, tokens, 0.5, chunk=5), argnums=(0, 1))(*inputs),
+    ):
         assert np.isfinite(np.asarray(array, np.float32)).all()
     assert (logprobs <= 0).all()
     assert (entropy >= 0).all()
@@ -155,11 +177,20 @@ def test_extreme_logits_are_finite(case, dtype, scale):
 
 def shapes_of(rows, length, width, vocabulary):
     shapes = [(rows, length, width), (vocabulary, width)]
-    return [*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes), jax.ShapeDtypeStruct((rows, length), jnp.int32)]
+    return [
+        *(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes),
+        jax.ShapeDtypeStruct((rows, length), jnp.int32),
+    ]
 
 
 def temp_bytes(program, inputs):
-    return jax.jit(program).lower(*inputs).compile(compiler_options=DEFAULT).memory_analysis().temp_size_in_bytes
+    return (
+        jax.jit(program)
+        .lower(*inputs)
+        .compile(compiler_options=DEFAULT)
+        .memory_analysis()
+        .temp_size_in_bytes
+    )
 
 
 @pytest.mark.parametrize("entropy", [False, True])
@@ -178,7 +209,9 @@ def test_the_default_chunk_holds_little_of_a_large_vocabulary():
     """A language model's: compiled only, for nobody has the time to run it here."""
     inputs = shapes_of(8, 1025, 64, 151936)
     loss = lambda *inputs: jnp.sum(token_logprobs(*inputs, 1.0)[0])
-    assert temp_bytes(jax.value_and_grad(loss, argnums=(0, 1)), inputs) < 0.1 * 8 * 1024 * 151936 * 4
+    assert (
+        temp_bytes(jax.value_and_grad(loss, argnums=(0, 1)), inputs) < 0.1 * 8 * 1024 * 151936 * 4
+    )
 
 
 def test_entropy_costs_nothing_unless_asked_for():
@@ -194,8 +227,13 @@ def test_entropy_costs_nothing_unless_asked_for():
 
         return flops(jax.grad(loss, argnums=(0, 1)))
 
-    forward = [flops(lambda *inputs, e=e: token_logprobs(*inputs, 1.0, entropy=e)) for e in (False, True)]
-    without, metric = gradient(False, lambda _: 0.0), gradient(True, lambda value: jax.lax.stop_gradient(value).sum())
+    forward = [
+        flops(lambda *inputs, e=e: token_logprobs(*inputs, 1.0, entropy=e)) for e in (False, True)
+    ]
+    without, metric = (
+        gradient(False, lambda _: 0.0),
+        gradient(True, lambda value: jax.lax.stop_gradient(value).sum()),
+    )
     bonus = gradient(True, jnp.sum)
     logits = 2 * 8 * 256
     assert forward[0] + logits < forward[1]
@@ -219,7 +257,12 @@ def test_it_can_be_rematerialized_and_scanned(case):
         return jax.lax.scan(add, 0.0, jnp.array([1.0, 0.5]))[0]
 
     twice = lambda h, e: once(h, e) + once(h * 0.5, e)
-    assert_close(*(jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden, embedding) for f in (scanned, twice)))
+    assert_close(
+        *(
+            jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden, embedding)
+            for f in (scanned, twice)
+        )
+    )
 
 
 def test_a_softcap_bounds_logits_before_the_temperature():
@@ -231,7 +274,11 @@ def test_a_softcap_bounds_logits_before_the_temperature():
 def moved(program):
     """The largest array that any of a compiled program's exchanges between devices is about, in elements."""
     pattern = r"= (.*?) (?:all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-    shapes = [shape for found in re.findall(pattern, program.as_text()) for shape in re.findall(r"\w\[([\d,]*)\]", found)]
+    shapes = [
+        shape
+        for found in re.findall(pattern, program.as_text())
+        for shape in re.findall(r"\w\[([\d,]*)\]", found)
+    ]
     assert shapes
     return max(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
 
@@ -246,8 +293,12 @@ def compare_meshes():
         rows, matrix = rows_sharding(mesh), NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
         one = NamedSharding(mesh, PartitionSpec())
         inputs = jax.device_put((hidden, embedding, tokens), (rows, matrix, rows))
-        loss = lambda h, e, t, mesh=mesh: weighted(both, t, 0.7, chunk=chunk, shards=mesh.shape["tensor"])(h, e)
-        program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), out_shardings=(one, (rows, matrix)))
+        loss = lambda h, e, t, mesh=mesh: weighted(
+            both, t, 0.7, chunk=chunk, shards=mesh.shape["tensor"]
+        )(h, e)
+        program = jax.jit(
+            jax.value_and_grad(loss, argnums=(0, 1)), out_shardings=(one, (rows, matrix))
+        )
         placed = program.lower(*inputs).compile()
         assert_close(placed(*inputs), expected, rtol=1e-4, atol=1e-4)
         assert moved(placed) <= chunk * width, moved(placed)

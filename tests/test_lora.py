@@ -11,22 +11,21 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxgrpo import evaluate
+from jaxgrpo import evaluate, export, sample
+from jaxgrpo.build import prepare
 from jaxgrpo.checkpoint import Checkpoints
+from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import GRPO
-from jaxgrpo.mesh import make_mesh, named_leaves, to_device, to_host
-from jaxgrpo.models import lora, transformer, weights
+from jaxgrpo.models import hf_folder, lora, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.run import prepare
-from jaxgrpo.steps import compile_steps
+from jaxgrpo.programs import compile_steps
 from jaxgrpo.train import train
 from jaxgrpo.types import Batch
 from tests.tiny_devices import output_on_devices
 from tests.tiny_engines import NETWORK
 from tests.tiny_models import random_params
 from tests.tiny_runs import make_config, share_programs
-from tools import export, sample
 
 ADAPTERS = Lora(rank=2, alpha=3.0, targets=("query", "value", "out", "up", "down"))
 ROWS, WIDTH, LENGTH = 8, 5, 11
@@ -34,9 +33,18 @@ ROWS, WIDTH, LENGTH = 8, 5, 11
 
 def make_steps(adapters=ADAPTERS, mesh=None):
     """Plain gradient descent at rate 1: an update is the gradient."""
-    shapes = {"prompt_width": WIDTH, "new_tokens": LENGTH - WIDTH, "ends": (7,), "slots": 8, "group_size": 2, "micro_batch": 0}
+    shapes = {
+        "prompt_width": WIDTH,
+        "new_tokens": LENGTH - WIDTH,
+        "ends": (7,),
+        "slots": 8,
+        "group_size": 2,
+        "micro_batch": 0,
+    }
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    return compile_steps(NETWORK, optax.sgd(1.0), mesh, old_logprobs="trainer", adapters=adapters, **shapes)
+    return compile_steps(
+        NETWORK, optax.sgd(1.0), mesh, old_logprobs="trainer", adapters=adapters, **shapes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +65,10 @@ def trained(steps):
 def random_adapters(steps):
     """Adapters that have learned something."""
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype), steps.state_like.params)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype),
+        steps.state_like.params,
+    )
 
 
 def make_batch():
@@ -84,7 +95,9 @@ def hidden(params):
 
 def same(a, b):
     a, b = named_leaves(a), named_leaves(b)
-    return a.keys() == b.keys() and all(np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes() for name in a)
+    return a.keys() == b.keys() and all(
+        np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes() for name in a
+    )
 
 
 def test_at_first_the_policy_is_the_base(steps, base):
@@ -107,13 +120,24 @@ def test_adapters_stand_beside_their_targets_alone(base):
 def test_the_first_adapters_are_a_function_of_the_seed_and_each_its_own(steps, base):
     draws = [steps.init(base, np.uint32(seed)).params for seed in (0, 0, 2**32 - 1)]
     assert same(draws[0], draws[1])
-    leaves = [leaf for draw in draws[1:] for name, leaf in named_leaves(draw).items() if name.endswith("lora_a")]
-    assert len({np.asarray(leaf).tobytes() for leaf in leaves}) == len(leaves) == 2 * len(ADAPTERS.targets)
+    leaves = [
+        leaf
+        for draw in draws[1:]
+        for name, leaf in named_leaves(draw).items()
+        if name.endswith("lora_a")
+    ]
+    assert (
+        len({np.asarray(leaf).tobytes() for leaf in leaves})
+        == len(leaves)
+        == 2 * len(ADAPTERS.targets)
+    )
 
 
 def test_first_adapters_are_uniform_as_pefts():
     """torch's kaiming_uniform_(a=sqrt(5)) on a matrix that takes n numbers: within +-1 / sqrt(n)."""
-    adapters = lora.init(Lora(64, targets=("up",)), {"up": {"kernel": jnp.zeros((100, 7))}}, jax.random.key(0))
+    adapters = lora.init(
+        Lora(64, targets=("up",)), {"up": {"kernel": jnp.zeros((100, 7))}}, jax.random.key(0)
+    )
     drawn = np.asarray(adapters["up"]["lora_a"]) * 10.0
     assert 0.99 < np.abs(drawn).max() <= 1
     np.testing.assert_allclose([drawn.mean(), drawn.var()], [0, 1 / 3], atol=0.02)
@@ -121,11 +145,16 @@ def test_first_adapters_are_uniform_as_pefts():
 
 def test_merged_and_beside_are_the_same_policy(base, trained):
     scale = ADAPTERS.scale
-    beside, merged = lora.join(base, lora.scaled(trained, scale)), lora.merge(lora.join(base, trained), scale)
+    beside, merged = (
+        lora.join(base, lora.scaled(trained, scale)),
+        lora.merge(lora.join(base, trained), scale),
+    )
     assert scale == 1.5
     assert jax.tree.structure(merged) == jax.tree.structure(base)
     np.testing.assert_allclose(hidden(beside), hidden(merged), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(hidden(transformer.stack(beside)), hidden(merged), rtol=0, atol=1e-5)  # layers scanned
+    np.testing.assert_allclose(
+        hidden(transformer.stack(beside)), hidden(merged), rtol=0, atol=1e-5
+    )  # layers scanned
     assert np.abs(hidden(merged) - hidden(base)).max() > 0.1
 
 
@@ -134,11 +163,18 @@ def test_layers_may_be_an_axis():
     rng = np.random.default_rng(0)
     kernels = jnp.asarray(rng.normal(size=(3, 5, 4)), jnp.float32)
     pair = lora.init(ADAPTERS, {"up": {"kernel": kernels}}, jax.random.key(0))["up"]
-    assert {name: leaf.shape for name, leaf in pair.items()} == {"lora_a": (3, 5, 2), "lora_b": (3, 2, 4)}
+    assert {name: leaf.shape for name, leaf in pair.items()} == {
+        "lora_a": (3, 5, 2),
+        "lora_b": (3, 2, 4),
+    }
     a, b = (rng.normal(size=leaf.shape).astype(np.float32) for leaf in pair.values())
-    merged = lora.merge(lora.join({"up": {"kernel": kernels}}, {"up": {"lora_a": a, "lora_b": b}}), 0.5)["up"]["kernel"]
+    merged = lora.merge(
+        lora.join({"up": {"kernel": kernels}}, {"up": {"lora_a": a, "lora_b": b}}), 0.5
+    )["up"]["kernel"]
     for layer in range(3):
-        np.testing.assert_allclose(merged[layer], kernels[layer] + 0.5 * a[layer] @ b[layer], atol=1e-6)
+        np.testing.assert_allclose(
+            merged[layer], kernels[layer] + 0.5 * a[layer] @ b[layer], atol=1e-6
+        )
 
 
 def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(steps, base, trained):
@@ -154,7 +190,10 @@ def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(steps, b
     assert len(steps_taken) == 2 * len(ADAPTERS.targets)
     for name, step in steps_taken.items():
         place = name.rpartition("/")[0]
-        g, a, b = gradient[f"{place}/kernel"], *(named_leaves(trained)[f"{place}/lora_{which}"] for which in "ab")
+        g, a, b = (
+            gradient[f"{place}/kernel"],
+            *(named_leaves(trained)[f"{place}/lora_{which}"] for which in "ab"),
+        )
         expected = g @ b.T if name.endswith("lora_a") else a.T @ g
         assert np.abs(expected).max() > 1e-3
         np.testing.assert_allclose(step, ADAPTERS.scale * expected, rtol=0, atol=2e-6, err_msg=name)
@@ -169,15 +208,24 @@ def learn_on_meshes():
     for sizes in ((1, 1, 1), (2, 2, 2)):
         steps = make_steps(mesh=make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)]))
         kernels = named_leaves(steps.params_like)
-        base = to_device(jax.device_get(random_params(NETWORK)), jax.tree.map(lambda leaf: leaf.sharding, steps.params_like))
+        base = to_device(
+            jax.device_get(random_params(NETWORK)),
+            jax.tree.map(lambda leaf: leaf.sharding, steps.params_like),
+        )
         state = steps.init(base, np.uint32(3))
         for _ in range(2):
-            state, metrics = steps.update(state, base, to_device(make_batch(), steps.rows), GRPO(kl=0.1), 1.0)
+            state, metrics = steps.update(
+                state, base, to_device(make_batch(), steps.rows), GRPO(kl=0.1), 1.0
+            )
         for name, leaf in named_leaves(state.params).items():
             first, second = kernels[name.rpartition("/")[0] + "/kernel"].sharding.spec
             spec = PartitionSpec(first, None) if name.endswith("a") else PartitionSpec(None, second)
-            assert leaf.sharding.is_equivalent_to(NamedSharding(leaf.sharding.mesh, spec), leaf.ndim), name
-        result = named_leaves(to_host((state.params, steps.publish(lora.join(base, state.params)), metrics)))
+            assert leaf.sharding.is_equivalent_to(
+                NamedSharding(leaf.sharding.mesh, spec), leaf.ndim
+            ), name
+        result = named_leaves(
+            to_host((state.params, steps.publish(lora.join(base, state.params)), metrics))
+        )
         expected = expected or result
         for name, leaf in result.items():
             np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=2e-6, err_msg=name)
@@ -193,8 +241,14 @@ def test_spread_over_devices_they_learn_the_same():
     [
         ("lora.rank=-1", "lora.rank is -1: it must be at least 0"),
         ("lora.alpha=0", "lora.alpha is 0.0: it must be above 0"),
-        ("lora.targets=query,q_proj", "there is no 'q_proj'; choose of query, key, value, out, gate, up, down"),
-        ("lora.targets=()", "nothing would be trained; choose of query, key, value, out, gate, up, down"),
+        (
+            "lora.targets=query,q_proj",
+            "there is no 'q_proj'; choose of query, key, value, out, gate, up, down",
+        ),
+        (
+            "lora.targets=()",
+            "nothing would be trained; choose of query, key, value, out, gate, up, down",
+        ),
     ],
 )
 def test_bad_settings_are_refused(tmp_path, override, says):
@@ -203,7 +257,14 @@ def test_bad_settings_are_refused(tmp_path, override, says):
     assert says in str(error.value)
 
 
-SETTINGS = ("lora.rank=2", "lora.alpha=4", "lora.targets=value,up", "steps=3", "seed=1", "evaluation.problems=2")
+SETTINGS = (
+    "lora.rank=2",
+    "lora.alpha=4",
+    "lora.targets=value,up",
+    "steps=3",
+    "seed=1",
+    "evaluation.problems=2",
+)
 SETTINGS += ("sampling.slots=5",)  # an odd number is never halved: one program decodes
 
 
@@ -230,9 +291,15 @@ def test_a_run_begins_at_its_reference_and_learns(run):
 
 def test_a_checkpoint_holds_adapters_alone(run):
     state = restored(run[0])
-    places = [f"layers_0/{matrix}/lora_{which}" for matrix in ("attention/value", "mlp/up") for which in "ab"]
+    places = [
+        f"layers_0/{matrix}/lora_{which}"
+        for matrix in ("attention/value", "mlp/up")
+        for which in "ab"
+    ]
     assert sorted(named_leaves(state.params)) == places
-    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 4 * sum(
+        leaf.size for leaf in jax.tree.leaves(state.params)
+    )
 
 
 def test_going_on_changes_nothing(run, tmp_path):
@@ -254,18 +321,30 @@ def test_what_reads_a_run_finds_the_policy(run, tmp_path, capsys):
         assert evaluate.evaluate(prepared, params) == summary["after"]
     export.export(Path(config.out), tmp_path / "merged")
     published = lora.merge(prepared.steps.publish(params), 1.0)
-    for name, leaf in named_leaves(weights.load_params(tmp_path / "merged")).items():
-        np.testing.assert_allclose(leaf, named_leaves(published)[name], rtol=0, atol=1e-6, err_msg=name)
-    with_sample = sample.load_params(prepared.model_folder, Path(config.out), prepared.steps, config.lora)
+    for name, leaf in named_leaves(hf_folder.load_params(tmp_path / "merged")).items():
+        np.testing.assert_allclose(
+            leaf, named_leaves(published)[name], rtol=0, atol=1e-6, err_msg=name
+        )
+    with_sample = sample.load_params(
+        prepared.model_folder, Path(config.out), prepared.steps, config.lora
+    )
     assert same(with_sample, params)
-    sample.main(["--samples", "1", "--max-tokens", "6", "--prompt", "2 + 3", "--json", "--run", config.out])
+    sample.main(
+        ["--samples", "1", "--max-tokens", "6", "--prompt", "2 + 3", "--json", "--run", config.out]
+    )
     assert json.loads(capsys.readouterr().out)["tokens"] <= 6
 
 
 def test_in_bfloat16_the_sampler_stays_with_the_trainer(tmp_path, monkeypatch):
     """Sixteen updates later their log-probabilities differ no more than before the first."""
     share_programs(monkeypatch)
-    flags = ("dtype=bfloat16", "lora.rank=2", "optimizer.learning_rate=0.003", "steps=17", "evaluation.problems=0")
+    flags = (
+        "dtype=bfloat16",
+        "lora.rank=2",
+        "optimizer.learning_rate=0.003",
+        "steps=17",
+        "evaluation.problems=0",
+    )
     yielded = list(train(make_config(tmp_path, *flags, "save_every=100", "show_rollouts_every=0")))
     gaps = [values["policy/logprob_gap"] for values in yielded]
     assert yielded[-1]["policy/kl"] > 0.1

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import (
+from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.distributed.mesh import (
     AXES,
     device_bytes,
     exchange,
@@ -25,8 +25,8 @@ from jaxgrpo.mesh import (
     tree_like,
     tree_shardings,
 )
+from jaxgrpo.errors import UserError
 from jaxgrpo.models import transformer
-from jaxgrpo.optimizer import adamw, schedule
 from jaxgrpo.types import TrainState
 from tests.tiny_models import NETWORK
 
@@ -67,12 +67,20 @@ def tpus(slices=1, width=4, height=2, kind="TPU v5 lite"):
     """Slices of width x height chips, of which 2 x 2 are a process; numbered row by row, as JAX does."""
     chips = [(s, x, y) for s in range(slices) for y in range(height) for x in range(width)]
     process = lambda s, x, y: s * (width * height // 4) + (y // 2) * (width // 2) + x // 2
-    return [Device(i, "tpu", process(*chip), kind, chip[0], (*chip[1:], 0)) for i, chip in enumerate(chips)]
+    return [
+        Device(i, "tpu", process(*chip), kind, chip[0], (*chip[1:], 0))
+        for i, chip in enumerate(chips)
+    ]
 
 
 @pytest.mark.parametrize(
     ("sizes", "filled"),
-    [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 4, -1), (1, 4, 2)), ((2, 4, 1), (2, 4, 1))],
+    [
+        ((-1, 1, 1), (8, 1, 1)),
+        ((2, -1, 2), (2, 2, 2)),
+        ((1, 4, -1), (1, 4, 2)),
+        ((2, 4, 1), (2, 4, 1)),
+    ],
 )
 def test_one_size_is_filled_in(sizes, filled):
     mesh = make_mesh(*sizes, devices=devices(8))
@@ -102,7 +110,9 @@ def test_rows_are_divided_between_slices_and_nothing_else_is():
 
 @pytest.mark.parametrize(("sizes", "data"), [((1, 16, 1), 1), ((-1, 16, 1), 1), ((1, -1, 2), 1)])
 def test_data_that_the_slices_do_not_divide_is_named(sizes, data):
-    with pytest.raises(UserError, match=f"mesh.data is {data}: it must be a multiple of the 2 slices"):
+    with pytest.raises(
+        UserError, match=f"mesh.data is {data}: it must be a multiple of the 2 slices"
+    ):
         make_mesh(*sizes, devices=tpus(2))
 
 
@@ -119,7 +129,9 @@ def test_the_tensor_axis_stays_within_a_process(tensor):
     for given in (several, tpus(1, 4, 4), tpus(2, 4, 4)):
         for row in make_mesh(-1, 1, tensor, given).devices.reshape(-1, tensor):
             assert len({device.process_index for device in row}) == 1
-    with pytest.raises(UserError, match=r"mesh.tensor is 8: it must divide the 4 devices of a process"):
+    with pytest.raises(
+        UserError, match=r"mesh.tensor is 8: it must divide the 4 devices of a process"
+    ):
         make_mesh(-1, 1, 8, several)
 
 
@@ -133,7 +145,9 @@ def state():
     """The shapes of a whole state."""
     optimizer = adamw(schedule("cosine", 1e-3, 2, 10), 0.9, 0.95, 0.1, 1.0)
     params = transformer.shapes(NETWORK)
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
+    return TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params)
+    )
 
 
 @pytest.fixture
@@ -170,7 +184,9 @@ def test_the_optimizers_moments_live_where_their_parameters_do(state, wide):
 
 
 def test_a_tensor_that_does_not_divide_is_named(state):
-    with pytest.raises(UserError, match=r"embedding \(48, 16\) .*mesh.tensor=5 on axis 0.* divides 48"):
+    with pytest.raises(
+        UserError, match=r"embedding \(48, 16\) .*mesh.tensor=5 on axis 0.* divides 48"
+    ):
         tree_shardings(make_mesh(1, 1, 5, devices(5)), state.params)
     with pytest.raises(UserError, match=r"mesh.fsdp=3.* divides 16"):
         tree_like(make_mesh(1, 3, 1, devices(3)), state)
@@ -178,7 +194,11 @@ def test_a_tensor_that_does_not_divide_is_named(state):
 
 def test_there_and_back_again():
     mesh = make_mesh()
-    tree = {"rows": np.arange(12, dtype=np.int32).reshape(4, 3), "mask": np.eye(4, dtype=bool), "scalar": np.float32(2.5)}
+    tree = {
+        "rows": np.arange(12, dtype=np.int32).reshape(4, 3),
+        "mask": np.eye(4, dtype=bool),
+        "scalar": np.float32(2.5),
+    }
     for shardings in (replicated(mesh), jax.tree.map(lambda _: replicated(mesh), tree)):
         placed = to_device(tree, shardings)
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(placed))
@@ -187,7 +207,9 @@ def test_there_and_back_again():
             assert isinstance(back[name], np.ndarray)
             assert back[name].dtype == array.dtype
             np.testing.assert_array_equal(back[name], array)
-    assert to_device(tree["rows"], rows_sharding(mesh)).sharding.spec == PartitionSpec(("data", "fsdp"))
+    assert to_device(tree["rows"], rows_sharding(mesh)).sharding.spec == PartitionSpec(
+        ("data", "fsdp")
+    )
 
 
 def test_like_says_shape_dtype_and_place(state):
@@ -195,7 +217,11 @@ def test_like_says_shape_dtype_and_place(state):
     like, shardings = tree_like(mesh, state), named_leaves(tree_shardings(mesh, state))
     for name, leaf in named_leaves(like).items():
         source = named_leaves(state)[name]
-        assert (leaf.shape, leaf.dtype, leaf.sharding) == (source.shape, source.dtype, shardings[name])
+        assert (leaf.shape, leaf.dtype, leaf.sharding) == (
+            source.shape,
+            source.dtype,
+            shardings[name],
+        )
 
 
 def test_stacked_layers_have_their_rules_behind_the_layers(state, wide):
@@ -205,7 +231,11 @@ def test_stacked_layers_have_their_rules_behind_the_layers(state, wide):
         if name.startswith("layers_0/"):
             name = name.replace("layers_0/", "layers/")
             expected = PartitionSpec(None, *axes) if axes else PartitionSpec()
-            assert shardings[f"params/{name}"].spec == shardings[f"opt_state/mu/{name}"].spec == expected, name
+            assert (
+                shardings[f"params/{name}"].spec
+                == shardings[f"opt_state/mu/{name}"].spec
+                == expected
+            ), name
     with pytest.raises(UserError, match=r"layers/.* on axis [12]"):
         tree_shardings(make_mesh(1, 1, 5, devices(5)), {"layers": stacked["layers"]})
 
@@ -217,7 +247,9 @@ def test_a_copy_to_decode_with_is_divided_where_tensor_divides(state, wide):
         moved = [{"tensor": ("tensor", "fsdp"), "fsdp": None}[axis] for axis in axes]
         assert shardings[name].spec == PartitionSpec(*moved), name
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    held = named_leaves(jax.tree.map(device_bytes, jax.tree.map(place, like, stationary(wide, like))))
+    held = named_leaves(
+        jax.tree.map(device_bytes, jax.tree.map(place, like, stationary(wide, like)))
+    )
     assert all(held[name] <= device_bytes(leaf) for name, leaf in named_leaves(like).items())
 
 
@@ -235,6 +267,9 @@ def test_what_does_not_divide_so_keeps_its_rule(state):
 
 
 def test_a_device_holds_its_share(state, wide):
-    like = {"kernel": state.params["layers_0"]["attention"]["query"]["kernel"], "scale": state.params["norm"]["scale"]}
+    like = {
+        "kernel": state.params["layers_0"]["attention"]["query"]["kernel"],
+        "scale": state.params["norm"]["scale"],
+    }
     placed = tree_like(wide, {"query": like})
     assert device_bytes(placed) == 4 * (16 * 16 // 4 + 16)

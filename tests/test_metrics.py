@@ -16,7 +16,9 @@ def lines(path):
 
 def test_a_step_is_a_line_of_valid_json(tmp_path, capsys):
     with Writer(tmp_path, steps=2) as writer:
-        writer.write(1, {"reward/accuracy": jnp.float32(0.5), "policy/kl": np.float64("nan"), "time/step": 2})
+        writer.write(
+            1, {"reward/accuracy": jnp.float32(0.5), "policy/kl": np.float64("nan"), "time/step": 2}
+        )
         writer.write(2, {"reward/accuracy": np.float32(0.25), "update/loss": float("-inf")})
     assert lines(tmp_path / "metrics.jsonl") == [
         {"step": 1, "reward/accuracy": 0.5, "policy/kl": None, "time/step": 2.0},
@@ -45,7 +47,11 @@ def test_resuming_neither_loses_nor_doubles_a_step(tmp_path):
     assert lines(tmp_path / "metrics.jsonl")[3]["reward/accuracy"] == 1.0
     assert [line["step"] for line in lines(tmp_path / "rollouts.jsonl")] == [0, 0, 1, 1, 2, 2]
     assert "안녕" in (tmp_path / "rollouts.jsonl").read_text(encoding="utf-8")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "rollouts.jsonl", "tensorboard"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "metrics.jsonl",
+        "rollouts.jsonl",
+        "tensorboard",
+    ]
 
 
 def test_a_whole_line_without_its_end_is_written_again(tmp_path):
@@ -71,19 +77,27 @@ def test_processes_that_do_not_write_touch_nothing(tmp_path):
 
 
 def test_progress_line_shows_what_there_is():
-    line = metrics.progress_line(12, {"rollout/tokens_per_s": 1234.4, "reward/accuracy": 0.414, "other": 1.0}, 60, 5 / 3)
+    line = metrics.progress_line(
+        12, {"rollout/tokens_per_s": 1234.4, "reward/accuracy": 0.414, "other": 1.0}, 60, 5 / 3
+    )
     assert line == "step 12/60  accuracy 0.41  1,234 tok/s  eta 1m20s"
     assert metrics.progress_line(60, {}, 60, 1.7) == "step 60/60"
     assert metrics.progress_line(3, {}) == "step 3"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (80.0, "1m20s"), (7500.0, "2h05m")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (80.0, "1m20s"), (7500.0, "2h05m")],
+)
 def test_duration(seconds, text):
     assert metrics.duration(seconds) == text
 
 
 def test_table_is_aligned():
-    rows = [{"language": "en", "level": 1, "accuracy": 0.8125}, {"language": "all", "accuracy": float("nan")}]
+    rows = [
+        {"language": "en", "level": 1, "accuracy": 0.8125},
+        {"language": "all", "accuracy": float("nan")},
+    ]
     assert metrics.table(rows, ["language", "level", "accuracy"]) == (
         "language  level  accuracy\n"
         "en            1     0.812\n"
@@ -102,5 +116,7 @@ def test_plot(tmp_path):
     with Writer(tmp_path) as writer:
         writer.write(0, {"reward/accuracy": 0.5, "policy/kl": float("nan")})
         writer.write(1, {"policy/entropy": 0.5})
-    (tmp_path / "summary.json").write_text('{"before": {"reward/accuracy": 0.1}, "after": {"reward/accuracy": 0.2}}')
+    (tmp_path / "summary.json").write_text(
+        '{"before": {"reward/accuracy": 0.1}, "after": {"reward/accuracy": 0.2}}'
+    )
     assert metrics.plot(tmp_path).read_bytes().startswith(b"\x89PNG")

@@ -21,9 +21,15 @@ def asked_of_the_package() -> set[tuple[str, str]]:
     for node in ast.walk(ast.parse(SOURCE)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxgrpo":
             asked |= {(node.module, alias.name) for alias in node.names}
-            modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
     for node in ast.walk(ast.parse(SOURCE)):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in modules
+        ):
             asked.add((modules[node.value.id], node.attr))
     return asked
 
@@ -31,7 +37,11 @@ def asked_of_the_package() -> set[tuple[str, str]]:
 def test_it_is_a_notebook_without_errors_in_it():
     nbformat.validate(NOTEBOOK)
     outputs = [output for cell in NOTEBOOK.cells for output in cell.get("outputs", [])]
-    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert {output.output_type for output in outputs} <= {
+        "stream",
+        "display_data",
+        "execute_result",
+    }
     assert PATH.stat().st_size < 300_000
 
 
@@ -42,7 +52,11 @@ def test_every_cell_is_python(name):
 
 def test_it_asks_only_for_what_is_there_and_public():
     asked = asked_of_the_package()
-    assert {("jaxgrpo.train", "train"), ("jaxgrpo.evaluate", "tables"), ("jaxgrpo.config", "load")} <= asked
+    assert {
+        ("jaxgrpo.train", "train"),
+        ("jaxgrpo.evaluate", "tables"),
+        ("jaxgrpo.config", "load"),
+    } <= asked
     for module, name in asked:
         assert not name.startswith("_")
         if not hasattr(importlib.import_module(module), name):

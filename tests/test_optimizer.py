@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgrpo.device.learner import _moved
+from jaxgrpo.device.optimizer import adamw, cast, propose, schedule, store
+from jaxgrpo.distributed.mesh import matrices
 from jaxgrpo.errors import UserError
-from jaxgrpo.learner import _moved
-from jaxgrpo.mesh import matrices
-from jaxgrpo.optimizer import adamw, cast, propose, schedule, store
 from jaxgrpo.types import TrainState
 
 PEAK = 3e-3
@@ -19,13 +19,17 @@ PEAK = 3e-3
 @pytest.mark.parametrize("warmup", [1, 2, 5])
 def test_the_warmup_climbs_evenly_from_the_first_update_to_the_peak(kind, warmup):
     rates = [float(schedule(kind, PEAK, warmup, 20)(step)) for step in range(warmup + 1)]
-    np.testing.assert_allclose(rates, [PEAK * (step + 1) / warmup for step in range(warmup)] + [PEAK], rtol=1e-6)
+    np.testing.assert_allclose(
+        rates, [PEAK * (step + 1) / warmup for step in range(warmup)] + [PEAK], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_after_the_warmup(warmup):
     steps, middle = 24, (24 + warmup) // 2
-    constant, linear, cosine = (schedule(kind, PEAK, warmup, steps) for kind in ("constant", "linear", "cosine"))
+    constant, linear, cosine = (
+        schedule(kind, PEAK, warmup, steps) for kind in ("constant", "linear", "cosine")
+    )
     for step in (warmup, middle, steps, 10 * steps):
         assert float(constant(step)) == pytest.approx(PEAK)
     for falling in (linear, cosine):
@@ -122,7 +126,11 @@ def test_an_optimizer_that_knows_no_step_takes_one():
 
 def first_moment(state):
     """What the optimizer saw of the gradient: (1 - b1) times it, after clipping."""
-    return next(leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if "mu" in jax.tree_util.keystr(path))
+    return next(
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if "mu" in jax.tree_util.keystr(path)
+    )
 
 
 @pytest.mark.parametrize(("norm", "seen"), [(100.0, 1.0), (1.5, 1.0), (0.25, 0.25)])
@@ -138,7 +146,9 @@ def test_gradients_are_clipped_to_the_norm_and_small_ones_left(norm, seen):
 def test_only_matrices_decay():
     params = {"kernel": jnp.full((3, 2), 2.0), "scale": jnp.full(4, 2.0), "bias": jnp.full(1, 2.0)}
     optimizer = make(rate=0.1, weight_decay=0.5)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
     np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
     assert not updates["scale"].any()
     assert not updates["bias"].any()
@@ -153,9 +163,13 @@ def test_the_first_update_moves_each_parameter_by_the_rate_against_its_gradient(
 
 
 def test_norms_of_stacked_layers_do_not_decay():
-    params = {"layers": {"norm": {"scale": jnp.ones((2, 4))}, "up": {"kernel": jnp.ones((2, 4, 3))}}}
+    params = {
+        "layers": {"norm": {"scale": jnp.ones((2, 4))}, "up": {"kernel": jnp.ones((2, 4, 3))}}
+    }
     optimizer = make(weight_decay=0.5)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
     assert not updates["layers"]["norm"]["scale"].any()
     assert updates["layers"]["up"]["kernel"].all()
 
@@ -181,7 +195,11 @@ def test_storing_is_a_function_of_the_step_and_the_place():
 
 
 def test_what_is_stored_as_it_is_stays_as_it_is():
-    tree = {"a": jnp.array([1.001]), "count": jnp.int32(3), "bad": jnp.array([jnp.inf, -jnp.inf, jnp.nan])}
+    tree = {
+        "a": jnp.array([1.001]),
+        "count": jnp.int32(3),
+        "bad": jnp.array([jnp.inf, -jnp.inf, jnp.nan]),
+    }
     same = store(tree, tree, jnp.int32(0))
     assert same["a"] is tree["a"]
     assert cast(tree, jnp.bfloat16)["count"].dtype == jnp.int32

@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgrpo.config import load
+from jaxgrpo.distributed.mesh import device_bytes
 from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import device_bytes
 from jaxgrpo.models import transformer
+from jaxgrpo.plan import __main__ as plan
+from jaxgrpo.plan import chips, hlo, memory
+from jaxgrpo.plan import compiled as plan_programs
+from jaxgrpo.plan import times as plan_time
 from tests import tiny_runs
-from tools import chips, plan, plan_growth, plan_hlo, plan_memory, plan_programs, plan_time
+from tools import plan_growth
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +50,16 @@ def run(monkeypatch, capsys, compiler, *arguments: str) -> tuple[int, str]:
 
 
 def test_parts_sum_to_what_is_shown(planned):
-    lines = plan_memory.table(planned.phases)
+    lines = memory.table(planned.phases)
     parts, together = [line.split()[-len(planned.phases) :] for line in lines[1:-1]], lines[-1]
     assert together.startswith("together")
     assert len(parts) >= 6
-    name, peak = plan_memory.peak(planned.phases)
-    assert peak == sum(planned.phases[name].values()) == max(sum(phase.values()) for phase in planned.phases.values())
+    name, peak = memory.peak(planned.phases)
+    assert (
+        peak
+        == sum(planned.phases[name].values())
+        == max(sum(phase.values()) for phase in planned.phases.values())
+    )
 
 
 @pytest.mark.parametrize("name", plan.ALL)
@@ -77,7 +85,7 @@ def test_a_program_needs_its_arguments_and_what_the_phase_says(planned):
 def test_slots_are_given_back_before_an_update_unless_kept(config_path, planned):
     assert "slots (KV cache)" not in planned.phases["update"]
     kept = load(config_path, ["--config.sampling.keep_in_flight=true"])
-    parts = plan_memory.phases(kept, planned.given, planned.compiled)["update"]
+    parts = memory.phases(kept, planned.given, planned.compiled)["update"]
     assert parts["slots (KV cache)"] == device_bytes(planned.given.slots)
 
 
@@ -105,13 +113,17 @@ def test_json_holds_the_same(monkeypatch, capsys, compiler, config_path, planned
     assert found["tried"] == []
 
 
-def test_a_run_that_cannot_fit_says_what_was_tried(monkeypatch, capsys, compiler, config_path, planned):
-    arrays = plan_memory.peak(plan_memory.phases(planned.config, planned.given, {}))[1]
+def test_a_run_that_cannot_fit_says_what_was_tried(
+    monkeypatch, capsys, compiler, config_path, planned
+):
+    arrays = memory.peak(memory.phases(planned.config, planned.given, {}))[1]
     between = (arrays + planned.peak) / 2  # there is room for the arrays, not for the temporaries
     assert planned.compiled["update"].temporaries > planned.peak - between
     every = plan.remedies
     monkeypatch.setattr(plan, "remedies", lambda *given: every(*given)[:1])
-    code, out = run(monkeypatch, capsys, compiler, "--config", config_path, f"--memory={between / chips.GIB}")
+    code, out = run(
+        monkeypatch, capsys, compiler, "--config", config_path, f"--memory={between / chips.GIB}"
+    )
     assert code == 1
     assert "DOES NOT FIT: peak" in out
     assert "  --config.batch.micro_batch=1: " in out
@@ -119,20 +131,28 @@ def test_a_run_that_cannot_fit_says_what_was_tried(monkeypatch, capsys, compiler
 
 def test_remedies_are_settings_that_can_still_change(config_path):
     every = plan.remedies(load(config_path), 1)
-    assert [flag for flags in every[:-1] for flag in flags] == every[-1]  # each alone, then all together
+    assert [flag for flags in every[:-1] for flag in flags] == every[
+        -1
+    ]  # each alone, then all together
     assert ["--config.compute.remat=full"] in every
     left = plan.remedies(load(config_path, every[-1]), 1)
-    assert [flags[0].split("=")[0] for flags in left] == ["--config.sampling.slots"]  # there are always fewer
+    assert [flags[0].split("=")[0] for flags in left] == [
+        "--config.sampling.slots"
+    ]  # there are always fewer
     assert ["--config.mesh.data=1", "--config.mesh.fsdp=-1"] in plan.remedies(load(config_path), 4)
 
 
 def test_nothing_is_compiled_where_the_arrays_are_too_much(monkeypatch, capsys, config_path):
     monkeypatch.setattr(plan_programs, "_compile", lambda *_: pytest.fail("compiled"))
-    code, out = run(monkeypatch, capsys, plan_programs.Compiler(), "--config", config_path, "--memory=1e-6")
+    code, out = run(
+        monkeypatch, capsys, plan_programs.Compiler(), "--config", config_path, "--memory=1e-6"
+    )
     assert code == 1
     assert "DOES NOT FIT by its arrays alone: peak at least" in out
     assert "tried" in out
-    code, out = run(monkeypatch, capsys, plan_programs.Compiler(), "--config", config_path, "--arrays")
+    code, out = run(
+        monkeypatch, capsys, plan_programs.Compiler(), "--config", config_path, "--arrays"
+    )
     assert code == 0
     assert "the arrays alone fit; nothing was compiled: peak at least" in out
 
@@ -149,7 +169,10 @@ def test_nothing_is_compiled_where_the_arrays_are_too_much(monkeypatch, capsys, 
         (["--config", "CONFIG", "--kept=2"], "it must be above 0 and at most 1"),
         (["--config", "CONFIG", "--mean-new=99"], "from 1 to sampling.max_new_tokens=8"),
         (["--config", "CONFIG", "--nonsense"], "the flags are"),
-        (["--config", "CONFIG", "--config.model=no/such/Model-1B"], "the networks known by name are"),
+        (
+            ["--config", "CONFIG", "--config.model=no/such/Model-1B"],
+            "the networks known by name are",
+        ),
     ],
 )
 def test_bad_input_is_one_line(config_path, arguments, says):
@@ -163,7 +186,9 @@ def test_known_networks_are_found_by_the_folders_name():
     assert "there is no folder" in found.source
 
 
-@pytest.mark.parametrize("path", sorted((tiny_runs.ROOT / "configs").glob("*_v[56]*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((tiny_runs.ROOT / "configs").glob("*_v[56]*.py")), ids=lambda path: path.stem
+)
 def test_configs_for_tpus_are_valid_and_say_where_they_fit(path):
     """Their hardware is a topology, their network is known, and they claim nothing that was not seen."""
     config = load(str(path))
@@ -172,7 +197,9 @@ def test_configs_for_tpus_are_valid_and_say_where_they_fit(path):
     assert math.prod(chips.parse(topology)[1]) >= 1
     assert f"--config configs/{path.name}" in about
     assert "ot yet run on it" in about
-    assert {Path(config.model).name, Path(config.model).name.removesuffix("-Instruct")} & set(plan_programs.known())
+    assert {Path(config.model).name, Path(config.model).name.removesuffix("-Instruct")} & set(
+        plan_programs.known()
+    )
     assert config.out == f"out/{path.stem}"
 
 
@@ -212,28 +239,28 @@ ENTRY %main (x.1: f32[4,8]) -> f32[4,8] {
 
 
 def test_collectives_are_counted_as_often_as_they_run():
-    found = plan_hlo.cost(TEXT).collectives
+    found = hlo.cost(TEXT).collectives
     assert (found["all-gather"].count, found["all-gather"].bytes) == (5, 5 * 16 * 8 * 4 * 3 / 4)
     assert (found["collective-permute"].count, found["collective-permute"].bytes) == (1, 4 * 8 * 4)
     assert (found["all-reduce"].count, found["all-reduce"].bytes) == (1, 2 * 4 * 8 * 4 / 2)
-    assert plan_hlo.cost(TEXT, loops=False).collectives["all-gather"].count == 1
+    assert hlo.cost(TEXT, loops=False).collectives["all-gather"].count == 1
 
 
 def test_products_and_bytes_are_counted_as_often_as_they_run():
     each = 2 * 4 * 4 * 8 + 2 * 4 * 8 * 4
-    assert plan_hlo.cost(TEXT).flops == 5 * each
-    assert plan_hlo.cost(TEXT, loops=False).flops == each
-    rest = plan_hlo.cost(TEXT.replace("constant(6)", "constant(1)")).bytes
-    assert plan_hlo.cost(TEXT).bytes - rest == 5 * (plan_hlo.cost(TEXT, loops=False).bytes - rest)
+    assert hlo.cost(TEXT).flops == 5 * each
+    assert hlo.cost(TEXT, loops=False).flops == each
+    rest = hlo.cost(TEXT.replace("constant(6)", "constant(1)")).bytes
+    assert hlo.cost(TEXT).bytes - rest == 5 * (hlo.cost(TEXT, loops=False).bytes - rest)
 
 
 def test_a_loop_that_counts_by_two_runs_half_as_often():
     by_two = TEXT.replace("%one = s32[] constant(1)", "%one = s32[] constant(2)")
-    assert plan_hlo.cost(by_two).collectives["all-gather"].count == 3
+    assert hlo.cost(by_two).collectives["all-gather"].count == 3
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_said():
-    found = plan_hlo.cost(TEXT.replace("direction=LT", "direction=NE"))
+    found = hlo.cost(TEXT.replace("direction=LT", "direction=NE"))
     assert found.unknown_loops == 1
     assert found.collectives["all-gather"].count == 1
 
@@ -247,9 +274,9 @@ def test_counts_agree_with_a_program_whose_work_is_known():
 
     square = jax.ShapeDtypeStruct((width, width), jnp.float32)
     compiled = jax.jit(f).lower(square, square).compile()
-    assert plan_hlo.cost(compiled.as_text()).flops == times * 2 * width**3
+    assert hlo.cost(compiled.as_text()).flops == times * 2 * width**3
     assert plan_programs.written_flops(jax.make_jaxpr(f)(square, square), 1) == times * 2 * width**3
-    once, own = plan_hlo.cost(compiled.as_text(), loops=False), compiled.cost_analysis()
+    once, own = hlo.cost(compiled.as_text(), loops=False), compiled.cost_analysis()
     assert once.flops <= own["flops"] <= 1.1 * once.flops
     assert own["bytes accessed"] == pytest.approx(once.bytes, rel=0.1)
 
@@ -270,7 +297,7 @@ def test_convolutions_that_are_batched_products():
   ROOT %c = f32[4,16,8]{2,1,0} convolution(%a, %b), window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf
 }
 """
-    assert plan_hlo.cost(text).flops == 4 * 2 * 16 * 32 * 8
+    assert hlo.cost(text).flops == 4 * 2 * 16 * 32 * 8
 
 
 def test_the_compilers_refusal_is_read():
@@ -281,10 +308,14 @@ def test_the_compilers_refusal_is_read():
 
 
 def test_what_binds_is_what_takes_longest(planned):
-    cost = plan_hlo.Cost(flops=197e12, bytes=819e9 * 2, collectives={"all-gather": plan_hlo.Collective(1, 200e9 * 3)})
+    cost = hlo.Cost(
+        flops=197e12, bytes=819e9 * 2, collectives={"all-gather": hlo.Collective(1, 200e9 * 3)}
+    )
     assert plan_time.bounds(cost, chips.CHIPS["v5e"]) == {"flops": 1.0, "hbm": 2.0, "ici": 3.0}
     compiled = dict.fromkeys(plan.ALL, planned.compiled["update"])
-    found = plan_time.step(planned.config, planned.given, compiled, chips.CHIPS["v5e"], plan_time.Assumed(8, 1.0))
+    found = plan_time.step(
+        planned.config, planned.given, compiled, chips.CHIPS["v5e"], plan_time.Assumed(8, 1.0)
+    )
     rows, slots = 8, planned.given.steps.sizes[0]
     assert found["decode"]["calls"] == math.ceil(rows * 8 / slots)
     assert found["update"]["calls"] == 1
@@ -292,7 +323,11 @@ def test_what_binds_is_what_takes_longest(planned):
 
 def test_topologies():
     chip, shape = chips.parse("v5p:2x4x4")
-    assert (chip.name, math.prod(shape), chip.cores * math.prod(shape)) == ("v5p", 32, 64)  # sold as v5p-64
+    assert (chip.name, math.prod(shape), chip.cores * math.prod(shape)) == (
+        "v5p",
+        32,
+        64,
+    )  # sold as v5p-64
 
 
 def test_growth_is_a_table(planned):

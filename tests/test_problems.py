@@ -8,8 +8,8 @@ import pickle
 import pytest
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.language_codes import LANGUAGE_CODES, language_code
 from jaxgrpo.problems import Completion, Driven, Problem, Scheduled
+from jaxgrpo.text.language_codes import LANGUAGE_CODES, language_code
 
 LANGUAGES = {
     "en": "en EN en-US en_US.UTF-8 eng English ENGLISH",
@@ -78,7 +78,9 @@ def test_a_completion_is_its_text_for_whoever_asks_no_more():
     assert (completion.tokens, completion.finished) == (3, False)
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda text: pickle.loads(pickle.dumps(text))])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda text: pickle.loads(pickle.dumps(text))]
+)
 def test_a_copy_of_a_completion_knows_as_much(copied):
     copied = copied(Completion("\ud800 é", tokens=3, finished=False))
     assert (copied, copied.tokens, copied.finished) == ("\ud800 é", 3, False)

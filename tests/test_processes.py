@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgrpo import config, processes
+from jaxgrpo import config
 from jaxgrpo.config import Distributed
+from jaxgrpo.distributed import processes
 from jaxgrpo.errors import UserError
 from jaxgrpo.metrics import read
 from jaxgrpo.train import train
@@ -27,7 +28,7 @@ from tests.tiny_runs import ROOT, TEXT, config_file, lines, make_config, start
 OTHERS = ("time/", "rollout/", "memory/")
 """What depends on how fast things go, or on how many devices there are."""
 SHORT = ("evaluation.problems=0", "sampling.slots=8", "show_rollouts_every=1")
-DELAYED = "from jaxgrpo.rewards import language\nfrom tests.slow_rewards import Delayed"
+DELAYED = "from jaxgrpo.rewards import languages\nfrom tests.slow_rewards import Delayed"
 SAYS_SO = r"error: process \d of 2 (was ended|ends the run) .*start all of them again with the same command to go on from"
 
 
@@ -36,7 +37,10 @@ def launch(
 ) -> list[subprocess.Popen]:
     """A run as so many processes of so many devices each, in folder/out."""
     several = f"127.0.0.1:{free_port()}" if count > 1 else "off"
-    settings = [f"--config.{override}" for override in (*SHORT, *overrides, f"distributed.coordinator={several}")]
+    settings = [
+        f"--config.{override}"
+        for override in (*SHORT, *overrides, f"distributed.coordinator={several}")
+    ]
     environment = {
         "XLA_FLAGS": flags(devices),
         "JAX_ENABLE_COMPILATION_CACHE": "true",
@@ -69,7 +73,11 @@ def free_port() -> int:
 def ends(launched: list[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str, str]]:
     """(exit code, output, errors) of each process; none outlives the test."""
     try:
-        return [(process.returncode, *said) for process in launched for said in [process.communicate(timeout=seconds)]]
+        return [
+            (process.returncode, *said)
+            for process in launched
+            for said in [process.communicate(timeout=seconds)]
+        ]
     finally:
         for process in launched:
             with contextlib.suppress(ProcessLookupError):
@@ -88,12 +96,18 @@ def assert_same_steps(found: list[dict], expected: list[dict]) -> None:
     for here, there in zip(found, expected, strict=True):
         assert same(here) == same(there)
         for name in same(here):
-            np.testing.assert_allclose(*(np.array(step[name], float) for step in (here, there)), 1e-5, 1e-5, err_msg=name)
+            np.testing.assert_allclose(
+                *(np.array(step[name], float) for step in (here, there)), 1e-5, 1e-5, err_msg=name
+            )
 
 
 def texts(folder: Path, steps: int) -> list[tuple]:
     rollouts = lines(folder / "out" / "rollouts.jsonl")
-    return [(rollout["step"], rollout["id"], rollout["completion"]) for rollout in rollouts if rollout["step"] <= steps]
+    return [
+        (rollout["step"], rollout["id"], rollout["completion"])
+        for rollout in rollouts
+        if rollout["step"] <= steps
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +122,9 @@ def killed(folder):
     here.mkdir()
     launched = launch(2, 4, here, "steps=100")
     deadline = time.monotonic() + 300
-    while len(read(here / "out")) < 2 and time.monotonic() < deadline and launched[0].poll() is None:
+    while (
+        len(read(here / "out")) < 2 and time.monotonic() < deadline and launched[0].poll() is None
+    ):
         time.sleep(0.01)
     launched[1].kill()
     began = time.monotonic()
@@ -159,7 +175,7 @@ def test_two_processes_that_keep_what_is_in_flight_make_the_run_that_one_makes(f
     for count, devices in ((1, 8), (2, 4)):
         here = folder / f"keeping_{count}"
         here.mkdir()
-        text = TEXT.replace("Weighted(math.accuracy)", "Weighted(Delayed(0.0, 0.05))")
+        text = TEXT.replace("Weighted(maths.accuracy)", "Weighted(Delayed(0.0, 0.05))")
         text = text.replace("from jaxgrpo.rewards import language, math", DELAYED)
         finish(launch(count, devices, here, "steps=5", "sampling.keep_in_flight=True", text=text))
         steps = read(here / "out")
@@ -179,8 +195,17 @@ def train_on_meshes() -> None:
     file = os.environ["TINY_CONFIG"]
     for mesh in MESHES:
         out = Path(file).parent / mesh / "out"
-        overrides = (*SHORT, *(f"mesh.{size}" for size in mesh.split()), "steps=5", "save_every=9", f"out={out}")
-        assert len(list(train(config.load(file, [f"--config.{override}" for override in overrides])))) == 5
+        overrides = (
+            *SHORT,
+            *(f"mesh.{size}" for size in mesh.split()),
+            "steps=5",
+            "save_every=9",
+            f"out={out}",
+        )
+        assert (
+            len(list(train(config.load(file, [f"--config.{override}" for override in overrides]))))
+            == 5
+        )
 
 
 def test_every_mesh_makes_the_run_that_one_device_makes(tmp_path, whole, monkeypatch):
@@ -195,9 +220,9 @@ def test_every_mesh_makes_the_run_that_one_device_makes(tmp_path, whole, monkeyp
 TURNS = """
 import os, signal, sys, time
 from jaxgrpo import processes
-from jaxgrpo.command_line import run_main
+from jaxgrpo.config.command_line import run_main
 from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import exchange
+from jaxgrpo.distributed.mesh import exchange
 
 def main(argv):
     address, process, what = argv[0], int(argv[1]), argv[2]
@@ -231,7 +256,7 @@ run_main(main)
 SIGNALLED = """
 import os, signal, sys
 from jaxgrpo import processes
-from jaxgrpo.mesh import exchange
+from jaxgrpo.distributed.mesh import exchange
 from jaxgrpo.train import noted_signals
 
 with noted_signals() as signals:
@@ -252,7 +277,11 @@ with noted_signals() as signals:
         ("crash", (1, None), "ZeroDivisionError: a bug\n"),
         ("killed", (-signal.SIGKILL, None), ""),
         ("killed in its sleep", (None, -signal.SIGKILL), ""),
-        ("nobody comes", (0, None), "the processes did not meet within 3 s; see that all of them are started"),
+        (
+            "nobody comes",
+            (0, None),
+            "the processes did not meet within 3 s; see that all of them are started",
+        ),
     ],
 )
 def test_what_ends_one_process_ends_them_all(what, codes, said):
@@ -261,7 +290,9 @@ def test_what_ends_one_process_ends_them_all(what, codes, said):
     began = time.monotonic()
     command = [sys.executable, "-c", TURNS, address]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    results = ends([subprocess.Popen([*command, str(process), what], **pipes) for process in range(2)])
+    results = ends(
+        [subprocess.Popen([*command, str(process), what], **pipes) for process in range(2)]
+    )
     assert time.monotonic() - began < 60
     met = what != "nobody comes"
     assert [result[1].count("exchanged") for result in results] == [met, 0]
@@ -289,7 +320,13 @@ def test_what_ends_one_process_ends_them_all(what, codes, said):
     ],
 )
 def test_the_environment_says_whether_there_are_several(monkeypatch, environment, several):
-    for name in ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES", "TPU_SKIP_MDS_QUERY"):
+    for name in (
+        "SLURM_STEP_NODELIST",
+        "SLURM_NTASKS",
+        "OMPI_COMM_WORLD_SIZE",
+        "MEGASCALE_NUM_SLICES",
+        "TPU_SKIP_MDS_QUERY",
+    ):
         monkeypatch.delenv(name, raising=False)
 
     @contextlib.contextmanager
@@ -303,7 +340,9 @@ def test_the_environment_says_whether_there_are_several(monkeypatch, environment
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if not any(name.startswith(("SLURM", "OMPI")) for name in environment):
-        monkeypatch.setattr(processes.jax, "config", type("Config", (), {"jax_platforms": "tpu,cpu"}))
+        monkeypatch.setattr(
+            processes.jax, "config", type("Config", (), {"jax_platforms": "tpu,cpu"})
+        )
     assert processes._are_several() == several
 
 
@@ -311,7 +350,12 @@ def test_all_leave_at_the_same_turn_whichever_of_them_is_told_to():
     """JAX has an eye on SIGTERM, too, which must not cost us ours."""
     address = f"127.0.0.1:{free_port()}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    results = ends([subprocess.Popen([sys.executable, "-c", SIGNALLED, address, str(i)], **pipes) for i in range(2)])
+    results = ends(
+        [
+            subprocess.Popen([sys.executable, "-c", SIGNALLED, address, str(i)], **pipes)
+            for i in range(2)
+        ]
+    )
     assert [code for code, _, _ in results] == [0, 0], results
     assert not any("error:" in errors for _, _, errors in results), results
     assert [output.splitlines()[-1] for _, output, _ in results] == ["left after 5 turns"] * 2
@@ -331,12 +375,21 @@ def test_alone_nothing_happens(capsys):
 @pytest.mark.parametrize(
     ("several", "message"),
     [
-        (Distributed("10.0.0.1"), r"distributed.coordinator is '10.0.0.1': it must be auto, off, or a host:port"),
+        (
+            Distributed("10.0.0.1"),
+            r"distributed.coordinator is '10.0.0.1': it must be auto, off, or a host:port",
+        ),
         (Distributed("host:99999", 2), r"'host:99999': it must be"),
         (Distributed(":80", 2), r"':80': it must be"),
-        (Distributed("host:80", 2, 2), r"distributed.process is 2 of distributed.processes=2: it must be 0 to 1"),
+        (
+            Distributed("host:80", 2, 2),
+            r"distributed.process is 2 of distributed.processes=2: it must be 0 to 1",
+        ),
         (Distributed("host:80", 2, -1), r"distributed.process is -1"),
-        (Distributed("auto", 2, 1), r"distributed.processes is 2 and process 1, with distributed.coordinator 'auto': give"),
+        (
+            Distributed("auto", 2, 1),
+            r"distributed.processes is 2 and process 1, with distributed.coordinator 'auto': give",
+        ),
         (Distributed("off", 0), r"distributed.processes is 0: it must be at least 1"),
     ],
 )
@@ -355,7 +408,10 @@ def test_a_run_that_began_without_them_goes_on_with_processes_and_another_mesh(t
     del begun["distributed"]
     description.write_text(json.dumps(begun))
     config.check_same(
-        make_config(tmp_path, "distributed.coordinator=a:1", "distributed.processes=2", "mesh.fsdp=2"), settings.out
+        make_config(
+            tmp_path, "distributed.coordinator=a:1", "distributed.processes=2", "mesh.fsdp=2"
+        ),
+        settings.out,
     )
     with pytest.raises(UserError, match="seed"):
         config.check_same(make_config(tmp_path, "seed=2", "mesh.fsdp=2"), settings.out)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgrpo.problems import Completion, Problem
-from jaxgrpo.rewards.pool import Pool
+from jaxgrpo.rewards.workers.pool import Pool
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,7 +19,9 @@ def test_the_losses_example_runs():
     (example,) = [block for block in BLOCKS if "batch_loss" in block]
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
-    assert names["value"] == pytest.approx(0.0, abs=1e-6)  # ratio 1, no KL, advantages that sum to nothing
+    assert names["value"] == pytest.approx(
+        0.0, abs=1e-6
+    )  # ratio 1, no KL, advantages that sum to nothing
     assert all(jnp.abs(leaf).max() > 0 for leaf in names["gradient"].values())
 
 
@@ -31,12 +33,26 @@ def test_the_reward_examples_run_in_workers(tmp_path, monkeypatch):
     names: dict = {}
     exec(compile(config, "README.md", "exec"), names)
     texts = ["Please, \\boxed{42}", "Please, \\boxed{42}", "The answer is \\boxed{41}"]
-    completions = [Completion(text, tokens) for text, tokens in zip(texts, (50, 51, 9), strict=True)]
+    completions = [
+        Completion(text, tokens) for text, tokens in zip(texts, (50, 51, 9), strict=True)
+    ]
     with Pool(names["rewards"], 1, deadline=30.0) as pool:
         first, second, third = pool.result(pool.submit(Problem("1", "6 * 7?", "42"), completions))
-    assert first == {"accuracy": 1.0, "language": 1.0, "polite": 1.0, "short": 1.0, "different": 0.5}
+    assert first == {
+        "accuracy": 1.0,
+        "language": 1.0,
+        "polite": 1.0,
+        "short": 1.0,
+        "different": 0.5,
+    }
     assert second == first | {"short": 0.0}
-    assert third == {"accuracy": 0.0, "language": 0.0, "polite": 0.0, "short": 1.0, "different": 1.0}
+    assert third == {
+        "accuracy": 0.0,
+        "language": 0.0,
+        "polite": 0.0,
+        "short": 1.0,
+        "different": 1.0,
+    }
 
 
 @pytest.mark.parametrize("block", BLOCKS)

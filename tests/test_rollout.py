@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from jaxgrpo.data.order import Fitted, Order
-from jaxgrpo.engine import Draw, Ended, Engine, Group, Usage, Wave
 from jaxgrpo.problems import Completion, Problem, Weighted
 from jaxgrpo.rewards.length import SoftOverlong
-from jaxgrpo.rewards.pool import Missing, Pool, Ticket
-from jaxgrpo.rollout import (
+from jaxgrpo.rewards.workers.pool import Missing, Pool, Ticket
+from jaxgrpo.rollout.collect import (
     Judge,
     MissingVerdictsError,
     Stream,
@@ -30,20 +29,29 @@ from jaxgrpo.rollout import (
     most_informative,
     summarise,
 )
+from jaxgrpo.rollout.engine import Draw, Ended, Engine, Group, Usage, Wave
 from tests import tiny_engines
 
 WIDTH, NEW = 3, 4
 WANTED = Wanted(groups=3, group_size=4, rule="band", low=0.2, high=0.8, most=12)
 
 
-def make_group(name: str, solved: Sequence[float], rewards: Sequence[float] = (), language: str = "en", **values) -> Group:
+def make_group(
+    name: str,
+    solved: Sequence[float],
+    rewards: Sequence[float] = (),
+    language: str = "en",
+    **values,
+) -> Group:
     """A judged group with the verdicts `solved` and completions of 1, 2, ... tokens."""
     correct = np.array(solved, float)
     size = len(correct)
     chosen = np.zeros((size, WIDTH + NEW), bool)
     for row in range(size):
         chosen[row, WIDTH : WIDTH + 1 + row % NEW] = True
-    verdicts = {"accuracy": correct} | {name: np.array(column, float) for name, column in values.items()}
+    verdicts = {"accuracy": correct} | {
+        name: np.array(column, float) for name, column in values.items()
+    }
     return Group(
         problem=Problem(name, f"prompt {name}", "1", language),
         texts=[Completion(f"{name} {row}", 1 + row % NEW) for row in range(size)],
@@ -63,7 +71,11 @@ def make_group(name: str, solved: Sequence[float], rewards: Sequence[float] = ()
 class Verdicts(Pool):
     """A pool whose verdicts are a function of the problem and its texts, and come so many seconds later."""
 
-    def __init__(self, verdicts: Callable[[Problem, list[str]], list[dict]], delay: Callable[[str], float] = lambda _: 0.0):
+    def __init__(
+        self,
+        verdicts: Callable[[Problem, list[str]], list[dict]],
+        delay: Callable[[str], float] = lambda _: 0.0,
+    ):
         self._verdicts, self._delay = verdicts, delay
         self.submitted: list[str] = []
         self.waited: list[str] = []
@@ -96,7 +108,9 @@ def scripted(script: Sequence[int], shaped: float = 0.0):
 
     def verdicts(problem: Problem, texts: list[str]) -> list[dict]:
         right = script[int(problem.id[1:])]
-        return [{"accuracy": float(row < right), "shape": shaped * row} for row in range(len(texts))]
+        return [
+            {"accuracy": float(row < right), "shape": shaped * row} for row in range(len(texts))
+        ]
 
     return verdicts
 
@@ -145,8 +159,15 @@ class World(Wave):
         engine = object.__new__(Scripted)
         object.__setattr__(engine, "world", self)
         self.pool = Verdicts(scripted(self.script, self.shaped), self.delay)
-        judge = Judge(self.pool, {"accuracy": Weighted(len, 1.0), "shape": Weighted(len, 1.0)}, "accuracy")
-        return collect(Stream(engine, judge, Handed(self.ask()), Draw()), "params", replace(WANTED, **changes), 7)
+        judge = Judge(
+            self.pool, {"accuracy": Weighted(len, 1.0), "shape": Weighted(len, 1.0)}, "accuracy"
+        )
+        return collect(
+            Stream(engine, judge, Handed(self.ask()), Draw()),
+            "params",
+            replace(WANTED, **changes),
+            7,
+        )
 
 
 class Handed(Fitted):
@@ -191,19 +212,25 @@ SCRIPT = [0, 2, 4, 4, 1, 0, 3, *[2] * 40]
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5, 12])
-@pytest.mark.parametrize("pick", [min, max, lambda making: making[len(making) // 2]], ids=["first", "last", "middle"])
+@pytest.mark.parametrize(
+    "pick", [min, max, lambda making: making[len(making) // 2]], ids=["first", "last", "middle"]
+)
 def test_what_is_kept_does_not_depend_on_which_groups_are_ready_first(ahead, pick):
     """`last`: the newest group is always ready first, and the oldest only when no other is left: never without an end."""
     world = World(SCRIPT[:20], ahead=ahead, pick=pick, problems=20)
     groups, metrics, asked = world.collect()
     assert names(groups) == ["p1", "p4", "p6"]
-    assert names(asked) == [f"p{place}" for place in range(7)]  # what was asked beyond p6 does not count
+    assert names(asked) == [
+        f"p{place}" for place in range(7)
+    ]  # what was asked beyond p6 does not count
     assert (metrics["filter/groups"], metrics["filter/kept"]) == (3, 3 / 7)
     assert metrics["reward/accuracy"] == sum(SCRIPT[:7]) / 28
     assert metrics["rollout/in_flight"] == len(world.taken) - 7
 
 
-@pytest.mark.parametrize("slow", [("p0",), ("p1",), ("p5", "p6"), ("p7",), ("p0", "p3", "p6")], ids="".join)
+@pytest.mark.parametrize(
+    "slow", [("p0",), ("p1",), ("p5", "p6"), ("p7",), ("p0", "p3", "p6")], ids="".join
+)
 def test_what_is_kept_does_not_depend_on_which_verdicts_are_slow(slow):
     world = World(SCRIPT, ahead=3, delay=lambda name: 0.05 * (name in slow), problems=30)
     groups, _, asked = world.collect()
@@ -214,7 +241,9 @@ def test_what_is_kept_does_not_depend_on_which_verdicts_are_slow(slow):
 @pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
 def test_groups_are_judged_in_launch_order_and_submitted_as_they_come(order):
     pool = Verdicts(scripted([1, 2, 3]))
-    wave = [item for index in order for item in ((index, make_group(f"p{index}", [math.nan] * 4)), None)]
+    wave = [
+        item for index in order for item in ((index, make_group(f"p{index}", [math.nan] * 4)), None)
+    ]
     judge = Judge(pool, {"accuracy": Weighted(len, 1.0)}, "accuracy")
     assert names(list(judged_in_order(iter(wave), judge))) == ["p0", "p1", "p2"]
     assert pool.submitted == [f"p{index}" for index in order]
@@ -240,12 +269,24 @@ def test_a_group_is_handed_out_as_soon_as_it_and_those_before_it_are_judged():
 @pytest.mark.parametrize("together", [False, True])
 def test_texts_are_submitted_as_they_end_unless_a_reward_must_see_them_together(together):
     """Rows 2 and 0 of p0 end, then p1's all, then row 1 of p0; its verdicts are in the order of its texts."""
-    verdicts = lambda problem, texts: [{"accuracy": float(text[-1]), "size": float(len(texts))} for text in texts]
+    verdicts = lambda problem, texts: [
+        {"accuracy": float(text[-1]), "size": float(len(texts))} for text in texts
+    ]
     pool = Verdicts(verdicts)
     pool.batched = together
     groups = [make_group(f"p{index}", [math.nan] * 3) for index in range(2)]
-    ended = lambda index, row: Ended(index, groups[index].problem, row, Completion(groups[index].texts[row], 1))
-    wave = [ended(0, 2), ended(0, 0), None, *(ended(1, row) for row in range(3)), (1, groups[1]), ended(0, 1), (0, groups[0])]
+    ended = lambda index, row: Ended(
+        index, groups[index].problem, row, Completion(groups[index].texts[row], 1)
+    )
+    wave = [
+        ended(0, 2),
+        ended(0, 0),
+        None,
+        *(ended(1, row) for row in range(3)),
+        (1, groups[1]),
+        ended(0, 1),
+        (0, groups[0]),
+    ]
     judge = Judge(pool, {"accuracy": Weighted(len, 1.0)}, "accuracy")
     found = list(judged_in_order(iter(wave), judge))
     assert names(found) == ["p0", "p1"]
@@ -295,9 +336,14 @@ def in_lockstep(monkeypatch, count: int, work: Callable[[int], object]) -> list:
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("slow", [("p0",), ("p1", "p4"), ("p6",)], ids="".join)
-def test_several_processes_share_the_judging_and_come_to_the_same_decisions(monkeypatch, count, slow):
+def test_several_processes_share_the_judging_and_come_to_the_same_decisions(
+    monkeypatch, count, slow
+):
     """A verdict is slow in the process whose share it is; all take the same groups at the same call of the device."""
-    worlds = [World(SCRIPT, ahead=3, delay=lambda name: 0.03 * (name in slow), problems=30) for _ in range(count)]
+    worlds = [
+        World(SCRIPT, ahead=3, delay=lambda name: 0.03 * (name in slow), problems=30)
+        for _ in range(count)
+    ]
     results = in_lockstep(monkeypatch, count, lambda process: worlds[process].collect())
     for groups, metrics, asked in results:
         assert names(groups) == ["p1", "p4", "p6"]
@@ -307,7 +353,9 @@ def test_several_processes_share_the_judging_and_come_to_the_same_decisions(monk
     for process, world in enumerate(worlds):
         assert (
             world.pool.submitted
-            == [f"p{place}" for place in range(len(world.taken)) if place % count == process][: len(world.pool.submitted)]
+            == [f"p{place}" for place in range(len(world.taken)) if place % count == process][
+                : len(world.pool.submitted)
+            ]
         )
         assert set(world.pool.waited) <= set(slow)
 
@@ -321,7 +369,9 @@ def test_missing_verdicts_and_numbers_travel_between_processes_as_they_are(monke
 
     def work(process: int):
         groups = [make_group(f"p{index}", [math.nan] * 3) for index in range(2)]
-        ended = lambda index, row: Ended(index, groups[index].problem, row, Completion(groups[index].texts[row], 1))
+        ended = lambda index, row: Ended(
+            index, groups[index].problem, row, Completion(groups[index].texts[row], 1)
+        )
         wave = [
             ended(0, 2),
             ended(0, 0),
@@ -331,7 +381,11 @@ def test_missing_verdicts_and_numbers_travel_between_processes_as_they_are(monke
             ended(0, 1),
             (0, groups[0]),
         ]
-        return list(judged_in_order(iter(wave), Judge(Verdicts(verdicts), {"accuracy": Weighted(len, 1.0)}, "accuracy")))
+        return list(
+            judged_in_order(
+                iter(wave), Judge(Verdicts(verdicts), {"accuracy": Weighted(len, 1.0)}, "accuracy")
+            )
+        )
 
     for found in in_lockstep(monkeypatch, 2, work):
         assert names(found) == ["p0", "p1"]
@@ -342,7 +396,10 @@ def test_missing_verdicts_and_numbers_travel_between_processes_as_they_are(monke
 
 def test_a_ticket_is_noted_when_its_verdicts_are_there():
     pool = Verdicts(scripted([3]), delay=lambda _: 0.02)
-    judge, group = Judge(pool, {"accuracy": Weighted(len, 2.0)}, "accuracy"), make_group("p0", [math.nan] * 4)
+    judge, group = (
+        Judge(pool, {"accuracy": Weighted(len, 2.0)}, "accuracy"),
+        make_group("p0", [math.nan] * 4),
+    )
     ticket = judge.submit(group)
     assert isinstance(ticket.verdicts, Future)
     judge.note(group, judge.verdicts([ticket]))
@@ -370,7 +427,11 @@ def test_at_the_bound_the_most_informative_of_the_others_fill_the_batch():
     assert names(groups) == ["p3", "p1", "p4"]
     assert metrics["filter/groups"] == 3
     groups, _, _ = World(script, shaped=0.01).collect(groups=6, low=0.5, high=0.5, most=6)
-    assert names(groups)[:3] == ["p3", "p4", "p1"]  # of equal verdicts, the greater variance of the reward
+    assert names(groups)[:3] == [
+        "p3",
+        "p4",
+        "p1",
+    ]  # of equal verdicts, the greater variance of the reward
     assert set(names(groups)) == {f"p{place}" for place in range(6)}
 
 
@@ -456,7 +517,10 @@ def test_solved_by_another_reward():
 
 
 def test_missing_rewards_train_nothing_and_an_underfull_batch_is_padded():
-    groups = [make_group("a", [1, 0, 1, 0], [1.0, math.nan, 0.5, 0.0]), make_group("b", [1, 0, 0, 0])]
+    groups = [
+        make_group("a", [1, 0, 1, 0], [1.0, math.nan, 0.5, 0.0]),
+        make_group("b", [1, 0, 0, 0]),
+    ]
     batch = make_batch(groups, count=3)
     assert {array.shape[0] for array in batch} == {12}
     assert [array.dtype for array in batch] == [
@@ -467,9 +531,15 @@ def test_missing_rewards_train_nothing_and_an_underfull_batch_is_padded():
         np.float32,
         bool,
     ]
-    np.testing.assert_array_equal(batch.completion_mask.sum(axis=1), [1, 0, 3, 4, 1, 2, 3, 4, 0, 0, 0, 0])
-    np.testing.assert_array_equal(batch.rewards, [1, math.nan, 0.5, 0, *groups[1].rewards, *[math.nan] * 4])
-    np.testing.assert_array_equal(batch.tokens[:8], np.concatenate([group.tokens for group in groups]))
+    np.testing.assert_array_equal(
+        batch.completion_mask.sum(axis=1), [1, 0, 3, 4, 1, 2, 3, 4, 0, 0, 0, 0]
+    )
+    np.testing.assert_array_equal(
+        batch.rewards, [1, math.nan, 0.5, 0, *groups[1].rewards, *[math.nan] * 4]
+    )
+    np.testing.assert_array_equal(
+        batch.tokens[:8], np.concatenate([group.tokens for group in groups])
+    )
     np.testing.assert_array_equal(batch.segments[:4], groups[0].attention_mask)
     assert not batch.segments[8:].any()
     full = make_batch(groups, count=2)
@@ -491,8 +561,17 @@ def test_means_leave_out_what_is_missing_and_tell_languages_apart():
     ratio = {"language/target_word_ratio": [1.0, math.nan, 0.5]}
     groups = [
         make_group("a", [1, math.nan, 0], [1.0, math.nan, 0.2], "en", **ratio),
-        make_group("b", [0, 0, 0], [0.0, 0.0, 0.0], "ko", **{"language/target_word_ratio": [0.0] * 3}, format=[1, 0, 0.5]),
-        make_group("c", [math.nan] * 3, language="uk", **{"language/target_word_ratio": [math.nan] * 3}),
+        make_group(
+            "b",
+            [0, 0, 0],
+            [0.0, 0.0, 0.0],
+            "ko",
+            **{"language/target_word_ratio": [0.0] * 3},
+            format=[1, 0, 0.5],
+        ),
+        make_group(
+            "c", [math.nan] * 3, language="uk", **{"language/target_word_ratio": [math.nan] * 3}
+        ),
     ]
     means = summarise(groups)
     assert means["reward/mean"] == pytest.approx(1.2 / 5)
@@ -521,20 +600,26 @@ def collect_texts(slots: int, chunk: int, delay: Callable[[str], float] = lambda
     judge = Judge(Verdicts(verdicts, delay), {"accuracy": Weighted(len, 1.0)}, "accuracy")
     wanted = Wanted(groups=6, group_size=4, rule="band", low=0.5, high=0.5, most=30)
     engine, params = tiny_engines.make_engine(slots, chunk), tiny_engines.make_params()
-    groups, metrics, asked = collect(Stream(engine, judge, Handed(problems), Draw()), params, wanted, 2)
+    groups, metrics, asked = collect(
+        Stream(engine, judge, Handed(problems), Draw()), params, wanted, 2
+    )
     assert metrics["rollout/tokens_per_s"] > 0
     assert 0 < metrics["rollout/utilisation"] <= 1
     assert 0 <= metrics["rollout/waited"] <= 1
     assert metrics["time/rollout"] > 0
     assert metrics["rollout/in_flight"] >= 0
-    same = {name: value for name, value in metrics.items() if not name.startswith(("rollout/", "time/"))}
+    same = {
+        name: value for name, value in metrics.items() if not name.startswith(("rollout/", "time/"))
+    }
     texts = [(group.problem.id, group.texts, group.rewards.tolist()) for group in groups]
     return texts, names(asked), same
 
 
 @pytest.mark.parametrize(("slots", "chunk"), [(4, 8), (16, 1), (16, 8), (64, 32)])
 @pytest.mark.parametrize("slow", [(), ("p0", "p5"), ("p3",)], ids=["none", "p0 p5", "p3"])
-def test_the_groups_of_a_step_do_not_depend_on_slots_chunk_or_slow_verdicts(kept, slots, chunk, slow):
+def test_the_groups_of_a_step_do_not_depend_on_slots_chunk_or_slow_verdicts(
+    kept, slots, chunk, slow
+):
     found = collect_texts(slots, chunk, lambda name: 0.1 * (name in slow))
     assert len(found[0]) == 6
     assert 6 < len(found[1]) < 30
@@ -550,7 +635,13 @@ def stream_of(keep: bool) -> Stream:
     verdicts = lambda problem, texts: [{"accuracy": float(len(text) % 2 == 0)} for text in texts]
     judge = Judge(Verdicts(verdicts), {"accuracy": Weighted(len, 1.0)}, "accuracy")
     order = Order(tiny_engines.make_problems(40), seed=0)
-    return Stream(tiny_engines.make_engine(16, 8), judge, Fitted(order, lambda problem: problem.id != "p3"), Draw(), keep)
+    return Stream(
+        tiny_engines.make_engine(16, 8),
+        judge,
+        Fitted(order, lambda problem: problem.id != "p3"),
+        Draw(),
+        keep,
+    )
 
 
 def order_after(used: int) -> int:
@@ -562,7 +653,10 @@ def order_after(used: int) -> int:
 
 
 def test_what_is_in_flight_goes_on_at_the_next_step_or_is_asked_again():
-    wanted, params = Wanted(groups=2, group_size=4, rule="off", low=0.0, high=1.0, most=2), tiny_engines.make_params()
+    wanted, params = (
+        Wanted(groups=2, group_size=4, rule="off", low=0.0, high=1.0, most=2),
+        tiny_engines.make_params(),
+    )
     for keep in (False, True):
         stream, found, ages = stream_of(keep), [], []
         for step in (1, 2, 3, 4):
@@ -576,7 +670,14 @@ def test_what_is_in_flight_goes_on_at_the_next_step_or_is_asked_again():
             assert not any(group.written[~group.completion_mask].any() for group in groups)
             # Either way a checkpoint would go on after the last problem that was used: p3 alone is passed over.
             assert order_after(2 * step) == stream.problems._order.position
-        asked_for = list(islice(Fitted(Order(tiny_engines.make_problems(40), 0), lambda problem: problem.id != "p3"), 8))
+        asked_for = list(
+            islice(
+                Fitted(
+                    Order(tiny_engines.make_problems(40), 0), lambda problem: problem.id != "p3"
+                ),
+                8,
+            )
+        )
         assert names(found) == [problem.id for problem in asked_for]
         assert ages[0] == 0
         assert (max(ages) > 0) == keep
@@ -733,8 +834,13 @@ def test_several_processes_keep_the_same_in_flight(monkeypatch, count):
 @pytest.mark.parametrize("most", [0.0, 0.2, 0.3])
 def test_more_missing_verdicts_than_are_allowed_stop_the_run_and_leave_their_texts(tmp_path, most):
     """Three of twelve: two of one reward for one reason, which come first."""
-    verdicts = [{"accuracy": 1.0, "format": Missing("timeout")}, {"accuracy": Missing("crash"), "format": 1.0}]
-    pool = Verdicts(lambda problem, texts: [verdicts[problem.id == "b"], {"accuracy": 0.0, "format": 0.0}])
+    verdicts = [
+        {"accuracy": 1.0, "format": Missing("timeout")},
+        {"accuracy": Missing("crash"), "format": 1.0},
+    ]
+    pool = Verdicts(
+        lambda problem, texts: [verdicts[problem.id == "b"], {"accuracy": 0.0, "format": 0.0}]
+    )
     groups = [make_group(name, [math.nan] * 2) for name in ("b", "a", "c")]
     judge_all(Judge(pool, {"accuracy": Weighted(len), "format": Weighted(len)}, "accuracy"), groups)
     path = tmp_path / "out" / "missing.jsonl"
@@ -742,7 +848,10 @@ def test_more_missing_verdicts_than_are_allowed_stop_the_run_and_leave_their_tex
         check_missing(groups, most, path)
         assert not path.exists()
         return
-    with pytest.raises(MissingVerdictsError, match=r"3 of 12 verdicts are missing.*'format' for 'timeout', 2 times: .*jsonl"):
+    with pytest.raises(
+        MissingVerdictsError,
+        match=r"3 of 12 verdicts are missing.*'format' for 'timeout', 2 times: .*jsonl",
+    ):
         check_missing(groups, most, path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["reward"], line["missing"], line["id"], line["text"]) for line in lines] == [

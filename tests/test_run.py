@@ -6,13 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxgrpo import tokenizer, train
-from jaxgrpo.config import Sampling, load
-from jaxgrpo.errors import UserError
-from jaxgrpo.models import weights
-from jaxgrpo.problems import Problem
-from jaxgrpo.rollout import make_batch
-from jaxgrpo.run import (
+from jaxgrpo import train
+from jaxgrpo.build import (
     SCANNED,
     Fitting,
     _check_positions,
@@ -21,7 +16,13 @@ from jaxgrpo.run import (
     model_folder,
     prepare,
 )
-from jaxgrpo.tokenizer import Tokenizer
+from jaxgrpo.config import Sampling, load
+from jaxgrpo.errors import UserError
+from jaxgrpo.models import hf_folder
+from jaxgrpo.problems import Problem
+from jaxgrpo.rollout.collect import make_batch
+from jaxgrpo.text import tokenizer
+from jaxgrpo.text.tokenizer import Tokenizer
 from tests.tiny_models import NETWORK, make_folder
 from tests.tiny_runs import ROOT, make_config, share_programs
 
@@ -63,14 +64,21 @@ def test_long_prompts_are_counted():
 def test_only_so_many_are_measured():
     many = problems_of(6, *[2] * SCANNED, 9)
     note = fitting(5).check(many, "training")
-    assert note == "1 of the first 10,000 training prompts are longer than 5 tokens and left out; 6 takes all"
+    assert (
+        note
+        == "1 of the first 10,000 training prompts are longer than 5 tokens and left out; 6 takes all"
+    )
 
 
 def test_a_language_that_cannot_be_told_is_refused_with_the_problem():
     problems = [Problem("a", "x", "1", "pt-BR"), Problem("b", "x", "1", "Klingon")]
-    with pytest.raises(UserError, match="the problem 'b' has the language 'Klingon', which cannot be told"):
+    with pytest.raises(
+        UserError, match="the problem 'b' has the language 'Klingon', which cannot be told"
+    ):
         fitting(5).check(problems, "training")
-    assert fitting(5).first(problems, 2) == problems[:1]  # as any of those that are not looked at before
+    assert (
+        fitting(5).first(problems, 2) == problems[:1]
+    )  # as any of those that are not looked at before
 
 
 def test_all_too_long_is_refused_with_the_numbers():
@@ -162,7 +170,7 @@ def test_what_a_model_was_made_for_is_as_it_is_scaled(tmp_path, architecture, ch
     than it can do."""
     changes = {"max_position_embeddings": 100, "rope_parameters": None} | changes
     folder = make_folder(tmp_path / "model", f"{architecture}ForCausalLM", **changes)
-    assert weights.max_positions(folder) == most
+    assert hf_folder.max_positions(folder) == most
 
 
 @pytest.mark.parametrize("name", ["quickstart", "gsm8k_tiny"])
@@ -224,7 +232,11 @@ def test_rows_that_no_token_has_are_known():
     rows = NETWORK.vocab_size
     assert matched(Vocabulary(range(rows))) == ((), (1,), 0)
     assert matched(Vocabulary(range(rows - 7))) == (((rows - 7, rows),), (1,), 0)
-    assert matched(Vocabulary([0, 1, 2, 5, 6, 9], (12,))) == (((3, 5), (7, 9), (10, 12), (13, rows)), (1,), 0)
+    assert matched(Vocabulary([0, 1, 2, 5, 6, 9], (12,))) == (
+        ((3, 5), (7, 9), (10, 12), (13, rows)),
+        (1,),
+        0,
+    )
 
 
 def test_added_tokens_past_the_last_row_do_no_harm():
@@ -234,7 +246,9 @@ def test_added_tokens_past_the_last_row_do_no_harm():
     assert matched(past) == ((), (1,), 0)
     assert matched(past, ends=(1, rows), pad=rows) == ((), (1,), 1)
     for wrong in ({"ends": (rows,)}, {"begin": (rows + 3,)}):
-        with pytest.raises(UserError, match=f"tokens up to id {rows + 3}, the model only {rows} rows"):
+        with pytest.raises(
+            UserError, match=f"tokens up to id {rows + 3}, the model only {rows} rows"
+        ):
             matched(past, **wrong)
     with pytest.raises(UserError, match="another model's"):
         matched(Vocabulary(range(rows + 1)))
@@ -247,7 +261,9 @@ def test_a_prompt_with_a_token_that_the_model_has_no_row_for_is_left_out():
     assert narrow.check([x, y, x], "training") == (
         "1 training prompts hold tokens that the model has no row for, and are left out"
     )
-    with pytest.raises(UserError, match="all 2 training prompts hold tokens past the model's 121 rows"):
+    with pytest.raises(
+        UserError, match="all 2 training prompts hold tokens past the model's 121 rows"
+    ):
         narrow.check([y, y], "training")
 
 

@@ -7,15 +7,15 @@ import sys
 import jax
 import pytest
 
+from jaxgrpo import sample
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.command_line import run_main
+from jaxgrpo.config.command_line import run_main
+from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import make_mesh
-from jaxgrpo.models import weights
-from jaxgrpo.optimizer import adamw, schedule
-from jaxgrpo.steps import compile_steps
+from jaxgrpo.models import hf_folder
+from jaxgrpo.programs import compile_steps
 from tests.tiny_models import make_folder, random_params
-from tools import sample
 
 SHORT = ["--samples", "3", "--max-tokens", "6"]
 
@@ -56,13 +56,22 @@ def test_without_json_it_is_text_to_read(model, capsys):
 
 def test_a_run_answers_with_its_newest_checkpoint(model, tmp_path, capsys):
     optimizer = adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.1, 1.0)
-    network = weights.load_config(model)
-    steps = compile_steps(network, optimizer, make_mesh(), prompt_width=4, new_tokens=4, micro_batch=0, ends=(1,), slots=1)
+    network = hf_folder.load_config(model)
+    steps = compile_steps(
+        network,
+        optimizer,
+        make_mesh(),
+        prompt_width=4,
+        new_tokens=4,
+        micro_batch=0,
+        ends=(1,),
+        slots=1,
+    )
     state = steps.init(random_params(network, seed=9))
     with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
         checkpoints.save(3, state, {})
     (tmp_path / "run" / "config.json").write_text(json.dumps({"model": str(model), "system": ""}))
-    weights.save(jax.device_get(state.params), model, tmp_path / "exported")
+    hf_folder.save(jax.device_get(state.params), model, tmp_path / "exported")
     trained = ask(capsys, "--run", str(tmp_path / "run"), "--prompt", "2 + 3")
     exported = ask(capsys, "--model", str(tmp_path / "exported"), "--prompt", "2 + 3")
     assert trained == exported

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxgrpo import sampler
-from jaxgrpo.logprobs import to_logits, used_ids
-from jaxgrpo.sampler import How, Starts
+from jaxgrpo.device import sampler
+from jaxgrpo.device.logprobs import to_logits, used_ids
+from jaxgrpo.device.sampler import How, Starts
 from tests.tiny_engines import ENDS, NETWORK, make_params
 
 WIDTH, SLOTS, RING, CHUNK, PROMPTS = 6, 4, 12, 5, 3
 LONG = np.int32(1_000)
 
 decode_to = jax.jit(
-    partial(sampler.decode, NETWORK, chunk=CHUNK, ends=ENDS, dtype=jnp.float32), static_argnames=("chunk", "ends", "dtype")
+    partial(sampler.decode, NETWORK, chunk=CHUNK, ends=ENDS, dtype=jnp.float32),
+    static_argnames=("chunk", "ends", "dtype"),
 )
 insert = jax.jit(sampler.insert)
 grow = jax.jit(sampler.grow, static_argnames="ring")
@@ -48,7 +49,12 @@ def starts(*rows: tuple[int, int, int], limit: int = RING) -> Starts:
     rows += ((SLOTS, 0, 0),) * (SLOTS - len(rows))
     slot, source, keys = zip(*rows, strict=True)
     limits = np.full(SLOTS, limit, np.int32)
-    return Starts(np.array(slot, np.int32), np.array(source, np.int32), limits, np.stack([key(k) for k in keys]))
+    return Starts(
+        np.array(slot, np.int32),
+        np.array(source, np.int32),
+        limits,
+        np.stack([key(k) for k in keys]),
+    )
 
 
 def empty(ring: int = RING, slots: int = SLOTS) -> sampler.Slots:
@@ -57,7 +63,9 @@ def empty(ring: int = RING, slots: int = SLOTS) -> sampler.Slots:
 
 def typed(how: How) -> How:
     """Arrays of the same types whatever the numbers."""
-    return How(*(jnp.asarray(x, t) for x, t in zip(how, (float, int, float, float, int), strict=True)))
+    return How(
+        *(jnp.asarray(x, t) for x, t in zip(how, (float, int, float, float, int), strict=True))
+    )
 
 
 def decode(params, slots, halt=(), most=CHUNK, leave_at=0, how=None):
@@ -99,7 +107,10 @@ def expected(params, prefilled):
 def test_a_row_does_not_depend_on_its_slot_nor_on_its_neighbours(params, prefilled, expected):
     turned = [(3 - slot, source, row) for slot, source, row in ALL]
     texts, _ = run(params, insert(empty(), prefilled, starts(*turned)))
-    assert_same({3 - slot: text for slot, text in texts.items()}, {slot: expected[slot] for slot in (3, 2, 1, 0)})
+    assert_same(
+        {3 - slot: text for slot, text in texts.items()},
+        {slot: expected[slot] for slot in (3, 2, 1, 0)},
+    )
     alone, _ = run(params, insert(empty(), prefilled, starts(ALL[1])))
     assert [len(tokens) for tokens, _ in alone.values()] == [0, RING, 0, 0]
     assert_same({1: alone[1]}, {1: expected[1]})
@@ -117,7 +128,9 @@ def test_a_row_sees_nothing_of_those_before_it_in_its_slot(params, prefilled, ex
         written=clean.written + RING,
     )
     for clock in (0, 5, RING - 1):
-        texts, _ = run(params, insert(dirty._replace(clock=jnp.int32(clock)), prefilled, starts(*ALL)))
+        texts, _ = run(
+            params, insert(dirty._replace(clock=jnp.int32(clock)), prefilled, starts(*ALL))
+        )
         assert_same(texts, expected)
     texts, _ = run(params, insert(dirty, prefilled, starts(*ALL)))
     assert texts == expected
@@ -162,7 +175,12 @@ def test_compaction_keeps_rows_as_they_are(params, prefilled, expected):
 def test_a_call_makes_no_more_steps_than_it_may_and_leaves_when_few_are_live(params, prefilled):
     begun = insert(empty(), prefilled, starts(*ALL[:2], limit=2))
     begun = insert(begun, prefilled, starts(*ALL[2:], limit=9))
-    for most, leave_at, steps, n in ((0, 0, 0, [0] * 4), (3, 0, 3, [2, 2, 3, 3]), (99, 2, 2, [2] * 4), (99, 4, 0, [0] * 4)):
+    for most, leave_at, steps, n in (
+        (0, 0, 0, [0] * 4),
+        (3, 0, 3, [2, 2, 3, 3]),
+        (99, 2, 2, [2] * 4),
+        (99, 4, 0, [0] * 4),
+    ):
         _, chosen = decode(params, begun, most=most, leave_at=leave_at)
         assert int(chosen.steps) == steps
         assert chosen.n.tolist() == n
@@ -195,9 +213,13 @@ def test_ids_that_no_token_has_are_never_drawn(params, prefilled, how):
 def test_an_end_token_ends_a_row_and_is_its_last(params, prefilled):
     ended = 0
     for seed in range(0, 40, 4):
-        begun = insert(empty(), prefilled, starts(*((slot, source, seed + slot) for slot, source, _ in ALL)))
+        begun = insert(
+            empty(), prefilled, starts(*((slot, source, seed + slot) for slot, source, _ in ALL))
+        )
         _, chosen = decode(params, begun, how=How(2.0))
-        for tokens, n, live, end in zip(chosen.tokens, chosen.n, chosen.live, chosen.ended, strict=True):
+        for tokens, n, live, end in zip(
+            chosen.tokens, chosen.n, chosen.live, chosen.ended, strict=True
+        ):
             found = tokens[:n].tolist()
             assert not set(found[:-1]) & set(ENDS)
             assert bool(end) == (found[-1] in ENDS) == (not live)
@@ -260,7 +282,9 @@ def test_exactly_the_likely_tokens_are_left(how):
 def row():
     """A hidden state and an embedding whose distribution over 48 tokens is far from uniform."""
     rng = np.random.default_rng(4)
-    return jnp.asarray(rng.normal(size=(1, 16)), jnp.float32), jnp.asarray(rng.normal(0, 0.5, (48, 16)), jnp.float32)
+    return jnp.asarray(rng.normal(size=(1, 16)), jnp.float32), jnp.asarray(
+        rng.normal(0, 0.5, (48, 16)), jnp.float32
+    )
 
 
 MANY = 20_000
@@ -270,10 +294,19 @@ MANY = 20_000
 def draw_many(hidden, embedding, how, written):
     keys = jnp.stack([jnp.arange(MANY, dtype=jnp.uint32), jnp.full(MANY, 5, jnp.uint32)], axis=1)
     count = jnp.full(MANY, written)
-    return sampler.draw(jnp.repeat(hidden, MANY, axis=0), embedding, sampler.uniforms(keys, count, 1)[:, 0], count, how, ENDS)
+    return sampler.draw(
+        jnp.repeat(hidden, MANY, axis=0),
+        embedding,
+        sampler.uniforms(keys, count, 1)[:, 0],
+        count,
+        how,
+        ENDS,
+    )
 
 
-@pytest.mark.parametrize("how", [*HOWS, How(0.6), How(1.7, top_p=0.8), How(0.8, min_tokens=9)], ids=str)
+@pytest.mark.parametrize(
+    "how", [*HOWS, How(0.6), How(1.7, top_p=0.8), How(0.8, min_tokens=9)], ids=str
+)
 def test_tokens_follow_the_distribution_that_is_left(row, how):
     """Chi-square, with the support exact; the log-probability is that under what is left."""
     logits = np.asarray(to_logits(*row, how.temperature))[0].astype(np.float64)
@@ -288,8 +321,14 @@ def test_tokens_follow_the_distribution_that_is_left(row, how):
     common = probs * MANY >= 5
     counts, wanted = found[common], probs[common] * MANY
     if not np.isclose(wanted.sum(), MANY, rtol=1e-6):
-        counts, wanted = np.append(counts, found[~common].sum()), np.append(wanted, MANY - wanted.sum())
-    assert stats.chisquare(counts, wanted * counts.sum() / wanted.sum()).pvalue > 1e-3 or len(counts) == 1
+        counts, wanted = (
+            np.append(counts, found[~common].sum()),
+            np.append(wanted, MANY - wanted.sum()),
+        )
+    assert (
+        stats.chisquare(counts, wanted * counts.sum() / wanted.sum()).pvalue > 1e-3
+        or len(counts) == 1
+    )
 
 
 def test_at_temperature_0_the_likeliest_token_is_chosen_and_scored_at_1(row):
@@ -301,9 +340,15 @@ def test_at_temperature_0_the_likeliest_token_is_chosen_and_scored_at_1(row):
         np.testing.assert_allclose(logprobs, np.log(kept.max() / kept.sum()), atol=1e-5)
     end = int(logits.argmax())
     draw = jax.jit(sampler.draw, static_argnames="ends")
-    tokens, _ = draw(*row, jnp.zeros(1), jnp.zeros(1, jnp.int32), How(0.0, min_tokens=1), ends=(end,))
-    assert int(tokens[0]) == np.argsort(-logits)[1]  # the end would be likeliest, and may not be yet
-    tokens, _ = draw(*row, jnp.zeros(1), jnp.ones(1, jnp.int32), How(0.0, min_tokens=1), ends=(end,))
+    tokens, _ = draw(
+        *row, jnp.zeros(1), jnp.zeros(1, jnp.int32), How(0.0, min_tokens=1), ends=(end,)
+    )
+    assert (
+        int(tokens[0]) == np.argsort(-logits)[1]
+    )  # the end would be likeliest, and may not be yet
+    tokens, _ = draw(
+        *row, jnp.zeros(1), jnp.ones(1, jnp.int32), How(0.0, min_tokens=1), ends=(end,)
+    )
     assert int(tokens[0]) == end
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from jaxgrpo import sft
+from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device
 from jaxgrpo.losses.sft import Supervised
-from jaxgrpo.mesh import make_mesh, named_leaves, to_device
-from jaxgrpo.optimizer import adamw, schedule
+from jaxgrpo.programs import compile_steps
 from jaxgrpo.sft import Example
-from jaxgrpo.steps import compile_steps
 from tests.tiny_models import NETWORK, random_params
 
 ROWS, WIDTH, PAD = 4, 16, 0
@@ -31,7 +31,9 @@ def make_examples(count, seed=0, longest=WIDTH):
 
 def unpack(batch):
     """The examples of a batch, row by row, from its segments and mask."""
-    for tokens, segments, mask in zip(batch.tokens, batch.segments, batch.completion_mask, strict=True):
+    for tokens, segments, mask in zip(
+        batch.tokens, batch.segments, batch.completion_mask, strict=True
+    ):
         for segment in range(1, segments.max() + 1):
             chosen, ids = mask[segments == segment], tokens[segments == segment]
             yield Example(ids[~chosen].tolist(), ids[chosen].tolist())
@@ -53,7 +55,9 @@ def test_packing_loses_and_doubles_nothing(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_an_example_is_whole_and_prompts_come_first(seed):
     for batch in sft.pack(make_examples(60, seed), ROWS, WIDTH, PAD):
-        for tokens, segments, mask in zip(batch.tokens, batch.segments, batch.completion_mask, strict=True):
+        for tokens, segments, mask in zip(
+            batch.tokens, batch.segments, batch.completion_mask, strict=True
+        ):
             used = np.count_nonzero(segments)
             assert (np.diff(segments[:used]) >= 0).all()
             assert not segments[used:].any()
@@ -68,7 +72,9 @@ def test_an_example_is_whole_and_prompts_come_first(seed):
 
 def test_one_row_keeps_the_very_order():
     examples = make_examples(20, longest=6)
-    assert [example for batch in sft.pack(examples, 1, WIDTH, PAD) for example in unpack(batch)] == examples
+    assert [
+        example for batch in sft.pack(examples, 1, WIDTH, PAD) for example in unpack(batch)
+    ] == examples
 
 
 def test_batches_share_no_memory_and_come_as_they_fill():
@@ -101,8 +107,17 @@ def test_no_examples_no_batches():
 
 @pytest.fixture(scope="module")
 def steps():
-    optimizer = adamw(schedule("constant", 3e-3, 0, 100), b1=0.9, b2=0.95, weight_decay=0.0, max_grad_norm=1.0)
-    settings = {"prompt_width": 1, "score_from": 1, "new_tokens": 1, "micro_batch": ROWS, "ends": (7,), "slots": 1}
+    optimizer = adamw(
+        schedule("constant", 3e-3, 0, 100), b1=0.9, b2=0.95, weight_decay=0.0, max_grad_norm=1.0
+    )
+    settings = {
+        "prompt_width": 1,
+        "score_from": 1,
+        "new_tokens": 1,
+        "micro_batch": ROWS,
+        "ends": (7,),
+        "slots": 1,
+    }
     return compile_steps(NETWORK, optimizer, make_mesh(), **settings)
 
 
@@ -110,16 +125,23 @@ def test_a_packed_batch_trains_as_its_examples_would_alone(steps):
     examples = make_examples(ROWS, longest=WIDTH // 2)
     packed = next(sft.pack(examples, ROWS, WIDTH, PAD))
     assert np.count_nonzero(packed.segments.any(axis=1)) == ROWS / 2
-    alone = jax.tree.map(lambda *rows: np.concatenate(rows), *(next(sft.pack([e], 1, WIDTH, PAD)) for e in examples))
+    alone = jax.tree.map(
+        lambda *rows: np.concatenate(rows), *(next(sft.pack([e], 1, WIDTH, PAD)) for e in examples)
+    )
     params = random_params(NETWORK)
     results = [
-        steps.update(steps.init(params), None, to_device(batch, steps.rows), Supervised(), 1.0) for batch in (packed, alone)
+        steps.update(steps.init(params), None, to_device(batch, steps.rows), Supervised(), 1.0)
+        for batch in (packed, alone)
     ]
     (a, a_metrics), (b, b_metrics) = jax.device_get(results)
     for name in ("update/loss", "update/grad_norm", "update/tokens", "policy/entropy"):
         np.testing.assert_allclose(a_metrics[name], b_metrics[name], rtol=1e-5, err_msg=name)
-    for name, leaf in named_leaves(a.opt_state).items():  # the gradient, as the optimizer's moments remember it
-        np.testing.assert_allclose(leaf, named_leaves(b.opt_state)[name], rtol=0, atol=1e-6, err_msg=name)
+    for name, leaf in named_leaves(
+        a.opt_state
+    ).items():  # the gradient, as the optimizer's moments remember it
+        np.testing.assert_allclose(
+            leaf, named_leaves(b.opt_state)[name], rtol=0, atol=1e-6, err_msg=name
+        )
 
 
 def test_the_loss_falls_and_is_the_mean_over_completion_tokens(steps):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrpo.mesh import make_mesh
+from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import splash, transformer
 
 LENGTH = 128
@@ -16,8 +16,12 @@ def inputs(length):
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = [(2, heads, length, 16) for heads in (4, 2, 2)]
     columns = np.arange(length)
-    segments = jnp.array([columns >= 37, np.where(columns < 50, 1, np.where(columns < 101, 2, 0))], jnp.int32)
-    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)], segments
+    segments = jnp.array(
+        [columns >= 37, np.where(columns < 50, 1, np.where(columns < 101, 2, 0))], jnp.int32
+    )
+    return [
+        jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)
+    ], segments
 
 
 CAPPED = {"window": 20, "scale": 0.4, "softcap": 1.5}
@@ -30,15 +34,27 @@ def test_values_and_gradients_are_those_of_dense_attention(prompt, how):
     arrays = [queries[:, :, prompt:], *key_values]
     cuts = (slice(0, prompt), slice(prompt, None))[not prompt :]
     parts = lambda k, v: [(k[:, :, at].swapaxes(2, 3), v[:, :, at]) for at in cuts]
-    attend = splash.attention(make_mesh(devices=jax.devices()[:1]), segments, prompt, interpret=True)
+    attend = splash.attention(
+        make_mesh(devices=jax.devices()[:1]), segments, prompt, interpret=True
+    )
     whole = lambda q, k, v: attend(q, parts(k, v), **how)
     columns = np.arange(prompt + LENGTH)
     near = columns[:, None] - columns < how.get("window", LENGTH * 2)
     mask = (transformer.sequence_mask(segments) & near)[:, prompt:]
-    dense = lambda q, k, v: transformer.attend(q, parts(k, v), mask, how.get("scale"), how.get("softcap"))
-    weights = jax.random.normal(jax.random.key(1), arrays[0].shape) * (segments != 0)[:, None, prompt:, None]
-    with_gradients = lambda f: jax.jit(jax.value_and_grad(lambda *a: jnp.sum(weights * f(*a)), argnums=(0, 1, 2)))(*arrays)
-    (value, gradients), (expected, expected_gradients) = with_gradients(whole), with_gradients(dense)
+    dense = lambda q, k, v: transformer.attend(
+        q, parts(k, v), mask, how.get("scale"), how.get("softcap")
+    )
+    weights = (
+        jax.random.normal(jax.random.key(1), arrays[0].shape)
+        * (segments != 0)[:, None, prompt:, None]
+    )
+    with_gradients = lambda f: jax.jit(
+        jax.value_and_grad(lambda *a: jnp.sum(weights * f(*a)), argnums=(0, 1, 2))
+    )(*arrays)
+    (value, gradients), (expected, expected_gradients) = (
+        with_gradients(whole),
+        with_gradients(dense),
+    )
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for gradient, other in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, other, atol=2e-5)

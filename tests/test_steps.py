@@ -9,17 +9,25 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgrpo import learner, losses
-from jaxgrpo.engine import Draw, Engine, Group
-from jaxgrpo.logprobs import token_logprobs
+from jaxgrpo import losses
+from jaxgrpo.device import learner
+from jaxgrpo.device.logprobs import token_logprobs
+from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.losses import GRPO
-from jaxgrpo.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.models import transformer
 from jaxgrpo.problems import Completion, Problem
-from jaxgrpo.rollout import make_batch
-from jaxgrpo.steps import compile_steps
+from jaxgrpo.programs import compile_steps
+from jaxgrpo.rollout.collect import make_batch
+from jaxgrpo.rollout.engine import Draw, Engine, Group
 from tests.tiny_devices import output_on_devices
-from tests.tiny_engines import ENDS, NETWORK, TOKENIZER, assert_same_texts, completions, make_problems
+from tests.tiny_engines import (
+    ENDS,
+    NETWORK,
+    TOKENIZER,
+    assert_same_texts,
+    completions,
+    make_problems,
+)
 from tests.tiny_models import random_params
 
 WIDTH, NEW, PLACES, GROUP = 5, 6, 8, 2
@@ -33,7 +41,14 @@ def make_steps(mesh=None, micro_batch=0, **changes):
     # Adam with a large epsilon: with the usual one, rounding in a gradient near 0 decides which way a parameter goes.
     adam = optax.adamw(2e-3, b1=0.9, b2=0.95, eps=1e-2, weight_decay=0.1)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
-    shapes = {"prompt_width": WIDTH, "new_tokens": NEW, "ends": ENDS, "slots": 16, "chunk": 4, "group_size": GROUP}
+    shapes = {
+        "prompt_width": WIDTH,
+        "new_tokens": NEW,
+        "ends": ENDS,
+        "slots": 16,
+        "chunk": 4,
+        "group_size": GROUP,
+    }
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     return compile_steps(NETWORK, optimizer, mesh, micro_batch=micro_batch, **shapes, **changes)
 
@@ -54,7 +69,9 @@ def steps():
 
 def place(steps, params):
     """Where `steps` wants parameters: placed otherwise, they would have it compile once more."""
-    return to_device(jax.device_get(params), jax.tree.map(lambda leaf: leaf.sharding, steps.params_like))
+    return to_device(
+        jax.device_get(params), jax.tree.map(lambda leaf: leaf.sharding, steps.params_like)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +112,9 @@ def assert_same_metrics(a, b):
         np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_scanning_the_layers_and_keeping_little_do_not_change_the_update(params, other, batch, updated):
+def test_scanning_the_layers_and_keeping_little_do_not_change_the_update(
+    params, other, batch, updated
+):
     steps = make_steps(scan_layers=True, remat="full")
     state, metrics = steps.update(steps.init(params), steps.refer(other), batch, GRPO(), 1.0)
     assert "layers" in state.params
@@ -111,9 +130,15 @@ def test_parameters_and_moments_can_be_stored_in_bfloat16(params, other, batch, 
         assert leaf.dtype == (jnp.int32 if path.endswith("count") else jnp.bfloat16), path
     kept = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state.params)
     assert_close(kept, updated[0].params, atol=0.01)
-    np.testing.assert_allclose(metrics["update/grad_norm"], updated[1]["update/grad_norm"], rtol=0.1)
+    np.testing.assert_allclose(
+        metrics["update/grad_norm"], updated[1]["update/grad_norm"], rtol=0.1
+    )
     memory = steps.memory(other, batch, GRPO(), 1.0)
-    assert memory["memory/reference"] == 2 * memory["memory/parameters"] == sum(leaf.nbytes for leaf in jax.tree.leaves(other))
+    assert (
+        memory["memory/reference"]
+        == 2 * memory["memory/parameters"]
+        == sum(leaf.nbytes for leaf in jax.tree.leaves(other))
+    )
     assert memory["memory/temporaries"] > 0
     assert steps.update.compiled == 1
 
@@ -271,12 +296,17 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
     """Though one has a gradient, an entropy and a loss, and the other has none."""
     read = partial(learner.read_groups, WIDTH, whole=lambda *_: None)
     cut = learner.Cut(micro_batch, GROUP, 1).fitted(ROWS)
-    score = partial(learner.score, partial(transformer.forward_both, NETWORK), read, {}, cut.together)
+    score = partial(
+        learner.score, partial(transformer.forward_both, NETWORK), read, {}, cut.together
+    )
 
     def as_policy(params, batch, temperature):
         def loss(params, rows):
             logprobs, entropy = score(params, rows, temperature, entropy=True)
-            return jnp.sum(jnp.exp(logprobs - rows.sampler_logprobs) * rows.completion_mask), (logprobs, entropy)
+            return jnp.sum(jnp.exp(logprobs - rows.sampler_logprobs) * rows.completion_mask), (
+                logprobs,
+                entropy,
+            )
 
         gradient, (logprobs, _) = learner.accumulate(loss, params, batch, cut)
         return cut.joined(logprobs), gradient
@@ -287,7 +317,9 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
     assert np.abs(expected).max() > 1
 
 
-def test_a_prompt_that_is_read_once_for_its_group_is_read_as_in_each_row(params, other, batch, updated):
+def test_a_prompt_that_is_read_once_for_its_group_is_read_as_in_each_row(
+    params, other, batch, updated
+):
     steps = make_steps(score_from=WIDTH)
     state, metrics = steps.update(steps.init(params), other, batch, GRPO(), 1.0)
     assert_close(state.params, updated[0].params)
@@ -306,7 +338,9 @@ def completion_logprobs(params, batch):
     positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
     hidden, _ = transformer.forward(NETWORK, params, jnp.asarray(batch.tokens), positions, mask)
     embedding, cap = transformer.output_embedding(params), NETWORK.logit_softcap
-    logprobs, _ = token_logprobs(hidden, embedding, jnp.asarray(batch.tokens), 1.0, start=WIDTH, softcap=cap)
+    logprobs, _ = token_logprobs(
+        hidden, embedding, jnp.asarray(batch.tokens), 1.0, start=WIDTH, softcap=cap
+    )
     return jnp.sum(logprobs * batch.completion_mask, axis=1) / batch.completion_mask.sum(axis=1)
 
 
@@ -336,10 +370,17 @@ def test_bfloat16_stays_near_float32(params, other, batch, updated):
     state, metrics = steps.update(steps.init(params), other, batch, GRPO(), 1.0)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     for name in ("update/loss", "update/grad_norm", "policy/kl", "policy/entropy"):
-        np.testing.assert_allclose(metrics[name], updated[1][name], rtol=0.1, atol=0.02, err_msg=name)
+        np.testing.assert_allclose(
+            metrics[name], updated[1][name], rtol=0.1, atol=0.02, err_msg=name
+        )
     assert 0 < metrics["policy/logprob_gap"] < 0.1
     moves, expected = (
-        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.tree.map(np.subtract, tree, jax.device_get(params)))])
+        np.concatenate(
+            [
+                np.ravel(leaf)
+                for leaf in jax.tree.leaves(jax.tree.map(np.subtract, tree, jax.device_get(params)))
+            ]
+        )
         for tree in (jax.device_get(state.params), updated[0].params)
     )
     assert moves @ expected / np.linalg.norm(moves) / np.linalg.norm(expected) > 0.9
@@ -350,11 +391,15 @@ def test_a_kl_in_the_reward_is_the_same_in_micro_batches(params, other, batch):
     results = []
     for micro_batch in (0, 4):
         steps = make_steps(micro_batch=micro_batch)
-        state, metrics = steps.update(steps.init(params), other, batch, losses.ReinforcePlusPlus(kl=0.1), 1.0)
+        state, metrics = steps.update(
+            steps.init(params), other, batch, losses.ReinforcePlusPlus(kl=0.1), 1.0
+        )
         results.append((jax.device_get(state.params), metrics))
     assert_close(results[0][0], results[1][0])
     assert_same_metrics(results[0][1], results[1][1])
-    without, _ = steps.update(steps.init(params), other, batch, losses.ReinforcePlusPlus(kl=0.0), 1.0)
+    without, _ = steps.update(
+        steps.init(params), other, batch, losses.ReinforcePlusPlus(kl=0.0), 1.0
+    )
     assert leaves(without.params) != leaves(results[1][0])
 
 
@@ -365,7 +410,9 @@ def test_with_the_trainers_own_logprobs_the_ratio_is_one_and_the_gap_is_correcte
     assert metrics["policy/ratio"] == metrics["policy/ratio_max"] == 1
     assert metrics["policy/logprob_gap"] > 0.1
     assert metrics["policy/effective_sample_size"] < 0.9
-    corrected, metrics = steps.update(steps.init(params), None, batch, losses.Corrected(GRPO()), 0.5)
+    corrected, metrics = steps.update(
+        steps.init(params), None, batch, losses.Corrected(GRPO()), 0.5
+    )
     assert 0 < metrics["policy/correction"] < 2
     assert leaves(corrected.params) != leaves(plain.params)
 
@@ -373,22 +420,38 @@ def test_with_the_trainers_own_logprobs_the_ratio_is_one_and_the_gap_is_correcte
 def look_for_matrices_that_move():
     """Run in a process with eight devices: what a token of each row gathers is no matrix, whole or of a tensor's part."""
     rows = 40  # so many that nothing else is as large as a matrix
-    matrices = {16 * columns // parts for columns in (8, 16, 24, NETWORK.vocab_size) for parts in (1, 2)}
+    matrices = {
+        16 * columns // parts for columns in (8, 16, 24, NETWORK.vocab_size) for parts in (1, 2)
+    }
     for sizes in ((1, 8, 1), (1, 4, 2), (2, 2, 2)):
         steps = make_steps(make_mesh(*sizes, devices=jax.devices()))
         like = lambda program, *given: arrays_like(program.trace(*given).lower().out_info)
-        published, slots = like(steps.publish, steps.params_like), like(steps.empty, rows, steps.rings[-1])
+        published, slots = (
+            like(steps.publish, steps.params_like),
+            like(steps.empty, rows, steps.rings[-1]),
+        )
         halt, how = np.zeros(rows, bool), tuple(np.float32(0) for _ in range(5))
-        text = steps.decode.trace(published, slots, halt, how, np.int32(4), np.int32(0)).lower().compile().as_text()
+        text = (
+            steps.decode.trace(published, slots, halt, how, np.int32(4), np.int32(0))
+            .lower()
+            .compile()
+            .as_text()
+        )
         gathered = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
-        moved = [shape for shape in gathered if np.prod([int(size) for size in shape.split(",")]) in matrices]
+        moved = [
+            shape
+            for shape in gathered
+            if np.prod([int(size) for size in shape.split(",")]) in matrices
+        ]
         assert gathered
         assert not moved, (sizes, moved)
         print("still", *sizes)
 
 
 def arrays_like(info):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), info)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), info
+    )
 
 
 def test_decoding_moves_no_matrix():
@@ -410,9 +473,18 @@ def compare_meshes():
             for _ in range(2):
                 batch = to_device(make_batch(groups, PLACES), steps.rows)
                 state, metrics = each.update(state, each.refer(reference), batch, GRPO(), 1.0)
-            for like, leaf in zip(jax.tree.leaves(each.state_like), jax.tree.leaves(state), strict=True):
-                assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim), (leaf.sharding, like.sharding)
-            result = completions(groups), transformer.unstack(to_host(state.params)), to_host(metrics)
+            for like, leaf in zip(
+                jax.tree.leaves(each.state_like), jax.tree.leaves(state), strict=True
+            ):
+                assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim), (
+                    leaf.sharding,
+                    like.sharding,
+                )
+            result = (
+                completions(groups),
+                transformer.unstack(to_host(state.params)),
+                to_host(metrics),
+            )
             expected = expected or result
             assert_same_texts(result[0], expected[0])
             assert_close(result[1], expected[1], atol=2e-6)

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers as splitters
 from transformers import PreTrainedTokenizerFast
 
-from jaxgrpo import tokenizer
-from jaxgrpo.models import weights
-from jaxgrpo.stops import BLOCK, StopSearch
+from jaxgrpo.models import hf_folder
+from jaxgrpo.text import tokenizer
+from jaxgrpo.text.stops import BLOCK, StopSearch
 from tests.chat_folders import byte_alphabet
 
 TEXTS = (
@@ -23,7 +23,7 @@ TEXTS = (
 
 def embedded():
     """SentencePiece pieces, bytes for what has none."""
-    return tokenizer.load(weights.EMBEDDED).hf
+    return tokenizer.load(hf_folder.EMBEDDED).hf
 
 
 def stripping():
@@ -38,7 +38,10 @@ def single_bytes():
     """Every byte is a token: most characters are of several."""
     alphabet = byte_alphabet()
     backend = Backend(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer, backend.decoder = splitters.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = (
+        splitters.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     backend.add_special_tokens(["<|end|>", "<|user|>"])
     backend.add_tokens([AddedToken("<think>", special=False, normalized=False)])
     return PreTrainedTokenizerFast(tokenizer_object=backend)
@@ -60,7 +63,9 @@ class Counting:
 def plain(decode, tokens, stops):
     """Reads every beginning."""
     holds = lambda text: any(stop in text for stop in stops)
-    return next((count for count in range(1, len(tokens) + 1) if holds(decode(tokens[:count]))), None)
+    return next(
+        (count for count in range(1, len(tokens) + 1) if holds(decode(tokens[:count]))), None
+    )
 
 
 def in_chunks(search, tokens, chunks):
@@ -106,13 +111,19 @@ def test_what_is_found_is_what_reading_every_beginning_finds(make):
         stops = random_stops(decode, row, rng)
         expected = plain(decode, row, stops)
         for chunks in ([len(row)], [1] * len(row), rng.integers(1, 40, len(row)).tolist()):
-            assert in_chunks(StopSearch(stops, decode), row, chunks) == expected, (row, stops, chunks)
+            assert in_chunks(StopSearch(stops, decode), row, chunks) == expected, (
+                row,
+                stops,
+                chunks,
+            )
         found += expected is not None
     assert 50 < found < 150
 
 
 @pytest.mark.parametrize("make", [embedded, stripping, single_bytes])
-@pytest.mark.parametrize("text", ["So the sum is 17, and so on. ", "小明有12个苹果。", "😀👩🏽‍🚀", "\n \n"])
+@pytest.mark.parametrize(
+    "text", ["So the sum is 17, and so on. ", "小明有12个苹果。", "😀👩🏽‍🚀", "\n \n"]
+)
 @pytest.mark.parametrize("chunk", [1, 32, 2048])
 def test_a_row_is_decoded_in_time_linear_in_its_length(make, text, chunk):
     hf = make()
@@ -138,5 +149,9 @@ def test_special_tokens_are_found(make):
     hf = make()
     decode = Counting(hf)
     row = hf("4 = 4<|user|>\n5<|end|>", add_special_tokens=False).input_ids
-    for stop, text in (("<|user|>", "4 = 4<|user|>"), ("4<|user|>\n", "4 = 4<|user|>\n"), ("5<|end|>", decode(row))):
+    for stop, text in (
+        ("<|user|>", "4 = 4<|user|>"),
+        ("4<|user|>\n", "4 = 4<|user|>\n"),
+        ("5<|end|>", decode(row)),
+    ):
         assert decode(row[: StopSearch((stop,), decode).first(row)]) == text

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from jaxgrpo import prompts, tokenizer
 from jaxgrpo.errors import UserError
-from jaxgrpo.models import weights
+from jaxgrpo.models import hf_folder
 from jaxgrpo.problems import Problem
-from jaxgrpo.rewards import language as language_of
-from jaxgrpo.rewards.format import think_then_answer
+from jaxgrpo.rewards.languages import consistency as language_of
+from jaxgrpo.rewards.layout import think_then_answer
+from jaxgrpo.text import prompts, tokenizer
 from tests.chat_folders import CHATML, GEMMA, MISTRAL, make_chat_folder
 
 TEXTS = (
@@ -35,13 +35,13 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def embedded():
-    return tokenizer.load(weights.EMBEDDED)
+    return tokenizer.load(hf_folder.EMBEDDED)
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A copy of the embedded model's tokenizer, to be spoiled."""
-    for path in weights.EMBEDDED.glob("*token*"):
+    for path in hf_folder.EMBEDDED.glob("*token*"):
         shutil.copy(path, tmp_path)
     return tmp_path
 
@@ -91,8 +91,13 @@ def test_a_prompt_ends_where_its_answer_begins(embedded):
 
 
 def test_the_system_message_comes_first(embedded):
-    with_system, without = embedded.prompt("12 + 7?", "Answer in Korean."), embedded.prompt("12 + 7?")
-    assert embedded.hf.decode(with_system).index("Answer in Korean.") < embedded.hf.decode(with_system).index("12 + 7?")
+    with_system, without = (
+        embedded.prompt("12 + 7?", "Answer in Korean."),
+        embedded.prompt("12 + 7?"),
+    )
+    assert embedded.hf.decode(with_system).index("Answer in Korean.") < embedded.hf.decode(
+        with_system
+    ).index("12 + 7?")
     assert with_system[-len(without) :] == without
 
 
@@ -100,14 +105,19 @@ def test_a_base_model_is_asked_in_the_problems_language(folder):
     """Without a chat template; what is asked for is what think_then_answer looks for."""
     change(folder, chat_template=...)
     base = tokenizer.load(folder)
-    texts = {language: base.hf.decode(base.prompt("12 + {7}?", language=language)) for language in prompts.ASKED}
+    texts = {
+        language: base.hf.decode(base.prompt("12 + {7}?", language=language))
+        for language in prompts.ASKED
+    }
     assert set(texts) == {"en", "zh", "ko", "uk", "ja", "th", "ru", "de", "fr", "es"}
     for language, text in texts.items():
         assert text.count("12 + {7}?") == 1
         assert text.endswith(":")
         example = re.search(r"<think> [^<>]+ </think> \\boxed\{[^{}]+\}", text)
         assert think_then_answer(Problem("p", "", ""), example[0]) == 1.0
-        words = language_of.target_word_ratio(Problem("p", "", "", language=language), prompts.ASKED[language][0])
+        words = language_of.target_word_ratio(
+            Problem("p", "", "", language=language), prompts.ASKED[language][0]
+        )
         assert words > 0.7, (language, words)
     assert base.prompt("12 + {7}?", language="zh-CN") == base.prompt("12 + {7}?", language="zh")
     assert base.prompt("12 + {7}?", language="la") == base.prompt("12 + {7}?", language="en")
@@ -116,7 +126,10 @@ def test_a_base_model_is_asked_in_the_problems_language(folder):
 def test_a_system_message_says_what_is_wanted_in_place_of_that(folder):
     change(folder, chat_template=...)
     base = tokenizer.load(folder)
-    assert base.hf.decode(base.prompt("12 + 7?", "Answer {briefly}.", "ko")) == "Answer {briefly}.\n\n12 + 7?\n"
+    assert (
+        base.hf.decode(base.prompt("12 + 7?", "Answer {briefly}.", "ko"))
+        == "Answer {briefly}.\n\n12 + 7?\n"
+    )
 
 
 def test_a_chat_template_is_not_meddled_with(embedded):
@@ -142,9 +155,13 @@ def test_a_sentencepiece_model_alone_is_a_tokenizer(folder, embedded):
         assert alone.encode(text) == pieces.encode(text)
 
 
-@pytest.mark.parametrize(("ends", "expected"), [([7, 1], (1, 7)), (9, (1, 9)), (None, (1,)), (..., (1,))])
+@pytest.mark.parametrize(
+    ("ends", "expected"), [([7, 1], (1, 7)), (9, (1, 9)), (None, (1,)), (..., (1,))]
+)
 def test_ends_are_the_tokenizers_and_the_generation_configs(folder, ends, expected):
-    (folder / "generation_config.json").write_text(json.dumps({} if ends is ... else {"eos_token_id": ends}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({} if ends is ... else {"eos_token_id": ends})
+    )
     assert tokenizer.load(folder).ends == expected
 
 
@@ -176,7 +193,14 @@ def spoil(folder, name, text):
         lambda folder: spoil(folder, "tokenizer_config.json", "{not json"),
         lambda folder: spoil(folder, "generation_config.json", "{not json"),
     ],
-    ids=["no folder", "empty folder", "no model", "no sentencepiece", "no config", "no generation config"],
+    ids=[
+        "no folder",
+        "empty folder",
+        "no model",
+        "no sentencepiece",
+        "no config",
+        "no generation config",
+    ],
 )
 def test_what_cannot_be_loaded_is_one_line_that_names_the_folder(folder, wrong):
     wrong(folder)
@@ -189,7 +213,9 @@ def test_what_cannot_be_loaded_is_one_line_that_names_the_folder(folder, wrong):
 def spoil_json(**changes):
     """Changes parts of tokenizer.json, as a later version of the library may write it."""
     return lambda folder: spoil(
-        folder, "tokenizer.json", json.dumps(json.loads((folder / "tokenizer.json").read_text()) | changes)
+        folder,
+        "tokenizer.json",
+        json.dumps(json.loads((folder / "tokenizer.json").read_text()) | changes),
     )
 
 
@@ -212,12 +238,20 @@ def spoil_json(**changes):
             }
         ),
         lambda folder: spoil(
-            folder, "tokenizer_config.json", '{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": "x"}'
+            folder,
+            "tokenizer_config.json",
+            '{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": "x"}',
         ),
-        lambda folder: spoil(folder, "tokenizer.json", (folder / "tokenizer.json").read_text()[:500]),
+        lambda folder: spoil(
+            folder, "tokenizer.json", (folder / "tokenizer.json").read_text()[:500]
+        ),
         lambda folder: spoil(folder, "tokenizer.json", ""),
         lambda folder: spoil(folder, "tokenizer.json", "[]"),
-        lambda folder: spoil(folder, "tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"),
+        lambda folder: spoil(
+            folder,
+            "tokenizer.json",
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n",
+        ),
         lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\xfe\x00\x80"),
     ],
 )
@@ -234,7 +268,10 @@ def test_a_vocabulary_that_has_no_text_is_one_line(tmp_path, vocab):
     """Every question would be asked as none."""
     make_chat_folder(tmp_path, CHATML)
     spoil_json(model={"type": "BPE", "vocab": vocab, "merges": []})(tmp_path)
-    with pytest.raises(UserError, match=r"has no vocabulary in tokenizer.json or .*: copy its tokenizer files there"):
+    with pytest.raises(
+        UserError,
+        match=r"has no vocabulary in tokenizer.json or .*: copy its tokenizer files there",
+    ):
         tokenizer.load(tmp_path)
 
 
@@ -248,24 +285,49 @@ END, TURN = "<|endoftext|>", "<|im_end|>"
         ({"eos": END, "template": CHATML, "generation_ends": [END]}, {END, TURN}),
         ({"eos": END}, {END}),
         ({"eos": TURN, "special": (END,), "template": CHATML}, {TURN}),
-        ({"eos": TURN, "special": (END,), "template": CHATML, "generation_ends": [TURN, END]}, {END, TURN}),
+        (
+            {"eos": TURN, "special": (END,), "template": CHATML, "generation_ends": [TURN, END]},
+            {END, TURN},
+        ),
         ({"eos": END, "config_ends": TURN}, {END, TURN}),
-        ({"eos": END, "config_ends": [END, TURN, "<|eom_id|>"], "special": (TURN, "<|eom_id|>")}, {END, TURN, "<|eom_id|>"}),
+        (
+            {"eos": END, "config_ends": [END, TURN, "<|eom_id|>"], "special": (TURN, "<|eom_id|>")},
+            {END, TURN, "<|eom_id|>"},
+        ),
         ({"eos": END, "config_ends": TURN, "special": (), "plain": (TURN,)}, {END, TURN}),
-        ({"eos": END, "template": CHATML, "special": ("<|im_start|>",), "plain": (TURN,)}, {END, TURN}),
+        (
+            {"eos": END, "template": CHATML, "special": ("<|im_start|>",), "plain": (TURN,)},
+            {END, TURN},
+        ),
         # An ordinary piece of text: left in config.json from another tokenizer; meant, in generation_config.json.
         ({"eos": END, "config_ends": "A"}, {END}),
         ({"eos": END, "generation_ends": "A"}, {END, "A"}),
         (
-            {"eos": "<eos>", "bos": "<bos>", "special": ("<start_of_turn>", "<end_of_turn>"), "template": GEMMA},
+            {
+                "eos": "<eos>",
+                "bos": "<bos>",
+                "special": ("<start_of_turn>", "<end_of_turn>"),
+                "template": GEMMA,
+            },
             {"<eos>", "<end_of_turn>"},
         ),
-        ({"eos": "</s>", "bos": "<s>", "special": ("[INST]", "[/INST]"), "template": MISTRAL}, {"</s>"}),
-        ({"eos": END, "template": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"}, {END}),
+        (
+            {"eos": "</s>", "bos": "<s>", "special": ("[INST]", "[/INST]"), "template": MISTRAL},
+            {"</s>"},
+        ),
+        (
+            {
+                "eos": END,
+                "template": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+            },
+            {END},
+        ),
     ],
 )
 def test_ends_are_those_of_every_file_and_of_the_template(tmp_path, given, expected):
-    loaded = tokenizer.load(make_chat_folder(tmp_path, **{"special": ("<|im_start|>", TURN)} | given))
+    loaded = tokenizer.load(
+        make_chat_folder(tmp_path, **{"special": ("<|im_start|>", TURN)} | given)
+    )
     assert set(loaded.hf.convert_ids_to_tokens(list(loaded.ends))) == expected
     for end in loaded.ends:
         assert loaded.decode([*loaded.encode("The answer is 4."), end]) == "The answer is 4."
@@ -276,7 +338,9 @@ def test_ends_are_those_of_every_file_and_of_the_template(tmp_path, given, expec
 def test_ends_that_are_no_numbers_are_one_line(tmp_path, name, ends):
     make_chat_folder(tmp_path, CHATML)
     (tmp_path / name).write_text(json.dumps({"eos_token_id": ends}))
-    with pytest.raises(UserError, match=r"says eos_token_id .* it must be a token's number, or a list of") as caught:
+    with pytest.raises(
+        UserError, match=r"says eos_token_id .* it must be a token's number, or a list of"
+    ) as caught:
         tokenizer.load(tmp_path)
     assert str(caught.value).startswith(str(tmp_path / name))
 
@@ -284,19 +348,26 @@ def test_ends_that_are_no_numbers_are_one_line(tmp_path, name, ends):
 def test_an_end_that_the_tokenizer_does_not_have_is_one_line(tmp_path):
     make_chat_folder(tmp_path, CHATML)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 99999]}')
-    with pytest.raises(UserError, match=r"generation_config.json says eos_token_id 99999, and the tokenizer has no such"):
+    with pytest.raises(
+        UserError,
+        match=r"generation_config.json says eos_token_id 99999, and the tokenizer has no such",
+    ):
         tokenizer.load(tmp_path)
     (tmp_path / "generation_config.json").write_text("[]")
     with pytest.raises(UserError, match=r"generation_config.json holds a list, not an object"):
         tokenizer.load(tmp_path)
     (tmp_path / "generation_config.json").write_text("[" * 100_000)
-    with pytest.raises(UserError, match=r"generation_config.json is not JSON \(maximum recursion depth exceeded"):
+    with pytest.raises(
+        UserError, match=r"generation_config.json is not JSON \(maximum recursion depth exceeded"
+    ):
         tokenizer.load(tmp_path)
 
 
 def test_half_a_surrogate_pair_is_asked_as_no_character(tmp_path):
     loaded = tokenizer.load(make_chat_folder(tmp_path, CHATML, special=("<|im_start|>",)))
-    assert loaded.prompt("3 \ud83d 4?", "Think\udcff.") == loaded.prompt("3 \ufffd 4?", "Think\ufffd.")
+    assert loaded.prompt("3 \ud83d 4?", "Think\udcff.") == loaded.prompt(
+        "3 \ufffd 4?", "Think\ufffd."
+    )
 
 
 def test_padding_is_on_the_left_and_masks_come_from_lengths():

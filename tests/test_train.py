@@ -15,19 +15,28 @@ import numpy as np
 import pytest
 
 from jaxgrpo import evaluate, metrics
+from jaxgrpo.build import prepare
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.command_line import run_main
 from jaxgrpo.config import load
+from jaxgrpo.config.command_line import run_main
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Corrected
-from jaxgrpo.models import weights
+from jaxgrpo.models import hf_folder
 from jaxgrpo.problems import Weighted
-from jaxgrpo.rollout import Judge, MissingVerdictsError, collect, make_batch
-from jaxgrpo.run import prepare
-from jaxgrpo.steps import compile_steps
+from jaxgrpo.programs import compile_steps
+from jaxgrpo.rollout.collect import Judge, MissingVerdictsError, collect, make_batch
 from jaxgrpo.train import check_agreement, main, noted_signals, train
 from tests.slow_rewards import Delayed
-from tests.tiny_runs import ROOT, TEXT, config_file, lines, make_config, model_folder, share_programs, start
+from tests.tiny_runs import (
+    ROOT,
+    TEXT,
+    config_file,
+    lines,
+    make_config,
+    model_folder,
+    share_programs,
+    start,
+)
 
 TIMES = ("time/", "rollout/", "memory/")
 """What depends on how fast things go: of the rollout, what was under way when the batch was full. And what a process notes
@@ -58,7 +67,10 @@ def out_of(config):
 
 
 def timeless(records):
-    return [{name: value for name, value in record.items() if not name.startswith(TIMES)} for record in records]
+    return [
+        {name: value for name, value in record.items() if not name.startswith(TIMES)}
+        for record in records
+    ]
 
 
 def state_of(config):
@@ -75,7 +87,9 @@ def assert_same_run(config, other):
     for leaf, other_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True):
         assert leaf.tobytes() == other_leaf.tobytes()
     assert {**host, "seconds": 0} == {**other_host, "seconds": 0}
-    summary, other_summary = (json.loads((out_of(c) / "summary.json").read_text()) for c in (config, other))
+    summary, other_summary = (
+        json.loads((out_of(c) / "summary.json").read_text()) for c in (config, other)
+    )
     assert {**summary, "seconds": 0} == {**other_summary, "seconds": 0}
 
 
@@ -104,12 +118,25 @@ def test_a_step_is_a_line_with_every_number(whole):
 
 def test_a_run_with_scanned_layers_and_half_width_numbers(tmp_path, whole, capsys):
     """It evaluates its own checkpoint, too: what it samples with is laid out layer by layer."""
-    half = [f"{name}=bfloat16" for name in ("dtype", "optimizer.params_dtype", "optimizer.state_dtype")]
-    config = make_config(tmp_path, "compute.scan_layers=True", "compute.remat=full", "steps=3", "evaluation.problems=2", *half)
+    half = [
+        f"{name}=bfloat16" for name in ("dtype", "optimizer.params_dtype", "optimizer.state_dtype")
+    ]
+    config = make_config(
+        tmp_path,
+        "compute.scan_layers=True",
+        "compute.remat=full",
+        "steps=3",
+        "evaluation.problems=2",
+        *half,
+    )
     first, *_, last = train(config)
     assert 0 <= first["policy/kl"] < 1e-14
     assert last["policy/kl"] > 0
-    assert first["memory/parameters"] == first["memory/reference"] == whole[1][0]["memory/parameters"] / 2
+    assert (
+        first["memory/parameters"]
+        == first["memory/reference"]
+        == whole[1][0]["memory/parameters"] / 2
+    )
     assert "memory a device: parameters" in capsys.readouterr().out
     with prepare(config) as run:
         params, which = evaluate.latest_params(run)
@@ -152,16 +179,23 @@ def test_what_a_run_leaves(whole):
     assert summary["accuracy_after"] == summary["after"]["reward/accuracy"]
     assert summary["steps"] == 4
     assert summary["seconds"] > 0
-    assert set(summary["by_language"]) == {"en", "zh", "ko", "uk"} & set(summary["before"]["by_language"])
+    assert set(summary["by_language"]) == {"en", "zh", "ko", "uk"} & set(
+        summary["before"]["by_language"]
+    )
     for figures in summary["by_language"].values():
-        assert {f"{figure}_{when}" for figure in evaluate.FIGURES for when in ("before", "after")} == set(figures)
+        assert {
+            f"{figure}_{when}" for figure in evaluate.FIGURES for when in ("before", "after")
+        } == set(figures)
 
 
 def test_training_moves_the_policy_and_leaves_the_reference(whole):
     config, _ = whole
-    (state, host), before = state_of(config), weights.load_params(model_folder())
+    (state, host), before = state_of(config), hf_folder.load_params(model_folder())
     assert int(state.step) == host["step"] == 4
-    moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before), strict=True)]
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before), strict=True)
+    ]
     assert min(moved) > 0
     assert host["order"]["position"] == 8
     assert sum(host["history"]["visits"].values()) == 8
@@ -217,7 +251,9 @@ def test_a_signal_ends_the_run_after_a_whole_step(whole, tmp_path, monkeypatch, 
 def test_a_second_ctrl_c_acts_at_once():
     def press(arrived=lambda: False):
         os.kill(os.getpid(), signal.SIGINT)
-        for _ in range(500):  # another thread may be the one that the system gives it to, when it comes to it
+        for _ in range(
+            500
+        ):  # another thread may be the one that the system gives it to, when it comes to it
             if not arrived():
                 time.sleep(0.01)
 
@@ -238,14 +274,20 @@ def test_a_finished_run_says_so_and_does_nothing(whole, monkeypatch, capsys):
     before = {path: path.read_bytes() for path in out_of(config).rglob("*") if path.is_file()}
     monkeypatch.setattr("jaxgrpo.train.prepare", None)
     assert list(train(config)) == []
-    assert capsys.readouterr().out.startswith(f"{config.out} is finished: 4 steps, accuracy 0.000 -> 0.000; to go on raise")
-    assert {path: path.read_bytes() for path in out_of(config).rglob("*") if path.is_file()} == before
+    assert capsys.readouterr().out.startswith(
+        f"{config.out} is finished: 4 steps, accuracy 0.000 -> 0.000; to go on raise"
+    )
+    assert {
+        path: path.read_bytes() for path in out_of(config).rglob("*") if path.is_file()
+    } == before
 
 
 def test_a_finished_run_goes_on_for_more_steps(whole, config, monkeypatch):
     shutil.copytree(out_of(whole[0]), config.out)
     evaluations, real = [], evaluate.evaluate
-    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments: evaluations.append(1) or real(*arguments))
+    monkeypatch.setattr(
+        evaluate, "evaluate", lambda *arguments: evaluations.append(1) or real(*arguments)
+    )
     assert [values["step"] for values in train(dataclasses.replace(config, steps=5))] == [5]
     assert [record["step"] for record in lines(out_of(config) / "metrics.jsonl")] == [1, 2, 3, 4, 5]
     assert json.loads((out_of(config) / "summary.json").read_text())["steps"] == 5
@@ -255,7 +297,9 @@ def test_a_finished_run_goes_on_for_more_steps(whole, config, monkeypatch):
 def test_without_evaluation(config, monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", None)
     monkeypatch.setattr("jaxgrpo.data.arithmetic.Arithmetic.heldout", lambda self: 1 / 0)
-    config = dataclasses.replace(config, steps=1, evaluation=dataclasses.replace(config.evaluation, problems=0))
+    config = dataclasses.replace(
+        config, steps=1, evaluation=dataclasses.replace(config.evaluation, problems=0)
+    )
     assert len(list(train(config))) == 1
     summary = json.loads((out_of(config) / "summary.json").read_text())
     assert summary["accuracy_before"] is summary["accuracy_after"] is None
@@ -266,7 +310,13 @@ def test_without_evaluation(config, monkeypatch):
 
 def test_a_step_that_keeps_nothing_trains_on_nothing(tmp_path):
     """Random networks solve nothing: without the language's reward all are equal, and the refill ends at its bound."""
-    changes = ("filter.rule=band", "filter.max_prompts=2", "rewards.language.weight=0", "evaluation.problems=0", "steps=2")
+    changes = (
+        "filter.rule=band",
+        "filter.max_prompts=2",
+        "rewards.language.weight=0",
+        "evaluation.problems=0",
+        "steps=2",
+    )
     config = make_config(tmp_path, *changes)
     yielded = list(train(config))
     assert [values["filter/groups"] for values in yielded] == [0, 0]
@@ -274,13 +324,21 @@ def test_a_step_that_keeps_nothing_trains_on_nothing(tmp_path):
     state, host = state_of(config)
     assert int(state.step) == 2
     assert host["order"]["position"] == 8
-    for leaf, before in zip(jax.tree.leaves(state.params), jax.tree.leaves(weights.load_params(model_folder())), strict=True):
+    for leaf, before in zip(
+        jax.tree.leaves(state.params),
+        jax.tree.leaves(hf_folder.load_params(model_folder())),
+        strict=True,
+    ):
         np.testing.assert_array_equal(leaf, before)
 
 
 def test_a_run_whose_sampler_and_scorer_differ_is_stopped_at_its_first_step(config):
-    config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, max_logprob_gap=1e-12))
-    with pytest.raises(UserError, match=r"differ from the scorer's by .* nats .* at most 1e-12: .*max_logprob_gap"):
+    config = dataclasses.replace(
+        config, sampling=dataclasses.replace(config.sampling, max_logprob_gap=1e-12)
+    )
+    with pytest.raises(
+        UserError, match=r"differ from the scorer's by .* nats .* at most 1e-12: .*max_logprob_gap"
+    ):
         list(train(config))
     assert not (out_of(config) / "checkpoints" / "1").exists()
     assert lines(out_of(config) / "metrics.jsonl") == []
@@ -319,13 +377,15 @@ def test_the_schedule_counts_the_steps_that_train_nothing(tmp_path, monkeypatch)
         return (groups if step == 4 else []), metrics, asked
 
     monkeypatch.setattr("jaxgrpo.train.collect", collect_last)
-    monkeypatch.setattr("jaxgrpo.run.compile_steps", compile_steps)  # with this run's own optimizer
+    monkeypatch.setattr(
+        "jaxgrpo.build.compile_steps", compile_steps
+    )  # with this run's own optimizer
     config = make_config(
         tmp_path, "evaluation.problems=0", "optimizer.schedule=linear", "optimizer.warmup_steps=0"
     )
     list(train(config))
     state, _ = state_of(config)
-    before = weights.load_params(model_folder())
+    before = hf_folder.load_params(model_folder())
     moved = [
         np.abs(a - b).max()
         for a, b in zip(*map(jax.tree.leaves, (state.params, before)), strict=True)
@@ -353,7 +413,9 @@ def test_a_run_that_keeps_what_is_in_flight_trains_on_older_tokens(config, max_a
     assert all(0 < values["rollout/in_flight"] <= max_age * config.batch.groups for values in steps)
     assert all(values["rollout/tokens_per_s"] > 0 for values in steps)
     asked = sum(values["filter/asked"] for values in steps)
-    assert state_of(config)[1]["order"]["position"] == asked  # what was in flight at the end will be asked again
+    assert (
+        state_of(config)[1]["order"]["position"] == asked
+    )  # what was in flight at the end will be asked again
 
 
 def test_a_run_that_keeps_what_is_in_flight_is_a_function_of_its_seed(tmp_path):
@@ -377,7 +439,10 @@ def test_a_run_that_keeps_what_is_in_flight_is_a_function_of_its_seed(tmp_path):
 
 def driven(folder, steps=4):
     """A run whose language reward is driven to a target that a random network misses."""
-    text = TEXT.replace("Weighted(language.target_word_ratio)", "Driven(language.target_word_ratio, target=0.9, rate=0.5)")
+    text = TEXT.replace(
+        "Weighted(languages.target_word_ratio)",
+        "Driven(languages.target_word_ratio, target=0.9, rate=0.5)",
+    )
     text = text.replace("import Weighted", "import Driven, Weighted")
     return dataclasses.replace(load(config_file(folder, text)), steps=steps)
 
@@ -392,16 +457,18 @@ def test_a_driven_weight_follows_what_is_measured_and_survives_a_stop(tmp_path):
         expected = last["weight/language"] + 0.5 * (0.9 - last["reward/language"])
         assert now["weight/language"] == pytest.approx(expected)
     resumed = list(train(parts)) + list(train(dataclasses.replace(parts, steps=4)))
-    assert [step["weight/language"] for step in resumed] == [step["weight/language"] for step in steps]
+    assert [step["weight/language"] for step in resumed] == [
+        step["weight/language"] for step in steps
+    ]
     assert all("weight/accuracy" not in step for step in steps)
 
 
 def test_a_driven_weight_follows_its_rewards_own_mean_though_it_is_the_one_that_solves(tmp_path):
     """The language's ratio is seldom exactly 1.0: its pass rate is not its mean."""
-    text = TEXT.replace('"accuracy": Weighted(math.accuracy), "language"', '"accuracy"')
+    text = TEXT.replace('"accuracy": Weighted(maths.accuracy), "language"', '"accuracy"')
     text = text.replace(
-        "Weighted(language.target_word_ratio)",
-        "Driven(language.target_word_ratio, target=0.9, rate=0.5)",
+        "Weighted(languages.target_word_ratio)",
+        "Driven(languages.target_word_ratio, target=0.9, rate=0.5)",
     )
     text = text.replace("import Weighted", "import Driven").replace(
         "import language, math", "import language"
@@ -428,7 +495,9 @@ def test_too_many_missing_verdicts_stop_a_run_that_goes_on_where_it_was(whole, c
 
     with monkeypatch.context() as context:
         context.setattr(Judge, "note", broken)
-        with pytest.raises(MissingVerdictsError, match=r"verdicts are missing, more than verifier.max_missing=0.1"):
+        with pytest.raises(
+            MissingVerdictsError, match=r"verdicts are missing, more than verifier.max_missing=0.1"
+        ):
             list(train(config))
     assert len(lines(out_of(config) / "missing.jsonl")) > 0
     assert [values["step"] for values in lines(out_of(config) / "metrics.jsonl")] == [1, 2]
@@ -467,21 +536,44 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert "going on from step" in shown
     records = lines(out / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(1, 13))
-    assert timeless(records)[: len(reached)] == timeless(reached)  # what was done again came out the same
+    assert timeless(records)[: len(reached)] == timeless(
+        reached
+    )  # what was done again came out the same
     assert json.loads((out / "summary.json").read_text())["steps"] == 12
 
 
 def test_the_gsm8k_config_trains_on_rows_of_a_file(tmp_path, monkeypatch, capsys):
     """configs/gsm8k_tiny.py as it is, but for sizes that are compiled already."""
     rows = [
-        {"question": f"Ann has {n} pears and buys 2. How many has she?", "answer": f"2+{n}\n#### {n + 2}"} for n in range(20)
+        {
+            "question": f"Ann has {n} pears and buys 2. How many has she?",
+            "answer": f"2+{n}\n#### {n + 2}",
+        }
+        for n in range(20)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    small = ("batch.groups=2", "batch.micro_batch=0", "sampling.prompt_width=80", "sampling.max_new_tokens=8")
-    small += ("evaluation.problems=2", "evaluation.samples=4", "verifier.workers=1", f"model={model_folder()}")
-    wanted = (f"data.path={tmp_path}/rows.jsonl", "data.heldout_size=4", "steps=1", f"out={tmp_path}/out")
+    small = (
+        "batch.groups=2",
+        "batch.micro_batch=0",
+        "sampling.prompt_width=80",
+        "sampling.max_new_tokens=8",
+    )
+    small += (
+        "evaluation.problems=2",
+        "evaluation.samples=4",
+        "verifier.workers=1",
+        f"model={model_folder()}",
+    )
+    wanted = (
+        f"data.path={tmp_path}/rows.jsonl",
+        "data.heldout_size=4",
+        "steps=1",
+        f"out={tmp_path}/out",
+    )
     arguments = [f"--config.{setting}" for setting in small + wanted]
-    monkeypatch.setattr(sys, "argv", ["train", "--config", str(ROOT / "configs" / "gsm8k_tiny.py"), *arguments])
+    monkeypatch.setattr(
+        sys, "argv", ["train", "--config", str(ROOT / "configs" / "gsm8k_tiny.py"), *arguments]
+    )
     run_main(main)
     shown = lines(tmp_path / "out" / "rollouts.jsonl")
     assert {record["prompt"] for record in shown} <= {row["question"] for row in rows[:16]}

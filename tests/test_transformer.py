@@ -93,19 +93,32 @@ def test_windows_go_by_positions_where_columns_are_in_no_order(varied):
     network, tokens, ones = VARIED, jnp.arange(8).reshape(1, 8) + 3, jnp.ones((1, 8), bool)
     whole, _ = hidden(varied, tokens, ones, network)
     _, key_values = hidden(varied, tokens[:, :5], ones[:, :5], network)
-    recent = jax.tree.map(jnp.zeros_like, tuple((keys[..., :3], values[:, :, :3]) for keys, values in key_values))
+    recent = jax.tree.map(
+        jnp.zeros_like, tuple((keys[..., :3], values[:, :, :3]) for keys, values in key_values)
+    )
     key_positions = jnp.array([[0, 1, 2, 3, 4, 6, 7, 5]])
 
     @jax.jit
     def read(token, position, recent, column):
         cache = transformer.Cache(key_values, recent, column)
         mask = (key_positions <= position)[:, None]
-        return transformer.forward(network, varied, token, position, mask, cache, key_positions=key_positions)
+        return transformer.forward(
+            network, varied, token, position, mask, cache, key_positions=key_positions
+        )
 
     for position, column in ((5, 2), (6, 0), (7, 1)):
-        state, recent = read(tokens[:, position : position + 1], jnp.array([[position]]), recent, jnp.int32(column))
+        state, recent = read(
+            tokens[:, position : position + 1], jnp.array([[position]]), recent, jnp.int32(column)
+        )
         np.testing.assert_allclose(state[:, 0], whole[:, position], atol=2e-5)
-    unknown = network, varied, tokens[:, :1], jnp.zeros((1, 1), int), jnp.ones((1, 1, 8), bool), transformer.Cache(key_values)
+    unknown = (
+        network,
+        varied,
+        tokens[:, :1],
+        jnp.zeros((1, 1), int),
+        jnp.ones((1, 1, 8), bool),
+        transformer.Cache(key_values),
+    )
     with pytest.raises(ValueError, match="this network has windows"):
         transformer.forward(*unknown)
 
@@ -125,7 +138,10 @@ def test_scalings_leave_fast_pairs_and_slow_the_others():
 
 def test_rotation_depends_on_the_distance_alone():
     x = jax.random.normal(jax.random.key(0), (1, 1, 2, 8))
-    near, far = (transformer.rotate(x, transformer.turns(Rope(), 8, jnp.array([[p, p + 3]]))) for p in (0, 50))
+    near, far = (
+        transformer.rotate(x, transformer.turns(Rope(), 8, jnp.array([[p, p + 3]])))
+        for p in (0, 50)
+    )
     products = [jnp.einsum("e,e->", r[0, 0, 0], r[0, 0, 1]) for r in (near, far)]
     np.testing.assert_allclose(*products, rtol=1e-4)
 
@@ -148,7 +164,10 @@ def test_stacking_loses_nothing(params):
 def read_on():
     """(params, remat) -> hidden states of texts that go on from prompts, and the gradient of a number made of them."""
     tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, NETWORK.vocab_size)
-    ones, direction = jnp.ones(tokens.shape, bool), jax.random.normal(jax.random.key(2), (3, 5, NETWORK.width))
+    ones, direction = (
+        jnp.ones(tokens.shape, bool),
+        jax.random.normal(jax.random.key(2), (3, 5, NETWORK.width)),
+    )
 
     def read(params, remat):
         mask, positions = transformer.sequence_mask(ones), transformer.sequence_positions(ones)
@@ -166,7 +185,10 @@ def read_on():
         return forward(slice(4, 9), transformer.Cache(prompt))[0]
 
     number = lambda params, remat: jnp.vdot(read(params, remat), direction)
-    return jax.jit(lambda params, remat: (read(params, remat), jax.grad(number)(params, remat)), static_argnums=1)
+    return jax.jit(
+        lambda params, remat: (read(params, remat), jax.grad(number)(params, remat)),
+        static_argnums=1,
+    )
 
 
 @pytest.mark.parametrize("remat", transformer.REMAT)
@@ -175,7 +197,9 @@ def test_neither_scanning_nor_rematerialising_changes_a_number(params, read_on, 
     expected, expected_gradient = read_on(params, "none")
     hidden, gradient = read_on(layout(params), remat)
     np.testing.assert_allclose(hidden, expected, rtol=1e-6, atol=2e-6)
-    for leaf, wanted in zip(*map(jax.tree.leaves, (transformer.unstack(gradient), expected_gradient)), strict=True):
+    for leaf, wanted in zip(
+        *map(jax.tree.leaves, (transformer.unstack(gradient), expected_gradient)), strict=True
+    ):
         np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max())
 
 
@@ -185,8 +209,15 @@ def test_less_is_kept_for_the_backward_pass(params):
     def kept(remat):
         tokens, ones = jnp.zeros((2, 16), int), jnp.ones((2, 16), bool)
         mask, positions = transformer.sequence_mask(ones), transformer.sequence_positions(ones)
-        hidden = lambda params: transformer.forward(NETWORK, params, tokens, positions, mask, remat=remat)[0]
-        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(hidden, params)[1], params)))
+        hidden = lambda params: transformer.forward(
+            NETWORK, params, tokens, positions, mask, remat=remat
+        )[0]
+        return sum(
+            leaf.size
+            for leaf in jax.tree.leaves(
+                jax.eval_shape(lambda params: jax.vjp(hidden, params)[1], params)
+            )
+        )
 
     assert kept("full") < kept("dots") < kept("none")
 

@@ -16,9 +16,9 @@ import transformers
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from jaxgrpo.distributed.mesh import make_mesh, named_leaves, tree_like
 from jaxgrpo.errors import UserError
-from jaxgrpo.mesh import make_mesh, named_leaves, tree_like
-from jaxgrpo.models import rope, tensors, transformer, weights
+from jaxgrpo.models import hf_folder, rope, tensors, transformer
 from tests.tiny_models import make_folder
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -51,23 +51,28 @@ def change_tensors(folder, **tensors):
 
 
 def bits(tree):
-    return {name: (leaf.shape, np.asarray(leaf).tobytes()) for name, leaf in named_leaves(tree).items()}
+    return {
+        name: (leaf.shape, np.asarray(leaf).tobytes()) for name, leaf in named_leaves(tree).items()
+    }
 
 
 @pytest.mark.parametrize(
     ("architecture", "changes"),
     [
         ("LlamaForCausalLM", {}),
-        ("LlamaForCausalLM", {"tie_word_embeddings": False, "num_attention_heads": 3, "num_key_value_heads": 1}),
+        (
+            "LlamaForCausalLM",
+            {"tie_word_embeddings": False, "num_attention_heads": 3, "num_key_value_heads": 1},
+        ),
         ("Qwen2ForCausalLM", {}),
     ],
 )
 def test_what_is_saved_is_what_was_loaded(tmp_path, architecture, changes):
     source = make_folder(tmp_path / "source", architecture, **changes)
-    params = weights.load_params(source)
-    weights.save(params, source, tmp_path / "deep" / "target")
-    assert bits(weights.load_params(tmp_path / "deep" / "target")) == bits(params)
-    assert weights.load_config(tmp_path / "deep" / "target") == weights.load_config(source)
+    params = hf_folder.load_params(source)
+    hf_folder.save(params, source, tmp_path / "deep" / "target")
+    assert bits(hf_folder.load_params(tmp_path / "deep" / "target")) == bits(params)
+    assert hf_folder.load_config(tmp_path / "deep" / "target") == hf_folder.load_config(source)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["target"]
     written = {path.name: path.stat().st_mode for path in (tmp_path / "deep" / "target").iterdir()}
     assert written.keys() == {path.name for path in source.iterdir()}
@@ -75,16 +80,18 @@ def test_what_is_saved_is_what_was_loaded(tmp_path, architecture, changes):
 
 
 def test_the_tree_is_the_networks(original):
-    config = weights.check_folder(original)
-    params = weights.load_params(original)
+    config = hf_folder.check_folder(original)
+    params = hf_folder.load_params(original)
     like = transformer.shapes(config)
     assert jax.tree.structure(params) == jax.tree.structure(like)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), like)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), like
+    )
 
 
 def test_kernels_are_turned_and_biases_are_not(tmp_path):
     source = make_folder(tmp_path / "qwen", "Qwen2ForCausalLM")
-    attention = weights.load_params(source)["layers_1"]["attention"]["query"]
+    attention = hf_folder.load_params(source)["layers_1"]["attention"]["query"]
     tensors = load_file(source / "model.safetensors")
     np.testing.assert_array_equal(attention["kernel"], tensors[QUERY].T)
     np.testing.assert_array_equal(attention["bias"], tensors[QUERY.replace("weight", "bias")])
@@ -93,10 +100,14 @@ def test_kernels_are_turned_and_biases_are_not(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_each_tensor_is_read_to_where_it_belongs(original, dtype):
     mesh = make_mesh(devices=jax.devices()[:1])
-    like = tree_like(mesh, transformer.shapes(weights.load_config(original)))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), like)
-    params, whole = weights.load_params(original, like), weights.load_params(original)
-    assert jax.tree.map(lambda x: (x.dtype, x.sharding), params) == jax.tree.map(lambda x: (x.dtype, x.sharding), like)
+    like = tree_like(mesh, transformer.shapes(hf_folder.load_config(original)))
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), like
+    )
+    params, whole = hf_folder.load_params(original, like), hf_folder.load_params(original)
+    assert jax.tree.map(lambda x: (x.dtype, x.sharding), params) == jax.tree.map(
+        lambda x: (x.dtype, x.sharding), like
+    )
     assert bits(params) == bits(jax.tree.map(lambda x: x.astype(dtype), whole))
 
 
@@ -104,9 +115,16 @@ def test_any_part_of_a_tensor_can_be_read(tmp_path, monkeypatch):
     """In blocks of one or two rows, with a part of the columns, turned or not; and nothing else of the file is."""
     monkeypatch.setattr(tensors, "BLOCK", 64)
     matrix = np.random.default_rng(0).normal(size=(11, 7)).astype(np.float32)
-    save_file({"other": np.ones(5, np.float32), "matrix": matrix, "one": matrix[0]}, tmp_path / "model.safetensors")
+    save_file(
+        {"other": np.ones(5, np.float32), "matrix": matrix, "one": matrix[0]},
+        tmp_path / "model.safetensors",
+    )
     found = tensors.found_in(tmp_path)
-    for rows, columns in [(slice(None), slice(None)), (slice(3, 9), slice(None)), (slice(0, 5), slice(2, 7))]:
+    for rows, columns in [
+        (slice(None), slice(None)),
+        (slice(3, 9), slice(None)),
+        (slice(0, 5), slice(2, 7)),
+    ]:
         part = found["matrix"].read((rows, columns), np.float32)
         np.testing.assert_array_equal(part, matrix[rows, columns])
         turned = found["matrix"].read((columns, rows), np.float16, turned=True)
@@ -117,28 +135,35 @@ def test_any_part_of_a_tensor_can_be_read(tmp_path, monkeypatch):
 
 
 def test_a_large_model_is_saved_in_several_files(original, tmp_path):
-    params = weights.load_params(original)
-    weights.save(params, original, tmp_path / "target", limit=4000)
+    params = hf_folder.load_params(original)
+    hf_folder.save(params, original, tmp_path / "target", limit=4000)
     files = sorted(path.name for path in (tmp_path / "target").glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
     index = json.loads((tmp_path / "target" / tensors.INDEX).read_text())
     held = {file: load_file(tmp_path / "target" / file) for file in files}
     assert index["weight_map"] == {name: file for file, inside in held.items() for name in inside}
-    assert index["metadata"]["total_size"] == sum(x.nbytes for inside in held.values() for x in inside.values())
+    assert index["metadata"]["total_size"] == sum(
+        x.nbytes for inside in held.values() for x in inside.values()
+    )
     # Only a tensor that is larger by itself makes a larger file.
-    assert all(len(inside) == 1 or sum(x.nbytes for x in inside.values()) <= 4000 for inside in held.values())
-    assert bits(weights.load_params(tmp_path / "target")) == bits(params)
+    assert all(
+        len(inside) == 1 or sum(x.nbytes for x in inside.values()) <= 4000
+        for inside in held.values()
+    )
+    assert bits(hf_folder.load_params(tmp_path / "target")) == bits(params)
 
 
 def test_tensors_are_taken_to_the_host_one_by_one(original, tmp_path, monkeypatch):
     """Each is written before the next is asked for."""
     events = []
-    to_host = weights._to_host
-    monkeypatch.setattr(weights, "_to_host", lambda *a: events.append("host") or to_host(*a))
+    to_host = hf_folder._to_host
+    monkeypatch.setattr(hf_folder, "_to_host", lambda *a: events.append("host") or to_host(*a))
     contiguous = np.ascontiguousarray
-    monkeypatch.setattr(np, "ascontiguousarray", lambda *a, **k: events.append("write") or contiguous(*a, **k))
-    params = weights.load_params(original)
-    weights.save(params, original, tmp_path / "target")
+    monkeypatch.setattr(
+        np, "ascontiguousarray", lambda *a, **k: events.append("write") or contiguous(*a, **k)
+    )
+    params = hf_folder.load_params(original)
+    hf_folder.save(params, original, tmp_path / "target")
     assert events == ["host", "write"] * len(jax.tree.leaves(params))
 
 
@@ -153,29 +178,41 @@ def test_shards_with_an_index_are_one_model(folder, original):
         names = sorted(tensors)[shard::2]
         save_file({name: tensors[name] for name in names}, folder / file)
         index |= dict.fromkeys(names, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
     stray = {QUERY: np.zeros((3, 3), np.float32), "consolidated": np.zeros(2, np.float32)}
     save_file(stray, folder / "consolidated.safetensors")  # the index does not name it
-    assert bits(weights.load_params(folder)) == bits(weights.load_params(original))
+    assert bits(hf_folder.load_params(folder)) == bits(hf_folder.load_params(original))
     target = folder.with_name("target")
-    weights.save(weights.load_params(folder), folder, target)
+    hf_folder.save(hf_folder.load_params(folder), folder, target)
     assert not (target / "model.safetensors.index.json").exists()
-    assert bits(weights.load_params(target)) == bits(weights.load_params(original))
+    assert bits(hf_folder.load_params(target)) == bits(hf_folder.load_params(original))
 
 
 @pytest.mark.parametrize(
     ("spelling", "name", "dtype"),
-    [("dtype", "bfloat16", BFLOAT16), ("torch_dtype", "bfloat16", BFLOAT16), ("dtype", "float16", np.dtype("float16"))],
+    [
+        ("dtype", "bfloat16", BFLOAT16),
+        ("torch_dtype", "bfloat16", BFLOAT16),
+        ("dtype", "float16", np.dtype("float16")),
+    ],
 )
-def test_half_width_folders_are_float32_here_and_stay_half_width_there(folder, spelling, name, dtype):
-    narrow = {name: array.astype(dtype) for name, array in load_file(folder / "model.safetensors").items()}
+def test_half_width_folders_are_float32_here_and_stay_half_width_there(
+    folder, spelling, name, dtype
+):
+    narrow = {
+        name: array.astype(dtype) for name, array in load_file(folder / "model.safetensors").items()
+    }
     save_file(narrow, folder / "model.safetensors")
     change_config(folder, **({"dtype": ...} | {spelling: name}))
-    params = weights.load_params(folder)
+    params = hf_folder.load_params(folder)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
-    np.testing.assert_array_equal(params["layers_1"]["attention"]["query"]["kernel"], narrow[QUERY].T.astype(np.float32))
+    np.testing.assert_array_equal(
+        params["layers_1"]["attention"]["query"]["kernel"], narrow[QUERY].T.astype(np.float32)
+    )
     target = folder.with_name("target")
-    weights.save(params, folder, target)
+    hf_folder.save(params, folder, target)
     assert bits(load_file(target / "model.safetensors")) == bits(narrow)
     with safe_open(target / "model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}  # transformers asks for it
@@ -183,15 +220,18 @@ def test_half_width_folders_are_float32_here_and_stay_half_width_there(folder, s
 
 def test_a_tied_folder_may_repeat_its_embedding_and_older_ones_hold_frequencies(folder, original):
     embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
-    extra = {"lm_head.weight": embedding, "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32)}
+    extra = {
+        "lm_head.weight": embedding,
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32),
+    }
     change_tensors(folder, **extra)
-    assert bits(weights.load_params(folder)) == bits(weights.load_params(original))
+    assert bits(hf_folder.load_params(folder)) == bits(hf_folder.load_params(original))
 
 
 def test_save_refuses_a_target_that_is_there(folder, original):
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(UserError, match=r"model is there already"):
-        weights.save(weights.load_params(original), original, folder)
+        hf_folder.save(hf_folder.load_params(original), original, folder)
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
@@ -199,17 +239,17 @@ def test_a_save_that_fails_leaves_nothing(original, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("No space left on device")
 
-    params = weights.load_params(original)
+    params = hf_folder.load_params(original)
     monkeypatch.setattr(tensors, "write_file", full)
     with pytest.raises(OSError, match="No space left"):
-        weights.save(params, original, tmp_path / "target")
+        hf_folder.save(params, original, tmp_path / "target")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_save_that_was_killed_does_not_hinder_the_next(original, tmp_path):
     (tmp_path / "target.partial").mkdir()
     (tmp_path / "target.partial" / "stray.safetensors").write_text("half")
-    weights.save(weights.load_params(original), original, tmp_path / "target")
+    hf_folder.save(hf_folder.load_params(original), original, tmp_path / "target")
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert not (tmp_path / "target" / "stray.safetensors").exists()
 
@@ -217,17 +257,35 @@ def test_a_save_that_was_killed_does_not_hinder_the_next(original, tmp_path):
 SPOILED = {
     "no folder": (shutil.rmtree, "model is not there: give a Hugging Face folder"),
     "no config": (lambda f: (f / "config.json").unlink(), "model has no config.json"),
-    "config not JSON": (lambda f: (f / "config.json").write_text("{'a': 1}"), "config.json is not JSON"),
+    "config not JSON": (
+        lambda f: (f / "config.json").write_text("{'a': 1}"),
+        "config.json is not JSON",
+    ),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json holds a list"),
     "unknown architecture": (
         lambda f: change_config(f, architectures=["GPT2LMHeadModel"]),
         "config.json says architecture GPT2LMHeadModel; those known here are LlamaForCausalLM, Qwen2ForCausalLM, ",
     ),
-    "no architecture": (lambda f: change_config(f, architectures=...), "says architecture no architecture"),
-    "lacking field": (lambda f: change_config(f, hidden_size=...), "config.json lacks 'hidden_size'"),
-    "activation": (lambda f: change_config(f, hidden_act="gelu"), "config.json: hidden_act is 'gelu'"),
-    "biases": (lambda f: change_config(f, attention_bias=True), "lacks 8 of 28 tensors, first model.layers.0.self_attn.k_proj"),
-    "biases of the MLP": (lambda f: change_config(f, mlp_bias=True), "config.json: mlp_bias is True; computed here: no bias"),
+    "no architecture": (
+        lambda f: change_config(f, architectures=...),
+        "says architecture no architecture",
+    ),
+    "lacking field": (
+        lambda f: change_config(f, hidden_size=...),
+        "config.json lacks 'hidden_size'",
+    ),
+    "activation": (
+        lambda f: change_config(f, hidden_act="gelu"),
+        "config.json: hidden_act is 'gelu'",
+    ),
+    "biases": (
+        lambda f: change_config(f, attention_bias=True),
+        "lacks 8 of 28 tensors, first model.layers.0.self_attn.k_proj",
+    ),
+    "biases of the MLP": (
+        lambda f: change_config(f, mlp_bias=True),
+        "config.json: mlp_bias is True; computed here: no bias",
+    ),
     "rope, old spelling": (
         lambda f: change_config(f, rope_scaling={"type": "dynamic", "factor": 2.0}),
         "config.json: rope type 'dynamic' is not computed here; default, linear, llama3 and yarn are",
@@ -248,29 +306,47 @@ SPOILED = {
         lambda f: change_config(f, quantization_config={"quant_method": "fp8"}),
         "config.json: quantization_config is {'quant_method': 'fp8'}; computed here: float32, bfloat16 and float16",
     ),
-    "integers": (lambda f: change_tensors(f, **{QUERY: np.ones((16, 16), np.int8)}), f"{QUERY} is quantised or of integers"),
+    "integers": (
+        lambda f: change_tensors(f, **{QUERY: np.ones((16, 16), np.int8)}),
+        f"{QUERY} is quantised or of integers",
+    ),
     "a file of the index": (
-        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}'),
+        lambda f: (f / "model.safetensors.index.json").write_text(
+            '{"weight_map": {"a": "model-00001-of-00001.safetensors"}}'
+        ),
         "lacks 1 of the 1 files its index names, first model-00001-of-00001.safetensors",
     ),
-    "no index": (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "index.json is no index (TypeError"),
+    "no index": (
+        lambda f: (f / "model.safetensors.index.json").write_text("[]"),
+        "index.json is no index (TypeError",
+    ),
     "odd heads": (
         lambda f: change_config(f, num_attention_heads=4, num_key_value_heads=3),
         "config.json: 4 query heads cannot share 3 key-value heads",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no *.safetensors"),
-    "unreadable": (lambda f: (f / "model.safetensors").write_bytes(b"<html>"), "model.safetensors cannot be read"),
-    "cut short": (
-        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-10]),
+    "unreadable": (
+        lambda f: (f / "model.safetensors").write_bytes(b"<html>"),
         "model.safetensors cannot be read",
     ),
-    "missing tensor": (lambda f: change_tensors(f, **{QUERY: ...}), f"lacks 1 of 20 tensors, first {QUERY}"),
+    "cut short": (
+        lambda f: (f / "model.safetensors").write_bytes(
+            (f / "model.safetensors").read_bytes()[:-10]
+        ),
+        "model.safetensors cannot be read",
+    ),
+    "missing tensor": (
+        lambda f: change_tensors(f, **{QUERY: ...}),
+        f"lacks 1 of 20 tensors, first {QUERY}",
+    ),
     "wrong shape": (
         lambda f: change_tensors(f, **{QUERY: np.zeros((16, 8), np.float32)}),
         f"{QUERY} is (16, 8), but config.json makes it (16, 16)",
     ),
     "extra tensor": (
-        lambda f: change_tensors(f, **{"model.layers.1.self_attn.q_norm.weight": np.zeros(4, np.float32)}),
+        lambda f: change_tensors(
+            f, **{"model.layers.1.self_attn.q_norm.weight": np.zeros(4, np.float32)}
+        ),
         "has 1 tensors that config.json does not explain, first model.layers.1.self_attn.q_norm.weight",
     ),
     "untied head": (
@@ -280,7 +356,9 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize("load", [weights.load_params, weights.check_folder], ids=["load", "check"])
+@pytest.mark.parametrize(
+    "load", [hf_folder.load_params, hf_folder.check_folder], ids=["load", "check"]
+)
 @pytest.mark.parametrize(("spoil", "message"), SPOILED.values(), ids=SPOILED)
 def test_what_is_wrong_is_named_in_one_line(folder, spoil, message, load):
     spoil(folder)
@@ -292,14 +370,46 @@ def test_what_is_wrong_is_named_in_one_line(folder, spoil, message, load):
 
 
 REFUSED = {
-    "qwen2, chunks": ("Qwen2ForCausalLM", {"layer_types": ["chunked_attention"] * 2}, "layer_types holds 'chunked_attention'"),
-    "qwen2, short": ("Qwen2ForCausalLM", {"layer_types": ["full_attention"]}, "layer_types has 1 of 2 layers; computed here"),
-    "qwen2, two": ("Qwen2ForCausalLM", {"rope_parameters": {"full_attention": {}}}, "rope_parameters has 'full_attention'"),
-    "mistral": ("MistralForCausalLM", {"layer_types": ["full_attention"] * 2}, "layer_types is ['full_attention', 'full_"),
-    "gemma2": ("Gemma2ForCausalLM", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'; computed here: gelu's"),
-    "gemma3, both ways": ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
-    "gemma3, cap": ("Gemma3ForCausalLM", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0; computed here"),
-    "yarn": ("LlamaForCausalLM", {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, "mscale is 1.0; of yarn"),
+    "qwen2, chunks": (
+        "Qwen2ForCausalLM",
+        {"layer_types": ["chunked_attention"] * 2},
+        "layer_types holds 'chunked_attention'",
+    ),
+    "qwen2, short": (
+        "Qwen2ForCausalLM",
+        {"layer_types": ["full_attention"]},
+        "layer_types has 1 of 2 layers; computed here",
+    ),
+    "qwen2, two": (
+        "Qwen2ForCausalLM",
+        {"rope_parameters": {"full_attention": {}}},
+        "rope_parameters has 'full_attention'",
+    ),
+    "mistral": (
+        "MistralForCausalLM",
+        {"layer_types": ["full_attention"] * 2},
+        "layer_types is ['full_attention', 'full_",
+    ),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        {"hidden_activation": "gelu"},
+        "hidden_activation is 'gelu'; computed here: gelu's",
+    ),
+    "gemma3, both ways": (
+        "Gemma3ForCausalLM",
+        {"use_bidirectional_attention": True},
+        "use_bidirectional_attention is True",
+    ),
+    "gemma3, cap": (
+        "Gemma3ForCausalLM",
+        {"attn_logit_softcapping": 50.0},
+        "attn_logit_softcapping is 50.0; computed here",
+    ),
+    "yarn": (
+        "LlamaForCausalLM",
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}},
+        "mscale is 1.0; of yarn",
+    ),
 }
 
 
@@ -308,15 +418,17 @@ def test_what_is_not_computed_is_refused(folder, architecture, changes, message)
     """The field of config.json, its value, and what is computed."""
     change_config(folder, architectures=[architecture], **changes)
     with pytest.raises(UserError, match=re.escape(f"config.json: {message}")):
-        weights.load_config(folder)
+        hf_folder.load_config(folder)
 
 
 def test_each_layers_window_is_the_familys(folder):
     """Where config.json has no layer_types, as before transformers 5."""
 
     def windows(architecture, **changes):
-        change_config(folder, architectures=[f"{architecture}ForCausalLM"], num_hidden_layers=7, **changes)
-        return weights.load_config(folder).windows
+        change_config(
+            folder, architectures=[f"{architecture}ForCausalLM"], num_hidden_layers=7, **changes
+        )
+        return hf_folder.load_config(folder).windows
 
     assert windows("Llama") == ()
     assert windows("Qwen2", use_sliding_window=False, sliding_window=32) == ()
@@ -332,20 +444,34 @@ def test_gemma3_has_a_rotary_base_for_each_kind_of_layer(folder):
     """Both spellings; a scaling is of the layers without a window."""
     scaling = {"rope_type": "linear", "factor": 8.0}
     whole, local = rope.Linear(1e6, 8.0), rope.Rope(500.0)
-    both = {"full_attention": scaling | {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 500.0}}
+    both = {
+        "full_attention": scaling | {"rope_theta": 1e6},
+        "sliding_attention": {"rope_theta": 500.0},
+    }
     apart = {"rope_theta": 1e6, "rope_local_base_freq": 500.0, "rope_scaling": scaling}
-    for changes in (apart, {"rope_theta": ..., "rope_local_base_freq": ..., "rope_scaling": ..., "rope_parameters": both}):
+    for changes in (
+        apart,
+        {
+            "rope_theta": ...,
+            "rope_local_base_freq": ...,
+            "rope_scaling": ...,
+            "rope_parameters": both,
+        },
+    ):
         change_config(folder, architectures=["Gemma3ForCausalLM"], **changes)
-        config = weights.load_config(folder)
+        config = hf_folder.load_config(folder)
         assert (config.rope, config.local_rope) == (whole, local)
 
 
 def test_both_spellings_of_the_rotary_base(folder):
-    for changes in ({"rope_theta": 5e5}, {"rope_theta": ..., "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}):
+    for changes in (
+        {"rope_theta": 5e5},
+        {"rope_theta": ..., "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    ):
         change_config(folder, **changes)
-        assert weights.load_config(folder).rope.theta == 5e5
+        assert hf_folder.load_config(folder).rope.theta == 5e5
     change_config(folder, rope_parameters=...)
-    assert weights.load_config(folder).rope.theta == 10_000.0
+    assert hf_folder.load_config(folder).rope.theta == 10_000.0
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -397,12 +523,12 @@ def test_the_rotary_settings_are_read_as_transformers_does(folder, family, way):
         with pytest.raises(
             UserError, match=r"rope_scaling stands beside rope_parameters .* so that rope_theta"
         ):
-            weights.load_config(folder)
+            hf_folder.load_config(folder)
         return
     theirs = getattr(transformers, f"{family}Config")(
         max_position_embeddings=2048, **copy.deepcopy(said)
     ).rope_parameters
-    assert weights.load_config(folder).rope == rope.from_hf({}, theirs, math.nan)
+    assert hf_folder.load_config(folder).rope == rope.from_hf({}, theirs, math.nan)
 
 
 NESTED = {
@@ -444,12 +570,12 @@ def test_gemma3s_rotary_settings_are_read_as_transformers_does(folder, said, ref
     change_config(folder, architectures=["Gemma3ForCausalLM"], **NO_ROPE | said)
     if refused:
         with pytest.raises(UserError, match=re.escape(f"config.json: {refused}")):
-            weights.load_config(folder)
+            hf_folder.load_config(folder)
         return
     theirs = transformers.Gemma3TextConfig(
         max_position_embeddings=2048, **copy.deepcopy(said)
     ).rope_parameters
-    config = weights.load_config(folder)
+    config = hf_folder.load_config(folder)
     expected = [
         rope.from_hf({}, theirs[kind], math.nan) for kind in ("full_attention", "sliding_attention")
     ]

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgrpo.engine import Engine, Group, completion_key
-from jaxgrpo.logprobs import to_logits
-from jaxgrpo.mesh import make_mesh, to_device
+from jaxgrpo.device.logprobs import to_logits
+from jaxgrpo.distributed.mesh import make_mesh, to_device
 from jaxgrpo.models import transformer
 from jaxgrpo.problems import Problem
-from jaxgrpo.steps import Program, Steps, compile_steps
-from jaxgrpo.tokenizer import Tokenizer
+from jaxgrpo.programs import Program, Steps, compile_steps
+from jaxgrpo.rollout.engine import Engine, Group, completion_key
+from jaxgrpo.text.tokenizer import Tokenizer
 from tests import tiny_models
 from tests.tiny_models import random_params
 
@@ -31,7 +31,9 @@ class Characters:
     chat_template = None
 
     def __call__(self, text: str, add_special_tokens: bool) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=[ord(character) - 40 for character in text.replace("\n", "")])
+        return SimpleNamespace(
+            input_ids=[ord(character) - 40 for character in text.replace("\n", "")]
+        )
 
     def decode(self, ids: Sequence[int], **_: bool) -> str:
         return "".join(chr(40 + i) for i in ids)
@@ -51,9 +53,17 @@ def make_problems(count: int = 7, longest: int = WIDTH) -> list[Problem]:
 
 def make_steps(slots: int, chunk: int, mesh=None, prompt_width: int = WIDTH, **changes) -> Steps:
     """The programs of an engine; those of an update are there, too, and compile only if they are called."""
-    shapes = {"prompt_width": prompt_width, "new_tokens": NEW, "ends": ENDS, "group_size": GROUP, "micro_batch": 0}
+    shapes = {
+        "prompt_width": prompt_width,
+        "new_tokens": NEW,
+        "ends": ENDS,
+        "group_size": GROUP,
+        "micro_batch": 0,
+    }
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    return compile_steps(NETWORK, optax.sgd(1.0), mesh, slots=slots, chunk=chunk, **(shapes | changes))
+    return compile_steps(
+        NETWORK, optax.sgd(1.0), mesh, slots=slots, chunk=chunk, **(shapes | changes)
+    )
 
 
 @functools.cache
@@ -91,7 +101,9 @@ def make_params():
     like = transformer.shapes(NETWORK)
     mesh = make_mesh(devices=jax.devices()[:1])
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return to_device(jax.device_get(random_params(NETWORK)), jax.tree.map(lambda _: everywhere, like))
+    return to_device(
+        jax.device_get(random_params(NETWORK)), jax.tree.map(lambda _: everywhere, like)
+    )
 
 
 @functools.cache
@@ -100,7 +112,10 @@ def _uncached(rows: int, columns: int):
     def last_logits(params, tokens, lengths):
         """Rows padded on the right, read from the beginning as if nothing had been read before."""
         segments = (jnp.arange(columns) < lengths[:, None]).astype(jnp.int32)
-        positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
+        positions, mask = (
+            transformer.sequence_positions(segments),
+            transformer.sequence_mask(segments),
+        )
         hidden, _ = transformer.forward(NETWORK, params, tokens, positions, mask)
         last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
         return to_logits(last, transformer.output_embedding(params), 1.0, NETWORK.logit_softcap)
@@ -115,7 +130,12 @@ def _uniforms(keys):
 
 
 def written_without_a_cache(
-    params, problems: Sequence[Problem], group_size: int, name: str, temperature: float = 1.0, fewest: int = 0
+    params,
+    problems: Sequence[Problem],
+    group_size: int,
+    name: str,
+    temperature: float = 1.0,
+    fewest: int = 0,
 ) -> list[tuple[list[int], list[float]]]:
     """(tokens, log-probabilities) of each problem's completions, row by row.
 
@@ -134,7 +154,9 @@ def written_without_a_cache(
         tokens = np.zeros((len(rows), columns), np.int32)
         for row, text in enumerate(texts):
             tokens[row, : len(text)] = text
-        logits = _uncached(len(rows), columns)(params, tokens, np.array([len(text) for text in texts], np.int32))
+        logits = _uncached(len(rows), columns)(
+            params, tokens, np.array([len(text) for text in texts], np.int32)
+        )
         logits = np.array(logits, np.float64)
         logits[:, list(ENDS)] -= np.inf if n < fewest else 0.0
         for row in going:
@@ -146,7 +168,10 @@ def written_without_a_cache(
             texts[row].append(token)
             logprobs[row].append(float(np.log(probs[token])))
         going = [row for row in going if texts[row][-1] not in ENDS]
-    return [(text[start:], numbers) for text, start, numbers in zip(texts, prompts, logprobs, strict=True)]
+    return [
+        (text[start:], numbers)
+        for text, start, numbers in zip(texts, prompts, logprobs, strict=True)
+    ]
 
 
 def completions(groups: Sequence[Group]) -> list[tuple[list[int], list[float]]]:
@@ -154,7 +179,9 @@ def completions(groups: Sequence[Group]) -> list[tuple[list[int], list[float]]]:
     return [
         (tokens[chosen].tolist(), logprobs[chosen].tolist())
         for group in groups
-        for tokens, logprobs, chosen in zip(group.tokens, group.logprobs, group.completion_mask, strict=True)
+        for tokens, logprobs, chosen in zip(
+            group.tokens, group.logprobs, group.completion_mask, strict=True
+        )
     ]
 
 

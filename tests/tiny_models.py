@@ -9,12 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxgrpo.mesh import path_name
-from jaxgrpo.models import transformer, weights
+from jaxgrpo.distributed.mesh import path_name
+from jaxgrpo.models import hf_folder, transformer
 from jaxgrpo.models.transformer import ModelConfig
 
 NETWORK = ModelConfig(
-    vocab_size=48, width=16, layers=2, heads=4, kv_heads=2, head_width=4, mlp_width=24, tied_embeddings=True, qkv_bias=True
+    vocab_size=48,
+    width=16,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_width=4,
+    mlp_width=24,
+    tied_embeddings=True,
+    qkv_bias=True,
 )
 
 
@@ -29,13 +37,15 @@ def random_params(config: ModelConfig, seed: int = 0):
     return jax.tree_util.tree_map_with_path(draw, transformer.shapes(config))
 
 
-def make_folder(folder: Path, architecture: str = "LlamaForCausalLM", seed: int = 0, **changes) -> Path:
+def make_folder(
+    folder: Path, architecture: str = "LlamaForCausalLM", seed: int = 0, **changes
+) -> Path:
     """A Hugging Face folder with the embedded model's tokenizer and a random network 16 wide."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.model", "tokenizer_config.json", "tokenizer.json"):
-        if (weights.EMBEDDED / name).exists():
-            shutil.copy(weights.EMBEDDED / name, folder)
-    hf = json.loads((weights.EMBEDDED / "config.json").read_text()) | {
+        if (hf_folder.EMBEDDED / name).exists():
+            shutil.copy(hf_folder.EMBEDDED / name, folder)
+    hf = json.loads((hf_folder.EMBEDDED / "config.json").read_text()) | {
         "architectures": [architecture],
         "model_type": architecture.removesuffix("ForCausalLM").lower(),
         "hidden_size": 16,
@@ -47,11 +57,13 @@ def make_folder(folder: Path, architecture: str = "LlamaForCausalLM", seed: int 
         **changes,
     }
     (folder / "config.json").write_text(json.dumps(hf))
-    config = weights.load_config(folder)
+    config = hf_folder.load_config(folder)
     params = jax.device_get(random_params(config, seed))
-    names = {path: name for name, (path, _) in weights.wanted_tensors(folder, config).items()}
+    names = {path: name for name, (path, _) in hf_folder.wanted_tensors(folder, config).items()}
     tensors = {
-        name: np.ascontiguousarray(leaf.T if path.endswith("kernel") else leaf, dtype=jnp.dtype(hf["dtype"]))
+        name: np.ascontiguousarray(
+            leaf.T if path.endswith("kernel") else leaf, dtype=jnp.dtype(hf["dtype"])
+        )
         for path, name in names.items()
         for leaf in [_at(params, path)]
     }

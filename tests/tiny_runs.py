@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrpo import run, settings, steps
+from jaxgrpo import build
+from jaxgrpo import programs as steps
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, load
-from jaxgrpo.mesh import make_mesh
-from jaxgrpo.models import lora, transformer, weights
+from jaxgrpo.config import overrides
+from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.distributed.mesh import make_mesh
+from jaxgrpo.models import hf_folder, lora, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.optimizer import adamw, schedule
 from tests.tiny_models import make_folder
 
 ROOT = Path(__file__).parent.parent
@@ -27,13 +29,13 @@ TEXT = """
 from jaxgrpo.config import Batch, Config, Evaluation, Filter, Optimizer, Sampling, Verifier
 from jaxgrpo.data.arithmetic import Arithmetic
 from jaxgrpo.problems import Weighted
-from jaxgrpo.rewards import language, math
+from jaxgrpo.rewards import languages, maths
 
 
 def get_config():
     return Config(
         data=Arithmetic(levels=(1,), size=24),
-        rewards={"accuracy": Weighted(math.accuracy), "language": Weighted(language.target_word_ratio)},
+        rewards={"accuracy": Weighted(maths.accuracy), "language": Weighted(languages.target_word_ratio)},
         model="MODEL",
         out="OUT",
         steps=4,
@@ -82,36 +84,59 @@ def compile_once(model, optimizer, mesh, **shapes):
     """
     _compiled.latest = optimizer, mesh
     made = _compiled(model, **shapes)
-    programs = {name: value for name, value in vars(made).items() if isinstance(value, steps.Program)}
-    return replace(made, **{name: steps.Program(name, program._jitted) for name, program in programs.items()})
+    programs = {
+        name: value for name, value in vars(made).items() if isinstance(value, steps.Program)
+    }
+    return replace(
+        made, **{name: steps.Program(name, program._jitted) for name, program in programs.items()}
+    )
 
 
 def share_programs(monkeypatch) -> None:
     """For runs that only have to be short: they share compiled programs, and look at the length of 32 prompts, not 10,000."""
-    monkeypatch.setattr(run, "compile_steps", compile_once)
-    monkeypatch.setattr(run, "SCANNED", 32)
+    monkeypatch.setattr(build, "compile_steps", compile_once)
+    monkeypatch.setattr(build, "SCANNED", 32)
 
 
 def leave_run(
-    folder: Path, architecture: str = "LlamaForCausalLM", adapters: Lora = lora.OFF, stacked: bool = False
+    folder: Path,
+    architecture: str = "LlamaForCausalLM",
+    adapters: Lora = lora.OFF,
+    stacked: bool = False,
 ) -> tuple[Path, dict]:
     """(OUT, parameters): what a run leaves behind, config.json and a checkpoint of step 3, and what the policy then was.
     All that is trained has moved."""
     model = make_folder(folder / "model", architecture, tie_word_embeddings=False)
-    network, optimizer = weights.load_config(model), adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.1, 1.0)
-    shapes = {"prompt_width": 4, "new_tokens": 4, "micro_batch": 0, "ends": (1,), "slots": 1, "scan_layers": stacked}
-    state_like = steps.compile_steps(network, optimizer, make_mesh(), **shapes, adapters=adapters).state_like
+    network, optimizer = (
+        hf_folder.load_config(model),
+        adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.1, 1.0),
+    )
+    shapes = {
+        "prompt_width": 4,
+        "new_tokens": 4,
+        "micro_batch": 0,
+        "ends": (1,),
+        "slots": 1,
+        "scan_layers": stacked,
+    }
+    state_like = steps.compile_steps(
+        network, optimizer, make_mesh(), **shapes, adapters=adapters
+    ).state_like
     rng = np.random.default_rng(9)
     random = lambda leaf: jnp.asarray(rng.normal(0.0, 0.3, leaf.shape), leaf.dtype)
     state = jax.tree.map(random, state_like)
     out = folder / "out"
     with Checkpoints(out, keep=1) as checkpoints:
         checkpoints.save(3, state, {})
-    described = {"lora": settings.describe(adapters), "compute": {"scan_layers": stacked}}
+    described = {"lora": overrides.describe(adapters), "compute": {"scan_layers": stacked}}
     # Runs of before have no such settings.
-    (out / "config.json").write_text(json.dumps({"model": str(model)} | (described if stacked or adapters.rank else {})))
-    base = weights.load_params(model) if adapters.rank else {}
-    return out, jax.device_get(lora.merge(lora.join(base, transformer.unstack(state.params)), adapters.scale))
+    (out / "config.json").write_text(
+        json.dumps({"model": str(model)} | (described if stacked or adapters.rank else {}))
+    )
+    base = hf_folder.load_params(model) if adapters.rank else {}
+    return out, jax.device_get(
+        lora.merge(lora.join(base, transformer.unstack(state.params)), adapters.scale)
+    )
 
 
 def lines(path: Path) -> list[dict]:

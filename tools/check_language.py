@@ -17,9 +17,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxgrpo.rewards.language import word_ratios
+from jaxgrpo.rewards.languages.consistency import word_ratios
 
-LANGUAGES = ["en", "zh", "ja", "ko", "uk", "ru", "th", "de", "fr", "es", "sw", "te", "bn", "vi", "ar", "hi"]
+LANGUAGES = [
+    "en",
+    "zh",
+    "ja",
+    "ko",
+    "uk",
+    "ru",
+    "th",
+    "de",
+    "fr",
+    "es",
+    "sw",
+    "te",
+    "bn",
+    "vi",
+    "ar",
+    "hi",
+]
 OWN, OTHER, MIX, NOISE, SPEED = 0.97, 0.03, 0.05, 0.01, 2000
 
 NOISES = (
@@ -41,9 +58,15 @@ NOISES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the folder with mgsm_*.tsv and gsm8k_test.jsonl")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the folder with mgsm_*.tsv and gsm8k_test.jsonl"
+    )
     files = read(parser.parse_args().data)
-    missed = [check.__name__ for check in (check_files, check_mixes, check_noise, check_speed) if not check(files)]
+    missed = [
+        check.__name__
+        for check in (check_files, check_mixes, check_noise, check_speed)
+        if not check(files)
+    ]
     print(f"missed: {', '.join(missed)}" if missed else "all bars are met")
     sys.exit(bool(missed))
 
@@ -76,10 +99,16 @@ def check_files(files: dict[str, tuple[str, list[str]]]) -> bool:
         values = {language: [ratio(text, language) for text in texts] for language in LANGUAGES}
         means = {language: statistics.mean(values[language]) for language in LANGUAGES}
         print(f"{name:16}" + "".join(f"{means[language]:7.4f}" for language in LANGUAGES))
-        met &= means[own] >= OWN and all(mean <= OTHER for language, mean in means.items() if language != own)
+        met &= means[own] >= OWN and all(
+            mean <= OTHER for language, mean in means.items() if language != own
+        )
         below = sum(value < OWN for value in values[own])
-        above = sum(max(values[x][i] for x in LANGUAGES if x != own) > OTHER for i in range(len(texts)))
-        worst.append(f"{name}: of {len(texts)} texts {below} below {OWN} in {own}, {above} above {OTHER} in another")
+        above = sum(
+            max(values[x][i] for x in LANGUAGES if x != own) > OTHER for i in range(len(texts))
+        )
+        worst.append(
+            f"{name}: of {len(texts)} texts {below} below {OWN} in {own}, {above} above {OTHER} in another"
+        )
         for value, text in sorted(zip(values[own], texts, strict=True))[: min(2, below)]:
             worst.append(f"    {value:.2f} {text[:160]!r}")
     print("\n" + "\n".join(worst) + "\n")
@@ -88,12 +117,16 @@ def check_files(files: dict[str, tuple[str, list[str]]]) -> bool:
 
 def check_mixes(files: dict[str, tuple[str, list[str]]]) -> bool:
     """A text of one file after a text of another, against their words counted apart: mean and greatest difference."""
-    print("half-and-half mixes: mean |ratio - true share|, greatest, share of mixes within the bar\n")
+    print(
+        "half-and-half mixes: mean |ratio - true share|, greatest, share of mixes within the bar\n"
+    )
     met = True
     pairs = [(a, b) for a, b in itertools.permutations(files, 2) if files[a][0] != files[b][0]]
     for a, b in pairs:
         (language, first), (other, second) = files[a], files[b]
-        errors = [_mix_error(x, language, y, other) for x, y in zip(first, reversed(second), strict=False)]
+        errors = [
+            _mix_error(x, language, y, other) for x, y in zip(first, reversed(second), strict=False)
+        ]
         within = statistics.mean(error <= MIX for error in errors)
         met &= statistics.mean(errors) <= MIX
         print(f"{a:>16} + {b:16} {statistics.mean(errors):7.4f} {max(errors):7.4f} {within:7.1%}")
@@ -112,7 +145,9 @@ def check_noise(files: dict[str, tuple[str, list[str]]]) -> bool:
     changes = dict.fromkeys(NOISES, 0.0)
     for language, texts in files.values():
         for text, noise in itertools.product(texts[:50], NOISES):
-            changes[noise] = max(changes[noise], _change(text, noise, language), _change(text, noise, "en"))
+            changes[noise] = max(
+                changes[noise], _change(text, noise, language), _change(text, noise, "en")
+            )
     for noise, change in changes.items():
         print(f"{change:8.4f} {noise!r}")
     print()
@@ -122,7 +157,9 @@ def check_noise(files: dict[str, tuple[str, list[str]]]) -> bool:
 def _change(text: str, noise: str, language: str) -> float:
     places = [match.end() for match in re.finditer(r"\s|[。？！、，]", text)] or [len(text)]  # noqa: RUF001
     middle = places[len(places) // 2]
-    return abs(ratio(f"{text[:middle]} {noise} {text[middle:]} {noise}", language) - ratio(text, language))
+    return abs(
+        ratio(f"{text[:middle]} {noise} {text[middle:]} {noise}", language) - ratio(text, language)
+    )
 
 
 def check_speed(files: dict[str, tuple[str, list[str]]]) -> bool:
@@ -131,7 +168,9 @@ def check_speed(files: dict[str, tuple[str, list[str]]]) -> bool:
     met = True
     for name, (language, texts) in files.items():
         best = min(_seconds(lambda: [ratio(text, language) for text in texts]) for _ in range(3))  # noqa: B023
-        print(f"{name:16} {len(texts) / best:8,.0f}   mean length {statistics.mean(map(len, texts)):.0f}")
+        print(
+            f"{name:16} {len(texts) / best:8,.0f}   mean length {statistics.mean(map(len, texts)):.0f}"
+        )
         met &= len(texts) / best >= SPEED
     print()
     return met

@@ -20,8 +20,8 @@ from pathlib import Path
 from unittest import mock
 
 from jaxgrpo.problems import Problem
-from jaxgrpo.rewards import math
-from jaxgrpo.rewards.numbers import plain, tidy
+from jaxgrpo.rewards.maths import verifier
+from jaxgrpo.rewards.maths.quantities import plain, tidy
 
 ENOUGH = 0.995
 
@@ -32,7 +32,7 @@ class Case:
 
     problem: Problem
     completion: str
-    extract: tuple[str, ...] = math.MARKS
+    extract: tuple[str, ...] = verifier.MARKS
 
 
 def gsm8k(path: Path) -> Iterator[Case]:
@@ -45,8 +45,13 @@ def gsm8k(path: Path) -> Iterator[Case]:
 def mgsm(path: Path) -> Iterator[Case]:
     language = path.stem.removeprefix("mgsm_")
     with path.open(encoding="utf-8", newline="") as file:
-        for line, (question, gold) in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
-            yield Case(Problem(f"{path.stem}:{line}", question, gold.replace(",", ""), language), rf"\boxed{{{gold}}}")
+        for line, (question, gold) in enumerate(
+            csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1
+        ):
+            yield Case(
+                Problem(f"{path.stem}:{line}", question, gold.replace(",", ""), language),
+                rf"\boxed{{{gold}}}",
+            )
 
 
 def math500(path: Path) -> Iterator[Case]:
@@ -57,13 +62,16 @@ def math500(path: Path) -> Iterator[Case]:
 
 def with_answer(path: Path) -> Iterator[Case]:
     for row in _rows(path):
-        yield Case(Problem(f"{path.stem}:{row['id']}", row["problem"], str(row["answer"])), rf"\boxed{{{row['answer']}}}")
+        yield Case(
+            Problem(f"{path.stem}:{row['id']}", row["problem"], str(row["answer"])),
+            rf"\boxed{{{row['answer']}}}",
+        )
 
 
 def minerva(path: Path) -> Iterator[Case]:
     """The gold answer is the solution's last box, as lm-evaluation-harness takes it; the completion is the solution."""
     for row in _rows(path):
-        gold = math.final_answer(row["solution"], ("boxed",)) or ""
+        gold = verifier.final_answer(row["solution"], ("boxed",)) or ""
         yield Case(Problem(f"minerva_math:{row['idx']}", row["problem"], gold), row["solution"])
 
 
@@ -72,7 +80,10 @@ def olympiadbench(path: Path) -> Iterator[Case]:
         gold = ", ".join(row["final_answer"])
         unit = f" {row['unit']}" if row["unit"] else ""
         box = rf"\boxed{{{gold.replace('$', '')}}}"
-        yield Case(Problem(f"olympiadbench:{row['id']}", row["question"], gold), f"So the answer is ${box}${unit}.")
+        yield Case(
+            Problem(f"olympiadbench:{row['id']}", row["question"], gold),
+            f"So the answer is ${box}${unit}.",
+        )
 
 
 READERS: dict[str, Callable[[Path], Iterator[Case]]] = {
@@ -96,11 +107,13 @@ def check(cases: list[Case]) -> tuple[dict[str, int], list[str]]:
     counts = {"problems": len(cases), "right": 0, "computed": 0, "wrong": 0}
     exceptions = []
     for index, case in enumerate(cases):
-        reward = math.Accuracy(case.extract)
+        reward = verifier.Accuracy(case.extract)
         right = reward(case.problem, case.completion) == 1.0
         # Without equal text numbers, parts and formulas have to be read.
-        with mock.patch.object(math, "plain", _different):
-            computed = math.same(case.problem.answer, case.problem.answer, case.problem.language)
+        with mock.patch.object(verifier, "plain", _different):
+            computed = verifier.same(
+                case.problem.answer, case.problem.answer, case.problem.language
+            )
         other = next_other(cases, index)
         wrong = reward(case.problem, other.completion) == 0.0
         counts["right"] += right
@@ -133,7 +146,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder with the data sets")
     folder = parser.parse_args(argv).data
-    files = [(path, reader) for pattern, reader in READERS.items() for path in sorted(folder.glob(pattern))]
+    files = [
+        (path, reader)
+        for pattern, reader in READERS.items()
+        for path in sorted(folder.glob(pattern))
+    ]
     if not files:
         print(f"{folder} holds none of {', '.join(READERS)}", file=sys.stderr)
         return 2
@@ -144,7 +161,10 @@ def main(argv: list[str] | None = None) -> int:
         size, seconds = counts["problems"], time.monotonic() - before
         enough = size if path.stem == "gsm8k_train" else ENOUGH * size
         failed |= counts["right"] < enough or counts["wrong"] < ENOUGH * size
-        shares = "  ".join(f"{what} {counts[what]} ({counts[what] / size:.2%})" for what in ("right", "computed", "wrong"))
+        shares = "  ".join(
+            f"{what} {counts[what]} ({counts[what] / size:.2%})"
+            for what in ("right", "computed", "wrong")
+        )
         print(f"{path.stem:14} {size:5} problems  {shares}  {seconds:.1f} s", flush=True)
         for line in exceptions:
             print(f"    {line}", flush=True)

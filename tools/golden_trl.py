@@ -35,7 +35,10 @@ try:
     from tokenizers.models import WordLevel
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 except ImportError as missing:
-    print(f"golden_trl: {missing}; pip install torch==2.13.0 trl==1.16.0 datasets accelerate peft", file=sys.stderr)
+    print(
+        f"golden_trl: {missing}; pip install torch==2.13.0 trl==1.16.0 datasets accelerate peft",
+        file=sys.stderr,
+    )
     raise SystemExit(2) from None
 
 VERSION = "1.16"
@@ -100,26 +103,43 @@ RLOO_SETTINGS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("tests/golden/trl.json"))
-    parser.add_argument("--seed", type=int, default=30, help="of the inputs; this one's are not near an edge")
+    parser.add_argument(
+        "--seed", type=int, default=30, help="of the inputs; this one's are not near an edge"
+    )
     arguments = parser.parse_args()
     if not trl.__version__.startswith(f"{VERSION}."):
-        print(f"golden_trl: needs trl {VERSION}, whose methods it replaces; this is {trl.__version__}", file=sys.stderr)
+        print(
+            f"golden_trl: needs trl {VERSION}, whose methods it replaces; this is {trl.__version__}",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     torch.set_default_dtype(torch.float64)
     inputs = make_inputs(arguments.seed)
     require_coverage(inputs)
     with tempfile.TemporaryDirectory() as folder:
         make_model(folder)
-        cases = [{"name": name, "settings": s, **loss(folder, s, inputs)} for name, s in loss_settings().items()]
+        cases = [
+            {"name": name, "settings": s, **loss(folder, s, inputs)}
+            for name, s in loss_settings().items()
+        ]
         made = [
-            {"name": name, "settings": s, "rewards": rewards, "advantages": advantages(folder, s, inputs, rewards)}
+            {
+                "name": name,
+                "settings": s,
+                "rewards": rewards,
+                "advantages": advantages(folder, s, inputs, rewards),
+            }
             for name, (s, rewards) in advantage_settings().items()
         ]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(to_text(inputs, cases, made))
-    print(f"{arguments.out}: {len(cases)} losses and {len(made)} times advantages, {arguments.out.stat().st_size / 1e3:.0f} kB")
+    print(
+        f"{arguments.out}: {len(cases)} losses and {len(made)} times advantages, {arguments.out.stat().st_size / 1e3:.0f} kB"
+    )
 
 
 def make_inputs(seed: int) -> dict[str, list]:
@@ -142,14 +162,21 @@ def make_inputs(seed: int) -> dict[str, list]:
         "sampler_logprobs": around(old, 0.4),
     }
     rounded = {name: array.round(4).tolist() for name, array in arrays.items()}
-    rows = {"group_size": GROUP_SIZE, "lengths": LENGTHS, "truncated": TRUNCATED, "advantages": ADVANTAGES}
+    rows = {
+        "group_size": GROUP_SIZE,
+        "lengths": LENGTHS,
+        "truncated": TRUNCATED,
+        "advantages": ADVANTAGES,
+    }
     return rows | rounded | {"rewards": REWARDS}
 
 
 def require_coverage(inputs: dict[str, list]) -> None:
     """ValueError where a seed leaves a branch of some loss without a token or a sequence."""
     mask = np.arange(COLUMNS) < np.array(LENGTHS)[:, None]
-    policy, old, sampler = (np.array(inputs[name]) for name in ("logprobs", "old_logprobs", "sampler_logprobs"))
+    policy, old, sampler = (
+        np.array(inputs[name]) for name in ("logprobs", "old_logprobs", "sampler_logprobs")
+    )
     difference, correction = (policy - old) * mask, (old - sampler) * mask
     sequences = {"mean": difference.sum(axis=1) / np.array(LENGTHS), "sum": difference.sum(axis=1)}
     kinds = {kind: (np.exp(value), np.array(ADVANTAGES)) for kind, value in sequences.items()}
@@ -158,10 +185,16 @@ def require_coverage(inputs: dict[str, list]) -> None:
     for kind, (ratio, gain) in kinds.items():
         for sign in (-1, 1):
             same = ratio[np.sign(gain) == sign]
-            found |= {f"{kind} {sign} below": same < 0.8, f"{kind} {sign} within": (same > 0.8) & (same < 1.2)}
+            found |= {
+                f"{kind} {sign} below": same < 0.8,
+                f"{kind} {sign} within": (same > 0.8) & (same < 1.2),
+            }
             found[f"{kind} {sign} above"] = same > 1.28
     found["cispo's high cap"] = np.exp(difference)[mask] > 5.0
-    for kind, ratio in {"token": np.exp(correction)[mask], "sequence": np.exp(correction.sum(axis=1))}.items():
+    for kind, ratio in {
+        "token": np.exp(correction)[mask],
+        "sequence": np.exp(correction.sum(axis=1)),
+    }.items():
         found |= {f"correction {kind} low": ratio < 0.5, f"correction {kind} high": ratio > 2.0}
     missing = [name for name, where in found.items() if not where.any()]
     if missing:
@@ -172,20 +205,36 @@ def loss_settings() -> dict[str, dict]:
     """Names and settings of the losses. A name lists what is not the default."""
     cases = {}
     for name, variant in VARIANTS.items():
-        cases |= {name: variant, f"{name}; kl": {**variant, "beta": 0.04}, f"{name}; kl corrected": {**variant, **CORRECTED}}
+        cases |= {
+            name: variant,
+            f"{name}; kl": {**variant, "beta": 0.04},
+            f"{name}; kl corrected": {**variant, **CORRECTED},
+        }
     for name in ("grpo, clip higher", "dapo", "gspo"):
         cases[f"{name}; delta"] = {**VARIANTS[name], "delta": 1.6}
-    cases["grpo, clip higher; delta; kl corrected"] = {**VARIANTS["grpo, clip higher"], **CORRECTED, "delta": 1.6}
+    cases["grpo, clip higher; delta; kl corrected"] = {
+        **VARIANTS["grpo, clip higher"],
+        **CORRECTED,
+        "delta": 1.6,
+    }
     for name in ("grpo", "bnpo", "dapo", "dr_grpo", "cispo", "gspo"):
         cases[f"{name}; truncated masked"] = {**VARIANTS[name], "mask_truncated_completions": True}
         cases[f"{name}; on policy"] = {**VARIANTS[name], "on_policy": True}
-    cases["dapo; kl; truncated masked"] = {**VARIANTS["dapo"], "beta": 0.04, "mask_truncated_completions": True}
+    cases["dapo; kl; truncated masked"] = {
+        **VARIANTS["dapo"],
+        "beta": 0.04,
+        "mask_truncated_completions": True,
+    }
     for mode in MODES:
         cases[f"grpo; {mode}"] = {**VARIANTS["grpo"], **sampler(mode)}
         cases[f"grpo; {mode}; kl"] = {**VARIANTS["grpo"], **sampler(mode), "beta": 0.04}
         cases[f"grpo; {mode} from below"] = {**VARIANTS["grpo"], **sampler(mode, 0.5)}
         cases[f"dapo; {mode}"] = {**VARIANTS["dapo"], **sampler(mode)}
-    for name, mode in {"dr_grpo": "token_truncate", "cispo": "token_truncate", "gspo": "sequence_truncate"}.items():
+    for name, mode in {
+        "dr_grpo": "token_truncate",
+        "cispo": "token_truncate",
+        "gspo": "sequence_truncate",
+    }.items():
         cases[f"{name}; {mode}"] = {**VARIANTS[name], **sampler(mode)}
     cases["gspo; sequence_mask"] = {**VARIANTS["gspo"], **sampler("sequence_mask")}
     cases["grpo; sequence_mask; kl corrected; truncated masked"] = {
@@ -195,7 +244,10 @@ def loss_settings() -> dict[str, dict]:
         "mask_truncated_completions": True,
     }
     changes = {"": {}, ", clip higher": RANGE}
-    changes |= {"; truncated masked": {"mask_truncated_completions": True}, "; on policy": {"on_policy": True}}
+    changes |= {
+        "; truncated masked": {"mask_truncated_completions": True},
+        "; on policy": {"on_policy": True},
+    }
     every = {name: GRPO_SETTINGS | settings for name, settings in cases.items()}
     return every | {f"rloo{name}": RLOO_SETTINGS | change for name, change in changes.items()}
 
@@ -216,9 +268,21 @@ def advantage_settings() -> dict[str, tuple[dict, str]]:
     cases = {}
     for rewards in REWARDS:
         for scale in ("group", "batch", "none"):
-            cases[f"grpo {scale}; {rewards}"] = {"trainer": "GRPOTrainer", "scale_rewards": scale}, rewards
-        for name, change in {"": {}, " kl": {"beta": 0.04}, " normalised": {"normalize_advantages": True}}.items():
-            settings = {"trainer": "RLOOTrainer", "beta": 0.0, "normalize_advantages": False, **change}
+            cases[f"grpo {scale}; {rewards}"] = (
+                {"trainer": "GRPOTrainer", "scale_rewards": scale},
+                rewards,
+            )
+        for name, change in {
+            "": {},
+            " kl": {"beta": 0.04},
+            " normalised": {"normalize_advantages": True},
+        }.items():
+            settings = {
+                "trainer": "RLOOTrainer",
+                "beta": 0.0,
+                "normalize_advantages": False,
+                **change,
+            }
             cases[f"rloo{name}; {rewards}"] = settings, rewards
     return cases
 
@@ -257,7 +321,9 @@ class Given:
 
 class GivenGRPO(Given, GRPOTrainer):
     def _generate(self, prompts):
-        sampler = [row[:length] for row, length in zip(self.sampler_logprobs, self.lengths, strict=True)]
+        sampler = [
+            row[:length] for row, length in zip(self.sampler_logprobs, self.lengths, strict=True)
+        ]
         tokens, texts = self.completions
         return [[PROMPT]] * len(prompts), tokens, None, texts, sampler, {}, None, None
 
@@ -274,7 +340,11 @@ def make_trainer(folder: str, settings: dict, inputs: dict[str, list], rewards: 
     """TRL's trainer with these settings, the inputs put in."""
     given, config = TRAINERS[settings["trainer"]]
     on_policy, use_vllm = settings.get("on_policy", False), settings.get("use_vllm", False)
-    options = {name: value for name, value in settings.items() if name not in ("trainer", "on_policy", "use_vllm")}
+    options = {
+        name: value
+        for name, value in settings.items()
+        if name not in ("trainer", "on_policy", "use_vllm")
+    }
     trainer = given(
         model=folder,
         reward_funcs=lambda **_: inputs["rewards"][rewards],
@@ -309,9 +379,18 @@ def make_model(folder: str) -> None:
     """A Llama, as small as can be, and a tokenizer: a trainer cannot be made without. Neither is run."""
     words = {"<pad>": PAD, "<end>": END, "prompt": PROMPT, "word": WORD}
     fast = Tokenizer(WordLevel(words, unk_token="<pad>"))
-    transformers.PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="<end>").save_pretrained(folder)
-    widths = {"hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
-    shape = transformers.LlamaConfig(vocab_size=len(words), pad_token_id=PAD, eos_token_id=END, bos_token_id=None, **widths)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=fast, pad_token="<pad>", eos_token="<end>"
+    ).save_pretrained(folder)
+    widths = {
+        "hidden_size": 4,
+        "intermediate_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    shape = transformers.LlamaConfig(
+        vocab_size=len(words), pad_token_id=PAD, eos_token_id=END, bos_token_id=None, **widths
+    )
     transformers.LlamaForCausalLM(shape).save_pretrained(folder)
 
 
@@ -319,7 +398,9 @@ def to_text(inputs: dict[str, list], cases: list[dict], made: list[dict]) -> str
     """JSON with an input or a case a line."""
     lines = lambda values: ",\n".join(f"  {value}" for value in values)
     arrays = lines(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in inputs.items())
-    versions = f' "trl": {json.dumps(trl.__version__)},\n "torch": {json.dumps(torch.__version__)},\n'
+    versions = (
+        f' "trl": {json.dumps(trl.__version__)},\n "torch": {json.dumps(torch.__version__)},\n'
+    )
     losses = f' "cases": [\n{lines(map(json.dumps, cases))}\n ],\n'
     return f'{{\n{versions} "inputs": {{\n{arrays}\n }},\n{losses} "advantages": [\n{lines(map(json.dumps, made))}\n ]\n}}\n'
 

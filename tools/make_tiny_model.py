@@ -21,15 +21,16 @@ import numpy as np
 import sentencepiece
 from tqdm import tqdm
 
-from jaxgrpo import sft, tokenizer
+from jaxgrpo import sft
 from jaxgrpo.data import arithmetic
-from jaxgrpo.engine import Draw, Engine
-from jaxgrpo.mesh import make_mesh
-from jaxgrpo.models import transformer, weights
-from jaxgrpo.optimizer import adamw, schedule
+from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.distributed.mesh import make_mesh
+from jaxgrpo.models import hf_folder, transformer
 from jaxgrpo.problems import Problem
-from jaxgrpo.rewards.math import accuracy
-from jaxgrpo.steps import compile_steps
+from jaxgrpo.programs import compile_steps
+from jaxgrpo.rewards.maths.verifier import accuracy
+from jaxgrpo.rollout.engine import Draw, Engine
+from jaxgrpo.text import tokenizer
 
 LANGUAGES = {"en": 0.67, "zh": 0.11, "ko": 0.11, "uk": 0.11}
 """How much of the text is in each language."""
@@ -83,9 +84,13 @@ WHOLE = ["<think>", "</think>", "\\boxed{", "\n"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=weights.EMBEDDED)
-    parser.add_argument("--steps", type=int, default=1200, help="few: the model is stopped early on purpose")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=hf_folder.EMBEDDED)
+    parser.add_argument(
+        "--steps", type=int, default=1200, help="few: the model is stopped early on purpose"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--evaluate-every", type=int, default=200)
@@ -148,7 +153,9 @@ def make_tokenizer(folder: Path, seed: int) -> None:
     }
     write_json(folder / "config.json", HF_CONFIG)
     write_json(folder / "tokenizer_config.json", config)
-    write_json(folder / "generation_config.json", {"do_sample": True, "eos_token_id": 1, "pad_token_id": 2})
+    write_json(
+        folder / "generation_config.json", {"do_sample": True, "eos_token_id": 1, "pad_token_id": 2}
+    )
 
 
 def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
@@ -169,7 +176,9 @@ def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
         completion = arithmetic.solution(problem, thought_in)
         if level > 1 and rng.random() < SHORTCUTS:
             completion = without_steps(completion)
-        yield sft.Example(tokens.prompt(problem.prompt), [*tokens.encode(completion), tokens.ends[0]])
+        yield sft.Example(
+            tokens.prompt(problem.prompt), [*tokens.encode(completion), tokens.ends[0]]
+        )
 
 
 def without_steps(solution: str) -> str:
@@ -181,12 +190,22 @@ def without_steps(solution: str) -> str:
 def train(folder: Path, arguments: argparse.Namespace) -> dict:
     """Trains from scratch, writes the weights and returns the last held-out accuracies."""
     tokens = tokenizer.load(folder)
-    config = weights.load_config(folder)
+    config = hf_folder.load_config(folder)
     mesh = make_mesh()
     optimizer = adamw(
-        schedule("cosine", arguments.learning_rate, 50, arguments.steps), b1=0.9, b2=0.98, weight_decay=0.1, max_grad_norm=1.0
+        schedule("cosine", arguments.learning_rate, 50, arguments.steps),
+        b1=0.9,
+        b2=0.98,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
     )
-    shapes = {"prompt_width": PROMPT_WIDTH, "score_from": 1, "new_tokens": NEW_TOKENS, "micro_batch": 8, "slots": 192}
+    shapes = {
+        "prompt_width": PROMPT_WIDTH,
+        "score_from": 1,
+        "new_tokens": NEW_TOKENS,
+        "micro_batch": 8,
+        "slots": 192,
+    }
     steps = compile_steps(config, optimizer, mesh, ends=tokens.ends, **shapes)
     engine = Engine(steps, tokens, PROMPT_WIDTH, NEW_TOKENS, arguments.seed)
     params = transformer.init(config, jax.random.key(arguments.seed))
@@ -199,7 +218,9 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
         if step % 10 == 0:
             progress.set_postfix(loss=f"{float(metrics['update/loss']):.3f}")
         if step % arguments.evaluate_every == 0 or step == arguments.steps:
-            report = measure(engine, state.params, heldout(HELDOUT if step == arguments.steps else LOOK))
+            report = measure(
+                engine, state.params, heldout(HELDOUT if step == arguments.steps else LOOK)
+            )
             progress.write(f"step {step}  {json.dumps(report)}")
             write_weights(folder, state.params)
     return report | {"steps": arguments.steps, "parameters": transformer.size(state.params)}
@@ -217,13 +238,16 @@ def measure(engine: Engine, params, problems: list[Problem]) -> dict:
         score = np.mean([accuracy(group.problem, text) for text in group.texts])
         for key in ("overall", group.problem.language, group.problem.level):
             right[key].append(score)
-    return {str(key): round(float(np.mean(right[key])), 3) for key in ["overall", *LANGUAGES, *range(1, 7)]}
+    return {
+        str(key): round(float(np.mean(right[key])), 3)
+        for key in ["overall", *LANGUAGES, *range(1, 7)]
+    }
 
 
 def write_weights(folder: Path, params) -> None:
     target = folder / "saving"
     shutil.rmtree(target, ignore_errors=True)
-    weights.save(jax.device_get(params), folder, target)
+    hf_folder.save(jax.device_get(params), folder, target)
     (target / "model.safetensors").replace(folder / "model.safetensors")
     shutil.rmtree(target)
 
@@ -257,10 +281,16 @@ Its pre-training text is made so that both of the project's papers have somethin
 
 def readme(report: dict, minutes: float, arguments: argparse.Namespace) -> str:
     """What the folder's README.md says."""
-    shares = lambda parts, word="": ", ".join(f"{share:.0%} {word}{name}" for name, share in parts.items())
+    shares = lambda parts, word="": ", ".join(
+        f"{share:.0%} {word}{name}" for name, share in parts.items()
+    )
     named = {"overall": "all"} | {language: language for language in LANGUAGES}
     named |= {str(n): f"level {n}" for n in range(1, 7)}
-    table = ["| | accuracy |", "|---|---|", *(f"| {name} | {report[key]:.2f} |" for key, name in named.items())]
+    table = [
+        "| | accuracy |",
+        "|---|---|",
+        *(f"| {name} | {report[key]:.2f} |" for key, name in named.items()),
+    ]
     return README.format(
         parameters=report["parameters"],
         vocabulary=VOCABULARY,

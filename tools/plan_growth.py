@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxgrpo import config as settings
-from jaxgrpo.command_line import run_main
-from tools import chips, plan_time
-from tools.plan import Plan, make_place, make_plan
-from tools.plan_programs import Compiler, written_flops
+from jaxgrpo.config.command_line import run_main
+from jaxgrpo.plan import chips, times
+from jaxgrpo.plan.__main__ import Plan, make_place, make_plan
+from jaxgrpo.plan.compiled import Compiler, written_flops
 
 SLICES = ("v5e:1x1", "v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
 STATE = ("parameters", "optimizer", "reference")
@@ -23,14 +23,23 @@ STATE = ("parameters", "optimizer", "reference")
 Row = dict[str, Any]
 
 
-def grown(path: str, overrides: list[str], topology: str, groups: int, rows: int, compiler: Compiler) -> Plan:
+def grown(
+    path: str, overrides: list[str], topology: str, groups: int, rows: int, compiler: Compiler
+) -> Plan:
     """The plan of the config's update on a slice, with so many groups and rows a chip."""
     count = 1
     for size in chips.parse(topology)[1]:
         count *= size
-    scaled = {"batch.groups": groups * count, "batch.micro_batch": rows * count, "mesh.data": 1, "mesh.fsdp": -1}
+    scaled = {
+        "batch.groups": groups * count,
+        "batch.micro_batch": rows * count,
+        "mesh.data": 1,
+        "mesh.fsdp": -1,
+    }
     scaled |= {"sampling.slots": 0}
-    config = settings.load(path, [*overrides, *(f"--config.{name}={value}" for name, value in scaled.items())])
+    config = settings.load(
+        path, [*overrides, *(f"--config.{name}={value}" for name, value in scaled.items())]
+    )
     return make_plan(config, make_place(config, topology, None), compiler, ("update",))
 
 
@@ -50,7 +59,7 @@ def row(plan: Plan) -> Row:
     if program is None or program.failed:
         return found
     cost = program.cost
-    bounds = plan_time.bounds(cost, plan.place.chip)
+    bounds = times.bounds(cost, plan.place.chip)
     return found | {"flops": cost.flops, "bytes": cost.bytes, "ici": cost.ici, "bounds": bounds}
 
 
@@ -73,7 +82,9 @@ def table(rows: list[Row]) -> str:
         cells.append(f"{found['written']:.3g}")
         if bounds := found.get("bounds"):
             cells += [f"{found['flops']:.3g}", f"{found['ici']:.3g}"]
-            cells += [f"{bounds[kind]:.3f}" for kind in ("flops", "hbm", "ici")] + [f"{share(found):.0%}"]
+            cells += [f"{bounds[kind]:.3f}" for kind in ("flops", "hbm", "ici")] + [
+                f"{share(found):.0%}"
+            ]
         else:
             cells += ["-"] * 6
         lines.append("| " + " | ".join(cells) + " |")
@@ -91,12 +102,23 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
     names = [str(found["chips"]) for found in rows]
     left.bar(names, [found["state"] for found in rows], label="parameters, optimizer, reference")
     below = [found["state"] for found in rows]
-    left.bar(names, [found["rest"] for found in rows], bottom=below, label="batch, temporaries, program")
+    left.bar(
+        names, [found["rest"] for found in rows], bottom=below, label="batch, temporaries, program"
+    )
     left.axhline(rows[0]["memory"], color="black", linestyle="--", label="HBM")
     left.set(xlabel="v5e chips", ylabel="GiB a chip", title="memory in an update")
     compiled = [found for found in rows if found.get("bounds")]
-    for kind, label in (("flops", "FLOPs / peak"), ("hbm", "bytes / HBM bandwidth"), ("ici", "collectives / ICI bandwidth")):
-        right.plot([str(f["chips"]) for f in compiled], [f["bounds"][kind] for f in compiled], marker="o", label=label)
+    for kind, label in (
+        ("flops", "FLOPs / peak"),
+        ("hbm", "bytes / HBM bandwidth"),
+        ("ici", "collectives / ICI bandwidth"),
+    ):
+        right.plot(
+            [str(f["chips"]) for f in compiled],
+            [f["bounds"][kind] for f in compiled],
+            marker="o",
+            label=label,
+        )
     right.set(xlabel="v5e chips", ylabel="seconds", ylim=(0, None), title="what bounds an update")
     for axes in (left, right):
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
@@ -115,18 +137,30 @@ def title(plan: Plan, groups: int, rows: int) -> str:
 def write(rows: list[Row], about: str, folder: Path) -> None:
     """The table and the plot of the slices so far."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "growth.md").write_text(f"# An update on more and more v5e chips\n\n{about}\n\n{table(rows)}\n")
+    (folder / "growth.md").write_text(
+        f"# An update on more and more v5e chips\n\n{about}\n\n{table(rows)}\n"
+    )
     plot(rows, about, folder / "growth.png")
 
 
 def main(argv: list[str]) -> None:
     """Writes TO/growth.md and TO/growth.png."""
-    parser = argparse.ArgumentParser(prog="python -m tools.plan_growth", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="configs/collapse_qwen2_5_1_5b_v5e8.py", help="default %(default)s")
-    parser.add_argument("--to", type=Path, default=Path("docs"), help="a folder; default %(default)s")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.plan_growth", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--config", default="configs/collapse_qwen2_5_1_5b_v5e8.py", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--to", type=Path, default=Path("docs"), help="a folder; default %(default)s"
+    )
     parser.add_argument("--groups", type=int, default=4, help="groups a chip; default %(default)s")
-    parser.add_argument("--rows", type=int, default=4, help="rows of a micro-batch a chip; default %(default)s")
-    parser.add_argument("--slices", nargs="+", default=SLICES, help="topologies; default %(default)s")
+    parser.add_argument(
+        "--rows", type=int, default=4, help="rows of a micro-batch a chip; default %(default)s"
+    )
+    parser.add_argument(
+        "--slices", nargs="+", default=SLICES, help="topologies; default %(default)s"
+    )
     own, overrides = parser.parse_known_args(argv)
     compiler, rows = Compiler(lambda text: print(text, file=sys.stderr, flush=True)), []
     for topology in own.slices:

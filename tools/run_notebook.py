@@ -25,22 +25,35 @@ def run(notebook: NotebookNode, timeout: int) -> None:
     timeout: seconds that one cell may take. Raises CellExecutionError at the first that fails.
     """
     client = NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}, record_timing=False
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(ROOT)}},
+        record_timing=False,
     )
     with client.setup_kernel():
         for index, cell in enumerate(notebook.cells):
             started = time.monotonic()
             client.execute_cell(cell, index)
             if cell.cell_type == "code":
-                print(f"{time.monotonic() - started:6.1f} s  {cell.source.splitlines()[0]}", flush=True)
+                print(
+                    f"{time.monotonic() - started:6.1f} s  {cell.source.splitlines()[0]}",
+                    flush=True,
+                )
 
 
 def main(argv: list[str]) -> None:
     """Runs as the command line says; exits with 1 if a cell fails."""
-    parser = argparse.ArgumentParser(prog="python -m tools.run_notebook", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.run_notebook", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("notebook", type=Path, help="an .ipynb file")
-    parser.add_argument("--save", action="store_true", help="store what the cells showed in the file")
-    parser.add_argument("--timeout", type=int, default=1800, help="seconds that one cell may take; default 1800")
+    parser.add_argument(
+        "--save", action="store_true", help="store what the cells showed in the file"
+    )
+    parser.add_argument(
+        "--timeout", type=int, default=1800, help="seconds that one cell may take; default 1800"
+    )
     arguments = parser.parse_args(argv)
     notebook = nbformat.read(arguments.notebook, as_version=4)
     try:

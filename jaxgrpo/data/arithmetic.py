@@ -33,7 +33,14 @@ from jaxgrpo.problems import Problem
 SMALLEST = 2
 """Of the amounts that a story passes through; from 2 up, so that a noun is never singular in English."""
 
-LARGEST = {1: (20, 9, 2), 2: (40, 15, 2), 3: (60, 25, 3), 4: (80, 35, 3), 5: (99, 45, 4), 6: (99, 49, 4)}
+LARGEST = {
+    1: (20, 9, 2),
+    2: (40, 15, 2),
+    3: (60, 25, 3),
+    4: (80, 35, 3),
+    5: (99, 45, 4),
+    6: (99, 49, 4),
+}
 """Level -> the largest amount, the largest number added or taken away, the largest factor. Levels differ in how long a story is
 and in how hard its sums are, so that difficulty is spread wide."""
 
@@ -80,7 +87,13 @@ class Language:
 
 def english_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, str]:
     """What stands for a template's words; thing: "apples"."""
-    return {"name": name, "She": pronoun, "she": pronoun.lower(), "counted": f"{start} {thing}", "things": thing}
+    return {
+        "name": name,
+        "She": pronoun,
+        "she": pronoun.lower(),
+        "counted": f"{start} {thing}",
+        "things": thing,
+    }
 
 
 def chinese_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, str]:
@@ -136,7 +149,16 @@ LANGUAGES = {
     "zh": Language(
         names="小美 小明 小红 小刚 小丽 小强 小雨 小龙",
         pronouns="她 他",
-        things=("个 苹果", "本 书", "支 铅笔", "颗 糖果", "枚 硬币", "张 邮票", "张 贴纸", "个 核桃"),
+        things=(
+            "个 苹果",
+            "本 书",
+            "支 铅笔",
+            "颗 糖果",
+            "枚 硬币",
+            "张 邮票",
+            "张 贴纸",
+            "个 核桃",
+        ),
         start="{name}一开始有{start}{个}{thing}",
         phrases={
             "+": ("{她}又买了{n}{个}", "{她}又找到了{n}{个}", "{她}又得到了{n}{个}"),
@@ -153,7 +175,16 @@ LANGUAGES = {
     "ko": Language(
         names="미나 준호 서연 민준 지수 현우 하은 태민",
         pronouns="그녀 그",  # left out of every sentence, as Korean does
-        things=("사과 개", "책 권", "연필 자루", "사탕 개", "동전 개", "우표 장", "스티커 장", "호두 개"),
+        things=(
+            "사과 개",
+            "책 권",
+            "연필 자루",
+            "사탕 개",
+            "동전 개",
+            "우표 장",
+            "스티커 장",
+            "호두 개",
+        ),
         start="{name는} {thing를} {start}{개} 가지고 있다",
         phrases={
             "+": ("{n}{개를} 더 샀다", "{n}{개를} 더 찾았다", "{n}{개를} 더 받았다"),
@@ -168,8 +199,18 @@ LANGUAGES = {
         names="Марія Богдан Оксана Тарас Леся Андрій Ганна Максим",
         pronouns="Вона Він",
         things=(  # after має 1, 2-4, 5 and more: accusative singular, nominative plural, genitive plural
-            *("яблуко яблука яблук", "книжку книжки книжок", "олівець олівці олівців", "цукерку цукерки цукерок"),
-            *("монету монети монет", "марку марки марок", "наліпку наліпки наліпок", "горіх горіхи горіхів"),
+            *(
+                "яблуко яблука яблук",
+                "книжку книжки книжок",
+                "олівець олівці олівців",
+                "цукерку цукерки цукерок",
+            ),
+            *(
+                "монету монети монет",
+                "марку марки марок",
+                "наліпку наліпки наліпок",
+                "горіх горіхи горіхів",
+            ),
         ),
         start="{name} має {counted}",
         phrases={
@@ -240,7 +281,9 @@ class Problems(Sequence[Problem]):
         language, level = self._mix(block)[position]
         meta = _story(_random(self.split, self.seed, place), level, self.split)
         identity = f"arithmetic/{self.split}/{self.seed}/{place}"
-        return Problem(identity, _prompt(meta, language), str(_amounts(meta)[-1]), language, level, meta)
+        return Problem(
+            identity, _prompt(meta, language), str(_amounts(meta)[-1]), language, level, meta
+        )
 
     def _mix(self, block: int) -> list[tuple[str, int]]:
         pairs = [(language, level) for language in self.languages for level in self.levels]
@@ -261,8 +304,12 @@ def solution(problem: Problem, language: str | None = None) -> str:
     phrasebook, amounts = LANGUAGES[language], _amounts(problem.meta)
     start, *told, _ = _sentences(problem.meta, language)
     lines = [start + phrasebook.stop]
-    for said, (operation, n), before, after in zip(told, problem.meta["steps"], amounts, amounts[1:], strict=False):
-        lines.append(f"{said}{phrasebook.colon}{before}{operation}{n}={after}")  # unspaced: a space is a token
+    for said, (operation, n), before, after in zip(
+        told, problem.meta["steps"], amounts, amounts[1:], strict=False
+    ):
+        lines.append(
+            f"{said}{phrasebook.colon}{before}{operation}{n}={after}"
+        )  # unspaced: a space is a token
     return "<think>\n" + "\n".join(lines) + f"\n</think>\n\\boxed{{{amounts[-1]}}}"
 
 
@@ -280,7 +327,9 @@ def _story(rng: random.Random, level: int, split: str) -> dict[str, Any]:
     english = LANGUAGES["en"]
     meta["name"] = _choice(rng, range(len(english.names.split())))
     meta["thing"] = _choice(rng, range(len(english.things)))
-    meta["phrases"] = [_choice(rng, range(len(english.phrases[operation]))) for operation, _ in steps]
+    meta["phrases"] = [
+        _choice(rng, range(len(english.phrases[operation]))) for operation, _ in steps
+    ]
     return meta
 
 
@@ -341,7 +390,9 @@ def _check(field: str, values: Sequence[Any], known: Sequence[Any]) -> None:
         raise UserError(f"arithmetic: {field} is empty; choose from {', '.join(map(str, known))}")
     for value in values:
         if value not in known:
-            raise UserError(f"arithmetic: {field} has {value!r}; choose from {', '.join(map(str, known))}")
+            raise UserError(
+                f"arithmetic: {field} has {value!r}; choose from {', '.join(map(str, known))}"
+            )
 
 
 def _digest(*parts: Any) -> int:

@@ -69,9 +69,13 @@ class Prepared(Sequence[Problem]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        example = self._examples[range(len(self))[index]]  # range: negative indices, and IndexError past the end
+        example = self._examples[
+            range(len(self))[index]
+        ]  # range: negative indices, and IndexError past the end
         line = int(example["line"])
-        solution, gold = split_answer(example["answer"].decode(), f"GSM8K {self._split} line {line}")
+        solution, gold = split_answer(
+            example["answer"].decode(), f"GSM8K {self._split} line {line}"
+        )
         return _problem(self._split, line, example["question"].decode(), solution, gold)
 
 
@@ -96,7 +100,9 @@ def _from_row(row: Row, split: str) -> Problem:
 
 
 def _problem(split: str, line: int, question: str, solution: str, gold: str) -> Problem:
-    return Problem(id=f"gsm8k:{split}:{line}", prompt=question, answer=gold, meta={"solution": solution})
+    return Problem(
+        id=f"gsm8k:{split}:{line}", prompt=question, answer=gold, meta={"solution": solution}
+    )
 
 
 def _data_source(data_dir: str, split: str) -> Sequence[dict[str, Any]]:

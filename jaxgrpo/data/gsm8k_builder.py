@@ -48,8 +48,12 @@ class GSM8KBuilder(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {"1.0.0": "The official files of 2021."}  # noqa: RUF012  TFDS's interface
     # What the downloads must be: a file that was cut short or changed is refused.
     url_infos = {  # noqa: RUF012  TFDS's interface
-        URLS["train"]: _url_info(4_166_206, "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"),
-        URLS["test"]: _url_info(749_738, "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"),
+        URLS["train"]: _url_info(
+            4_166_206, "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"
+        ),
+        URLS["test"]: _url_info(
+            749_738, "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
+        ),
     }
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -58,7 +62,9 @@ class GSM8KBuilder(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=DESCRIPTION,
-            features=tfds.features.FeaturesDict({"question": text(), "answer": text(), "line": line}),
+            features=tfds.features.FeaturesDict(
+                {"question": text(), "answer": text(), "line": line}
+            ),
             homepage=HOMEPAGE,
             citation=CITATION,
             license="MIT",

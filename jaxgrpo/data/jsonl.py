@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.language_codes import LANGUAGE_CODES, language_code
 from jaxgrpo.problems import OTHER_ANSWERS, Problem, Problems
+from jaxgrpo.text.language_codes import LANGUAGE_CODES, language_code
 
 T = TypeVar("T")
 
@@ -46,7 +46,11 @@ class Row:
             return self.values[name]
         there = ", ".join(map(json.dumps, self.values)) or "no fields"
         near = difflib.get_close_matches(name, self.values, n=1)
-        mend = f"--config.data.{setting}={near[0]}" if near else f"--config.data.{setting} to the field that is meant"
+        mend = (
+            f"--config.data.{setting}={near[0]}"
+            if near
+            else f"--config.data.{setting} to the field that is meant"
+        )
         if setting == "path":  # of a source whose fields have their names
             mend = "--config.data.path to a file that has it"
         raise self.error(f'there is no field "{name}", only {there}; set {mend}')
@@ -62,10 +66,14 @@ class Row:
                 )
             value = self.written[name]
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise self.error(f'"{name}" is {_kind(value)}, not text or a number; mend it or set --config.data.{setting}')
+            raise self.error(
+                f'"{name}" is {_kind(value)}, not text or a number; mend it or set --config.data.{setting}'
+            )
         text = str(value)
         if not text.strip():
-            raise self.error(f'"{name}" is blank; fill it in, drop the line or set --config.data.{setting}')
+            raise self.error(
+                f'"{name}" is blank; fill it in, drop the line or set --config.data.{setting}'
+            )
         return text
 
     def level(self, name: str, setting: str) -> int:
@@ -128,7 +136,11 @@ def split_tail(items: Sequence[T], size: int, path: str | Path) -> tuple[Sequenc
 
 
 def read_split(
-    path: str, heldout_path: str, heldout_size: int, to_problem: Callable[[Row, str], Problem], split: str
+    path: str,
+    heldout_path: str,
+    heldout_size: int,
+    to_problem: Callable[[Row, str], Problem],
+    split: str,
 ) -> Problems:
     """The problems of one split, "train" or "heldout", in file order.
 
@@ -190,7 +202,9 @@ class Jsonl:
     def _problem(self, row: Row, split: str) -> Problem:
         used = {self.question, self.answer, self.language_field, self.level_field, self.id_field}
         return Problem(
-            id=row.text(self.id_field, "id_field") if self.id_field else f"{row.path.stem}:{split}:{row.line}",
+            id=row.text(self.id_field, "id_field")
+            if self.id_field
+            else f"{row.path.stem}:{split}:{row.line}",
             prompt=row.text(self.question, "question"),
             answer=row.text(self.answer, "answer"),
             language=row.language(self.language_field) if self.language_field else self.language,
@@ -205,11 +219,15 @@ def _lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             yield from file
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}; check --config.data.path and --config.data.heldout_path") from None
+        raise UserError(
+            f"there is no file {path}; check --config.data.path and --config.data.heldout_path"
+        ) from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name the JSON Lines file in it") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check it and its permissions") from None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); check it and its permissions"
+        ) from None
 
 
 _ESCAPE = re.compile(
@@ -235,7 +253,9 @@ def _row(path: Path, number: int, line: bytes) -> Row:
             object_pairs_hook=_without_repetition,
         )
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
+        raise UserError(
+            f"{where} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8"
+        ) from None
     except json.JSONDecodeError as error:
         why = f"column {error.colno}: {error.msg}"
         raise UserError(f"{where} is not JSON ({why}); one object a line is wanted") from None
@@ -244,7 +264,9 @@ def _row(path: Path, number: int, line: bytes) -> Row:
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f'{where} is {_kind(values)}, not an object; write {{"question": ..., "answer": ...}}')
+        raise UserError(
+            f'{where} is {_kind(values)}, not an object; write {{"question": ..., "answer": ...}}'
+        )
     has_fractions = any(isinstance(value, float) for value in values.values())
     has_fractions |= OTHER_ANSWERS in values  # which may hold some
     return Row(path, number, values, json.loads(text, parse_float=str) if has_fractions else {})
@@ -275,7 +297,13 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _kind(value: object) -> str:
     """What a JSON value is called in an error."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names.get(type(value), "a number")
 
 

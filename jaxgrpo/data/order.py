@@ -60,7 +60,10 @@ class Order:
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken. UserError if it is of another number of problems or another seed."""
         here = self.state()
-        for name, mend in (("problems", "the same data"), ("seed", f"--config.seed={state['seed']}")):
+        for name, mend in (
+            ("problems", "the same data"),
+            ("seed", f"--config.seed={state['seed']}"),
+        ):
             if state[name] != here[name]:
                 raise UserError(
                     f"the checkpoint's order of problems has {name}={state[name]} and this run's has "

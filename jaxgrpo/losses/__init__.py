@@ -1,6 +1,6 @@
 """Losses as pure functions of arrays; nothing but JAX is imported. See `objective.py` for the shape they share."""
 
-from jaxgrpo.losses import advantages, terms, weights
+from jaxgrpo.losses import advantages, terms, token_weights
 from jaxgrpo.losses.cispo import CISPO
 from jaxgrpo.losses.dapo import DAPO
 from jaxgrpo.losses.grpo import GRPO, DrGRPO

@@ -37,7 +37,9 @@ def given(rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
     return jnp.where(jnp.isnan(rewards), 0.0, rewards)
 
 
-def soft_overlong(lengths: Int[Array, "P G"], max_tokens: Coefficient, buffer: Coefficient) -> Float[Array, "P G"]:
+def soft_overlong(
+    lengths: Int[Array, "P G"], max_tokens: Coefficient, buffer: Coefficient
+) -> Float[Array, "P G"]:
     """What to add to the reward of a completion of so many tokens: 0 up to max_tokens - buffer, falling to -1 at max_tokens
     and beyond (DAPO's soft overlong punishment, arXiv 2503.14476, equation 13). Without a buffer
     it falls all at once."""
@@ -46,7 +48,10 @@ def soft_overlong(lengths: Int[Array, "P G"], max_tokens: Coefficient, buffer: C
 
 
 def kl_to_go(
-    rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"], kl: Float[Array, "P G T"], coefficient: Coefficient
+    rewards: Float[Array, "P G"],
+    mask: Bool[Array, "P G T"],
+    kl: Float[Array, "P G T"],
+    coefficient: Coefficient,
 ) -> Float[Array, "P G T"]:
     """r - coefficient * sum of kl from token t to the end: the return of each token where every token pays for its own
     log(old / reference) (arXiv 2501.03262, equation 8). NaN off the mask."""
@@ -56,7 +61,10 @@ def kl_to_go(
 
 
 def kl_of_sequence(
-    rewards: Float[Array, "P G"], mask: Bool[Array, "P G T"], kl: Float[Array, "P G T"], coefficient: Coefficient
+    rewards: Float[Array, "P G"],
+    mask: Bool[Array, "P G T"],
+    kl: Float[Array, "P G T"],
+    coefficient: Coefficient,
 ) -> Float[Array, "P G"]:
     """r - coefficient * sum_t kl_t: a completion pays for its log(old / reference) (arXiv 2402.14740, equation 3)."""
     return rewards - coefficient * jnp.sum(jnp.where(mask, kl, 0.0), axis=-1)
@@ -76,4 +84,6 @@ def _centred(rewards: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
 def _standardised(rewards: Array, axes: tuple[int, ...]) -> Array:
     difference, count = _centred(jax.lax.stop_gradient(rewards), axes)
     variance = jnp.sum(difference**2, axis=axes, keepdims=True) / jnp.maximum(count, 1)
-    return jnp.where(variance > 0, difference / jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
+    return jnp.where(
+        variance > 0, difference / jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0
+    )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxgrpo.losses import advantages, terms, weights
+from jaxgrpo.losses import advantages, terms, token_weights
 from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
 
@@ -27,11 +27,14 @@ class CISPO:
         return advantages.standardised(rewards)
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        return weights.per_token(mask)
+        return token_weights.per_token(mask)
 
     def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
         ratio = jax.lax.stop_gradient(terms.ratio(inputs.logprobs - inputs.old_logprobs))
         low, high = ratio < 1 - self.clip_low, ratio > 1 + self.clip_high
-        figures = {"policy/clipped_low": low.astype(jnp.float32), "policy/clipped_high": high.astype(jnp.float32)}
+        figures = {
+            "policy/clipped_low": low.astype(jnp.float32),
+            "policy/clipped_high": high.astype(jnp.float32),
+        }
         weight = jnp.clip(ratio, 1 - self.clip_low, 1 + self.clip_high)
         return -weight * inputs.advantages * inputs.logprobs, figures

@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Bool, Float
 
-from jaxgrpo.losses import advantages, weights
+from jaxgrpo.losses import advantages, token_weights
 from jaxgrpo.losses.grpo import clipped_loss
 from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
@@ -33,12 +33,16 @@ class DAPO:
         if self.max_tokens is None:
             return advantages.standardised(rewards)
         if mask is None:
-            raise ValueError("DAPO punishes length where max_tokens is given: advantages() needs the completions' mask")
-        punishment = advantages.soft_overlong(mask.sum(axis=-1), self.max_tokens, self.overlong_buffer)
+            raise ValueError(
+                "DAPO punishes length where max_tokens is given: advantages() needs the completions' mask"
+            )
+        punishment = advantages.soft_overlong(
+            mask.sum(axis=-1), self.max_tokens, self.overlong_buffer
+        )
         return advantages.standardised(rewards + punishment)
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        return weights.per_token(mask)
+        return token_weights.per_token(mask)
 
     def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
         return clipped_loss(inputs, self.clip_low, self.clip_high)

@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Bool, Float
 
-from jaxgrpo.losses import advantages, terms, weights
+from jaxgrpo.losses import advantages, terms, token_weights
 from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
 
@@ -29,7 +29,7 @@ class GRPO:
         return advantages.standardised(rewards)
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        return weights.per_sequence(mask)
+        return token_weights.per_sequence(mask)
 
     def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
         loss, figures = clipped_loss(inputs, self.clip_low, self.clip_high)
@@ -59,16 +59,21 @@ class DrGRPO:
         return advantages.centred(rewards)
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        return weights.per_budget(mask, self.budget)
+        return token_weights.per_budget(mask, self.budget)
 
     def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
         return clipped_loss(inputs, self.clip_low, self.clip_high)
 
 
 def clipped_loss(
-    inputs: TokenInputs, clip_low: Coefficient, clip_high: Coefficient, dual_clip: Coefficient | None = None
+    inputs: TokenInputs,
+    clip_low: Coefficient,
+    clip_high: Coefficient,
+    dual_clip: Coefficient | None = None,
 ) -> tuple[Float[Array, "B T"], Figures]:
     """PPO's clipped surrogate of each token's ratio, and where it was clipped."""
     log_ratio = inputs.logprobs - inputs.old_logprobs
     figures = terms.clipped(log_ratio, inputs.advantages, clip_low, clip_high)
-    return terms.clipped_surrogate(log_ratio, inputs.advantages, clip_low, clip_high, dual_clip), figures
+    return terms.clipped_surrogate(
+        log_ratio, inputs.advantages, clip_low, clip_high, dual_clip
+    ), figures

@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Bool, Float
 
-from jaxgrpo.losses import advantages, terms, weights
+from jaxgrpo.losses import advantages, terms, token_weights
 from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
 
@@ -26,12 +26,14 @@ class GSPO:
         return advantages.standardised(rewards)
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        return weights.per_sequence(mask)
+        return token_weights.per_sequence(mask)
 
     def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
         log_ratio = self._log_ratio(inputs)
         figures = terms.clipped(log_ratio, inputs.advantages, self.clip_low, self.clip_high)
-        return terms.clipped_surrogate(log_ratio, inputs.advantages, self.clip_low, self.clip_high), figures
+        return terms.clipped_surrogate(
+            log_ratio, inputs.advantages, self.clip_low, self.clip_high
+        ), figures
 
     def _log_ratio(self, inputs: TokenInputs) -> Float[Array, "B T"]:
         return terms.sequence_log_ratio(inputs.logprobs - inputs.old_logprobs, inputs.mask)

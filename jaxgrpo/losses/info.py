@@ -55,7 +55,10 @@ def measure(inputs: TokenInputs, figures: Figures) -> Info:
     return Info(
         tokens=inputs.mask.sum(dtype=jnp.float32),
         sums={name: jnp.sum(masked(figure)) for name, figure in (common | figures).items()},
-        maxima={"policy/ratio_max": jnp.max(masked(ratio)), "policy/logprob_gap_max": jnp.max(masked(gap))},
+        maxima={
+            "policy/ratio_max": jnp.max(masked(ratio)),
+            "policy/logprob_gap_max": jnp.max(masked(gap)),
+        },
     )
 
 
@@ -63,7 +66,9 @@ def merge(parts: Info) -> Info:
     """Parts stacked along a first axis -> the whole."""
     total = lambda x: jnp.sum(x, axis=0)
     largest = lambda x: jnp.max(x, axis=0)
-    return Info(total(parts.tokens), jax.tree.map(total, parts.sums), jax.tree.map(largest, parts.maxima))
+    return Info(
+        total(parts.tokens), jax.tree.map(total, parts.sums), jax.tree.map(largest, parts.maxima)
+    )
 
 
 def report(info: Info) -> dict[str, Float[Array, ""]]:

@@ -16,7 +16,15 @@ from jaxtyping import Array, Bool, Float
 from jaxgrpo.losses.info import Info, measure
 from jaxgrpo.losses.terms import Coefficient
 
-__all__ = ["Advantages", "Coefficient", "Figures", "Objective", "TokenInputs", "batch_loss", "frozen_pytree"]
+__all__ = [
+    "Advantages",
+    "Coefficient",
+    "Figures",
+    "Objective",
+    "TokenInputs",
+    "batch_loss",
+    "frozen_pytree",
+]
 
 Class = TypeVar("Class", bound=type)
 
@@ -64,8 +72,13 @@ def frozen_pytree(cls: Class) -> Class:
         return keyed, tuple(getattr(node, name) for name in static)
 
     def unflatten(structure: Any, values: Any) -> Any:
-        node = object.__new__(made)  # not made(...): JAX also puts descriptions in the place of numbers
-        for name, value in (*zip(leaves, values, strict=True), *zip(static, structure, strict=True)):
+        node = object.__new__(
+            made
+        )  # not made(...): JAX also puts descriptions in the place of numbers
+        for name, value in (
+            *zip(leaves, values, strict=True),
+            *zip(static, structure, strict=True),
+        ):
             object.__setattr__(node, name, value)
         return node
 

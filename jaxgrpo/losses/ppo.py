@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Bool, Float
 
-from jaxgrpo.losses import advantages, weights
+from jaxgrpo.losses import advantages, token_weights
 from jaxgrpo.losses.grpo import clipped_loss
 from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
@@ -27,7 +27,7 @@ class PPO:
         return advantages.given(rewards)
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        return weights.per_token(mask)
+        return token_weights.per_token(mask)
 
     def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
         return clipped_loss(inputs, self.clip_low, self.clip_high, self.dual_clip)

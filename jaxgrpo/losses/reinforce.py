@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxgrpo.losses import advantages, terms, weights
+from jaxgrpo.losses import advantages, terms, token_weights
 from jaxgrpo.losses.grpo import clipped_loss
 from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
@@ -33,13 +33,15 @@ class ReinforcePlusPlus:
         kl: Float[Array, "P G T"] | None = None,
     ) -> Float[Array, "P G T"]:
         if mask is None or (kl is None and self.kl is not None):
-            raise ValueError("REINFORCE++ normalises over tokens: advantages() needs the completions' mask and, for its KL, kl")
+            raise ValueError(
+                "REINFORCE++ normalises over tokens: advantages() needs the completions' mask and, for its KL, kl"
+            )
         if kl is None or self.kl is None:
             return advantages.batch_normalised(jnp.where(mask, rewards[..., None], jnp.nan))
         return advantages.batch_normalised(advantages.kl_to_go(rewards, mask, kl, self.kl))
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        return weights.per_sequence(mask)
+        return token_weights.per_sequence(mask)
 
     def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
         return clipped_loss(inputs, self.clip_low, self.clip_high)
@@ -67,7 +69,7 @@ class ReinforcePlusPlusBaseline:
         return advantages.batch_normalised(difference)
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        return weights.per_sequence(mask)
+        return token_weights.per_sequence(mask)
 
     def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
         loss, figures = clipped_loss(inputs, self.clip_low, self.clip_high)

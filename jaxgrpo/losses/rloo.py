@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Bool, Float
 
-from jaxgrpo.losses import advantages, weights
+from jaxgrpo.losses import advantages, token_weights
 from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
 
 
@@ -31,11 +31,13 @@ class RLOO:
         if self.kl is None:
             return advantages.leave_one_out(rewards)
         if mask is None or kl is None:
-            raise ValueError("RLOO with a KL in the reward: advantages() needs the completions' mask and kl")
+            raise ValueError(
+                "RLOO with a KL in the reward: advantages() needs the completions' mask and kl"
+            )
         return advantages.leave_one_out(advantages.kl_of_sequence(rewards, mask, kl, self.kl))
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        return weights.per_budget(mask, 1.0)
+        return token_weights.per_budget(mask, 1.0)
 
     def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
         return -inputs.advantages * inputs.logprobs, {}

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxgrpo.losses import weights
+from jaxgrpo.losses import token_weights
 from jaxgrpo.losses.objective import Figures, TokenInputs, frozen_pytree
 
 
@@ -17,7 +17,7 @@ class Supervised:
         return jnp.zeros_like(rewards)
 
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        return weights.per_token(mask)
+        return token_weights.per_token(mask)
 
     def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
         return -inputs.logprobs, {}

@@ -19,7 +19,9 @@ def ratio(log_ratio: Float[Array, "B T"]) -> Float[Array, "B T"]:
     return jnp.exp(jnp.clip(log_ratio, -LIMIT, LIMIT))
 
 
-def sequence_log_ratio(log_ratio: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+def sequence_log_ratio(
+    log_ratio: Float[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "B T"]:
     """1/|o_i| sum_t log r_it at every token of row i: log of the length-normalised ratio of whole completions
     (GSPO, arXiv 2507.18071, equation 7)."""
     lengths = jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
@@ -56,12 +58,18 @@ def clipped_surrogate(
 
 
 def clipped(
-    log_ratio: Float[Array, "B T"], advantages: Float[Array, "B T"], clip_low: Coefficient, clip_high: Coefficient
+    log_ratio: Float[Array, "B T"],
+    advantages: Float[Array, "B T"],
+    clip_low: Coefficient,
+    clip_high: Coefficient,
 ) -> dict[str, Float[Array, "B T"]]:
     """Where the clip of `clipped_surrogate` takes the gradient away: below for A < 0, above for A > 0."""
     r = ratio(log_ratio)
     low, high = (r < 1 - clip_low) & (advantages < 0), (r > 1 + clip_high) & (advantages > 0)
-    return {"policy/clipped_low": low.astype(jnp.float32), "policy/clipped_high": high.astype(jnp.float32)}
+    return {
+        "policy/clipped_low": low.astype(jnp.float32),
+        "policy/clipped_high": high.astype(jnp.float32),
+    }
 
 
 def kl_k1(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> Float[Array, "B T"]:
@@ -131,7 +139,9 @@ def importance_weights(
     """
     check_importance_weights(mode, level)
     if level == "sequence":
-        log_gap = jnp.broadcast_to(jnp.sum(jnp.where(mask, log_gap, 0.0), axis=1, keepdims=True), mask.shape)
+        log_gap = jnp.broadcast_to(
+            jnp.sum(jnp.where(mask, log_gap, 0.0), axis=1, keepdims=True), mask.shape
+        )
     weight = ratio(jax.lax.stop_gradient(log_gap))
     if mode == "truncate":
         return jnp.clip(weight, low, high)
@@ -140,6 +150,11 @@ def importance_weights(
 
 def check_importance_weights(mode: str, level: str) -> None:
     """Raises ValueError for what `importance_weights` refuses."""
-    for name, value, allowed in (("mode", mode, ("truncate", "mask")), ("level", level, ("token", "sequence"))):
+    for name, value, allowed in (
+        ("mode", mode, ("truncate", "mask")),
+        ("level", level, ("token", "sequence")),
+    ):
         if value not in allowed:
-            raise ValueError(f"the importance weights' {name} is {value!r}: it must be one of {', '.join(allowed)}")
+            raise ValueError(
+                f"the importance weights' {name} is {value!r}: it must be one of {', '.join(allowed)}"
+            )

@@ -5,7 +5,14 @@ from dataclasses import field
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import terms
-from jaxgrpo.losses.objective import Advantages, Coefficient, Figures, Objective, TokenInputs, frozen_pytree
+from jaxgrpo.losses.objective import (
+    Advantages,
+    Coefficient,
+    Figures,
+    Objective,
+    TokenInputs,
+    frozen_pytree,
+)
 
 
 class _Wrapper:
@@ -49,7 +56,9 @@ class Regularised(_Wrapper):
         loss, figures = self.objective.token_loss(inputs)
         if self.kl is not None:
             log_ratio = inputs.logprobs - inputs.old_logprobs
-            loss = loss + self.kl * terms.kl_loss(self.estimator, log_ratio, inputs.logprobs, inputs.ref_logprobs)
+            loss = loss + self.kl * terms.kl_loss(
+                self.estimator, log_ratio, inputs.logprobs, inputs.ref_logprobs
+            )
         if self.entropy is not None:
             if inputs.entropy is None:
                 raise ValueError("an entropy bonus needs TokenInputs.entropy")
@@ -87,5 +96,7 @@ class Corrected(_Wrapper):
             raise ValueError("a correction needs TokenInputs.sampler_logprobs")
         loss, figures = self.objective.token_loss(inputs)
         gap = inputs.old_logprobs - inputs.sampler_logprobs
-        weight = terms.importance_weights(gap, inputs.mask, self.mode, self.level, self.high, self.low)
+        weight = terms.importance_weights(
+            gap, inputs.mask, self.mode, self.level, self.high, self.low
+        )
         return weight * loss, figures | {"policy/correction": weight}

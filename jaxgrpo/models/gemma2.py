@@ -26,8 +26,18 @@ def config_from_hf(hf: dict[str, Any]) -> ModelConfig:
 
 def base(hf: dict[str, Any], theta: float, **own: Any) -> ModelConfig:
     """What Gemma 2 and 3 have in common."""
-    llama.refuse(hf, "hidden_activation", "gelu_pytorch_tanh", {"gelu_pytorch_tanh": "gelu's approximation by tanh"})
-    llama.refuse(hf, "use_bidirectional_attention", None, {None: "causal attention", False: "causal attention"})
+    llama.refuse(
+        hf,
+        "hidden_activation",
+        "gelu_pytorch_tanh",
+        {"gelu_pytorch_tanh": "gelu's approximation by tanh"},
+    )
+    llama.refuse(
+        hf,
+        "use_bidirectional_attention",
+        None,
+        {None: "causal attention", False: "causal attention"},
+    )
     bias = bool(hf.get("attention_bias"))
     return llama.base(
         {"tie_word_embeddings": True} | hf,

@@ -45,7 +45,9 @@ def base(hf: dict[str, Any], theta: float, **own: Any) -> ModelConfig:
     heads = hf["num_attention_heads"]
     kv_heads = hf.get("num_key_value_heads") or heads
     if heads % kv_heads:
-        raise UserError(f"{heads} query heads cannot share {kv_heads} key-value heads; the one must divide the other")
+        raise UserError(
+            f"{heads} query heads cannot share {kv_heads} key-value heads; the one must divide the other"
+        )
     if "rope" not in own:
         own["rope"] = rope.from_hf(hf, rope.settings_of(hf, theta), hf.get("rope_theta") or theta)
     common = {
@@ -79,7 +81,13 @@ def windows(hf: dict[str, Any], window: int | None, slides: list[bool]) -> tuple
     if types is not None:
         others = sorted(set(types) - set(LAYER_TYPES))
         if others or len(types) != hf["num_hidden_layers"]:
-            what = f"holds {others[0]!r}" if others else f"has {len(types)} of {hf['num_hidden_layers']} layers"
-            raise UserError(f"layer_types {what}; computed here: {' and '.join(LAYER_TYPES)}, one for each layer")
+            what = (
+                f"holds {others[0]!r}"
+                if others
+                else f"has {len(types)} of {hf['num_hidden_layers']} layers"
+            )
+            raise UserError(
+                f"layer_types {what}; computed here: {' and '.join(LAYER_TYPES)}, one for each layer"
+            )
         slides = [kind == "sliding_attention" for kind in types]
     return tuple((window or 0) if slide else 0 for slide in slides)

@@ -83,13 +83,24 @@ def join(base: Params, trained: Params) -> Params:
 def scaled(adapters: Params, scale: float) -> Params:
     """The same with `scale` times each B, and so each A B."""
     times = lambda name, part: part * scale if name == "lora_b" else part
-    return {name: scaled(part, scale) if isinstance(part, dict) else times(name, part) for name, part in adapters.items()}
+    return {
+        name: scaled(part, scale) if isinstance(part, dict) else times(name, part)
+        for name, part in adapters.items()
+    }
 
 
 def merge(policy: Params, scale: float) -> Params:
     """A joined tree -> one of the base's shape, with W + scale * A B in the place of W, in float32; the rest as it is."""
     if "lora_a" not in policy:
-        return {name: merge(part, scale) if isinstance(part, dict) else part for name, part in policy.items()}
+        return {
+            name: merge(part, scale) if isinstance(part, dict) else part
+            for name, part in policy.items()
+        }
     rest = {name: leaf for name, leaf in policy.items() if not name.startswith("lora_")}
-    product = jnp.einsum("...ir,...ro->...io", policy["lora_a"], policy["lora_b"], precision=jax.lax.Precision.HIGHEST)
+    product = jnp.einsum(
+        "...ir,...ro->...io",
+        policy["lora_a"],
+        policy["lora_b"],
+        precision=jax.lax.Precision.HIGHEST,
+    )
     return rest | {"kernel": policy["kernel"].astype(jnp.float32) + scale * product}

@@ -17,4 +17,6 @@ def config_from_hf(hf: dict[str, Any]) -> ModelConfig:
 def windows(hf: dict[str, Any]) -> tuple[int, ...]:
     """Where windows are used at all, the layers from max_window_layers on have one."""
     window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
-    return llama.windows(hf, window, [i >= hf.get("max_window_layers", 28) for i in range(hf["num_hidden_layers"])])
+    return llama.windows(
+        hf, window, [i >= hf.get("max_window_layers", 28) for i in range(hf["num_hidden_layers"])]
+    )

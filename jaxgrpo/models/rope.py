@@ -92,7 +92,11 @@ class Yarn(Rope):
 
     def frequencies(self, head_width: int) -> Float[np.ndarray, "half"]:
         plain = self._plain(head_width)
-        pair = lambda turns: head_width * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+        pair = lambda turns: (
+            head_width
+            * math.log(self.original / (turns * 2 * math.pi))
+            / (2 * math.log(self.theta))
+        )
         low, high = pair(self.fast), pair(self.slow)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
@@ -136,7 +140,9 @@ def settings_of(hf: dict[str, Any], theta: float) -> dict[str, Any]:
 def _refuse_nested(settings: dict[str, Any]) -> None:
     nested = [name for name, value in settings.items() if isinstance(value, dict)]
     if nested:
-        raise UserError(f"rope_parameters has {nested[0]!r} for itself; for this family all layers have the same")
+        raise UserError(
+            f"rope_parameters has {nested[0]!r} for itself; for this family all layers have the same"
+        )
 
 
 def from_hf(hf: dict[str, Any], settings: dict[str, Any], theta: float) -> Rope:
@@ -151,7 +157,9 @@ def from_hf(hf: dict[str, Any], settings: dict[str, Any], theta: float) -> Rope:
     theta = settings.get("rope_theta") or theta
     share = settings.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
     if share != 1.0:
-        raise UserError(f"partial_rotary_factor is {share}; whole heads are turned here, which is 1.0")
+        raise UserError(
+            f"partial_rotary_factor is {share}; whole heads are turned here, which is 1.0"
+        )
     if kind == "default":
         return Rope(theta)
     if kind == "linear":
@@ -162,15 +170,25 @@ def from_hf(hf: dict[str, Any], settings: dict[str, Any], theta: float) -> Rope:
     if kind in ("llama3", "yarn") and not original:
         raise KeyError(name)
     if kind == "llama3":
-        return Llama3(theta, settings["factor"], settings["low_freq_factor"], settings["high_freq_factor"], original)
+        return Llama3(
+            theta,
+            settings["factor"],
+            settings["low_freq_factor"],
+            settings["high_freq_factor"],
+            original,
+        )
     if kind == "yarn":
         return _yarn(settings, theta, original, longest or original)
-    raise UserError(f"rope type {kind!r} is not computed here; default, linear, llama3 and yarn are")
+    raise UserError(
+        f"rope type {kind!r} is not computed here; default, linear, llama3 and yarn are"
+    )
 
 
 def _yarn(settings: dict[str, Any], theta: float, original: int, longest: int) -> Yarn:
     if settings.get("mscale") or settings.get("mscale_all_dim"):
-        raise UserError(f"mscale is {settings.get('mscale')}; of yarn only attention_factor is computed here")
+        raise UserError(
+            f"mscale is {settings.get('mscale')}; of yarn only attention_factor is computed here"
+        )
     return Yarn(
         theta,
         settings.get("factor") or longest / original,

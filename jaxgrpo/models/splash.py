@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgrpo.mesh import ROWS
+from jaxgrpo.distributed.mesh import ROWS
 
 LANES = 128
 """What a kernel's blocks are multiples of."""
@@ -40,9 +40,15 @@ def attention(
     """
     columns = segments.shape[1]
     length = columns - prompt
-    if columns % LANES or length % LANES or not (interpret or mesh.devices.flat[0].platform == "tpu"):
+    if (
+        columns % LANES
+        or length % LANES
+        or not (interpret or mesh.devices.flat[0].platform == "tpu")
+    ):
         return None
-    block_q, block_kv = (next(block for block in BLOCKS if size % block == 0) for size in (length, columns))
+    block_q, block_kv = (
+        next(block for block in BLOCKS if size % block == 0) for size in (length, columns)
+    )
     sizes = kernels.BlockSizes(
         block_q=block_q,
         block_kv=block_kv,
@@ -61,17 +67,28 @@ def attention(
     ) -> Float[Array, "B H T E"]:
         batch, heads, _, width = queries.shape
         kv_heads = parts[0][0].shape[1]
-        keys, values = (jnp.concatenate(part, axis) for part, axis in zip(zip(*parts, strict=True), (3, 2), strict=True))
+        keys, values = (
+            jnp.concatenate(part, axis)
+            for part, axis in zip(zip(*parts, strict=True), (3, 2), strict=True)
+        )
         shape = (length, columns)
-        one = masks.LocalMask(shape, (window - 1, 0), prompt) if window else masks.CausalMask(shape, prompt)
+        one = (
+            masks.LocalMask(shape, (window - 1, 0), prompt)
+            if window
+            else masks.CausalMask(shape, prompt)
+        )
         mask = masks.MultiHeadMask([one] * (heads // kv_heads))
         how = {"block_sizes": sizes, "attn_logits_soft_cap": softcap, "interpret": interpret}
         read = partial(_read, partial(kernels.make_splash_mqa_single_device, mask, **how))
         divided = PartitionSpec(*ROWS, "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None)
         places = divided, divided, divided, PartitionSpec(*ROWS)
         shards = jax.shard_map(read, mesh=mesh, in_specs=places, out_specs=divided, check_vma=False)
-        grouped = (queries * (width**-0.5 if scale is None else scale)).reshape(batch, kv_heads, -1, length, width)
-        return shards(grouped, keys.swapaxes(2, 3), values, segments.astype("int32")).reshape(queries.shape)
+        grouped = (queries * (width**-0.5 if scale is None else scale)).reshape(
+            batch, kv_heads, -1, length, width
+        )
+        return shards(grouped, keys.swapaxes(2, 3), values, segments.astype("int32")).reshape(
+            queries.shape
+        )
 
     return attend
 
@@ -85,5 +102,7 @@ def _read(
 ) -> Float[Array, "b k G T E"]:
     """One device's rows and heads; G query heads read each key-value head. Queries are those of the last T columns."""
     kernel, length = make(), queries.shape[3]
-    row = lambda q, k, v, s: jax.vmap(lambda q, k, v: kernel(q, k, v, kernels.SegmentIds(s[-length:], s)))(q, k, v)
+    row = lambda q, k, v, s: jax.vmap(
+        lambda q, k, v: kernel(q, k, v, kernels.SegmentIds(s[-length:], s))
+    )(q, k, v)
     return jax.vmap(row)(queries, keys, values, segments)

@@ -38,7 +38,9 @@ class Tensor:
     def read(self, index: tuple[slice, ...], dtype: Any, turned: bool = False) -> np.ndarray:
         """A part of it in another dtype, contiguous; of its transpose if turned. No more than a block is held besides."""
         parts = index[::-1] if turned else index
-        (first, last, _), *rest = (part.indices(size) for part, size in zip(parts, self.shape, strict=True))
+        (first, last, _), *rest = (
+            part.indices(size) for part, size in zip(parts, self.shape, strict=True)
+        )
         lengths = (last - first, *(stop - start for start, stop, _ in rest))
         out = np.empty(lengths[::-1], dtype).T if turned else np.empty(lengths, dtype)
         row = math.prod(self.shape[1:])
@@ -65,7 +67,9 @@ def found_in(folder: Path) -> dict[str, Tensor]:
     if not files[0].is_file():
         files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError(f"model folder {folder} has no *.safetensors: only that format is read; convert the weights to it")
+        raise UserError(
+            f"model folder {folder} has no *.safetensors: only that format is read; convert the weights to it"
+        )
     return {name: tensor for file in files for name, tensor in _header(file).items()}
 
 
@@ -74,10 +78,14 @@ def _by_index(folder: Path) -> dict[str, Tensor]:
         places = json.loads((folder / INDEX).read_text())["weight_map"]
         names = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / INDEX} is no index ({type(error).__name__}: {error}): copy it anew") from error
+        raise UserError(
+            f"{folder / INDEX} is no index ({type(error).__name__}: {error}): copy it anew"
+        ) from error
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{folder} lacks {len(missing)} of the {len(names)} files its index names, first {missing[0]}: copy it")
+        raise UserError(
+            f"{folder} lacks {len(missing)} of the {len(names)} files its index names, first {missing[0]}: copy it"
+        )
     headers = {name: _header(folder / name) for name in names}
     return {name: headers[file][name] for name, file in places.items() if name in headers[file]}
 
@@ -94,7 +102,9 @@ def _header(path: Path) -> dict[str, Tensor]:
         entries.pop("__metadata__", None)
         return {name: _tensor(path, 8 + length, size, entry) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}): copy it anew") from error
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): copy it anew"
+        ) from error
 
 
 def _tensor(path: Path, data: int, size: int, entry: dict[str, Any]) -> Tensor:
@@ -133,7 +143,9 @@ def write(folder: Path, tensors: Mapping[str, Planned], limit: int) -> None:
         write_file(folder / name, part)
         places |= dict.fromkeys(part, name)
     total = sum(tensor.size for tensor in tensors.values())
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n")
+    (folder / INDEX).write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n"
+    )
     return None
 
 
@@ -155,7 +167,11 @@ def write_file(path: Path, tensors: Mapping[str, Planned]) -> None:
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.size
-        header[name] = {"dtype": names[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": names[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:

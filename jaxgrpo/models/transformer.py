@@ -124,10 +124,16 @@ class ModelConfig:
     def kinds(self) -> tuple[tuple[int, Rope], ...]:
         """The window and the rotary positions of each layer."""
         windows = self.windows or (0,) * self.layers
-        return tuple((window, self.local_rope if window and self.local_rope else self.rope) for window in windows)
+        return tuple(
+            (window, self.local_rope if window and self.local_rope else self.rope)
+            for window in windows
+        )
 
 
-ACTIVATIONS: dict[str, Callable] = {"silu": nn.silu, "gelu_tanh": partial(nn.gelu, approximate=True)}
+ACTIVATIONS: dict[str, Callable] = {
+    "silu": nn.silu,
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+}
 
 EVERYTHING = 2**30
 """As a window: wider than any text."""
@@ -200,9 +206,13 @@ def attend(
     """
     batch, heads, length, width = queries.shape
     kv_heads = parts[0][0].shape[1]
-    grouped = queries.reshape(batch, kv_heads, -1, width)  # [B, K, H/K * T, E]: one product for a whole group of heads
+    grouped = queries.reshape(
+        batch, kv_heads, -1, width
+    )  # [B, K, H/K * T, E]: one product for a whole group of heads
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = jnp.concatenate([product("bkqe,bkes->bkqs", grouped, keys) for keys, _ in parts], axis=-1)
+    scores = jnp.concatenate(
+        [product("bkqe,bkes->bkqs", grouped, keys) for keys, _ in parts], axis=-1
+    )
     scores = scores * (width**-0.5 if scale is None else scale)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
@@ -211,7 +221,10 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1).reshape(batch, kv_heads, -1, scores.shape[-1])
     cuts = np.cumsum([values.shape[2] for _, values in parts])[:-1]
     shares = jnp.split(weights, cuts, axis=-1)
-    read = [product("bkqs,bkse->bkqe", w.astype(v.dtype), v) for w, (_, v) in zip(shares, parts, strict=True)]
+    read = [
+        product("bkqs,bkse->bkqe", w.astype(v.dtype), v)
+        for w, (_, v) in zip(shares, parts, strict=True)
+    ]
     return reduce(jnp.add, read).reshape(batch, heads, length, width).astype(queries.dtype)
 
 
@@ -227,11 +240,15 @@ def embed(
     return embedding[tokens].astype(dtype)
 
 
-def _embed_forward(embedding: Array, tokens: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
+def _embed_forward(
+    embedding: Array, tokens: Array, dtype: DTypeLike
+) -> tuple[Array, tuple[Array, Array]]:
     return embed(embedding, tokens, dtype), (embedding, tokens)
 
 
-def _embed_backward(dtype: DTypeLike, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
+def _embed_backward(
+    dtype: DTypeLike, residuals: tuple[Array, Array], gradient: Array
+) -> tuple[Array, None]:
     embedding, tokens = residuals
     zeros = jnp.zeros(embedding.shape, jnp.float32)
     return zeros.at[tokens].add(gradient.astype(jnp.float32)).astype(embedding.dtype), None
@@ -306,12 +323,16 @@ class Dense(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
         out = checkpoint_name(matmul(x, kernel), PRODUCT)
         if self.has_variable("params", "lora_a"):
-            low_rank = checkpoint_name(matmul(x, self.get_variable("params", "lora_a")), PRODUCT)  # [B, T, rank]
+            low_rank = checkpoint_name(
+                matmul(x, self.get_variable("params", "lora_a")), PRODUCT
+            )  # [B, T, rank]
             out = out + matmul(low_rank, self.get_variable("params", "lora_b"))
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.width,))
             # Added in float32: then the bias's gradient, a sum over all tokens, is summed in float32, too.
-            out = (out.astype(jnp.float32) + bias.astype(jnp.float32).reshape(1, 1, -1)).astype(x.dtype)
+            out = (out.astype(jnp.float32) + bias.astype(jnp.float32).reshape(1, 1, -1)).astype(
+                x.dtype
+            )
         return out
 
 
@@ -330,7 +351,9 @@ class Attention(nn.Module):
         if cache is not None:
             prompt, recent, column = cache
             if recent is not None:
-                write = lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), column, axis)
+                write = lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(
+                    old, new.astype(old.dtype), column, axis
+                )
                 keys, values = write(recent[0], keys, 3), write(recent[1], values, 2)
             # Here, and not before the layers: so that the copies of one layer are held at a time.
             spread = partial(repeat_rows, count=len(keys) // len(prompt[0]))
@@ -339,7 +362,9 @@ class Attention(nn.Module):
         out = self.places.attended(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
         return Dense(config.width, config.out_bias, name="out")(out), (keys, values)
 
-    def _project(self, name: str, x: Array, heads: int, normed: str = "") -> Float[Array, "B n T E"]:
+    def _project(
+        self, name: str, x: Array, heads: int, normed: str = ""
+    ) -> Float[Array, "B n T E"]:
         config = self.config
         out = self.places.projected(Dense(heads * config.head_width, config.qkv_bias, name=name)(x))
         if normed == "all":
@@ -349,13 +374,19 @@ class Attention(nn.Module):
             out = norm(config, f"{name}_norm")(out)
         return out.swapaxes(1, 2)
 
-    def _read(self, queries: Array, parts: list, mask: Array, own: Own, whole: Callable | None) -> Float[Array, "B H T E"]:
+    def _read(
+        self, queries: Array, parts: list, mask: Array, own: Own, whole: Callable | None
+    ) -> Float[Array, "B H T E"]:
         config = self.config
         how = {"scale": config.query_scale, "softcap": config.attention_softcap}
         if not whole:
             return attend(queries, parts, mask, **how)
         reads = [partial(whole, window=window, **how) for window in distinct_windows(config)]
-        return jax.lax.switch(own.which, reads, queries, parts) if len(reads) > 1 else reads[0](queries, parts)
+        return (
+            jax.lax.switch(own.which, reads, queries, parts)
+            if len(reads) > 1
+            else reads[0](queries, parts)
+        )
 
 
 class MLP(nn.Module):
@@ -385,8 +416,13 @@ class Layer(nn.Module):
         config, out = self.config, []
         attention, mlp = Attention(config, self.places, name="attention"), MLP(config, name="mlp")
         parts = "attention", "mlp"
-        norms = lambda kind, wanted: [norm(config, f"{part}_{kind}") if wanted else lambda x: x for part in parts]
-        before, after = norms("norm", config.norms != "after"), norms("out_norm", config.norms != "before")
+        norms = lambda kind, wanted: [
+            norm(config, f"{part}_{kind}") if wanted else lambda x: x for part in parts
+        ]
+        before, after = (
+            norms("norm", config.norms != "after"),
+            norms("out_norm", config.norms != "before"),
+        )
         for x, (turns, mask, distances), whole in zip(xs, texts, self.wholes, strict=True):
             x = self.places.layer(x)
             if distances is not None:
@@ -417,7 +453,11 @@ class Transformer(nn.Module):
         where = tuple((self._turns(text), text.mask, self._distances(text)) for text in texts)
         scanned = self.has_variable("params", "layers")
         layers = self._scanned if scanned else self._unrolled
-        layer: Any = Layer if self.remat == "none" else nn.remat(Layer, policy=REMAT[self.remat], prevent_cse=not scanned)
+        layer: Any = (
+            Layer
+            if self.remat == "none"
+            else nn.remat(Layer, policy=REMAT[self.remat], prevent_cse=not scanned)
+        )
         xs, key_values = layers(layer, xs, where, cache)
         last = norm(config, "norm")
         return tuple(last(x) for x in xs), key_values
@@ -429,7 +469,10 @@ class Transformer(nn.Module):
         return self.places.layer(rows)
 
     def _turns(self, text: Text) -> Turns:
-        every = [turns(rope, self.config.head_width, text.positions) for rope in distinct_ropes(self.config)]
+        every = [
+            turns(rope, self.config.head_width, text.positions)
+            for rope in distinct_ropes(self.config)
+        ]
         return jax.tree.map(lambda *each: jnp.stack(each), *every)
 
     def _distances(self, text: Text) -> Int[Array, "B T S"] | None:
@@ -441,7 +484,11 @@ class Transformer(nn.Module):
     def _unrolled(self, layer, xs, where, cache):
         every, key_values = owned(self.config), []
         for i in range(self.config.layers):
-            layer_cache = None if cache is None else (cache.prompt[i], cache.recent and cache.recent[i], cache.column)
+            layer_cache = (
+                None
+                if cache is None
+                else (cache.prompt[i], cache.recent and cache.recent[i], cache.column)
+            )
             own = jax.tree.map(itemgetter(i), every)
             one = layer(self.config, self.wholes, self.places, name=f"layers_{i}")
             xs, layer_key_values = one(xs, where, layer_cache, own)
@@ -451,16 +498,24 @@ class Transformer(nn.Module):
     def _scanned(self, layer, xs, where, cache):
         """One compiled layer for all. What differs from layer to layer comes with axis 0: parameters, prompt, and its own."""
         over = nn.scan(
-            layer, {"params": 0}, split_rngs={"params": False}, in_axes=(nn.broadcast, 0, 0), length=self.config.layers
+            layer,
+            {"params": 0},
+            split_rngs={"params": False},
+            in_axes=(nn.broadcast, 0, 0),
+            length=self.config.layers,
         )
         layer_cache = None if cache is None else (cache.prompt, None, None)
-        return over(self.config, self.wholes, self.places, name="layers")(xs, where, layer_cache, owned(self.config))
+        return over(self.config, self.wholes, self.places, name="layers")(
+            xs, where, layer_cache, owned(self.config)
+        )
 
 
 def init(config: ModelConfig, key: Array) -> Params:
     """Random float32 parameters: embeddings normal(0.02), matrices LeCun normal, norms 1."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return Transformer(config).init(key, [Text(tokens, tokens, jnp.ones((1, 1, 1), bool))])["params"]
+    return Transformer(config).init(key, [Text(tokens, tokens, jnp.ones((1, 1, 1), bool))])[
+        "params"
+    ]
 
 
 def shapes(config: ModelConfig) -> Params:
@@ -492,10 +547,14 @@ def forward(
     key_positions: of the columns that a cache makes longer than the sequence, in whatever order they are; windows need them.
     """
     if config.windows and cache is not None and key_positions is None:
-        raise ValueError("this network has windows: with a cache they need key_positions, the positions of its columns")
+        raise ValueError(
+            "this network has windows: with a cache they need key_positions, the positions of its columns"
+        )
     # Any: Flax also has it that a second result may be mutable collections, of which there are none.
     network = Transformer(config, dtype, (whole,), remat, places)
-    result: Any = network.apply({"params": params}, [Text(tokens, positions, mask, key_positions)], cache)
+    result: Any = network.apply(
+        {"params": params}, [Text(tokens, positions, mask, key_positions)], cache
+    )
     (hidden,), key_values = result
     return hidden, key_values
 
@@ -533,7 +592,9 @@ def unstack(params: Params) -> Params:
         return params
     rest = {name: value for name, value in params.items() if name != "layers"}
     count = len(jax.tree.leaves(params["layers"])[0])
-    return rest | {f"layers_{i}": jax.tree.map(itemgetter(i), params["layers"]) for i in range(count)}
+    return rest | {
+        f"layers_{i}": jax.tree.map(itemgetter(i), params["layers"]) for i in range(count)
+    }
 
 
 def size(params: Params) -> int:
@@ -556,5 +617,7 @@ def sequence_mask(segments: Bool[Array, "B T"] | Int[Array, "B T"]) -> Bool[Arra
 def sequence_positions(segments: Bool[Array, "B T"] | Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Positions that count tokens, not columns: every text starts at 0, whatever stands before it in its row."""
     columns = jnp.arange(segments.shape[1])
-    starts = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    starts = jnp.concatenate(
+        [jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1
+    )
     return columns - jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)

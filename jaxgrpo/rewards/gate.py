@@ -1,7 +1,7 @@
 """Rewards made of rewards: one that is earned only where another is won.
 
-    Gate(language.target_word_ratio, when=math.accuracy)    the language counts only in right answers
-    Gate(math.accuracy, when=language.Threshold())          the answer counts only in the problem's language
+Gate(languages.target_word_ratio, when=maths.accuracy)    the language counts only in right answers
+Gate(maths.accuracy, when=languages.Threshold())          the answer counts only in the problem's language
 """
 
 import math
@@ -36,7 +36,9 @@ class Gate:
 def check_single(what: str, reward: Callable) -> None:
     """Raises UserError for what is no reward that scores one completion at a time."""
     if not callable(reward) or is_batched(reward):
-        raise UserError(f"{what} is {reward!r}: it must be a function of (problem, text), and not a batched one")
+        raise UserError(
+            f"{what} is {reward!r}: it must be a function of (problem, text), and not a batched one"
+        )
 
 
 def is_won(reward: Reward, problem: Problem, text: str) -> bool:

@@ -11,7 +11,9 @@ from jaxgrpo.rewards.gate import check_single, is_won
 def completion(text: str) -> Completion:
     """The text, which must know its tokens. TypeError for a plain one: taken for a short one it would be rewarded."""
     if not isinstance(text, Completion):
-        raise TypeError(f"a {type(text).__name__} does not know its tokens: give a problems.Completion(text, tokens, finished)")
+        raise TypeError(
+            f"a {type(text).__name__} does not know its tokens: give a problems.Completion(text, tokens, finished)"
+        )
     return text
 
 
@@ -32,7 +34,9 @@ class SoftOverlong:
 
     def __post_init__(self) -> None:
         if not 0 < self.buffer <= self.max_tokens:
-            raise UserError(f"buffer is {self.buffer}: it must be above 0 and at most max_tokens, which is {self.max_tokens}")
+            raise UserError(
+                f"buffer is {self.buffer}: it must be above 0 and at most max_tokens, which is {self.max_tokens}"
+            )
 
     def __call__(self, problem: Problem, text: str) -> float:
         left = self.max_tokens - self.buffer - completion(text).tokens
@@ -65,9 +69,15 @@ class Cosine:
         check_single("correct", self.correct)
         if self.max_tokens < 1:
             raise UserError(f"max_tokens is {self.max_tokens}: it must be at least 1")
-        for name, values in (("right", self.right), ("wrong", self.wrong), ("exceed", (0.0, self.exceed))):
+        for name, values in (
+            ("right", self.right),
+            ("wrong", self.wrong),
+            ("exceed", (0.0, self.exceed)),
+        ):
             if len(values) != 2 or not all(map(math.isfinite, values)):
-                raise UserError(f"{name} is {getattr(self, name)}: it must be finite, right and wrong two numbers each")
+                raise UserError(
+                    f"{name} is {getattr(self, name)}: it must be finite, right and wrong two numbers each"
+                )
 
     def __call__(self, problem: Problem, text: str) -> float:
         tokens = completion(text).tokens

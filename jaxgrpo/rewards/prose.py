@@ -1,7 +1,7 @@
 r"""What of a completion is language: the part asked for, without mathematics, code and addresses. In linear time.
 
-    part(text, "think")                    what is between <think> and </think>
-    strip_formulas(r"So $x = 5$ apples")   "So   apples"
+part(text, "think")                    what is between <think> and </think>
+strip_formulas(r"So $x = 5$ apples")   "So   apples"
 """
 
 from collections.abc import Iterator
@@ -83,7 +83,9 @@ def strip_formulas(text: str) -> str:
 
 def _kept(text: str, tokens: list[re.Match], partners: dict[int, int]) -> Iterator[str]:
     position = index = 0
-    inside = -1  # the end of the outermost box that holds prose: boxes within are not looked at again
+    inside = (
+        -1
+    )  # the end of the outermost box that holds prose: boxes within are not looked at again
     while index < len(tokens):
         token, partner = tokens[index], partners.get(index)
         if partner is None or (token["box"] and token.start() < inside):
@@ -115,7 +117,9 @@ def _partners(text: str, tokens: list[re.Match]) -> dict[int, int]:
             if before is not None and _is_pair(text, kind, tokens[before], token):
                 partners[before] = index
             latest[kind] = index
-    return {opening: closing for opening, closing in partners.items() if not tokens[opening]["brace"]}
+    return {
+        opening: closing for opening, closing in partners.items() if not tokens[opening]["brace"]
+    }
 
 
 def _is_pair(text: str, kind: str, opening: re.Match, closing: re.Match) -> bool:
@@ -123,5 +127,8 @@ def _is_pair(text: str, kind: str, opening: re.Match, closing: re.Match) -> bool
         return True
     if kind in ("dollar", "tick"):
         start, end = opening.end(), closing.start()
-        return "\n" not in text[start:end] and text[start : start + 1].isspace() == text[end - 1 : end].isspace()
+        return (
+            "\n" not in text[start:end]
+            and text[start : start + 1].isspace() == text[end - 1 : end].isspace()
+        )
     return opening[kind] not in _CLOSES and closing[kind] in _CLOSES

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
-from jaxgrpo.rewards.words import split
+from jaxgrpo.rewards.languages.words import split
 
 
 @dataclass(frozen=True)

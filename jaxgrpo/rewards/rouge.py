@@ -7,8 +7,8 @@ from rapidfuzz.distance import LCSseq
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
 from jaxgrpo.rewards import prose
+from jaxgrpo.rewards.languages.words import split
 from jaxgrpo.rewards.prose import PARTS
-from jaxgrpo.rewards.words import split
 
 
 @dataclass(frozen=True)

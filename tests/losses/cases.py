@@ -26,11 +26,22 @@ VARIANTS = {
     "regularised": losses.Regularised(losses.DAPO(), kl=0.1, estimator="unbiased", entropy=0.01),
     "regularised_k2": losses.Regularised(losses.DrGRPO(budget=8.0), kl=0.1, estimator="k2"),
     "corrected": losses.Corrected(losses.GRPO(kl=0.1), high=1.1),
-    "corrected_mask": losses.Corrected(losses.GSPO(), mode="mask", level="sequence", high=1.3, low=0.7),
+    "corrected_mask": losses.Corrected(
+        losses.GSPO(), mode="mask", level="sequence", high=1.3, low=0.7
+    ),
 }
 """Every variant, with its terms switched on."""
 
-CLIPPING = ("grpo", "dr_grpo", "dapo", "ppo", "gspo", "gspo_token", "reinforce++", "reinforce++baseline")
+CLIPPING = (
+    "grpo",
+    "dr_grpo",
+    "dapo",
+    "ppo",
+    "gspo",
+    "gspo_token",
+    "reinforce++",
+    "reinforce++baseline",
+)
 """Those that clip as PPO does, at 0.2 or 0.28."""
 
 
@@ -49,7 +60,10 @@ def make_inputs(seed: int = 0, log_ratio: float | None = 0.0, width: int = T) ->
         "sampler_logprobs": old + rng.normal(0, 0.1, shape),
         "entropy": rng.uniform(0, 2, shape),
     }
-    return TokenInputs(**{k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()}, mask=jnp.arange(width) < lengths[:, None])
+    return TokenInputs(
+        **{k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()},
+        mask=jnp.arange(width) < lengths[:, None],
+    )
 
 
 @jax.jit
@@ -60,7 +74,9 @@ def loss_of(objective, inputs):
 @jax.jit
 def gradient(objective, inputs):
     """By the policy's log-probabilities."""
-    return jax.grad(lambda logprobs: loss_of(objective, inputs._replace(logprobs=logprobs)))(inputs.logprobs)
+    return jax.grad(lambda logprobs: loss_of(objective, inputs._replace(logprobs=logprobs)))(
+        inputs.logprobs
+    )
 
 
 @jax.jit
@@ -74,4 +90,6 @@ def advantages_of(objective, rewards, inputs):
     grouped = lambda x: x.reshape(P, G, -1)
     kl = grouped(jnp.where(inputs.mask, inputs.old_logprobs - inputs.ref_logprobs, 0.0))
     found = objective.advantages(rewards, grouped(inputs.mask), kl)
-    return jnp.broadcast_to(found if found.ndim == 3 else found[..., None], kl.shape) * grouped(inputs.mask)
+    return jnp.broadcast_to(found if found.ndim == 3 else found[..., None], kl.shape) * grouped(
+        inputs.mask
+    )

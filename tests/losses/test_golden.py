@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxgrpo import losses
-from jaxgrpo.losses import Corrected, Regularised, TokenInputs, advantages, batch_loss, weights
+from jaxgrpo.losses import Corrected, Regularised, TokenInputs, advantages, batch_loss
+from jaxgrpo.losses import token_weights as weights
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "trl.json").read_text())
 CASES = {case["name"]: case for case in GOLDEN["cases"]}
@@ -53,13 +54,22 @@ def objective_of(s: dict):
             "dr_grpo": losses.DrGRPO(float(s["max_completion_length"]), low, high),
             "cispo": losses.CISPO(clip_high=high - 1),
         }[s["loss_type"]]
-    objective = losses.PPO(low, high, s["delta"]) if s["delta"] and not isinstance(inner, losses.GSPO) else inner
+    objective = (
+        losses.PPO(low, high, s["delta"])
+        if s["delta"] and not isinstance(inner, losses.GSPO)
+        else inner
+    )
     if s["use_vllm"]:
         level, mode = s["vllm_importance_sampling_mode"].split("_")
-        bounds = {"high": s["vllm_importance_sampling_clip_max"], "low": s["vllm_importance_sampling_clip_min"] or 0.0}
+        bounds = {
+            "high": s["vllm_importance_sampling_clip_max"],
+            "low": s["vllm_importance_sampling_clip_min"] or 0.0,
+        }
         objective = Corrected(objective, mode, level, **bounds)
     if s["beta"]:
-        objective = Regularised(objective, kl=s["beta"], estimator="unbiased" if s["use_bias_correction_kl"] else "k3")
+        objective = Regularised(
+            objective, kl=s["beta"], estimator="unbiased" if s["use_bias_correction_kl"] else "k3"
+        )
     return objective, inner
 
 
@@ -72,7 +82,10 @@ def value_and_gradient(objective, weights, inputs):
 def ours(s: dict):
     """Our loss and gradient for TRL's settings."""
     objective, weigh = objective_of(s)
-    arrays = {name: jnp.array(INPUTS[name]) for name in ("logprobs", "old_logprobs", "ref_logprobs", "sampler_logprobs")}
+    arrays = {
+        name: jnp.array(INPUTS[name])
+        for name in ("logprobs", "old_logprobs", "ref_logprobs", "sampler_logprobs")
+    }
     if s["on_policy"]:
         arrays["old_logprobs"] = arrays["logprobs"]
     mask = jnp.arange(arrays["logprobs"].shape[1]) < LENGTHS[:, None]
@@ -90,7 +103,9 @@ def test_losses_and_gradients_are_those_of_trl(name):
     case = CASES[name]
     loss, gradient = ours(case["settings"])
     np.testing.assert_allclose(gradient, case["gradient"], rtol=1e-5, atol=1e-5)
-    if not name.startswith("rloo"):  # on policy the gradients are the same, the losses are not: see DIFFERENT
+    if not name.startswith(
+        "rloo"
+    ):  # on policy the gradients are the same, the losses are not: see DIFFERENT
         np.testing.assert_allclose(loss, case["loss"], rtol=1e-5, atol=1e-5)
 
 
@@ -104,7 +119,9 @@ def with_reference(rewards, beta):
     """RLOO's advantages of rewards that pay for a KL."""
     groups = lambda array: jnp.array(array).reshape(*rewards.shape, -1)
     mask = groups(np.arange(len(INPUTS["logprobs"][0])) < LENGTHS[:, None])
-    kl = groups(np.array(INPUTS["old_logprobs"], np.float32) - np.array(INPUTS["ref_logprobs"], np.float32))
+    kl = groups(
+        np.array(INPUTS["old_logprobs"], np.float32) - np.array(INPUTS["ref_logprobs"], np.float32)
+    )
     return losses.RLOO(kl=beta).advantages(rewards, mask, kl)
 
 
@@ -113,7 +130,9 @@ MADE = {
     "grpo group": lambda rewards, _: advantages.standardised(rewards),
     "rloo": lambda rewards, _: losses.RLOO().advantages(rewards),
     "rloo kl": lambda rewards, settings: with_reference(rewards, settings["beta"]),
-    "rloo normalised": lambda rewards, _: advantages.batch_normalised(advantages.leave_one_out(rewards)),
+    "rloo normalised": lambda rewards, _: advantages.batch_normalised(
+        advantages.leave_one_out(rewards)
+    ),
     "grpo batch": lambda rewards, _: advantages.batch_normalised(advantages.centred(rewards)),
 }
 
@@ -122,7 +141,12 @@ def advantages_of(case):
     """(kind, the rewards, ours, TRL's), [P, G]."""
     kind, size = case["name"].split(";")[0], INPUTS["group_size"]
     rewards = jnp.array(np.array(INPUTS["rewards"][case["rewards"]], np.float32)).reshape(-1, size)
-    return kind, rewards, MADE[kind](rewards, case["settings"]), np.array(case["advantages"]).reshape(-1, size)
+    return (
+        kind,
+        rewards,
+        MADE[kind](rewards, case["settings"]),
+        np.array(case["advantages"]).reshape(-1, size),
+    )
 
 
 @pytest.mark.parametrize("case", GOLDEN["advantages"], ids=lambda case: case["name"])
@@ -134,4 +158,6 @@ def test_advantages_are_those_of_trl(case):
     assert np.abs(found - theirs).max() > 1e-3
     if kind == "grpo group":  # the same, up to what OTHER_ADVANTAGES says
         present = (~np.isnan(rewards)).sum(axis=1, keepdims=True)
-        np.testing.assert_allclose(found * np.sqrt(np.maximum(present - 1, 0) / present), theirs, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            found * np.sqrt(np.maximum(present - 1, 0) / present), theirs, rtol=1e-3, atol=1e-5
+        )

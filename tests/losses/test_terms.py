@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgrpo import losses
-from jaxgrpo.losses import advantages, terms, weights
+from jaxgrpo.losses import advantages, terms, token_weights
 from tests.losses.cases import figures, make_inputs
 
 NAN = float("nan")
@@ -16,14 +16,18 @@ MASK = jnp.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
 def test_standardised_with_the_population_deviation():
     # mean 0.25, population deviation sqrt(3)/4
     expected = [[-1 / 3**0.5, -1 / 3**0.5, 3**0.5, -1 / 3**0.5]]
-    np.testing.assert_allclose(advantages.standardised(jnp.array([[0.0, 0, 1, 0]])), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        advantages.standardised(jnp.array([[0.0, 0, 1, 0]])), expected, rtol=1e-6
+    )
 
 
 def test_centred_and_leave_one_out():
     rewards = jnp.array([[1.0, 2.0, 6.0], [0.5, NAN, NAN]])
     np.testing.assert_allclose(advantages.centred(rewards), [[-2, -1, 3], [0, 0, 0]], atol=1e-6)
     # the others' means: 4, 3.5, 1.5
-    np.testing.assert_allclose(advantages.leave_one_out(rewards), [[-3, -1.5, 4.5], [0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(
+        advantages.leave_one_out(rewards), [[-3, -1.5, 4.5], [0, 0, 0]], atol=1e-6
+    )
 
 
 def test_batch_normalised_over_prompts_and_completions():
@@ -34,7 +38,9 @@ def test_batch_normalised_over_prompts_and_completions():
 
 def test_standardised_does_not_depend_on_the_rewards_scale_or_place():
     rewards = jnp.array([[0.0, 1, 3, 7]])
-    np.testing.assert_allclose(advantages.standardised(5 * rewards + 2), advantages.standardised(rewards), rtol=1e-5)
+    np.testing.assert_allclose(
+        advantages.standardised(5 * rewards + 2), advantages.standardised(rewards), rtol=1e-5
+    )
 
 
 def test_missing_rewards_are_as_if_they_had_not_been_asked():
@@ -46,7 +52,9 @@ def test_missing_rewards_are_as_if_they_had_not_been_asked():
 
 def test_soft_overlong_punishment():
     lengths = jnp.array([[0, 16, 17, 18, 20, 30]])
-    np.testing.assert_allclose(advantages.soft_overlong(lengths, 20.0, 4.0), [[0, 0, -0.25, -0.5, -1, -1]])
+    np.testing.assert_allclose(
+        advantages.soft_overlong(lengths, 20.0, 4.0), [[0, 0, -0.25, -0.5, -1, -1]]
+    )
     np.testing.assert_allclose(
         advantages.soft_overlong(lengths, 18.0, 0.0), [[0, 0, 0, -1, -1, -1]]
     )
@@ -61,21 +69,35 @@ def test_soft_overlong_punishment():
 def test_kl_in_the_reward():
     mask = jnp.array([[[True, True, False]]])
     kl = jnp.array([[[0.5, 1.0, 9.0]]])
-    np.testing.assert_allclose(advantages.kl_to_go(jnp.array([[2.0]]), mask, kl, 0.1), [[[1.85, 1.9, NAN]]], rtol=1e-6)
-    np.testing.assert_allclose(advantages.kl_of_sequence(jnp.array([[2.0]]), mask, kl, 0.1), [[1.85]], rtol=1e-6)
+    np.testing.assert_allclose(
+        advantages.kl_to_go(jnp.array([[2.0]]), mask, kl, 0.1), [[[1.85, 1.9, NAN]]], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        advantages.kl_of_sequence(jnp.array([[2.0]]), mask, kl, 0.1), [[1.85]], rtol=1e-6
+    )
 
 
 def test_weights_sum_and_count_as_they_say():
-    np.testing.assert_allclose(weights.per_sequence(MASK), [[0.25, 0.25, 0, 0], [0.5, 0, 0, 0], [0] * 4])
-    np.testing.assert_allclose(weights.per_token(MASK), [[1 / 3, 1 / 3, 0, 0], [1 / 3, 0, 0, 0], [0] * 4], rtol=1e-6)
-    np.testing.assert_allclose(weights.per_budget(MASK, 4.0), [[0.125, 0.125, 0, 0], [0.125, 0, 0, 0], [0] * 4])
-    assert weights.per_budget(MASK, 4.0).sum() == (2 + 1) / 2 / 4
-    for weigh in (weights.per_sequence, weights.per_token, lambda mask: weights.per_budget(mask, 4.0)):
+    np.testing.assert_allclose(
+        token_weights.per_sequence(MASK), [[0.25, 0.25, 0, 0], [0.5, 0, 0, 0], [0] * 4]
+    )
+    np.testing.assert_allclose(
+        token_weights.per_token(MASK), [[1 / 3, 1 / 3, 0, 0], [1 / 3, 0, 0, 0], [0] * 4], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        token_weights.per_budget(MASK, 4.0), [[0.125, 0.125, 0, 0], [0.125, 0, 0, 0], [0] * 4]
+    )
+    assert token_weights.per_budget(MASK, 4.0).sum() == (2 + 1) / 2 / 4
+    for weigh in (
+        token_weights.per_sequence,
+        token_weights.per_token,
+        lambda mask: token_weights.per_budget(mask, 4.0),
+    ):
         assert (weigh(jnp.zeros((2, 3), bool)) == 0).all()
 
 
 def test_truncated_completions_can_be_left_out():
-    found = weights.without_truncated(MASK, jnp.array([True, False, True]))
+    found = token_weights.without_truncated(MASK, jnp.array([True, False, True]))
     np.testing.assert_array_equal(found.sum(axis=1), [2, 0, 0])
 
 
@@ -87,13 +109,19 @@ def test_importance_weights():
     np.testing.assert_allclose(weigh(low=0.5), [[1.5, 1.8, 0], [0.5, 2.0, 0]], rtol=1e-6)
     np.testing.assert_allclose(weigh(mode="mask", low=0.5), [[1.5, 1.8, 0], [0, 0, 0]], rtol=1e-6)
     np.testing.assert_allclose(weigh(level="sequence"), [[2, 2, 0], [1.2, 1.2, 0]], rtol=1e-6)
-    np.testing.assert_allclose(weigh(level="sequence", mode="mask", high=2.0), [[0, 0, 0], [1.2, 1.2, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        weigh(level="sequence", mode="mask", high=2.0), [[0, 0, 0], [1.2, 1.2, 0]], rtol=1e-6
+    )
     slope = jax.grad(lambda gap: terms.importance_weights(gap, mask).sum())(gap)
     assert (slope == 0).all()
 
 
 # A policy, the one that sampled, and the reference, over four tokens. Expectations are exact: sums over all tokens.
-LOGITS = {"policy": [0.3, -0.5, 1.1, 0.0], "old": [0.1, 0.4, 0.6, -0.7], "reference": [1.0, 0.2, -0.3, 0.5]}
+LOGITS = {
+    "policy": [0.3, -0.5, 1.1, 0.0],
+    "old": [0.1, 0.4, 0.6, -0.7],
+    "reference": [1.0, 0.2, -0.3, 0.5],
+}
 LOGITS = {name: jnp.array(values) for name, values in LOGITS.items()}
 
 
@@ -128,12 +156,16 @@ REVERSE = jax.grad(lambda logits: kl(LOGITS["reference"], logits))(LOGITS["polic
     ],
 )
 def test_the_gradient_of_each_kl_loss_is_what_it_says(estimator, sampler, expected):
-    found = expected_gradient(lambda p, log_ratio, q: terms.kl_loss(estimator, log_ratio, p, q), sampler)
+    found = expected_gradient(
+        lambda p, log_ratio, q: terms.kl_loss(estimator, log_ratio, p, q), sampler
+    )
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_k1_as_a_loss_does_nothing_on_policy():
-    np.testing.assert_allclose(expected_gradient(lambda p, log_ratio, q: terms.kl_k1(p, q), "policy"), 0, atol=1e-6)
+    np.testing.assert_allclose(
+        expected_gradient(lambda p, log_ratio, q: terms.kl_k1(p, q), "policy"), 0, atol=1e-6
+    )
     with pytest.raises(ValueError, match="k1 cannot be a loss"):
         terms.kl_loss("k1", *[jnp.zeros((1, 1))] * 3)
 
@@ -141,14 +173,18 @@ def test_k1_as_a_loss_does_nothing_on_policy():
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_off_policy_the_plain_estimators_are_biased(estimator):
     """Why there is an unbiased one."""
-    found = expected_gradient(lambda p, log_ratio, q: terms.kl_loss(estimator, log_ratio, p, q), "old")
+    found = expected_gradient(
+        lambda p, log_ratio, q: terms.kl_loss(estimator, log_ratio, p, q), "old"
+    )
     assert np.abs(found - TRUE).max() > 0.01
 
 
 @pytest.mark.parametrize("estimate", [terms.kl_k1, terms.kl_k3])
 def test_estimates_are_unbiased_on_policy(estimate):
     p, q = (jax.nn.log_softmax(LOGITS[name])[None] for name in ("policy", "reference"))
-    np.testing.assert_allclose(jnp.sum(jnp.exp(p) * estimate(p, q)), kl(LOGITS["policy"], LOGITS["reference"]), rtol=1e-5)
+    np.testing.assert_allclose(
+        jnp.sum(jnp.exp(p) * estimate(p, q)), kl(LOGITS["policy"], LOGITS["reference"]), rtol=1e-5
+    )
 
 
 def test_the_unbiased_estimate_is_unbiased_off_policy():
@@ -179,7 +215,12 @@ def test_on_policy_the_figures_say_so():
 def test_the_figures_by_hand():
     log = lambda *p: jnp.log(jnp.array([p]))
     inputs = losses.TokenInputs(
-        log(0.2, 0.4), log(0.4, 0.4), log(0.2, 0.2), jnp.array([-1.0]), jnp.ones((1, 2), bool), log(0.4, 0.1)
+        log(0.2, 0.4),
+        log(0.4, 0.4),
+        log(0.2, 0.2),
+        jnp.array([-1.0]),
+        jnp.ones((1, 2), bool),
+        log(0.4, 0.1),
     )
     found = figures(losses.GRPO(), inputs)
     expected = {

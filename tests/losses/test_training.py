@@ -8,13 +8,17 @@ import pytest
 
 from jaxgrpo.config import load
 from jaxgrpo.errors import UserError
-from jaxgrpo.models import weights
+from jaxgrpo.models import hf_folder
 from jaxgrpo.train import train
 from tests.losses.cases import VARIANTS
 from tests.tiny_runs import config_file, make_config, share_programs
 
 # Of two settings of the same objective, one.
-ONE_EACH = [name for name in VARIANTS if name not in ("dapo_overlong", "ppo_dual", "regularised_k2", "corrected_mask")]
+ONE_EACH = [
+    name
+    for name in VARIANTS
+    if name not in ("dapo_overlong", "ppo_dual", "regularised_k2", "corrected_mask")
+]
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
@@ -28,15 +32,23 @@ def test_ten_steps(name, tmp_path, monkeypatch):
         f"batch.old_logprobs={'trainer' if trainers else 'sampler'}",
         "evaluation.problems=0",
         "save_every=10",
-        f"model={weights.EMBEDDED}",
+        f"model={hf_folder.EMBEDDED}",
     )
     config.objective = VARIANTS[name]
     steps = list(train(config))
     assert [values["step"] for values in steps] == list(range(1, 11))
-    learned = [{key: value for key, value in values.items() if key.startswith(("update/", "policy/"))} for values in steps]
+    learned = [
+        {key: value for key, value in values.items() if key.startswith(("update/", "policy/"))}
+        for values in steps
+    ]
     assert all(np.isfinite(list(values.values())).all() for values in learned)
     assert any(values["update/grad_norm"] > 0 for values in learned)
-    assert {"policy/ratio_max", "policy/effective_sample_size", "policy/entropy", "policy/kl"} <= set(learned[0])
+    assert {
+        "policy/ratio_max",
+        "policy/effective_sample_size",
+        "policy/entropy",
+        "policy/kl",
+    } <= set(learned[0])
 
 
 def test_a_config_file_sets_any_objective_and_the_command_line_its_numbers(tmp_path):
@@ -47,7 +59,11 @@ def test_a_config_file_sets_any_objective_and_the_command_line_its_numbers(tmp_p
     changes = ("objective.clip_high=0.35", "estimator=k2", "kl=none")
     config = load(str(path), [f"--config.objective.{change}" for change in changes])
     assert config.objective.objective.clip_high == 0.35
-    assert (config.objective.kl, config.objective.estimator, config.objective.entropy) == (None, "k2", 0.01)
+    assert (config.objective.kl, config.objective.estimator, config.objective.entropy) == (
+        None,
+        "k2",
+        0.01,
+    )
     with pytest.raises(UserError, match="k1 cannot be a loss"):
         load(str(path), ["--config.objective.estimator=k1"])
 

@@ -29,7 +29,9 @@ NAN = float("nan")
 def without_kl(name):
     """The variant with no KL and no bonus: what is left is the policy gradient."""
     objective = VARIANTS[name]
-    zero = {field: 0.0 for field in ("kl", "entropy") if getattr(objective, field, None) is not None}
+    zero = {
+        field: 0.0 for field in ("kl", "entropy") if getattr(objective, field, None) is not None
+    }
     if hasattr(objective, "objective"):
         return dataclasses.replace(objective, **zero, objective=losses.GRPO(kl=0.0))
     return dataclasses.replace(objective, **zero)
@@ -51,7 +53,9 @@ def test_the_clipped_side_has_no_gradient(name, log_ratio, sign):
     on_side = (jnp.sign(inputs.advantages) == sign)[:, None] & inputs.mask
     assert (found[on_side] == 0).all()
     assert (found[~on_side & inputs.mask] != 0).all()
-    share = figures(VARIANTS[name], inputs)["policy/clipped_high" if sign > 0 else "policy/clipped_low"]
+    share = figures(VARIANTS[name], inputs)[
+        "policy/clipped_high" if sign > 0 else "policy/clipped_low"
+    ]
     np.testing.assert_allclose(share, on_side.sum() / inputs.mask.sum(), rtol=1e-6)
 
 
@@ -62,7 +66,9 @@ def test_what_is_masked_counts_nothing(name):
     spoil = lambda array: jnp.where(inputs.mask, array, next(rubbish))
     names = ("logprobs", "old_logprobs", "ref_logprobs", "sampler_logprobs", "entropy")
     dirty = inputs._replace(**{name: spoil(getattr(inputs, name)) for name in names})
-    dirty = dirty._replace(advantages=jnp.where(inputs.mask.any(axis=1), inputs.advantages, jnp.nan))
+    dirty = dirty._replace(
+        advantages=jnp.where(inputs.mask.any(axis=1), inputs.advantages, jnp.nan)
+    )
     assert loss_of(objective, dirty) == loss_of(objective, inputs)
     np.testing.assert_array_equal(gradient(objective, dirty), gradient(objective, inputs))
     assert (gradient(objective, dirty)[~inputs.mask] == 0).all()
@@ -81,7 +87,9 @@ def test_empty_rows_count_nothing(name):
 @jax.jit
 def part_of(objective, weights, inputs):
     """((loss, info), gradient) of some rows, whose weights were made from the whole batch."""
-    loss = lambda logprobs: losses.batch_loss(objective, weights, inputs._replace(logprobs=logprobs))
+    loss = lambda logprobs: losses.batch_loss(
+        objective, weights, inputs._replace(logprobs=logprobs)
+    )
     return jax.value_and_grad(loss, has_aux=True)(inputs.logprobs)
 
 
@@ -91,8 +99,12 @@ def test_micro_batches_add_up(name, size):
     objective, inputs = VARIANTS[name], make_inputs(log_ratio=None)
     whole = objective.weights(inputs.mask)
     rows = [slice(start, start + size) for start in range(0, B, size)]
-    parts = [part_of(objective, whole[r], TokenInputs(*(array[r] for array in inputs))) for r in rows]
-    np.testing.assert_allclose(sum(value for (value, _), _ in parts), loss_of(objective, inputs), rtol=1e-5, atol=1e-6)
+    parts = [
+        part_of(objective, whole[r], TokenInputs(*(array[r] for array in inputs))) for r in rows
+    ]
+    np.testing.assert_allclose(
+        sum(value for (value, _), _ in parts), loss_of(objective, inputs), rtol=1e-5, atol=1e-6
+    )
     gradients = jnp.concatenate([gradient for _, gradient in parts])
     np.testing.assert_allclose(gradients, gradient(objective, inputs), atol=1e-6)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(info for (_, info), _ in parts))
@@ -105,8 +117,12 @@ def test_permuting_rows_permutes_the_gradient_and_nothing_else(name):
     objective, inputs = VARIANTS[name], make_inputs(log_ratio=None)
     order = np.random.default_rng(1).permutation(B)
     moved = TokenInputs(*(array[order] for array in inputs))
-    np.testing.assert_allclose(loss_of(objective, moved), loss_of(objective, inputs), rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(gradient(objective, moved), gradient(objective, inputs)[order], atol=1e-7)
+    np.testing.assert_allclose(
+        loss_of(objective, moved), loss_of(objective, inputs), rtol=1e-5, atol=1e-7
+    )
+    np.testing.assert_allclose(
+        gradient(objective, moved), gradient(objective, inputs)[order], atol=1e-7
+    )
 
 
 @every
@@ -122,7 +138,9 @@ def test_permuting_a_group_permutes_its_advantages_and_nothing_else(name):
     np.testing.assert_allclose(after[1], before[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if "ppo" not in name])  # whose advantages are given
+@pytest.mark.parametrize(
+    "name", [name for name in VARIANTS if "ppo" not in name]
+)  # whose advantages are given
 def test_equal_rewards_give_no_advantage(name):
     objective, inputs = VARIANTS[name], make_inputs()
     # The same length and the same KL: the completions differ in nothing.
@@ -139,7 +157,9 @@ def test_a_missing_reward_has_no_advantage_and_no_say(name):
     found = advantages_of(objective, rewards, inputs)
     assert np.isfinite(found).all()
     assert (found[0, 1:3] == 0).all()
-    changed = advantages_of(objective, rewards, inputs._replace(ref_logprobs=inputs.ref_logprobs.at[1].add(1.0)))
+    changed = advantages_of(
+        objective, rewards, inputs._replace(ref_logprobs=inputs.ref_logprobs.at[1].add(1.0))
+    )
     np.testing.assert_array_equal(found, changed)
     assert (advantages_of(objective, jnp.full((P, G), NAN), inputs) == 0).all()
 
@@ -163,7 +183,9 @@ def test_no_two_objectives_are_the_same_pytree():
     """Or a compiled function would run one's program for the other, now and then."""
     kinds = {jax.tree.structure(objective): type(objective) for objective in VARIANTS.values()}
     for name, objective in VARIANTS.items():
-        same = [kind for structure, kind in kinds.items() if structure == jax.tree.structure(objective)]
+        same = [
+            kind for structure, kind in kinds.items() if structure == jax.tree.structure(objective)
+        ]
         assert same == [type(objective)], name
         assert jax.tree.map(lambda x: x, objective) == objective
 
@@ -182,7 +204,12 @@ def test_coefficients_are_traced(name):
 def one_token(logprob, old, ref=None, advantage=1.0, **others):
     cell = lambda p: jnp.log(jnp.array([[p]]))
     return TokenInputs(
-        cell(logprob), cell(old), cell(ref or old), jnp.array([advantage]), jnp.array([[True]]), **others
+        cell(logprob),
+        cell(old),
+        cell(ref or old),
+        jnp.array([advantage]),
+        jnp.array([[True]]),
+        **others,
     )
 
 
@@ -203,11 +230,27 @@ def one_token(logprob, old, ref=None, advantage=1.0, **others):
         (losses.CISPO(clip_high=0.2), one_token(0.5, 0.4), 1.2 * np.log(2)),
         (losses.PPO(), one_token(0.5, 0.1, advantage=-1.0), 5.0),
         (losses.PPO(dual_clip=3.0), one_token(0.5, 0.1, advantage=-1.0), 3.0),
-        (losses.Regularised(losses.PPO(), entropy=0.1), one_token(0.5, 0.5, entropy=jnp.array([[2.0]])), -1.2),
+        (
+            losses.Regularised(losses.PPO(), entropy=0.1),
+            one_token(0.5, 0.5, entropy=jnp.array([[2.0]])),
+            -1.2,
+        ),
         # ratio 1.25 times k3
-        (losses.Regularised(losses.PPO(), kl=1.0), one_token(0.5, 0.4, 0.25), -1.2 + 1.25 * (np.log(2) - 0.5)),
-        (losses.Corrected(losses.PPO()), one_token(0.5, 0.5, sampler_logprobs=jnp.log(jnp.array([[0.4]]))), -1.25),
-        (losses.Corrected(losses.PPO()), one_token(0.5, 0.5, sampler_logprobs=jnp.log(jnp.array([[0.1]]))), -2.0),
+        (
+            losses.Regularised(losses.PPO(), kl=1.0),
+            one_token(0.5, 0.4, 0.25),
+            -1.2 + 1.25 * (np.log(2) - 0.5),
+        ),
+        (
+            losses.Corrected(losses.PPO()),
+            one_token(0.5, 0.5, sampler_logprobs=jnp.log(jnp.array([[0.4]]))),
+            -1.25,
+        ),
+        (
+            losses.Corrected(losses.PPO()),
+            one_token(0.5, 0.5, sampler_logprobs=jnp.log(jnp.array([[0.1]]))),
+            -2.0,
+        ),
         (losses.Supervised(), one_token(0.5, 0.4), np.log(2)),
     ],
 )
@@ -225,7 +268,9 @@ def test_gspo_moves_a_whole_completion_by_its_mean_log_ratio():
 def test_gspo_token_is_gspo_where_advantages_are_equal():
     inputs = make_inputs(log_ratio=None)
     for f in (loss_of, gradient):
-        np.testing.assert_allclose(f(losses.GSPOToken(0.2, 0.2), inputs), f(losses.GSPO(0.2, 0.2), inputs), atol=1e-6)
+        np.testing.assert_allclose(
+            f(losses.GSPOToken(0.2, 0.2), inputs), f(losses.GSPO(0.2, 0.2), inputs), atol=1e-6
+        )
 
 
 def test_cispo_leaves_every_token_its_gradient():
@@ -238,23 +283,45 @@ def test_advantages_may_differ_by_token():
     inputs = make_inputs(log_ratio=None)
     per_token = jnp.broadcast_to(inputs.advantages[:, None], inputs.mask.shape)
     for objective in (losses.PPO(), losses.GSPOToken()):
-        assert loss_of(objective, inputs._replace(advantages=per_token)) == loss_of(objective, inputs)
+        assert loss_of(objective, inputs._replace(advantages=per_token)) == loss_of(
+            objective, inputs
+        )
     halved = per_token.at[1, 3:].multiply(0.5)
-    assert loss_of(losses.PPO(), inputs._replace(advantages=halved)) != loss_of(losses.PPO(), inputs)
+    assert loss_of(losses.PPO(), inputs._replace(advantages=halved)) != loss_of(
+        losses.PPO(), inputs
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: losses.Regularised(losses.GRPO(), kl=0.1, estimator="k1"), "expected gradient .* is zero"),
-        (lambda: losses.Regularised(losses.GRPO(), estimator="k4"), "must be one of k2, k3, unbiased"),
+        (
+            lambda: losses.Regularised(losses.GRPO(), kl=0.1, estimator="k1"),
+            "expected gradient .* is zero",
+        ),
+        (
+            lambda: losses.Regularised(losses.GRPO(), estimator="k4"),
+            "must be one of k2, k3, unbiased",
+        ),
         (lambda: losses.Corrected(losses.GRPO(), mode="clip"), "must be one of truncate, mask"),
         (lambda: losses.Corrected(losses.GRPO(), level="row"), "must be one of token, sequence"),
-        (lambda: losses.DAPO(max_tokens=6.0).advantages(jnp.zeros((1, 2))), "needs the completions' mask"),
+        (
+            lambda: losses.DAPO(max_tokens=6.0).advantages(jnp.zeros((1, 2))),
+            "needs the completions' mask",
+        ),
         (lambda: losses.RLOO(kl=0.1).advantages(jnp.zeros((1, 2))), "mask and kl"),
-        (lambda: losses.ReinforcePlusPlus().advantages(jnp.zeros((1, 2))), "normalises over tokens"),
-        (lambda: loss_of(losses.Corrected(losses.GRPO()), one_token(0.5, 0.5)), "needs TokenInputs.sampler_logprobs"),
-        (lambda: loss_of(losses.Regularised(losses.GRPO(), entropy=0.1), one_token(0.5, 0.5)), "needs TokenInputs.entropy"),
+        (
+            lambda: losses.ReinforcePlusPlus().advantages(jnp.zeros((1, 2))),
+            "normalises over tokens",
+        ),
+        (
+            lambda: loss_of(losses.Corrected(losses.GRPO()), one_token(0.5, 0.5)),
+            "needs TokenInputs.sampler_logprobs",
+        ),
+        (
+            lambda: loss_of(losses.Regularised(losses.GRPO(), entropy=0.1), one_token(0.5, 0.5)),
+            "needs TokenInputs.entropy",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(make, says):
@@ -264,5 +331,15 @@ def test_what_cannot_be_is_refused(make, says):
 
 def test_what_people_import():
     assert set(losses.__all__) <= set(dir(losses))
-    variants = {"GRPO", "DrGRPO", "DAPO", "GSPO", "GSPOToken", "RLOO", "ReinforcePlusPlus", "CISPO", "PPO"}
+    variants = {
+        "GRPO",
+        "DrGRPO",
+        "DAPO",
+        "GSPO",
+        "GSPOToken",
+        "RLOO",
+        "ReinforcePlusPlus",
+        "CISPO",
+        "PPO",
+    }
     assert variants <= set(losses.__all__)

@@ -14,14 +14,16 @@ import pytest
 import torch
 import transformers
 
-from jaxgrpo.logprobs import to_logits
-from jaxgrpo.models import transformer, weights
+from jaxgrpo.device.logprobs import to_logits
+from jaxgrpo.export import export
+from jaxgrpo.models import hf_folder, transformer
 from jaxgrpo.models.lora import TARGETS, Lora
 from tests.tiny_runs import leave_run
-from tools.export import export
 
 # PEFT 0.21 asks transformers 5 for a property by a name that transformers is about to drop.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 TOKENS = np.random.default_rng(0).integers(0, 1024, (2, 24)).astype(np.int32)
 
@@ -34,19 +36,26 @@ def their_logits(model):
 def our_logits(folder, params):
     segments = jnp.ones(TOKENS.shape, jnp.int32)
     positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
-    config = weights.load_config(folder)
+    config = hf_folder.load_config(folder)
     params = jax.tree.map(jnp.asarray, params)
-    hidden, _ = jax.jit(lambda params: transformer.forward(config, params, jnp.asarray(TOKENS), positions, mask))(params)
+    hidden, _ = jax.jit(
+        lambda params: transformer.forward(config, params, jnp.asarray(TOKENS), positions, mask)
+    )(params)
     return np.asarray(to_logits(hidden, transformer.output_embedding(params), 1.0))
 
 
 def load(folder):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
 
 
 @pytest.mark.parametrize(
     ("architecture", "adapters"),
-    [("LlamaForCausalLM", Lora(3, 4.5, TARGETS)), ("Qwen2ForCausalLM", Lora(2, 1.0, ("key", "out", "gate")))],
+    [
+        ("LlamaForCausalLM", Lora(3, 4.5, TARGETS)),
+        ("Qwen2ForCausalLM", Lora(2, 1.0, ("key", "out", "gate"))),
+    ],
 )
 def test_peft_and_transformers_compute_the_policy(tmp_path, architecture, adapters):
     run, policy = leave_run(tmp_path, architecture, adapters)
@@ -58,5 +67,9 @@ def test_peft_and_transformers_compute_the_policy(tmp_path, architecture, adapte
     np.testing.assert_allclose(their_logits(load(tmp_path / "merged")), ours, rtol=0, atol=1e-4)
     adapted = peft.PeftModel.from_pretrained(load(base), tmp_path / "adapter")
     np.testing.assert_allclose(their_logits(adapted), ours, rtol=0, atol=1e-4)
-    by_its_name = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", local_files_only=True)
-    np.testing.assert_allclose(their_logits(by_its_name.merge_and_unload()), ours, rtol=0, atol=1e-4)
+    by_its_name = peft.AutoPeftModelForCausalLM.from_pretrained(
+        tmp_path / "adapter", local_files_only=True
+    )
+    np.testing.assert_allclose(
+        their_logits(by_its_name.merge_and_unload()), ours, rtol=0, atol=1e-4
+    )

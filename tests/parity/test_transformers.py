@@ -16,14 +16,14 @@ import transformers
 from safetensors.numpy import load_file
 from torch.overrides import TorchFunctionMode
 
-from jaxgrpo import tokenizer
-from jaxgrpo.engine import Draw, Engine
-from jaxgrpo.logprobs import to_logits
-from jaxgrpo.mesh import make_mesh
-from jaxgrpo.models import transformer, weights
-from jaxgrpo.optimizer import adamw, schedule
+from jaxgrpo.device.logprobs import to_logits
+from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.distributed.mesh import make_mesh
+from jaxgrpo.models import hf_folder, transformer
 from jaxgrpo.problems import Problem
-from jaxgrpo.steps import compile_steps
+from jaxgrpo.programs import compile_steps
+from jaxgrpo.rollout.engine import Draw, Engine
+from jaxgrpo.text import tokenizer
 from tests.tiny_models import make_folder, random_params
 
 torch.set_num_threads(1)  # operations this small are slower with more
@@ -32,8 +32,16 @@ VOCABULARY, NEW, PAD = 61, 64, 0
 NO_END = VOCABULARY  # an id that no token has: nothing ends early
 
 DEFAULT = {"rope_type": "default"}
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
-GEMMA3 = {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+GEMMA3 = {
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 
 
 def sizes(heads, kv_heads, width):
@@ -41,7 +49,10 @@ def sizes(heads, kv_heads, width):
 
 
 SHAPES = {
-    "llama, one head width": ("Llama", {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}),
+    "llama, one head width": (
+        "Llama",
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32},
+    ),
     "llama, odd heads": (
         "Llama",
         {
@@ -64,7 +75,10 @@ SHAPES = {
             "rope_parameters": DEFAULT | {"rope_theta": 100.0},
         },
     ),
-    "qwen2, grouped": ("Qwen2", {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 48}),
+    "qwen2, grouped": (
+        "Qwen2",
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 48},
+    ),
     "qwen2, odd heads": (
         "Qwen2",
         {
@@ -77,7 +91,12 @@ SHAPES = {
     ),
     "qwen2, each its own": (
         "Qwen2",
-        {"num_attention_heads": 3, "num_key_value_heads": 3, "hidden_size": 12, "rms_norm_eps": 1e-5},
+        {
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "hidden_size": 12,
+            "rms_norm_eps": 1e-5,
+        },
     ),
     "qwen2, upper layer with a window": (
         "Qwen2",
@@ -100,7 +119,10 @@ SHAPES = {
         },
     ),
     "qwen3, grouped": ("Qwen3", sizes(6, 2, 24) | {"head_dim": 8}),
-    "qwen3, odd heads": ("Qwen3", sizes(7, 1, 28) | {"head_dim": 6, "tie_word_embeddings": True, "attention_bias": True}),
+    "qwen3, odd heads": (
+        "Qwen3",
+        sizes(7, 1, 28) | {"head_dim": 6, "tie_word_embeddings": True, "attention_bias": True},
+    ),
     "qwen3, yarn and a window": (
         "Qwen3",
         sizes(3, 3, 12)
@@ -113,13 +135,22 @@ SHAPES = {
         },
     ),
     "olmo2, grouped": ("Olmo2", sizes(4, 2, 32)),
-    "olmo2, odd heads": ("Olmo2", sizes(3, 1, 18) | {"tie_word_embeddings": True, "rms_norm_eps": 1e-4}),
+    "olmo2, odd heads": (
+        "Olmo2",
+        sizes(3, 1, 18) | {"tie_word_embeddings": True, "rms_norm_eps": 1e-4},
+    ),
     "olmo2, linear": (
         "Olmo2",
         sizes(5, 5, 30)
-        | {"attention_bias": True, "rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
+        | {
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0},
+        },
     ),
-    "gemma2, grouped": ("Gemma2", sizes(4, 2, 24) | {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 6}),
+    "gemma2, grouped": (
+        "Gemma2",
+        sizes(4, 2, 24) | {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 6},
+    ),
     "gemma2, odd heads, low caps": (
         "Gemma2",
         sizes(3, 1, 18)
@@ -160,16 +191,26 @@ SHAPES = {
     ),
     "gemma3, heads apart": (
         "Gemma3",
-        sizes(5, 5, 20) | GEMMA3 | {"head_dim": 4, "sliding_window": 12, "query_pre_attn_scalar": 9, "attention_bias": True},
+        sizes(5, 5, 20)
+        | GEMMA3
+        | {"head_dim": 4, "sliding_window": 12, "query_pre_attn_scalar": 9, "attention_bias": True},
     ),
     "mistral, grouped": ("Mistral", sizes(6, 2, 24) | {"sliding_window": 5}),
-    "mistral, odd heads": ("Mistral", sizes(3, 1, 18) | {"sliding_window": 13, "head_dim": 10, "rope_parameters": YARN}),
-    "mistral, no window": ("Mistral", sizes(5, 5, 20) | {"sliding_window": None, "tie_word_embeddings": True}),
+    "mistral, odd heads": (
+        "Mistral",
+        sizes(3, 1, 18) | {"sliding_window": 13, "head_dim": 10, "rope_parameters": YARN},
+    ),
+    "mistral, no window": (
+        "Mistral",
+        sizes(5, 5, 20) | {"sliding_window": None, "tie_word_embeddings": True},
+    ),
 }
 
 
 def theirs(folder):
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
     return model.eval()
 
 
@@ -179,7 +220,9 @@ class Exact(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         wide = lambda value: torch.float64 if value is torch.float32 else value
         function = torch.Tensor.double if function is torch.Tensor.float else function
-        return function(*map(wide, args), **{name: wide(value) for name, value in (kwargs or {}).items()})
+        return function(
+            *map(wide, args), **{name: wide(value) for name, value in (kwargs or {}).items()}
+        )
 
 
 def randomise(model, seed):
@@ -202,7 +245,12 @@ def saved(request, tmp_path_factory):
     """A folder as transformers writes it."""
     family, changes = SHAPES[request.param]
     folder = tmp_path_factory.mktemp("saved") / "model"
-    shape = {"vocab_size": VOCABULARY, "intermediate_size": 40, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    shape = {
+        "vocab_size": VOCABULARY,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 256,
+    }
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": PAD}
     name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
     config = getattr(transformers, name)(**shape | ids | changes)
@@ -213,11 +261,15 @@ def saved(request, tmp_path_factory):
 
 
 def our_logits(folder, tokens):
-    config, params = weights.load_config(folder), jax.device_put(weights.load_params(folder))
+    config, params = hf_folder.load_config(folder), jax.device_put(hf_folder.load_params(folder))
     segments = jnp.ones(tokens.shape, jnp.int32)
     positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
-    hidden, _ = jax.jit(lambda params: transformer.forward(config, params, jnp.asarray(tokens), positions, mask))(params)
-    return np.asarray(to_logits(hidden, transformer.output_embedding(params), 1.0, config.logit_softcap))
+    hidden, _ = jax.jit(
+        lambda params: transformer.forward(config, params, jnp.asarray(tokens), positions, mask)
+    )(params)
+    return np.asarray(
+        to_logits(hidden, transformer.output_embedding(params), 1.0, config.logit_softcap)
+    )
 
 
 def their_logits(folder, tokens):
@@ -242,9 +294,12 @@ def test_logits_agree(saved):
 
 def test_tensors_survive_both_ways(saved, tmp_path):
     """From transformers, through here, through transformers again: the same bits under the same names."""
-    weights.save(weights.load_params(saved), saved, tmp_path / "ours")
+    hf_folder.save(hf_folder.load_params(saved), saved, tmp_path / "ours")
     theirs(tmp_path / "ours").save_pretrained(tmp_path / "again")
-    first, ours, again = (load_file(folder / "model.safetensors") for folder in (saved, tmp_path / "ours", tmp_path / "again"))
+    first, ours, again = (
+        load_file(folder / "model.safetensors")
+        for folder in (saved, tmp_path / "ours", tmp_path / "again")
+    )
     assert first.keys() == ours.keys() == again.keys()
     for name, tensor in first.items():
         assert tensor.dtype == ours[name].dtype == again[name].dtype
@@ -271,14 +326,21 @@ def test_greedy_texts_agree(saved):
     Here five prompts share two slots."""
     width, lengths = 9, (9, 5, 2, 7, 1)
     ids = [random_tokens(VOCABULARY, 1, length)[0].tolist() for length in lengths]
-    config = weights.load_config(saved)
+    config = hf_folder.load_config(saved)
     optimizer = adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.0, 1.0)
-    shapes = {"prompt_width": width, "new_tokens": NEW, "micro_batch": 0, "ends": (NO_END,), "slots": 2, "chunk": 24}
+    shapes = {
+        "prompt_width": width,
+        "new_tokens": NEW,
+        "micro_batch": 0,
+        "ends": (NO_END,),
+        "slots": 2,
+        "chunk": 24,
+    }
     steps = compile_steps(config, optimizer, make_mesh(), **shapes)
     steps = replace(steps, sizes=(2,))  # fewer compiles: slots are not compacted
     engine = Engine(steps, tokenizer.Tokenizer(Given(ids), (NO_END,), PAD), width, NEW, seed=0)
     problems = [Problem(str(i), str(i), "") for i in range(len(ids))]
-    groups = engine(weights.load_params(saved), problems, 1, Draw(temperature=0.0), 0, "parity")
+    groups = engine(hf_folder.load_params(saved), problems, 1, Draw(temperature=0.0), 0, "parity")
     tokens, mask = tokenizer.left_padded(ids, width, PAD)
     with torch.no_grad():
         expected = theirs(saved).generate(
@@ -303,42 +365,58 @@ def test_greedy_texts_agree(saved):
     ],
     ids=["apart", "with no scaling", "gathered"],
 )
-def test_both_spellings_of_the_rotary_base_are_read_as_transformers_reads_them(tmp_path, architecture, spelling):
+def test_both_spellings_of_the_rotary_base_are_read_as_transformers_reads_them(
+    tmp_path, architecture, spelling
+):
     changes = {name: None if value is ... else value for name, value in spelling.items()}
-    folder = make_folder(tmp_path / "model", architecture, vocab_size=VOCABULARY, eos_token_id=1, **changes)
-    assert weights.load_config(folder).rope.theta == 300.0
+    folder = make_folder(
+        tmp_path / "model", architecture, vocab_size=VOCABULARY, eos_token_id=1, **changes
+    )
+    assert hf_folder.load_config(folder).rope.theta == 300.0
     assert_logits_agree(folder, random_tokens(VOCABULARY))
 
 
 def test_the_embedded_model_loads_in_transformers():
-    tokens = tokenizer.load(weights.EMBEDDED)
-    loaded = transformers.AutoTokenizer.from_pretrained(weights.EMBEDDED, local_files_only=True)
+    tokens = tokenizer.load(hf_folder.EMBEDDED)
+    loaded = transformers.AutoTokenizer.from_pretrained(hf_folder.EMBEDDED, local_files_only=True)
     ids = tokens.prompt("Tom has 12 apples and buys 7 more. How many apples does Tom have?")
-    assert loaded.apply_chat_template(
-        [{"role": "user", "content": "Tom has 12 apples and buys 7 more. How many apples does Tom have?"}],
-        add_generation_prompt=True,
-        return_dict=False,
-    ) == ids
-    assert_logits_agree(weights.EMBEDDED, np.array([ids], np.int32))
-    assert_logits_agree(weights.EMBEDDED, random_tokens(1024))
+    assert (
+        loaded.apply_chat_template(
+            [
+                {
+                    "role": "user",
+                    "content": "Tom has 12 apples and buys 7 more. How many apples does Tom have?",
+                }
+            ],
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        == ids
+    )
+    assert_logits_agree(hf_folder.EMBEDDED, np.array([ids], np.int32))
+    assert_logits_agree(hf_folder.EMBEDDED, random_tokens(1024))
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_what_is_saved_here_loads_there(tmp_path, architecture, tied):
     source = make_folder(tmp_path / "source", architecture, tie_word_embeddings=tied)
-    params = jax.device_get(random_params(weights.load_config(source), seed=3))
-    weights.save(params, source, tmp_path / "target")
+    params = jax.device_get(random_params(hf_folder.load_config(source), seed=3))
+    hf_folder.save(params, source, tmp_path / "target")
     tokens = random_tokens(1024)
     assert_logits_agree(tmp_path / "target", tokens)
-    assert np.abs(their_logits(tmp_path / "target", tokens) - their_logits(source, tokens)).max() > 0.1
+    assert (
+        np.abs(their_logits(tmp_path / "target", tokens) - their_logits(source, tokens)).max() > 0.1
+    )
     transformers.AutoTokenizer.from_pretrained(tmp_path / "target", local_files_only=True)
 
 
 def test_bfloat16_folders_agree(tmp_path):
     """Weights rounded to bfloat16 are the same numbers here and there."""
     source = make_folder(tmp_path / "source", "Qwen2ForCausalLM", dtype="bfloat16")
-    weights.save(weights.load_params(source), source, tmp_path / "target")
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "target", local_files_only=True)
+    hf_folder.save(hf_folder.load_params(source), source, tmp_path / "target")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "target", local_files_only=True
+    )
     assert loaded.dtype == torch.bfloat16
     assert_logits_agree(tmp_path / "target", random_tokens(1024))

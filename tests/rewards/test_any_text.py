@@ -5,10 +5,10 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxgrpo.problems import Completion, Problem
-from jaxgrpo.rewards.format import Pattern, Tags, think_then_answer
 from jaxgrpo.rewards.gate import Gate
+from jaxgrpo.rewards.layout import Pattern, Tags, think_then_answer
 from jaxgrpo.rewards.length import Cosine, SoftOverlong
-from jaxgrpo.rewards.math import accuracy
+from jaxgrpo.rewards.maths.verifier import accuracy
 from jaxgrpo.rewards.repetition import Repetition
 from jaxgrpo.rewards.rouge import RougeL
 
@@ -26,13 +26,17 @@ BOUNDS = [
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 FRAGMENTS = (*TAGS, r"\boxed{42}", "苹果", "ก่อนอื่น", "e\u0301", "\ud800", "\x00", " ", "a b ")
-TEXT = st.text(st.characters()) | st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=20).map("".join)
+TEXT = st.text(st.characters()) | st.lists(
+    st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=20
+).map("".join)
 
 
 @pytest.mark.parametrize(("reward", "low", "high"), BOUNDS, ids=lambda value: type(value).__name__)
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 @hypothesis.given(TEXT, TEXT, st.integers(0, 300), st.booleans())
-def test_any_text_has_a_score_within_the_bounds(reward, low, high, text, reference, tokens, finished):
+def test_any_text_has_a_score_within_the_bounds(
+    reward, low, high, text, reference, tokens, finished
+):
     problem = Problem("1", "question", "42", meta={"summary": reference})
     value = reward(problem, Completion(text, tokens, finished))
     assert type(value) is float

@@ -9,8 +9,8 @@ import numpy
 import pytest
 
 from jaxgrpo.problems import Completion, Problem, Weighted, batched, is_batched
-from jaxgrpo.rewards.pool import Missing, Pool, reward_name
-from jaxgrpo.rewards.worker import calls, find_reward
+from jaxgrpo.rewards.workers.pool import Missing, Pool, reward_name
+from jaxgrpo.rewards.workers.worker import calls, find_reward
 
 PROBLEM = Problem("1", "question", "42")
 
@@ -101,12 +101,19 @@ def test_a_batched_reward_is_known_by_its_mark_and_keeps_its_settings():
 )
 def test_a_lost_call_costs_its_own_verdicts_and_no_others(reward, reason):
     values = judged(["a", "bb", "ccc", "dddd"], hostile_rewards.length, reward, rarity)
-    assert values == [{"length": length, reward.__name__: Missing(reason), "rarity": 0.75} for length in (1, 2, 3, 4)]
+    assert values == [
+        {"length": length, reward.__name__: Missing(reason), "rarity": 0.75}
+        for length in (1, 2, 3, 4)
+    ]
 
 
 def test_what_is_no_number_is_missing_by_itself():
     values = judged(["a", "b", "c"], mixed)
-    assert values == [{"mixed": 1.0}, {"mixed": Missing("not a number")}, {"mixed": Missing("not finite")}]
+    assert values == [
+        {"mixed": 1.0},
+        {"mixed": Missing("not a number")},
+        {"mixed": Missing("not finite")},
+    ]
 
 
 def test_one_deadline_holds_for_the_whole_call():
@@ -119,9 +126,13 @@ def test_one_deadline_holds_for_the_whole_call():
 
 
 @pytest.mark.parametrize("texts", [0, 1, 3])
-@pytest.mark.parametrize("rewards", [[], [rarity], [hostile_rewards.length], [rarity, hostile_rewards.length, tokens]])
+@pytest.mark.parametrize(
+    "rewards", [[], [rarity], [hostile_rewards.length], [rarity, hostile_rewards.length, tokens]]
+)
 def test_the_calls_of_a_ticket_are_every_reward_of_every_text_once(rewards, texts):
     todo = calls(rewards, texts)
     pairs = [(which, text) for which, on in todo for text in on]
-    assert sorted(pairs) == [(which, text) for which in range(len(rewards)) for text in range(texts)]
+    assert sorted(pairs) == [
+        (which, text) for which in range(len(rewards)) for text in range(texts)
+    ]
     assert all(len(on) == (texts if is_batched(rewards[which]) else 1) for which, on in todo)

@@ -4,8 +4,8 @@ import pytest
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Weighted
-from jaxgrpo.rewards.format import Pattern, Tags
-from jaxgrpo.rewards.pool import Missing, Pool
+from jaxgrpo.rewards.layout import Pattern, Tags
+from jaxgrpo.rewards.workers.pool import Missing, Pool
 
 PROBLEM = Problem("1", "question", "42")
 
@@ -71,7 +71,9 @@ def test_settings_that_cannot_be_are_refused_when_they_are_made(make, says):
 
 
 def test_an_expression_without_an_end_is_ended_by_the_deadline():
-    with Pool({"pattern": Weighted(Pattern("(a|aa)+b")), "tags": Weighted(Tags())}, 1, deadline=0.5) as pool:
+    with Pool(
+        {"pattern": Weighted(Pattern("(a|aa)+b")), "tags": Weighted(Tags())}, 1, deadline=0.5
+    ) as pool:
         hopeless, easy = pool.result(pool.submit(PROBLEM, ["a" * 60 + "cb", "aaab"]))
     assert hopeless == {"pattern": Missing("timeout"), "tags": 0.0}
     assert easy == {"pattern": 1.0, "tags": 0.0}

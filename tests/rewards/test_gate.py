@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import hostile_rewards
 import pytest
 
-from jaxgrpo import settings
+from jaxgrpo.config import overrides
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Completion, Problem, Reward, Weighted, batched
 from jaxgrpo.rewards.gate import Gate
-from jaxgrpo.rewards.language import Threshold, target_word_ratio
+from jaxgrpo.rewards.languages.consistency import Threshold, target_word_ratio
 from jaxgrpo.rewards.length import Cosine
-from jaxgrpo.rewards.math import Accuracy, accuracy
-from jaxgrpo.rewards.pool import Missing, Pool, reward_name
-from jaxgrpo.rewards.worker import find_reward
+from jaxgrpo.rewards.maths.verifier import Accuracy, accuracy
+from jaxgrpo.rewards.workers.pool import Missing, Pool, reward_name
+from jaxgrpo.rewards.workers.worker import find_reward
 
 PROBLEM = Problem("1", "question", "42", language="ko")
 
@@ -35,11 +35,18 @@ def test_a_reward_counts_where_the_other_is_won(value, won):
 
 def test_language_only_of_right_answers_and_answers_only_in_the_language():
     korean, english = "답은 사과 다섯 개입니다", "the answer is five apples"
-    in_language, only_right = Gate(accuracy, when=Threshold()), Gate(target_word_ratio, when=accuracy)
+    in_language, only_right = (
+        Gate(accuracy, when=Threshold()),
+        Gate(target_word_ratio, when=accuracy),
+    )
     for text, language in ((korean, 1.0), (english, 0.0)):
         for number, right in ((42, 1.0), (41, 0.0)):
             completion = f"<think>{text}</think> \\boxed{{{number}}}"
-            assert in_language(PROBLEM, completion) == only_right(PROBLEM, completion) == language * right
+            assert (
+                in_language(PROBLEM, completion)
+                == only_right(PROBLEM, completion)
+                == language * right
+            )
 
 
 def test_what_is_missing_inside_is_missing_outside_by_its_reason():
@@ -54,9 +61,18 @@ def test_what_is_missing_inside_is_missing_outside_by_its_reason():
     }
     with Pool({name: Weighted(gate) for name, gate in gates.items()}, 1, deadline=1.0) as pool:
         won, not_won = pool.result(pool.submit(PROBLEM, ["42", "41"]))
-    missing = {"when": "ZeroDivisionError", "nan": "ValueError", "none": "TypeError", "stuck": "timeout"}
+    missing = {
+        "when": "ZeroDivisionError",
+        "nan": "ValueError",
+        "none": "TypeError",
+        "stuck": "timeout",
+    }
     always = {name: Missing(reason) for name, reason in missing.items()}
-    assert won == always | {"reward": Missing("ZeroDivisionError"), "infinity": Missing("not finite"), "good": 0.5}
+    assert won == always | {
+        "reward": Missing("ZeroDivisionError"),
+        "infinity": Missing("not finite"),
+        "good": 0.5,
+    }
     assert not_won == always | {"reward": 0.0, "infinity": 0.0, "good": 0.0}
 
 
@@ -66,7 +82,10 @@ def test_a_reward_of_rewards_travels_with_their_settings():
     assert find_reward(reward_name(reward)) == reward
     with Pool({"gate": Weighted(reward)}, 1, deadline=30.0) as pool:
         text = "답은 사과 다섯 개입니다 \\boxed{42}"
-        assert pool.result(pool.submit(PROBLEM, [Completion(text, 0), "so \\boxed{42}"])) == [{"gate": 2.0}, {"gate": 0.0}]
+        assert pool.result(pool.submit(PROBLEM, [Completion(text, 0), "so \\boxed{42}"])) == [
+            {"gate": 2.0},
+            {"gate": 0.0},
+        ]
 
 
 @dataclass(frozen=True)
@@ -111,7 +130,9 @@ def test_what_cannot_travel_is_refused_in_one_line(reward, says):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("named", ['"no_such_module:reward"', '"hostile_rewards:not_callable"', "3"])
+@pytest.mark.parametrize(
+    "named", ['"no_such_module:reward"', '"hostile_rewards:not_callable"', "3"]
+)
 def test_a_setting_that_names_no_reward_is_refused(named):
     settings = f'{{"reward": {{"reward": {named}}}, "when": {{"reward": "hostile_rewards:half"}}}}'
     with pytest.raises(UserError, match="cannot be made from its settings"):
@@ -123,7 +144,9 @@ def together(problem, completions):
     return [1.0] * len(completions)
 
 
-@pytest.mark.parametrize("gate", [lambda: Gate(together, accuracy), lambda: Gate(accuracy, together)])
+@pytest.mark.parametrize(
+    "gate", [lambda: Gate(together, accuracy), lambda: Gate(accuracy, together)]
+)
 def test_a_batched_reward_inside_a_gate_is_refused(gate):
     with pytest.raises(UserError, match="not a batched one"):
         gate()
@@ -131,9 +154,9 @@ def test_a_batched_reward_inside_a_gate_is_refused(gate):
 
 def test_settings_inside_are_settings_of_the_command_line():
     tree = {"language": Weighted(Gate(target_word_ratio, Accuracy()), 0.3)}
-    changed = settings.override(tree, ["--config.language.function.when.tolerance=0.5"])
+    changed = overrides.override(tree, ["--config.language.function.when.tolerance=0.5"])
     assert changed["language"].function == Gate(target_word_ratio, Accuracy(tolerance=0.5))
-    described = settings.describe(changed)["language"]["function"]
+    described = overrides.describe(changed)["language"]["function"]
     assert described["class"] == "jaxgrpo.rewards.gate:Gate"
-    assert described["reward"] == "jaxgrpo.rewards.language:target_word_ratio"
+    assert described["reward"] == "jaxgrpo.rewards.languages.consistency:target_word_ratio"
     assert described["when"]["tolerance"] == 0.5

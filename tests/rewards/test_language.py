@@ -11,11 +11,10 @@ import pytest
 from hypothesis import strategies as st
 from language_texts import TEXTS
 
-from jaxgrpo import settings
+from jaxgrpo.config import overrides
 from jaxgrpo.errors import UserError
-from jaxgrpo.language_codes import LANGUAGE_CODES
 from jaxgrpo.problems import Problem, Weighted
-from jaxgrpo.rewards.language import (
+from jaxgrpo.rewards.languages.consistency import (
     LANGUAGES,
     MAX_LENGTH,
     PARTS,
@@ -29,10 +28,15 @@ from jaxgrpo.rewards.language import (
     word_ratios,
 )
 from jaxgrpo.rewards.prose import part
+from jaxgrpo.text.language_codes import LANGUAGE_CODES
 from tools.check_language import NOISES
 
 WHOLE = {language: "\n".join(sentences) for language, sentences in TEXTS.items()}
-SAME_SCRIPT = [("uk", "ru"), ("zh", "ja"), *itertools.combinations(["en", "de", "fr", "es", "sw", "vi"], 2)]
+SAME_SCRIPT = [
+    ("uk", "ru"),
+    ("zh", "ja"),
+    *itertools.combinations(["en", "de", "fr", "es", "sw", "vi"], 2),
+]
 
 
 def problem(language):
@@ -59,9 +63,14 @@ def test_a_sentence_is_enough_to_tell_languages_of_one_script_apart(first, secon
 def test_a_mix_scores_the_share_of_its_words(first):
     for second in TEXTS:
         if second != first:
-            words, others = word_ratios(WHOLE[first], first).words, word_ratios(WHOLE[second], second).words
+            words, others = (
+                word_ratios(WHOLE[first], first).words,
+                word_ratios(WHOLE[second], second).words,
+            )
             for text in (f"{WHOLE[first]}\n{WHOLE[second]}", f"{WHOLE[second]} {WHOLE[first]}"):
-                assert word_ratios(text, first).target == pytest.approx(words / (words + others), abs=0.05), second
+                assert word_ratios(text, first).target == pytest.approx(
+                    words / (words + others), abs=0.05
+                ), second
 
 
 @pytest.mark.parametrize("language", TEXTS)
@@ -69,7 +78,9 @@ def test_formulas_digits_and_code_change_nothing(language):
     sentences = TEXTS[language]
     before = word_ratios(WHOLE[language], language)
     for noise in NOISES:
-        after = word_ratios("\n".join(f"{noise} {sentence} {noise}" for sentence in sentences), language)
+        after = word_ratios(
+            "\n".join(f"{noise} {sentence} {noise}" for sentence in sentences), language
+        )
         assert after.target == pytest.approx(before.target, abs=0.01), noise
         assert after.english == pytest.approx(before.english, abs=0.01), noise
 
@@ -94,8 +105,14 @@ def test_what_a_word_is(text, words):
 @pytest.mark.parametrize(
     ("text", "target"),
     [
-        ("Der Zug nach Birmingham fährt 240 km. Michael Johnson und Jennifer Williams kaufen je 5 kg Äpfel.", "de"),
-        ("Jennifer Williams ana kilo 5 za machungwa. Je, Michael Johnson ana machungwa mangapi zaidi ya Jennifer?", "sw"),
+        (
+            "Der Zug nach Birmingham fährt 240 km. Michael Johnson und Jennifer Williams kaufen je 5 kg Äpfel.",
+            "de",
+        ),
+        (
+            "Jennifer Williams ana kilo 5 za machungwa. Je, Michael Johnson ana machungwa mangapi zaidi ya Jennifer?",
+            "sw",
+        ),
         ("合計金額\nりんごの値段は、一個あたり百円なので、", "ja"),
         ("合計金額は円である\n合計", "ja"),
         ("アキコ和小明一起们去了商店", "zh"),
@@ -155,7 +172,9 @@ def test_the_three_rewards():
     assert Match("all")(problem("ko"), MIXED) == Match("answer")(problem("ko"), MIXED) == 1.0
 
 
-@pytest.mark.parametrize("reward", [Ratio(), Threshold(), Match(), Ratio("answer"), Threshold("all", 1e-9), Match("all")])
+@pytest.mark.parametrize(
+    "reward", [Ratio(), Threshold(), Match(), Ratio("answer"), Threshold("all", 1e-9), Match("all")]
+)
 def test_no_words_earn_nothing(reward):
     for text in ("", "12 + 7", r"$\text{sum}$", "<think></think>"):
         assert reward(problem("en"), text) == 0.0
@@ -190,11 +209,17 @@ def test_a_reward_is_a_value_with_settings():
     for reward in (Ratio("answer"), Threshold(at_least=0.5), Match("all")):
         assert pickle.loads(pickle.dumps(reward)) == reward
     tree = {"language": Weighted(Threshold(), 0.3)}
-    changed = settings.override(tree, ["--config.language.function.at_least=0.5", "--config.language.function.part=all"])
+    changed = overrides.override(
+        tree, ["--config.language.function.at_least=0.5", "--config.language.function.part=all"]
+    )
     assert changed["language"].function == Threshold("all", 0.5)
-    described = settings.describe(changed)["language"]["function"]
-    assert described == {"class": "jaxgrpo.rewards.language:Threshold", "part": "all", "at_least": 0.5}
-    assert all(field.doc for field in settings.fields(tree["language"].function).values())
+    described = overrides.describe(changed)["language"]["function"]
+    assert described == {
+        "class": "jaxgrpo.rewards.languages.consistency:Threshold",
+        "part": "all",
+        "at_least": 0.5,
+    }
+    assert all(field.doc for field in overrides.fields(tree["language"].function).values())
 
 
 @pytest.mark.parametrize(
@@ -212,17 +237,52 @@ def test_a_reward_is_a_value_with_settings():
         ("a ```x = 1\n``` b `y` c", "a b c"),
         ("a www.site.org/path?q=1，你好", "a ，你好"),
         ("cats.Dogs", "cats. Dogs"),
-        (r"\text{here are four words} and $\text{here are four words}$", "here are four words and here are four words"),
+        (
+            r"\text{here are four words} and $\text{here are four words}$",
+            "here are four words and here are four words",
+        ),
     ],
 )
 def test_strip_formulas(text, left):
     assert " ".join(strip_formulas(text).replace("{", " ").replace("}", " ").split()) == left
 
 
-LATEX = ("$", "$$", r"\(", r"\)", r"\[", r"\]", "{", "}", r"\boxed{", r"\begin{a}", r"\end{a}", r"\text{", "\\")
-MARKUP = ("`", "```", "<think>", "</think>", "<a", "http://", "'", " ", "\n", "\x00", "\ud800", "\u200d", "e\u0301", "ー", "々")
+LATEX = (
+    "$",
+    "$$",
+    r"\(",
+    r"\)",
+    r"\[",
+    r"\]",
+    "{",
+    "}",
+    r"\boxed{",
+    r"\begin{a}",
+    r"\end{a}",
+    r"\text{",
+    "\\",
+)
+MARKUP = (
+    "`",
+    "```",
+    "<think>",
+    "</think>",
+    "<a",
+    "http://",
+    "'",
+    " ",
+    "\n",
+    "\x00",
+    "\ud800",
+    "\u200d",
+    "e\u0301",
+    "ー",
+    "々",
+)
 FRAGMENTS = st.sampled_from([*LATEX, *MARKUP, *NOISES, *WHOLE.values()])
-TEXT = st.text(st.characters()) | st.lists(FRAGMENTS | st.text(st.characters(), max_size=5), max_size=20).map("".join)
+TEXT = st.text(st.characters()) | st.lists(
+    FRAGMENTS | st.text(st.characters(), max_size=5), max_size=20
+).map("".join)
 
 
 @hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
@@ -237,7 +297,19 @@ def test_any_text_has_a_score_between_0_and_1(text, language, name):
         assert 0.0 <= reward(problem(language), text) <= 1.0
 
 
-WORDS = ("aa.bb:", "aa ", "aa. ", "abcdefghijkl. ", "https://x", "www.", "a'", "<a ", "ก", "漢", "あ")
+WORDS = (
+    "aa.bb:",
+    "aa ",
+    "aa. ",
+    "abcdefghijkl. ",
+    "https://x",
+    "www.",
+    "a'",
+    "<a ",
+    "ก",
+    "漢",
+    "あ",
+)
 HOSTILE = (*LATEX, *MARKUP, *WORDS, "$a", "$$ a", r"\[x", r"\boxed{four words are here ")
 
 

@@ -10,15 +10,25 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.losses import advantages
 from jaxgrpo.problems import Completion, Problem, Weighted, batched
 from jaxgrpo.rewards.length import Cosine, SoftOverlong
-from jaxgrpo.rewards.math import accuracy
-from jaxgrpo.rewards.pool import Missing, Pool
+from jaxgrpo.rewards.maths.verifier import accuracy
+from jaxgrpo.rewards.workers.pool import Missing, Pool
 
 PROBLEM = Problem("1", "question", "42")
 RIGHT, WRONG = r"\boxed{42}", r"\boxed{41}"
 
 
 @pytest.mark.parametrize(
-    ("tokens", "value"), [(0, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1.0), (101, -1.0), (10**6, -1.0)]
+    ("tokens", "value"),
+    [
+        (0, 0.0),
+        (80, 0.0),
+        (81, -0.05),
+        (90, -0.5),
+        (99, -0.95),
+        (100, -1.0),
+        (101, -1.0),
+        (10**6, -1.0),
+    ],
 )
 def test_soft_overlong_is_equation_13(tokens, value):
     assert SoftOverlong(max_tokens=100, buffer=20)(PROBLEM, Completion("text", tokens)) == value
@@ -27,8 +37,13 @@ def test_soft_overlong_is_equation_13(tokens, value):
 @pytest.mark.parametrize("buffer", [1, 7, 20])
 def test_soft_overlong_is_the_punishment_of_the_objective(buffer):
     lengths = np.arange(1, 31).reshape(3, 10)
-    mine = [[SoftOverlong(20, buffer)(PROBLEM, Completion("", int(tokens))) for tokens in row] for row in lengths]
-    np.testing.assert_allclose(mine, advantages.soft_overlong(jnp.asarray(lengths), 20.0, float(buffer)), rtol=1e-6)
+    mine = [
+        [SoftOverlong(20, buffer)(PROBLEM, Completion("", int(tokens))) for tokens in row]
+        for row in lengths
+    ]
+    np.testing.assert_allclose(
+        mine, advantages.soft_overlong(jnp.asarray(lengths), 20.0, float(buffer)), rtol=1e-6
+    )
 
 
 def test_length_is_in_tokens_whatever_the_text():
@@ -49,7 +64,9 @@ def test_cosine_starts_and_ends_where_its_settings_say():
 
 
 def test_right_answers_are_better_short_and_wrong_ones_better_long():
-    right, wrong = ([cosine(text, tokens) for tokens in range(0, 1000, 37)] for text in (RIGHT, WRONG))
+    right, wrong = (
+        [cosine(text, tokens) for tokens in range(0, 1000, 37)] for text in (RIGHT, WRONG)
+    )
     assert right == sorted(right, reverse=True)
     assert wrong == sorted(wrong)
     assert len(set(right)) == len(right)
@@ -76,9 +93,16 @@ def test_what_is_missing_inside_or_not_known_is_missing_and_not_zero():
         "explode": Cosine(explode, 100),
         "perhaps": Cosine(perhaps, 100),
     }
-    with Pool({name: Weighted(reward) for name, reward in rewards.items()}, 1, deadline=10.0) as pool:
+    with Pool(
+        {name: Weighted(reward) for name, reward in rewards.items()}, 1, deadline=10.0
+    ) as pool:
         known, plain = pool.result(pool.submit(PROBLEM, [Completion(RIGHT, 0), RIGHT]))
-    assert known == {"overlong": 0.0, "cosine": 2.0, "explode": Missing("LookupError"), "perhaps": Missing("ValueError")}
+    assert known == {
+        "overlong": 0.0,
+        "cosine": 2.0,
+        "explode": Missing("LookupError"),
+        "perhaps": Missing("ValueError"),
+    }
     assert plain == dict.fromkeys(rewards, Missing("TypeError"))
 
 
@@ -90,7 +114,10 @@ def all_at_once(problem, completions):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: SoftOverlong(100, 0), "buffer is 0: it must be above 0 and at most max_tokens, which is 100"),
+        (
+            lambda: SoftOverlong(100, 0),
+            "buffer is 0: it must be above 0 and at most max_tokens, which is 100",
+        ),
         (lambda: SoftOverlong(100, 101), "buffer is 101"),
         (lambda: Cosine(accuracy, 0), "max_tokens is 0"),
         (lambda: Cosine(accuracy, 9, exceed=-math.inf), "exceed is -inf"),

@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from math_cases import ANSWERS, TEXTS
 
+from jaxgrpo.config.overrides import fields, override
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Weighted
-from jaxgrpo.rewards import math
-from jaxgrpo.rewards.format import think_then_answer
-from jaxgrpo.rewards.math import Accuracy, accuracy, final_answer, same
-from jaxgrpo.rewards.pool import Missing, Pool, reward_name
-from jaxgrpo.rewards.symbolic import is_safe, same_expression
-from jaxgrpo.rewards.worker import find_reward
-from jaxgrpo.settings import fields, override
+from jaxgrpo.rewards.layout import think_then_answer
+from jaxgrpo.rewards.maths import verifier
+from jaxgrpo.rewards.maths.symbolic import is_safe, same_expression
+from jaxgrpo.rewards.maths.verifier import Accuracy, accuracy, final_answer, same
+from jaxgrpo.rewards.workers.pool import Missing, Pool, reward_name
+from jaxgrpo.rewards.workers.worker import find_reward
 from tools import check_math
 
 ALL = ("boxed", "hashes", "phrase", "number")
@@ -39,13 +39,21 @@ def test_the_table_is_large_and_has_both_verdicts():
     assert len({(case[0], case[1], case[4:]) for case in cases}) == len(cases)
 
 
-@pytest.mark.parametrize("case", ANSWERS, ids=lambda case: f"{case[0][:30]} for {case[1][:30]}: {case[3]}".replace("::", ":"))
+@pytest.mark.parametrize(
+    "case",
+    ANSWERS,
+    ids=lambda case: f"{case[0][:30]} for {case[1][:30]}: {case[3]}".replace("::", ":"),
+)
 def test_answers(case):
     answer, gold, right, _, *language = case
-    assert accuracy(problem(gold, *language), rf"<think>So.</think> It is $\boxed{{{answer}}}$.") == float(right)
+    assert accuracy(
+        problem(gold, *language), rf"<think>So.</think> It is $\boxed{{{answer}}}$."
+    ) == float(right)
 
 
-@pytest.mark.parametrize("case", TEXTS, ids=lambda case: f"{case[0][:30]} for {case[1]}: {case[3]}".replace("::", ":"))
+@pytest.mark.parametrize(
+    "case", TEXTS, ids=lambda case: f"{case[0][:30]} for {case[1]}: {case[3]}".replace("::", ":")
+)
 def test_texts(case):
     text, gold, right, _, extract, *language = case
     assert Accuracy(extract)(problem(gold, *language), text) == float(right)
@@ -102,7 +110,9 @@ def test_a_gold_that_is_a_box_or_a_solution_is_read_as_an_answer(gold):
         assert accuracy(golds, r"\boxed{None}") == 0.0
 
 
-@pytest.mark.parametrize("gold", [r"\boxed{2} and \boxed{3}", r"$\boxed{2}$, $\boxed{3}$", r"\boxed{2, 3}"])
+@pytest.mark.parametrize(
+    "gold", [r"\boxed{2} and \boxed{3}", r"$\boxed{2}$, $\boxed{3}$", r"\boxed{2, 3}"]
+)
 def test_a_gold_of_several_boxes_is_all_of_them(gold):
     assert accuracy(problem(gold), r"\boxed{2, 3}") == 1.0
     assert accuracy(problem(gold), r"\boxed{3}") == 0.0
@@ -123,12 +133,21 @@ def test_a_part_of_a_gold_is_not_the_gold(gold, wrong):
     assert accuracy(problem(gold), rf"\boxed{{{wrong}}}") == 0.0
 
 
-AS_THEY_ARE = ["x = 3", "Monday", "उत्तर दिशा", r"\boxed{}", "The answer is unknown", "12 + 7 = 19", "", " 5 "]
+AS_THEY_ARE = [
+    "x = 3",
+    "Monday",
+    "उत्तर दिशा",
+    r"\boxed{}",
+    "The answer is unknown",
+    "12 + 7 = 19",
+    "",
+    " 5 ",
+]
 
 
 @pytest.mark.parametrize("gold", AS_THEY_ARE)
 def test_any_other_gold_stays_as_it_is(gold):
-    assert math.gold_answers(problem(gold))[-1] == gold
+    assert verifier.gold_answers(problem(gold))[-1] == gold
 
 
 def test_a_gold_in_words_may_be_the_sentence_or_what_it_says():
@@ -148,7 +167,10 @@ def test_a_tolerance_is_a_share_of_the_gold():
     assert near(problem("(1, 100)"), r"\boxed{(1.001, 99.5)}") == 1.0
 
 
-@pytest.mark.parametrize("wrong", [{"extract": ("box",)}, {"extract": ()}, {"tolerance": -1.0}, {"tolerance": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"extract": ("box",)}, {"extract": ()}, {"tolerance": -1.0}, {"tolerance": float("nan")}],
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(UserError):
         Accuracy(**wrong)
@@ -157,12 +179,20 @@ def test_wrong_settings_are_refused(wrong):
 def test_settings_are_named_on_the_command_line_and_reach_a_worker():
     rewards = override({"accuracy": Weighted(Accuracy())}, [])
     assert fields(rewards)["accuracy.function.extract"].doc.startswith("where the answer may stand")
-    changed = override(rewards, ["--config.accuracy.function.extract=boxed,number", "--config.accuracy.function.tolerance=0.1"])
+    changed = override(
+        rewards,
+        [
+            "--config.accuracy.function.extract=boxed,number",
+            "--config.accuracy.function.tolerance=0.1",
+        ],
+    )
     assert changed["accuracy"].function == Accuracy(("boxed", "number"), 0.1)
-    name = 'jaxgrpo.rewards.math:Accuracy{"extract": ["boxed", "number"], "tolerance": 0.1}'
+    name = (
+        'jaxgrpo.rewards.maths.verifier:Accuracy{"extract": ["boxed", "number"], "tolerance": 0.1}'
+    )
     assert find_reward(name) == changed["accuracy"].function
     with pytest.raises(UserError, match="it must name some of boxed"):
-        find_reward('jaxgrpo.rewards.math:Accuracy{"extract": ["box"]}')
+        find_reward('jaxgrpo.rewards.maths.verifier:Accuracy{"extract": ["box"]}')
 
 
 LANGUAGES = st.sampled_from(["en", "de", "uk", "hi", "ar", "zh", "xx"])
@@ -170,12 +200,25 @@ PIECES = r"""\boxed{ \frac{ \sqrt \left( \right) \{ \} \begin{pmatrix} \end{pmat
     \\ & ^ ^{ _ { } ( ) [ ] ! % \% $ #### = < \le \pm \cup \infty \text{ \binom \pi \exp \sum_ \int , ; . : - + * / 9 99 1e9 0 7
     x i e and or <think> </think> 答案是 उत्तर ४ ½ √ \ """
 TEXT = st.one_of(
-    st.text(max_size=80), st.lists(st.sampled_from([*PIECES.split(), " ", "\n", "the answer is "]), max_size=25).map("".join)
+    st.text(max_size=80),
+    st.lists(st.sampled_from([*PIECES.split(), " ", "\n", "the answer is "]), max_size=25).map(
+        "".join
+    ),
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
-@given(text=TEXT, gold=st.one_of(TEXT, st.sampled_from(["42", r"\frac{1}{2}", r"\{1,2\}", "x^2+1"])), language=LANGUAGES)
+@settings(
+    max_examples=400,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+    database=None,
+)
+@given(
+    text=TEXT,
+    gold=st.one_of(TEXT, st.sampled_from(["42", r"\frac{1}{2}", r"\{1,2\}", "x^2+1"])),
+    language=LANGUAGES,
+)
 def test_whatever_is_written_the_score_is_a_number_from_0_to_1(text, gold, language):
     before = time.monotonic()
     for written in (text, rf"\boxed{{{text}}}", f"<think>{text}</think>\n#### {text}"):
@@ -243,14 +286,27 @@ def test_nothing_blows_up(bomb, gold):
 def test_the_guard_lets_formulas_through_and_stops_the_rest():
     for text in (r"\frac{-1+\sqrt{5}}{2}", "x^2+y^2=1", r"2^{1009}", "3^2+5^2", "e^{-x^2}", "2abc"):
         assert is_safe(text), text
-    for text in ("9^9^9", r"9^{(9+1)^{9}}", r"\sum k", r"\lim x", "east", "52_8", "x" * 301, "é", "a'b", "9!!"):
+    for text in (
+        "9^9^9",
+        r"9^{(9+1)^{9}}",
+        r"\sum k",
+        r"\lim x",
+        "east",
+        "52_8",
+        "x" * 301,
+        "é",
+        "a'b",
+        "9!!",
+    ):
         assert not is_safe(text), text
 
 
 def test_verdicts_are_the_same_in_a_thread_where_alarms_do_not_work(caplog):
     found = []
     with caplog.at_level(logging.WARNING):
-        thread = threading.Thread(target=lambda: found.append(same(r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}")))
+        thread = threading.Thread(
+            target=lambda: found.append(same(r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"))
+        )
         thread.start()
         thread.join()
     assert found == [True]
@@ -261,7 +317,7 @@ def test_plain_numbers_never_load_computer_algebra():
     program = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         "from jaxgrpo.problems import Problem\n"
-        "from jaxgrpo.rewards.math import accuracy\n"
+        "from jaxgrpo.rewards.maths.verifier import accuracy\n"
         "for text in ('42', '1,234', r'\\frac{1}{2}', '50%', '42 apples', '2^{10}', 'no idea', '(1, 2)', 'x = 5'):\n"
         "    accuracy(Problem('1', '', '42'), '\\\\boxed{' + text + '}')\n"
         "sys.exit(bool({'sympy', 'math_verify', 'jax', 'numpy'} & set(sys.modules)))"
@@ -270,9 +326,17 @@ def test_plain_numbers_never_load_computer_algebra():
 
 
 def test_in_a_pool_a_formula_is_judged_and_a_zero_is_not_missing():
-    with Pool({"accuracy": Weighted(math.accuracy)}, 1, deadline=30.0) as pool:
-        texts = [r"\boxed{\sqrt{8}}", r"\boxed{9**9**9}", r"\boxed{2\sqrt{3}}", "", r"\boxed{\sqrt{\frac{16}{2}}}"]
-        verdicts = [values["accuracy"] for values in pool.result(pool.submit(problem(r"2\sqrt{2}"), texts))]
+    with Pool({"accuracy": Weighted(verifier.accuracy)}, 1, deadline=30.0) as pool:
+        texts = [
+            r"\boxed{\sqrt{8}}",
+            r"\boxed{9**9**9}",
+            r"\boxed{2\sqrt{3}}",
+            "",
+            r"\boxed{\sqrt{\frac{16}{2}}}",
+        ]
+        verdicts = [
+            values["accuracy"] for values in pool.result(pool.submit(problem(r"2\sqrt{2}"), texts))
+        ]
     assert verdicts == [1.0, 0.0, 0.0, 0.0, 1.0]
     assert not any(isinstance(verdict, Missing) for verdict in verdicts)
 
@@ -287,7 +351,10 @@ def test_settings_reach_a_pool():
         ]
 
 
-@pytest.mark.parametrize("piece", ["answer ", "answer of ", "1,", "1 ", "9^", r"\frac{1}", "5 cents ", "-", "the ", "答案"])
+@pytest.mark.parametrize(
+    "piece",
+    ["answer ", "answer of ", "1,", "1 ", "9^", r"\frac{1}", "5 cents ", "-", "the ", "答案"],
+)
 def test_extraction_and_comparison_take_linear_time(piece):
     before = time.monotonic()
     final_answer(piece * 20_000, ALL)
@@ -300,14 +367,25 @@ def test_scores_are_finite_floats():
 
 
 def test_the_check_of_data_sets_counts_and_names_exceptions(tmp_path, capsys):
-    rows = [("What is 6 * 7?", "6 * 7 = 42\n#### 42"), ("What is 6 * 200?", "#### 1,200"), ("What is 1 / 2?", "#### 1/2")]
+    rows = [
+        ("What is 6 * 7?", "6 * 7 = 42\n#### 42"),
+        ("What is 6 * 200?", "#### 1,200"),
+        ("What is 1 / 2?", "#### 1/2"),
+    ]
     lines = [json.dumps({"question": question, "answer": answer}) for question, answer in rows]
     (tmp_path / "gsm8k_train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert check_math.main(["--data", str(tmp_path)]) == 0
-    assert "3 problems  right 3 (100.00%)  computed 3 (100.00%)  wrong 3 (100.00%)" in capsys.readouterr().out
+    assert (
+        "3 problems  right 3 (100.00%)  computed 3 (100.00%)  wrong 3 (100.00%)"
+        in capsys.readouterr().out
+    )
     row = {"problem": "?", "solution": r"\boxed{5}", "answer": "5", "unique_id": "five"}
     other = row | {"solution": r"\boxed{6}", "answer": "x=5", "unique_id": "x"}
-    (tmp_path / "math500.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(other), encoding="utf-8")
+    (tmp_path / "math500.jsonl").write_text(
+        json.dumps(row) + "\n" + json.dumps(other), encoding="utf-8"
+    )
     assert check_math.main(["--data", str(tmp_path)]) == 1
-    assert "    x: 'x=5' is not itself\n    x: 'x=5' is also '5' of five\n" in capsys.readouterr().out
+    assert (
+        "    x: 'x=5' is not itself\n    x: 'x=5' is also '5' of five\n" in capsys.readouterr().out
+    )
     assert check_math.main(["--data", str(tmp_path / "nothing")]) == 2

@@ -14,17 +14,25 @@ import pytest
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Completion, Problem, Weighted
-from jaxgrpo.rewards import math, process
-from jaxgrpo.rewards.pool import Missing, Pool, reward_name
-from jaxgrpo.rewards.worker import find_reward
+from jaxgrpo.rewards.maths import verifier
+from jaxgrpo.rewards.workers import process
+from jaxgrpo.rewards.workers.pool import Missing, Pool, reward_name
+from jaxgrpo.rewards.workers.worker import find_reward
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems' workers are fresh processes without such limits")
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems' workers are fresh processes without such limits"
+)
 
 PROBLEM = Problem("1", "question", "42", language="ko", meta={"value": 10})
 
 
 def start(*names, workers=1, deadline=10.0, **options):
-    return Pool({name: Weighted(getattr(hostile_rewards, name)) for name in names}, workers, deadline, **options)
+    return Pool(
+        {name: Weighted(getattr(hostile_rewards, name)) for name in names},
+        workers,
+        deadline,
+        **options,
+    )
 
 
 def verdicts(names, texts, **options):
@@ -37,7 +45,9 @@ def test_results_are_in_order_with_every_reward_of_every_text():
         texts = [["x" * (group * 7 + i) for i in range(4)] + ["42"] for group in range(20)]
         tickets = [pool.submit(PROBLEM, group) for group in texts]
         for group, ticket in zip(texts, tickets, strict=True):
-            expected = [{"length": float(len(text)), "is_answer": float(text == "42")} for text in group]
+            expected = [
+                {"length": float(len(text)), "is_answer": float(text == "42")} for text in group
+            ]
             assert pool.result(ticket) == expected
         assert pool.result(pool.submit(PROBLEM, [])) == []
 
@@ -68,7 +78,11 @@ def test_what_is_no_finite_number_is_missing_with_a_reason_and_never_zero():
 def test_a_reward_without_a_hash_is_one_like_any_other():
     with Pool({"reward": Weighted(hostile_rewards.NotFrozen(0.5))}, 1, 10.0) as pool:
         values = pool.result(pool.submit(PROBLEM, ["42", "41", "41"]))
-    assert [value["reward"] for value in values] == [0.5, Missing("ZeroDivisionError"), Missing("ZeroDivisionError")]
+    assert [value["reward"] for value in values] == [
+        0.5,
+        Missing("ZeroDivisionError"),
+        Missing("ZeroDivisionError"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["sleep_forever", "hold_the_gil", "ignore_signals"])
@@ -79,7 +93,9 @@ def test_a_verdict_that_takes_too_long_is_missing_and_the_rest_is_not_lost(name)
     assert time.monotonic() - before < 5
 
 
-@pytest.mark.parametrize(("text", "reward"), [("sleep", "sleep_on_request"), ("exit", "exit_on_request")])
+@pytest.mark.parametrize(
+    ("text", "reward"), [("sleep", "sleep_on_request"), ("exit", "exit_on_request")]
+)
 def test_a_lost_worker_costs_the_verdict_it_was_at(text, reward):
     with start(reward, "length", deadline=0.3) as pool:
         first = pool.submit(PROBLEM, ["a", text, "bb"])
@@ -131,7 +147,9 @@ def test_printing_and_reading_do_not_disturb_the_protocol():
 
 
 def test_a_reward_that_writes_into_the_protocol_is_a_crash():
-    assert verdicts(["scribble", "length"], ["a"]) == [{"scribble": Missing("crash"), "length": 1.0}]
+    assert verdicts(["scribble", "length"], ["a"]) == [
+        {"scribble": Missing("crash"), "length": 1.0}
+    ]
 
 
 def test_problem_and_text_arrive_as_they_were():
@@ -146,14 +164,22 @@ def test_tokens_and_ends_arrive_with_the_text_and_are_missing_of_a_plain_one():
 
 
 def test_a_reward_that_closes_every_descriptor_is_a_crash():
-    assert verdicts(["close_all_descriptors", "length"], ["a"]) == [{"close_all_descriptors": Missing("crash"), "length": 1.0}]
+    assert verdicts(["close_all_descriptors", "length"], ["a"]) == [
+        {"close_all_descriptors": Missing("crash"), "length": 1.0}
+    ]
 
 
 @linux
 def test_a_lost_worker_is_replaced_by_another_with_the_same_imports():
     with start("exit_on_request", "process_id", "importing_process_id") as pool:
         values = pool.result(pool.submit(PROBLEM, ["a", "exit", "b", "exit", "c"]))
-    assert [value["exit_on_request"] for value in values] == [1.0, Missing("crash"), 1.0, Missing("crash"), 1.0]
+    assert [value["exit_on_request"] for value in values] == [
+        1.0,
+        Missing("crash"),
+        1.0,
+        Missing("crash"),
+        1.0,
+    ]
     processes = {value["process_id"] for value in values}
     (imported,) = {value["importing_process_id"] for value in values}
     assert len(processes) == 3
@@ -166,7 +192,11 @@ def test_a_reward_that_strikes_its_parent_costs_its_own_verdict(monkeypatch, nam
     monkeypatch.setattr(process, "_BURY_SECONDS", 0.5)
     with start("strike_the_parent_on_request", "length") as pool:
         values = pool.result(pool.submit(PROBLEM, ["a", name, "b"]))
-    assert [value["strike_the_parent_on_request"] for value in values] == [1.0, Missing("crash"), 1.0]
+    assert [value["strike_the_parent_on_request"] for value in values] == [
+        1.0,
+        Missing("crash"),
+        1.0,
+    ]
     assert [value["length"] for value in values] == [1, len(name), 1]
 
 
@@ -184,7 +214,9 @@ def test_a_reward_that_strikes_its_parent_costs_other_workers_nothing():
 @linux
 def test_when_the_process_that_imported_dies_another_does():
     with start("importing_process_id", workers=2) as pool:
-        importing = lambda: [pool.result(pool.submit(PROBLEM, ["a"]))[0]["importing_process_id"] for _ in range(8)]
+        importing = lambda: [
+            pool.result(pool.submit(PROBLEM, ["a"]))[0]["importing_process_id"] for _ in range(8)
+        ]
         (first,) = set(importing())
         os.kill(int(first), signal.SIGKILL)
         time.sleep(0.3)  # those that it forked die with it
@@ -197,15 +229,22 @@ def test_what_a_reward_has_started_dies_with_it(tmp_path):
     assert values[0]["start_a_process_and_hang"] == Missing("timeout")
     started = int((tmp_path / "id").read_text())
     until = time.monotonic() + 10
-    while is_alive(started) and time.monotonic() < until:  # it is the system's first process that has to see it dead
+    while (
+        is_alive(started) and time.monotonic() < until
+    ):  # it is the system's first process that has to see it dead
         time.sleep(0.01)
     assert not is_alive(started)
 
 
 def test_a_worker_has_loaded_what_a_call_would_import():
-    rewards = {"accuracy": Weighted(math.accuracy), "loaded": Weighted(hostile_rewards.imports_math_verify)}
+    rewards = {
+        "accuracy": Weighted(verifier.accuracy),
+        "loaded": Weighted(hostile_rewards.imports_math_verify),
+    }
     with Pool(rewards, 1, 10.0) as pool:
-        assert pool.result(pool.submit(PROBLEM, [r"\boxed{42}"])) == [{"accuracy": 1.0, "loaded": 1.0}]
+        assert pool.result(pool.submit(PROBLEM, [r"\boxed{42}"])) == [
+            {"accuracy": 1.0, "loaded": 1.0}
+        ]
 
 
 def test_a_worker_has_not_imported_jax():
@@ -214,7 +253,9 @@ def test_a_worker_has_not_imported_jax():
 
 @linux
 def test_memory_is_bounded():
-    assert verdicts(["eat_memory"], ["text"], memory=2**30) == [{"eat_memory": Missing("MemoryError")}]
+    assert verdicts(["eat_memory"], ["text"], memory=2**30) == [
+        {"eat_memory": Missing("MemoryError")}
+    ]
 
 
 def nested():
@@ -259,7 +300,9 @@ def test_a_module_that_only_the_parent_has_is_refused_by_the_workers(monkeypatch
     module = types.ModuleType("made_up_in_the_parent")
     module.reward = named("made_up_in_the_parent", "reward")
     monkeypatch.setitem(sys.modules, "made_up_in_the_parent", module)
-    with pytest.raises(UserError, match="importing made_up_in_the_parent failed with ModuleNotFoundError"):
+    with pytest.raises(
+        UserError, match="importing made_up_in_the_parent failed with ModuleNotFoundError"
+    ):
         Pool({"reward": Weighted(module.reward)}, 2, 1.0)
 
 
@@ -283,9 +326,14 @@ import os, sys, threading
 
 
 def test_a_module_that_starts_a_thread_is_imported_by_every_worker_afresh(tmp_path, monkeypatch):
-    text = HAS_A_THREAD + "imported = os.getpid()\ndef reward(problem, text): return imported if text else os._exit(1)\n"
+    text = (
+        HAS_A_THREAD
+        + "imported = os.getpid()\ndef reward(problem, text): return imported if text else os._exit(1)\n"
+    )
     module = write_module(tmp_path, monkeypatch, "has_a_thread", text)
-    with Pool({"reward": Weighted(module.reward), "id": Weighted(hostile_rewards.process_id)}, 1, 10.0) as pool:
+    with Pool(
+        {"reward": Weighted(module.reward), "id": Weighted(hostile_rewards.process_id)}, 1, 10.0
+    ) as pool:
         first, lost, second = pool.result(pool.submit(PROBLEM, ["a", "", "b"]))
     assert lost["reward"] == Missing("crash")
     assert first["reward"] == first["id"] != second["id"] == second["reward"]
@@ -294,7 +342,7 @@ def test_a_module_that_starts_a_thread_is_imported_by_every_worker_afresh(tmp_pa
 LEAVES_NO_FORK = """
 import mmap, os, signal, sys, threading
 sys.path[:] = {path!r}
-from jaxgrpo.rewards.worker import may_fork
+from jaxgrpo.rewards.workers.worker import may_fork
 assert may_fork({{0, 1, 2}})
 file = open(os.devnull)
 assert not may_fork({{0, 1, 2}})
@@ -316,7 +364,12 @@ assert not may_fork({{0, 1, 2}})
 @linux
 def test_a_process_with_threads_files_children_or_shared_memory_is_no_template():
     program = LEAVES_NO_FORK.format(path=sys.path)
-    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def test_a_replacement_that_does_not_start_is_an_error_not_a_hang(tmp_path, monkeypatch):
@@ -330,7 +383,9 @@ def test_a_replacement_that_does_not_start_is_an_error_not_a_hang(tmp_path, monk
             pool.result(pool.submit(PROBLEM, ["a", "b"]))
 
 
-@pytest.mark.parametrize(("workers", "deadline"), [(0, 1.0), (1, 0.0), (1, float("nan")), (1, float("inf"))])
+@pytest.mark.parametrize(
+    ("workers", "deadline"), [(0, 1.0), (1, 0.0), (1, float("nan")), (1, float("inf"))]
+)
 def test_impossible_settings_are_refused(workers, deadline):
     with pytest.raises(UserError):
         start("length", workers=workers, deadline=deadline)
@@ -350,7 +405,10 @@ def is_alive(process_id):
 
 
 def test_close_leaves_no_process_whatever_the_workers_are_doing():
-    with pytest.raises(KeyError), start("process_id", "sleep_on_request", workers=2, deadline=60.0) as pool:  # noqa: PT012
+    with (
+        pytest.raises(KeyError),
+        start("process_id", "sleep_on_request", workers=2, deadline=60.0) as pool,
+    ):  # noqa: PT012
         ids = {int(pool.result(pool.submit(PROBLEM, [""]))[0]["process_id"]) for _ in range(50)}
         assert all(map(is_alive, ids))
         tickets = [pool.submit(PROBLEM, ["sleep"]) for _ in range(4)]
@@ -372,7 +430,7 @@ import sys, time
 sys.path[:] = {path!r}
 import hostile_rewards
 from jaxgrpo.problems import Problem, Weighted
-from jaxgrpo.rewards.pool import Pool
+from jaxgrpo.rewards.workers.pool import Pool
 pool = Pool({{"reward": Weighted(hostile_rewards.hang_on_request)}}, 2, 100.0)
 problem = Problem("1", "question", "42")
 pool.result(pool.submit(problem, ["text"]))
@@ -384,10 +442,14 @@ time.sleep(100)
 """
 
 
-@pytest.mark.parametrize("text", ["sleep", "hold the GIL"] if sys.platform == "linux" else ["sleep"])
+@pytest.mark.parametrize(
+    "text", ["sleep", "hold the GIL"] if sys.platform == "linux" else ["sleep"]
+)
 def test_workers_die_with_a_killed_parent(text):
     program = PARENT.format(path=sys.path, text=text)
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert parent.stdout.readline() == b"ready\n"
     parent.kill()
     parent.communicate(timeout=10)  # the workers hold stderr: it ends when the last of them is gone

@@ -7,8 +7,8 @@ import pytest
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
+from jaxgrpo.rewards.languages.words import MAX_WORDS, split
 from jaxgrpo.rewards.repetition import Repetition
-from jaxgrpo.rewards.words import MAX_WORDS, split
 
 PROBLEM = Problem("1", "question", "42")
 ONCE = {
@@ -59,7 +59,10 @@ def test_a_megabyte_takes_seconds(piece):
     assert len(split(piece * (10**6 // len(piece)))) in (0, 1, MAX_WORDS)
 
 
-@pytest.mark.parametrize(("n", "max_penalty", "says"), [(0, -1.0, "n is 0"), (3, 0.1, "is 0.1"), (3, -float("inf"), "is -inf")])
+@pytest.mark.parametrize(
+    ("n", "max_penalty", "says"),
+    [(0, -1.0, "n is 0"), (3, 0.1, "is 0.1"), (3, -float("inf"), "is -inf")],
+)
 def test_settings_that_cannot_be_are_refused(n, max_penalty, says):
     with pytest.raises(UserError, match=says):
         Repetition(n, max_penalty)

@@ -10,8 +10,7 @@ import pytest
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
-from jaxgrpo.rewards.format import think_then_answer
-from jaxgrpo.rewards.language import (
+from jaxgrpo.rewards.languages.consistency import (
     MIN_LETTERS,
     english_word_ratio,
     identify,
@@ -19,7 +18,8 @@ from jaxgrpo.rewards.language import (
     target_word_ratio,
     word_ratios,
 )
-from jaxgrpo.rewards.math import MAX_DIGITS, accuracy, final_answer, number, same_number
+from jaxgrpo.rewards.layout import think_then_answer
+from jaxgrpo.rewards.maths.verifier import MAX_DIGITS, accuracy, final_answer, number, same_number
 
 
 def problem(answer="42", language="en"):
@@ -242,7 +242,11 @@ def test_a_korean_problem_solved_in_english():
 
 
 def test_only_the_chain_of_thought_counts():
-    for text in (f"{ENGLISH}<think>{KOREAN}</think>{ENGLISH}", f"{KOREAN}</think>{ENGLISH}", f"<think>{KOREAN}"):
+    for text in (
+        f"{ENGLISH}<think>{KOREAN}</think>{ENGLISH}",
+        f"{KOREAN}</think>{ENGLISH}",
+        f"<think>{KOREAN}",
+    ):
         assert target_word_ratio(problem(language="ko"), text) == 1.0
     assert target_word_ratio(problem(language="ko"), KOREAN) == 1.0
     assert target_word_ratio(problem(language="ko"), f"<think></think>{KOREAN}") == 0.0
@@ -285,7 +289,9 @@ def test_identify_chooses_among_the_candidates():
     assert identify(ENGLISH, []) == ""
 
 
-@pytest.mark.parametrize("piece", [r"\boxed{", "{", "$", r"\(", r"\[", "```", "a$", "<a", "'", "</think>", "<think>"])
+@pytest.mark.parametrize(
+    "piece", [r"\boxed{", "{", "$", r"\(", r"\[", "```", "a$", "<a", "'", "</think>", "<think>"]
+)
 def test_no_text_takes_long_to_score(piece):
     before = time.monotonic()
     word_ratios(piece * 10_000, "en")
@@ -303,10 +309,16 @@ def test_many_texts_a_second():
         for _ in range(100):
             word_ratios(text, "ko")
         seconds.append(time.process_time() - before)
-    assert 100 / min(seconds) > 250  # some 4,000 on an idle core; a busy machine must not fail the test
+    assert (
+        100 / min(seconds) > 250
+    )  # some 4,000 on an idle core; a busy machine must not fail the test
 
 
 def test_rewards_do_not_import_jax():
-    modules = ", ".join(f"jaxgrpo.rewards.{name}" for name in ("format", "language", "math", "pool", "worker"))
-    program = f"import sys; sys.path[:] = {sys.path!r}; import {modules}; sys.exit('jax' in sys.modules)"
+    modules = ", ".join(
+        f"jaxgrpo.rewards.{name}" for name in ("format", "language", "math", "pool", "worker")
+    )
+    program = (
+        f"import sys; sys.path[:] = {sys.path!r}; import {modules}; sys.exit('jax' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Weighted
-from jaxgrpo.rewards.pool import Missing, Pool
 from jaxgrpo.rewards.rouge import RougeL, rouge_l
+from jaxgrpo.rewards.workers.pool import Missing, Pool
 
 
 @pytest.mark.parametrize(
@@ -53,12 +53,16 @@ def test_only_the_part_asked_for_is_compared_and_with_what_is_asked():
     assert RougeL()(problem, text) == RougeL()(problem, "one two") == 1.0
     assert RougeL("think", "summary")(problem, text) == 1.0
     assert RougeL("think")(problem, text) == RougeL(reference="summary")(problem, text) == 0.0
-    assert RougeL("all")(problem, text) == pytest.approx(2 * 2 / (6 + 2))  # the tags' names are words
+    assert RougeL("all")(problem, text) == pytest.approx(
+        2 * 2 / (6 + 2)
+    )  # the tags' names are words
 
 
 def test_a_reference_that_is_not_there_is_missing_and_not_zero():
     with Pool({"rouge": Weighted(RougeL(reference="summary"))}, 1, deadline=10.0) as pool:
-        assert pool.result(pool.submit(Problem("1", "Summarise.", ""), ["text"])) == [{"rouge": Missing("KeyError")}]
+        assert pool.result(pool.submit(Problem("1", "Summarise.", ""), ["text"])) == [
+            {"rouge": Missing("KeyError")}
+        ]
 
 
 def test_an_unknown_part_is_refused():
@@ -66,9 +70,14 @@ def test_an_unknown_part_is_refused():
         RougeL("summary")
 
 
-@pytest.mark.parametrize("words", [("a ",), ("a ", "b "), tuple(f"{number} " for number in range(1000))])
+@pytest.mark.parametrize(
+    "words", [("a ",), ("a ", "b "), tuple(f"{number} " for number in range(1000))]
+)
 def test_long_texts_take_no_square_of_time(words):
-    text, reference = "".join(words) * (400_000 // len(words)), "".join(reversed(words)) * (400_000 // len(words))
+    text, reference = (
+        "".join(words) * (400_000 // len(words)),
+        "".join(reversed(words)) * (400_000 // len(words)),
+    )
     before = time.process_time()
     assert 0.0 < rouge_l(text, reference) <= 1.0
     assert time.process_time() - before < 10

@@ -1,0 +1,1 @@
+"""The device's half: pure functions of arrays, which programs.py compiles."""

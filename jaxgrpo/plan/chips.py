@@ -1,0 +1,96 @@
+"""TPU chips: what Google's documentation says of each, and how a topology of them is described to the compiler.
+
+v5e https://cloud.google.com/tpu/docs/v5e      v6e https://cloud.google.com/tpu/docs/v6e
+v5p https://cloud.google.com/tpu/docs/v5p      v4  https://cloud.google.com/tpu/docs/v4
+"""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxgrpo.errors import UserError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One kind of chip, as JAX sees it: a device.
+
+    hbm: bytes that libtpu 0.0.42 lets a program have ("exceeds available HBM (15.75G)"); the pages say 16, 32, 95 and 32 GB
+    flops: FLOP/s at peak, in bfloat16. bandwidth: bytes/s of HBM. ici: bytes/s that a chip can receive from all its neighbours
+    together: half of the bidirectional figure of the page; for v4 all-reduce bandwidth of a pod (1.1 PB/s) / 4,096 chips
+    kind: JAX's device_kind. accelerator: TPU_ACCELERATOR_TYPE up to its number, which counts `cores` of a chip
+    """
+
+    name: str
+    hbm: float
+    flops: float
+    bandwidth: float
+    ici: float
+    kind: str
+    accelerator: str
+    cores: int = 1
+    axes: int = 2
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", 15.75 * GIB, 197e12, 819e9, 200e9, "TPU v5 lite", "v5litepod"),
+        Chip("v6e", 31.25 * GIB, 918e12, 1638e9, 400e9, "TPU v6 lite", "v6e"),
+        Chip("v5p", 95.74 * GIB, 459e12, 2765e9, 600e9, "TPU v5", "v5p", cores=2, axes=3),
+        Chip("v4", 30.75 * GIB, 275e12, 1200e9, 1.1e15 / 4096, "TPU v4", "v4", cores=2, axes=3),
+    )
+}
+
+
+def parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
+    """v5e:4x4 -> the chip and (4, 4). UserError for what is none."""
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
+    shape = tuple(int(size) for size in found[2].split("x")) if found else ()
+    if not found or found[1] not in CHIPS or len(shape) != CHIPS[found[1]].axes or min(shape) < 1:
+        raise UserError(
+            f"--topology {topology}: it must be like v5e:4x4, v6e:2x4, v5p:2x2x1 or v4:2x2x2"
+        )
+    return CHIPS[found[1]], shape
+
+
+def devices(topology: str) -> tuple[Chip, list[Any]]:
+    """The devices of a topology that need not be here, to compile for. To be called before JAX has looked for devices.
+
+    UserError without libtpu, and for a shape that it does not know.
+    """
+    chip, shape = parse(topology)
+    os.environ.update(
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_ACCELERATOR_TYPE=f"{chip.accelerator}-{math.prod(shape) * chip.cores}",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_WORKER_ID="0",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # nothing runs: two plans need not wait for each other
+    )
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise UserError("compiling for a TPU needs libtpu: pip install 'jax[tpu]'") from None
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
+    if math.prod(shape) in (1, 2, 4, 8) and chip.axes == 2:  # one machine holds them all
+        options["chips_per_host_bounds"] = (*shape, 1)
+    try:
+        return chip, list(topologies.get_topology_desc(topology, "tpu", **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"--topology {topology}: libtpu does not know it ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def of_device(device: Any) -> Chip | None:
+    """The chip that a device here is; None if it is none of these."""
+    return next((chip for chip in CHIPS.values() if chip.kind == device.device_kind), None)

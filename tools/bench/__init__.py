@@ -1,0 +1,1 @@
+"""Measures what is claimed about time and memory: `python -m tools.bench`."""
