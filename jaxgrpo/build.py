@@ -19,7 +19,7 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.problems import Problem, Problems, Task, Weighted
-from jaxgrpo.programs import Steps, compile_steps
+from jaxgrpo.programs import Programs, compile_programs
 from jaxgrpo.rewards.languages import consistency
 from jaxgrpo.rewards.workers.pool import Pool
 from jaxgrpo.rollout.collect import Judge
@@ -43,7 +43,7 @@ that can be told. The rest are checked when their turn comes, and passed over if
 
 
 @dataclass(frozen=True)
-class Fitting:
+class PromptFilter:
     """The problems of a sequence whose prompt fits the width and the vocabulary, and whose language can be told.
 
     vocabulary: rows of the model's embedding; a tokenizer may have special tokens that a text model has no row for
@@ -122,10 +122,10 @@ class Run:
     config: settings.Config
     task: Task
     heldout: Problems
-    fitting: Fitting
+    fitting: PromptFilter
     judge: Judge
     engine: Engine
-    steps: Steps
+    steps: Programs
     model_folder: Path
     notes: Sequence[str]
     """What the person should know before it begins."""
@@ -144,21 +144,23 @@ class Run:
         self.close()
 
 
-def prepare(config: settings.Config) -> Run:
+def build_run(config: settings.Config) -> Run:
     """Everything that a run needs, checked. UserError for whatever is wrong with the config, data, rewards or model."""
     settings.validate(config)
     folder = model_folder(config.model)
-    model, tokens = match(folder, hf_folder.check_folder(folder), tokenizer.load(folder))
+    model, tokens = match_tokenizer(folder, hf_folder.check_folder(folder), tokenizer.load(folder))
     _check_positions(config.sampling, folder)
     task = Task(config.data.train(), config.rewards, config.solved_by)
     heldout = config.data.heldout() if config.evaluation.problems else []
     positions = hf_folder.max_positions(folder)
     most = positions - config.sampling.max_new_tokens if positions else None
-    fitting = Fitting(tokens, config.system, config.sampling.prompt_width, model.vocab_size, most)
+    fitting = PromptFilter(
+        tokens, config.system, config.sampling.prompt_width, model.vocab_size, most
+    )
     notes = [fitting.check(task.problems, "training")]
     if config.evaluation.problems:
         notes.append(fitting.check(heldout, "held-out"))
-    steps = make_steps(config, model, tokens.ends)
+    steps = build_programs(config, model, tokens.ends)
     pool = Pool(config.rewards | MEASURED, config.verifier.workers, config.verifier.deadline)
     return Run(
         config=config,
@@ -190,9 +192,9 @@ def _in_known_language(problem: Problem) -> Problem:
     return problem
 
 
-def make_steps(
+def build_programs(
     config: settings.Config, model: ModelConfig, ends: tuple[int, ...], devices: list | None = None
-) -> Steps:
+) -> Programs:
     """The programs of a run, of a network and the ids that end its completions; they need no data and no weights.
 
     devices: that they are for (None: those here). UserError for sizes that the devices cannot share.
@@ -201,7 +203,7 @@ def make_steps(
     rows = math.gcd(config.batch.groups * config.batch.group_size, config.batch.micro_batch, slots)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices, rows=rows)
     _check_shards(config, row_devices(mesh), slots)
-    return compile_steps(
+    return compile_programs(
         model,
         make_optimizer(config),
         mesh,
@@ -222,7 +224,7 @@ def make_steps(
     )
 
 
-def match(
+def match_tokenizer(
     folder: Path, model: ModelConfig, tokens: tokenizer.Tokenizer
 ) -> tuple[ModelConfig, tokenizer.Tokenizer]:
     """Returns a folder's network and tokenizer, made to go together.

@@ -8,16 +8,16 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from jaxgrpo.build import Run, prepare
+from jaxgrpo.build import Run, build_run
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, compare, parse_command_line
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.distributed.processes import join, say
+from jaxgrpo.distributed.processes import join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.metrics import table, write_json
 from jaxgrpo.models import lora
 from jaxgrpo.problems import Problem
-from jaxgrpo.rollout.collect import check_missing, judged_in_order, record, summarise
+from jaxgrpo.rollout.collect import check_missing_verdicts, judged_in_order, record, summarise
 from jaxgrpo.rollout.engine import Draw, Group
 from jaxgrpo.types import Params
 
@@ -39,7 +39,9 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
     wanted = run.config.evaluation
     problems = run.fitting.first(run.heldout, wanted.problems)
     groups = sample(run, params, problems)
-    check_missing(groups, run.config.verifier.max_missing, Path(run.config.out) / "missing.jsonl")
+    check_missing_verdicts(
+        groups, run.config.verifier.max_missing, Path(run.config.out) / "missing.jsonl"
+    )
     report = summarise(groups) | {
         "by_language": _by(groups, lambda problem: problem.language),
         "by_level": _by(groups, lambda problem: str(problem.level)),
@@ -126,7 +128,7 @@ def latest_params(run: Run) -> tuple[Params, str]:
     params = run.load_params()
     if trained is None:
         trained = run.steps.init(params).params  # adapters that change nothing yet
-    return lora.join(run.steps.refer(params), trained), which
+    return lora.attach(run.steps.refer(params), trained), which
 
 
 def main(argv: list[str]) -> None:
@@ -136,15 +138,15 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256"
         )
-    join(**vars(config.distributed))
+    join_processes(**vars(config.distributed))
     differs = compare(config, config.out)
-    with prepare(config) as run:
+    with build_run(config) as run:
         for note in filter(None, [differs, *run.notes]):
-            say(note)
+            print0(note)
         params, which = latest_params(run)
         run.engine.warm_up(params)
         report = evaluate(run, params)
-    say(
+    print0(
         f"{which}: {report['problems']} held-out problems, {report['samples']} samples of each\n\n{tables(report)}"
     )
     if jax.process_index() == 0:

@@ -21,7 +21,7 @@ from jaxgrpo.build import model_folder
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import overrides
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.distributed.mesh import make_mesh, named_leaves, tree_like
+from jaxgrpo.distributed.mesh import make_mesh, named_leaves, sharded_shapes
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder, lora, transformer
 from jaxgrpo.models.lora import Lora
@@ -73,7 +73,7 @@ def export(
     layout = transformer.stack if config["stacked"] else transformer.unstack
     like = jax.eval_shape(lambda base: lora.init(adapters, layout(base), jax.random.key(0)), shapes)
     with Checkpoints(run) as checkpoints:
-        restored = jax.device_get(checkpoints.restore_params(tree_like(make_mesh(), like)))
+        restored = jax.device_get(checkpoints.restore_params(sharded_shapes(make_mesh(), like)))
         step = checkpoints.latest()
     trained = transformer.unstack(restored)
     if adapter:
@@ -83,7 +83,7 @@ def export(
         hf_folder.save(trained, source, target, dtype=dtype)
         return step, 0.0
     base = hf_folder.load_params(source)
-    merged = lora.merge(lora.join(base, trained), adapters.scale)
+    merged = lora.merge(lora.attach(base, trained), adapters.scale)
     hf_folder.save(merged, source, target, dtype=dtype or "float32")
     return step, lost_by_rounding(base, merged, dtype or "float32")
 

@@ -16,17 +16,17 @@ from jaxgrpo.device.optimizer import cast
 from jaxgrpo.distributed.mesh import (
     AXES,
     ROWS,
+    decode_shardings,
+    decode_state_shardings,
     device_bytes,
     replicated,
     row_devices,
-    rows_sharding,
-    slots_sharding,
-    stationary,
-    tree_like,
+    row_sharding,
+    sharded_shapes,
 )
 from jaxgrpo.models import lora, splash, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.models.transformer import ANYWHERE, ModelConfig, Places
+from jaxgrpo.models.transformer import UNCONSTRAINED, ActivationShardings, ModelConfig
 from jaxgrpo.types import Params, TrainState
 
 
@@ -66,7 +66,7 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Steps:
+class Programs:
     """A run's compiled programs and where their arguments live."""
 
     init: Callable[..., TrainState]
@@ -83,13 +83,13 @@ class Steps:
     would lose most of a small A B. A leaf of each layer: a slice of a stacked one would be copied at every token."""
     prefill: Program
     """sampler.prefill: (published parameters, tokens [A W], mask [A W]) -> Prefilled."""
-    empty: Callable[[int, int], sampler.Slots]
+    empty: Callable[[int, int], sampler.DecodeState]
     """sampler.empty: (slots, ring) -> Slots, one of `sizes` and one of `rings`."""
     insert: Program
     """sampler.insert: (Slots, Prefilled, starts) -> Slots; donates its slots, as `decode` does."""
     decode: Program
     """sampler.decode: (published parameters, Slots, halt, how, most steps, leave at) -> (Slots, Chosen)."""
-    grow: Callable[[sampler.Slots, int], sampler.Slots]
+    grow: Callable[[sampler.DecodeState, int], sampler.DecodeState]
     """sampler.grow: (Slots, ring) -> Slots."""
     compact: Program
     """sampler.compact: (Slots, rows) -> Slots; fewer of them."""
@@ -120,7 +120,7 @@ class Steps:
         }
 
 
-def compile_steps(
+def compile_programs(
     model: ModelConfig,
     optimizer: Any,
     mesh: Mesh,
@@ -140,7 +140,7 @@ def compile_steps(
     scan_layers: bool = False,
     remat: str = "none",
     adapters: Lora = lora.OFF,
-) -> Steps:
+) -> Programs:
     """The programs of a run. Temperature and the objective's coefficients are traced: changing them compiles nothing.
 
     prompt_width: W of the sampler's prompts. score_from: where it is given, rows are read whole, each by itself, and scored
@@ -157,21 +157,21 @@ def compile_steps(
     # With adapters the model is not trained: it is loaded as it is, and the reference rounds it to dtype once.
     loaded = jnp.float32 if adapters.rank else params_dtype
     params = jax.eval_shape(lambda params: cast(params, loaded), transformer.shapes(model))
-    params_like = tree_like(mesh, params)
-    published_like = tree_like(mesh, jax.eval_shape(partial(_with_adapters, adapters), params))
-    state_like = tree_like(mesh, jax.eval_shape(init, params))
-    reference_like = tree_like(mesh, jax.eval_shape(layout, params))
+    params_like = sharded_shapes(mesh, params)
+    published_like = sharded_shapes(mesh, jax.eval_shape(partial(_with_adapters, adapters), params))
+    state_like = sharded_shapes(mesh, jax.eval_shape(init, params))
+    reference_like = sharded_shapes(mesh, jax.eval_shape(layout, params))
     shardings = partial(jax.tree.map, lambda leaf: leaf.sharding)
-    rows, everywhere = rows_sharding(mesh), replicated(mesh)
+    rows, everywhere = row_sharding(mesh), replicated(mesh)
     devices = row_devices(mesh)
     whole = partial(splash.attention, mesh)
-    places = Places(layer=partial(jax.lax.with_sharding_constraint, shardings=rows))
+    places = ActivationShardings(layer=partial(jax.lax.with_sharding_constraint, shardings=rows))
     read = (
-        partial(learner.read_rows, score_from)
+        partial(learner.row_hidden_states, score_from)
         if score_from
-        else partial(learner.read_groups, prompt_width)
+        else partial(learner.group_hidden_states, prompt_width)
     )
-    forward = transformer.forward if score_from else transformer.forward_both
+    forward = transformer.forward if score_from else transformer.forward_with_prompts
     learning = places._replace(embedded=_to_columns(mesh))
     forward = partial(forward, model, dtype=dtype, remat=remat, places=learning)
     how = {
@@ -180,20 +180,20 @@ def compile_steps(
         "unused": model.unused_ids,
     }
     score = partial(learner.score, forward, partial(read, whole=whole), how)
-    cut = learner.Cut(micro_batch, 1 if score_from else group_size, devices)
+    cut = learner.MicroBatches(micro_batch, 1 if score_from else group_size, devices)
     update = partial(
         learner.update, score, optimizer, adapters.scale, cut, group_size, old_logprobs == "trainer"
     )
     prompts = -(-max(1, slots // (2 * group_size)) // devices) * devices
-    cached = slots_sharding(mesh, model.kv_heads)
+    cached = decode_state_shardings(mesh, model.kv_heads)
     prefill = partial(sampler.prefill, model, dtype=dtype, whole=whole, places=places)
     held = partial(sampler.empty, model, prompt_width=prompt_width, dtype=dtype)
     decode = partial(
         sampler.decode, model, chunk=chunk, ends=ends, dtype=dtype, places=_moving(mesh)
     )
-    like = cached(sampler.Slots)
+    like = cached(sampler.DecodeState)
     exact = partial(_exact, dtype)
-    return Steps(
+    return Programs(
         init=jax.jit(init, out_shardings=shardings(state_like)),
         refer=jax.jit(
             lambda params: layout(_publish(dtype, 1.0, params)),
@@ -206,7 +206,8 @@ def compile_steps(
             ),
         ),
         publish=jax.jit(
-            partial(_publish, dtype, adapters.scale), out_shardings=stationary(mesh, published_like)
+            partial(_publish, dtype, adapters.scale),
+            out_shardings=decode_shardings(mesh, published_like),
         ),
         prefill=Program(
             "prefill", jax.jit(exact(prefill), out_shardings=cached(sampler.Prefilled))
@@ -248,11 +249,11 @@ def _to_columns(mesh: Mesh) -> Callable:
     return partial(jax.lax.with_sharding_constraint, shardings=columns)
 
 
-def _moving(mesh: Mesh) -> Places:
+def _moving(mesh: Mesh) -> ActivationShardings:
     """Where a token's activations lie, so that the published matrices need not move: every row of `data` where a matrix is, and
     a row's own where its cache is. Each change of place says both, or XLA would take the matrix to the rows instead."""
     if mesh.shape["fsdp"] == 1:
-        return ANYWHERE
+        return UNCONSTRAINED
     at = lambda *spec: partial(
         jax.lax.with_sharding_constraint, shardings=NamedSharding(mesh, PartitionSpec(*spec))
     )
@@ -261,7 +262,7 @@ def _moving(mesh: Mesh) -> Places:
     by_rows = lambda logits: (
         everywhere(logits) if len(logits) % mesh.size == 0 else at(*ROWS)(logits)
     )
-    return Places(
+    return ActivationShardings(
         layer=at("data"),
         projected=lambda x: to_cache(to_matrix(x)),
         attended=lambda x: to_matrix(to_cache(x)),
@@ -295,7 +296,7 @@ def _exact(dtype: DTypeLike, function: Callable) -> Callable:
 
 def _with_adapters(adapters: Lora, params: Params) -> Params:
     """Returns parameters with adapters beside their matrices, if there are any."""
-    return lora.join(params, lora.init(adapters, params, jax.random.key(0)))
+    return lora.attach(params, lora.init(adapters, params, jax.random.key(0)))
 
 
 def _publish(dtype: DTypeLike, scale: float, policy: Params) -> Params:
@@ -304,11 +305,18 @@ def _publish(dtype: DTypeLike, scale: float, policy: Params) -> Params:
     return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else jnp.copy(x), params)
 
 
-def _insert(slots: sampler.Slots, prefilled: sampler.Prefilled, starts: tuple) -> sampler.Slots:
-    return sampler.insert(slots, prefilled, sampler.Starts(*starts))
+def _insert(
+    slots: sampler.DecodeState, prefilled: sampler.Prefilled, starts: tuple
+) -> sampler.DecodeState:
+    return sampler.insert(slots, prefilled, sampler.NewRows(*starts))
 
 
 def _decode(
-    decode: Callable, params: Params, slots: sampler.Slots, halt: Array, how: tuple, *bounds: Array
+    decode: Callable,
+    params: Params,
+    slots: sampler.DecodeState,
+    halt: Array,
+    how: tuple,
+    *bounds: Array,
 ) -> tuple:
     return decode(params, slots, halt, sampler.How(*how), *bounds)

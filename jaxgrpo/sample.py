@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxgrpo.build import match
+from jaxgrpo.build import match_tokenizer
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.device.optimizer import adamw, schedule
@@ -24,7 +24,7 @@ from jaxgrpo.models import hf_folder, lora
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.problems import Problem
-from jaxgrpo.programs import Steps, compile_steps
+from jaxgrpo.programs import Programs, compile_programs
 from jaxgrpo.rollout.engine import Draw, Engine, Group
 from jaxgrpo.text import tokenizer
 from jaxgrpo.types import Params
@@ -60,7 +60,7 @@ def sample(arguments: argparse.Namespace, prompt: str) -> Group:
     of_run = read_run(arguments.run) if arguments.run else {}
     folder = arguments.model or of_run.get("folder") or hf_folder.EMBEDDED
     system = of_run.get("system", "") if arguments.system is None else arguments.system
-    model, tokens = match(folder, hf_folder.check_folder(folder), tokenizer.load(folder))
+    model, tokens = match_tokenizer(folder, hf_folder.check_folder(folder), tokenizer.load(folder))
     ids = tokens.prompt(prompt, system)
     if max(ids, default=0) >= model.vocab_size:
         raise UserError(
@@ -99,11 +99,11 @@ def make_steps(
     arguments: argparse.Namespace,
     stacked: bool,
     adapters: Lora,
-) -> Steps:
+) -> Programs:
     """The compiled programs for a run's layers, stacked or not, and adapters; those of training are never compiled."""
     mesh = make_mesh(rows=min(arguments.samples, SIDE_BY_SIDE))
     devices = row_devices(mesh)
-    return compile_steps(
+    return compile_programs(
         model,
         adamw(schedule("constant", 0.0, 0, 1), 0.9, 0.999, 0.0, 1.0),
         mesh,
@@ -117,7 +117,7 @@ def make_steps(
     )
 
 
-def load_params(folder: Path, run: Path | None, steps: Steps, adapters: Lora) -> Params:
+def load_params(folder: Path, run: Path | None, steps: Programs, adapters: Lora) -> Params:
     """The newest checkpoint's parameters, beside the folder's own if these are adapters; without a run the folder's own."""
     if run is None:
         return hf_folder.load_params(folder, steps.params_like)
@@ -126,7 +126,7 @@ def load_params(folder: Path, run: Path | None, steps: Steps, adapters: Lora) ->
     reference = (
         steps.refer(hf_folder.load_params(folder, steps.params_like)) if adapters.rank else {}
     )
-    return lora.join(reference, trained)
+    return lora.attach(reference, trained)
 
 
 def records(group: Group) -> Iterator[dict[str, Any]]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxgrpo.distributed.mesh import to_device
 from jaxgrpo.losses import Supervised
-from jaxgrpo.programs import Steps
-from jaxgrpo.types import Batch, TrainState
+from jaxgrpo.programs import Programs
+from jaxgrpo.types import TrainBatch, TrainState
 
 
 class Example(NamedTuple):
@@ -21,7 +21,7 @@ class Example(NamedTuple):
     completion: list[int]
 
 
-def pack(examples: Iterable[Example], rows: int, width: int, pad: int) -> Iterator[Batch]:
+def pack(examples: Iterable[Example], rows: int, width: int, pad: int) -> Iterator[TrainBatch]:
     """Batches of [rows, width] into which examples are packed whole, each a segment of its own; numpy arrays.
 
     An example goes into the first row that has room; when none has, the batch goes out and a new one begins, so that order is
@@ -51,7 +51,7 @@ def pack(examples: Iterable[Example], rows: int, width: int, pad: int) -> Iterat
 
 
 def train(
-    steps: Steps, state: TrainState, batches: Iterable[Batch]
+    steps: Programs, state: TrainState, batches: Iterable[TrainBatch]
 ) -> Iterator[tuple[TrainState, dict]]:
     """One update for each batch; yields the new state and its metrics (device scalars: fetching them waits)."""
     for batch in batches:
@@ -59,9 +59,9 @@ def train(
         yield state, metrics
 
 
-def _empty(rows: int, width: int, pad: int) -> Batch:
+def _empty(rows: int, width: int, pad: int) -> TrainBatch:
     shape = (rows, width)
-    return Batch(
+    return TrainBatch(
         tokens=np.full(shape, pad, np.int32),
         segments=np.zeros(shape, np.int32),
         completion_mask=np.zeros(shape, bool),

@@ -21,23 +21,23 @@ import numpy as np
 
 from jaxgrpo import config as settings
 from jaxgrpo import evaluate, metrics
-from jaxgrpo.build import Run, model_folder, prepare
+from jaxgrpo.build import Run, build_run, model_folder
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, parse_command_line
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.data.order import Fitted, Order
-from jaxgrpo.distributed.mesh import exchange, to_device
-from jaxgrpo.distributed.processes import join, say
+from jaxgrpo.data.order import ProblemOrder, ProblemStream
+from jaxgrpo.distributed.mesh import gather_json, to_device
+from jaxgrpo.distributed.processes import join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.metrics import write_json
 from jaxgrpo.models import lora
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rollout.collect import (
+    CollectSpec,
     MissingVerdictsError,
-    Stream,
-    Wanted,
-    check_missing,
-    collect,
+    RolloutStream,
+    check_missing_verdicts,
+    collect_groups,
     make_batch,
     record,
     verdict_means,
@@ -48,7 +48,7 @@ from jaxgrpo.types import Params, TrainState
 
 
 @dataclass
-class Place:
+class RunState:
     """Where a run is, after a whole number of steps; what a checkpoint holds.
 
     weights: the rewards', at the next step
@@ -57,7 +57,7 @@ class Place:
 
     step: int
     state: TrainState
-    order: Order
+    order: ProblemOrder
     history: History
     weights: dict[str, float]
     begun: float
@@ -83,66 +83,73 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
 
     stop: asked before each step; at the first yes, and when the caller stops iterating, the steps so far are saved.
     """
-    join(**vars(config.distributed))
+    join_processes(**vars(config.distributed))
     settings.check_same(config, config.out)
     started, out = time.time(), Path(config.out)
     if _finished(config):
         return
-    with prepare(config) as run, Checkpoints(config.out, config.keep_checkpoints) as checkpoints:
+    with build_run(config) as run, Checkpoints(config.out, config.keep_checkpoints) as checkpoints:
         if jax.process_index() == 0:
             settings.save(config, config.out)
         check_shared(out)
         for note in run.notes:
-            say(note)
+            print0(note)
         params = run.load_params()
-        place, reference = find_place(run, checkpoints, params, started), run.steps.refer(params)
+        place, reference = (
+            restore_or_start(run, checkpoints, params, started),
+            run.steps.refer(params),
+        )
         del params
-        run.engine.warm_up(lora.join(reference, place.state.params))
+        run.engine.warm_up(lora.attach(reference, place.state.params))
         if place.step:
-            say(f"going on from step {place.step} of {config.steps} in {out}")
+            print0(f"going on from step {place.step} of {config.steps} in {out}")
         # With LoRA the programs are compiled for a policy with adapters, so the base is asked through adapters of zeros.
-        untrained = lora.without_effect(place.state.params) if config.lora.rank else {}
-        before = once(out / "before.json", partial(_evaluate, run, lora.join(reference, untrained)))
+        untrained = lora.zero_adapters(place.state.params) if config.lora.rank else {}
+        before = once(
+            out / "before.json", partial(_evaluate, run, lora.attach(reference, untrained))
+        )
         if before:
-            say(f"\n{evaluate.tables(before)}\n", flush=True)
-        yield from take_steps(run, place, reference, checkpoints, stop)
+            print0(f"\n{evaluate.tables(before)}\n", flush=True)
+        yield from run_steps(run, place, reference, checkpoints, stop)
         if place.step < config.steps:
-            say(
+            print0(
                 f"stopped after step {place.step} of {config.steps}, which is saved in {out}: the same command goes on"
             )
             return
-        after = _evaluate(run, lora.join(reference, place.state.params))
+        after = _evaluate(run, lora.attach(reference, place.state.params))
     summary = summarise(before, after, steps=place.step, seconds=time.time() - place.begun)
     if jax.process_index() == 0:
         write_json(out / "summary.json", summary)
         metrics.plot(out)
     if after:
-        say(f"\n{evaluate.tables(before, after)}\n")
-    say(f"{headline(summary)} in {summary['seconds']:.0f} s; see {out}")
-    exchange(None)  # none of several processes ends before the first has written
+        print0(f"\n{evaluate.tables(before, after)}\n")
+    print0(f"{headline(summary)} in {summary['seconds']:.0f} s; see {out}")
+    gather_json(None)  # none of several processes ends before the first has written
 
 
-def find_place(run: Run, checkpoints: Checkpoints, params: Params, started: float) -> Place:
+def restore_or_start(
+    run: Run, checkpoints: Checkpoints, params: Params, started: float
+) -> RunState:
     """Where the newest checkpoint is; without one, the beginning, with these parameters."""
-    order = Order(run.task.problems, run.config.seed)
+    order = ProblemOrder(run.task.problems, run.config.seed)
     if checkpoints.latest() is None:
         state = run.steps.init(params, np.uint32(run.config.seed))
-        return Place(0, state, order, History(), dict(run.judge.weights), started)
+        return RunState(0, state, order, History(), dict(run.judge.weights), started)
     state, host = checkpoints.restore(run.steps.state_like)
     order.restore(host["order"])
     history = History.restore(host["history"])
-    return Place(host["step"], state, order, history, host["weights"], started - host["seconds"])
+    return RunState(host["step"], state, order, history, host["weights"], started - host["seconds"])
 
 
-def take_steps(
-    run: Run, place: Place, reference: Params, checkpoints: Checkpoints, stop: Callable[[], bool]
+def run_steps(
+    run: Run, place: RunState, reference: Params, checkpoints: Checkpoints, stop: Callable[[], bool]
 ) -> Iterator[dict[str, float]]:
     """Steps up to the last one, or until told to stop: `place` moves on, numbers are written, checkpoints saved."""
     config, is_first = run.config, jax.process_index() == 0
     draw = Draw(config.sampling.temperature, stop=config.sampling.stop)
-    problems = Fitted(place.order, run.fitting.fits)
+    problems = ProblemStream(place.order, run.fitting.fits)
     keep, max_age = config.sampling.keep_in_flight, config.sampling.max_age
-    stream = Stream(run.engine, run.judge, problems, draw, keep, max_age)
+    stream = RolloutStream(run.engine, run.judge, problems, draw, keep, max_age)
     writing = metrics.Writer(config.out, place.step + 1, config.steps, active=is_first)
     with writing as writer, contextlib.closing(stream):
 
@@ -151,10 +158,10 @@ def take_steps(
             checkpoints.save(place.step, place.state, place.host())
 
         # All processes must leave at the same step, whichever of them was told.
-        while place.step < config.steps and not any(exchange(stop())):
+        while place.step < config.steps and not any(gather_json(stop())):
             position = place.order.position
             try:
-                values = take_step(run, place, stream, reference, writer)
+                values = run_step(run, place, stream, reference, writer)
             except MissingVerdictsError:
                 place.order.seek(position)  # the step will be taken again
                 save()
@@ -170,18 +177,20 @@ def take_steps(
         save()
 
 
-def take_step(
-    run: Run, place: Place, stream: Stream, reference: Params, writer: metrics.Writer
+def run_step(
+    run: Run, place: RunState, stream: RolloutStream, reference: Params, writer: metrics.Writer
 ) -> dict[str, float]:
     """One step: collect groups, update on them. Waits for the update: the next step's first act needs it anyway, and the
     times are then true."""
     config, step, started = run.config, place.step + 1, time.perf_counter()
     b, f = config.batch, config.filter
     most = b.groups if f.rule == "off" else int(f.max_prompts * b.groups)
-    wanted = Wanted(b.groups, b.group_size, f.rule, f.low, f.high, most, b.mask_truncated)
+    wanted = CollectSpec(b.groups, b.group_size, f.rule, f.low, f.high, most, b.mask_truncated)
     run.judge.weights.update(place.weights)
-    groups, figures, asked = collect(stream, lora.join(reference, place.state.params), wanted, step)
-    check_missing(asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl")
+    groups, figures, asked = collect_groups(
+        stream, lora.attach(reference, place.state.params), wanted, step
+    )
+    check_missing_verdicts(asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl")
     means = verdict_means(asked)
     for name, reward in config.rewards.items():
         place.weights[name] = reward.next_weight(
@@ -295,7 +304,9 @@ def headline(summary: dict[str, Any]) -> str:
 
 def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` returned the first time; read from the file ever after."""
-    if made := exchange(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)[0]:
+    if made := gather_json(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)[
+        0
+    ]:
         return made
     value = make()
     if jax.process_index() == 0 and value:
@@ -305,9 +316,11 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def check_shared(out: Path) -> None:
     """Raises UserError in all processes if one of them does not see what process 0 has written to `out`."""
-    exchange(None)
+    gather_json(None)
     blind = [
-        process for process, sees in enumerate(exchange((out / "config.json").exists())) if not sees
+        process
+        for process, sees in enumerate(gather_json((out / "config.json").exists()))
+        if not sees
     ]
     if blind:
         raise UserError(
@@ -319,14 +332,14 @@ def check_shared(out: Path) -> None:
 def _finished(config: Config) -> bool:
     """Whether OUT holds the summary of all the steps that are wanted; then says so."""
     path = Path(config.out) / "summary.json"
-    summary = exchange(
+    summary = gather_json(
         json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1}
     )[0]
     if summary["steps"] < config.steps:
         return False
     # A schedule that ends at the last step has come to its end.
     further = "to go on raise --config.steps, " if config.optimizer.schedule == "constant" else ""
-    say(
+    print0(
         f"{config.out} is finished: {headline(summary)}; {further}to begin anew change --config.out"
     )
     return True

@@ -19,7 +19,7 @@ Params = Any
 """A plain pytree of arrays: nested dictionaries, as Flax names them."""
 
 
-class Batch(NamedTuple):
+class TrainBatch(NamedTuple):
     """What an update needs. A row whose completion_mask is empty counts nothing: an underfull batch is padded with them."""
 
     tokens: Int[AnyArray, "B T"]

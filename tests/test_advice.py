@@ -30,11 +30,19 @@ from safetensors.numpy import load_file, save_file
 from jaxgrpo import build, evaluate, export, losses, sample, train
 from jaxgrpo import config as configs
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.config import Batch, Config, command_line, compare, load, parse_command_line, validate
-from jaxgrpo.config import overrides
+from jaxgrpo.config import (
+    Batch,
+    Config,
+    command_line,
+    compare,
+    load,
+    overrides,
+    parse_command_line,
+    validate,
+)
 from jaxgrpo.data import arithmetic, jsonl
 from jaxgrpo.data.gsm8k import GSM8K, split_answer
-from jaxgrpo.data.order import Order
+from jaxgrpo.data.order import ProblemOrder
 from jaxgrpo.device import optimizer
 from jaxgrpo.distributed import mesh
 from jaxgrpo.errors import UserError
@@ -50,7 +58,7 @@ from jaxgrpo.rewards.languages import consistency
 from jaxgrpo.rewards.maths import verifier
 from jaxgrpo.rewards.workers.pool import Pool, reward_name
 from jaxgrpo.rollout import difficulty
-from jaxgrpo.rollout.collect import check_missing
+from jaxgrpo.rollout.collect import check_missing_verdicts
 from jaxgrpo.text import tokenizer
 from tests import test_run
 from tests.test_config import make, right
@@ -543,22 +551,28 @@ trial(
     arithmetic_as_told,
 )
 PROBLEMS = test_run.problems_of(1, 2, 3)
-trial("there are no problems to ask; check", give(Order, [], 0), give(Order, PROBLEMS, 0))
 trial(
-    "is not in [0, 2**32); set --config.seed=0", give(Order, PROBLEMS, -1), give(Order, PROBLEMS, 0)
+    "there are no problems to ask; check",
+    give(ProblemOrder, [], 0),
+    give(ProblemOrder, PROBLEMS, 0),
+)
+trial(
+    "is not in [0, 2**32); set --config.seed=0",
+    give(ProblemOrder, PROBLEMS, -1),
+    give(ProblemOrder, PROBLEMS, 0),
 )
 trial(
     "the checkpoint's order of problems has",
-    lambda folder, said: Order(PROBLEMS, 0).restore(Order(PROBLEMS, 7).state()),
-    lambda folder, said: Order(PROBLEMS, int(named(said, r"--config.seed=(\d+)"))).restore(
-        Order(PROBLEMS, 7).state()
+    lambda folder, said: ProblemOrder(PROBLEMS, 0).restore(ProblemOrder(PROBLEMS, 7).state()),
+    lambda folder, said: ProblemOrder(PROBLEMS, int(named(said, r"--config.seed=(\d+)"))).restore(
+        ProblemOrder(PROBLEMS, 7).state()
     ),
-    lambda folder, said: Order(PROBLEMS, 0),
+    lambda folder, said: ProblemOrder(PROBLEMS, 0),
 )
 trial(
     "filter.rule is {}: it must be one of band, dapo, off",
-    give(difficulty.kept, "bnad", 0.2, 0.8, 1, 2),
-    *(give(difficulty.kept, rule, 0.2, 0.8, 1, 2) for rule in ("band", "dapo", "off")),
+    give(difficulty.is_kept, "bnad", 0.2, 0.8, 1, 2),
+    *(give(difficulty.is_kept, rule, 0.2, 0.8, 1, 2) for rule in ("band", "dapo", "off")),
 )
 
 # --- models ---
@@ -824,7 +838,7 @@ trial(
 def missing(folder: Path, most: float) -> None:
     group = make_group("a", [1.0, float("nan"), 0.0, 0.0])
     group.missing = {(1, "accuracy"): "timeout"}
-    check_missing([group], most, folder / "missing.jsonl")
+    check_missing_verdicts([group], most, folder / "missing.jsonl")
 
 
 def resumed(name: str, value: float) -> Step:
@@ -893,7 +907,7 @@ trial(
 )
 
 
-def fitting(width: int, most: int | None = None) -> build.Fitting:
+def fitting(width: int, most: int | None = None) -> build.PromptFilter:
     return replace(test_run.fitting(width), most=most)
 
 
@@ -1052,7 +1066,7 @@ trial(
 
 def matched(folder: Path, said: str, **changes: Any) -> None:
     made = model(folder, **changes)
-    build.match(made, hf_folder.load_config(made), tokenizer.load(made))
+    build.match_tokenizer(made, hf_folder.load_config(made), tokenizer.load(made))
 
 
 trial(

@@ -15,7 +15,7 @@ from jaxgrpo.data import arithmetic
 from jaxgrpo.data.arithmetic import (
     LANGUAGES,
     Arithmetic,
-    Problems,
+    ArithmeticProblems,
     numeral_form,
     solution,
     with_particle,
@@ -31,7 +31,7 @@ EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 
 @pytest.fixture(scope="module")
 def problems():
-    return list(Problems(size=480))
+    return list(ArithmeticProblems(size=480))
 
 
 def numbers(text):
@@ -47,12 +47,12 @@ def content(problem):
 
 
 def test_a_problem_is_a_function_of_the_arguments_and_the_index(problems):
-    again = Problems(size=480)
+    again = ArithmeticProblems(size=480)
     assert all(again[i] == problems[i] for i in (479, 0, 17, 17))
     assert again[-1] == problems[479]
     assert again[np.int64(3)] == problems[3]
-    assert Problems(seed=1)[0].meta != problems[0].meta
-    assert Problems(size=10_000)[5] == problems[5]
+    assert ArithmeticProblems(seed=1)[0].meta != problems[0].meta
+    assert ArithmeticProblems(size=10_000)[5] == problems[5]
 
 
 def test_another_process_makes_the_same_problems(problems):
@@ -73,7 +73,7 @@ def test_another_process_makes_the_same_problems(problems):
 
 def test_a_problem_is_the_same_for_ever():
     """Pass rates and visit counts are kept by id across runs, so what an id stands for must not drift."""
-    first = Problems(languages=("en",), levels=(1,))[0]
+    first = ArithmeticProblems(languages=("en",), levels=(1,))[0]
     assert (first.id, first.prompt, first.answer) == (
         "arithmetic/train/0/0",
         FIRST_PROMPT,
@@ -82,7 +82,7 @@ def test_a_problem_is_the_same_for_ever():
 
 
 def test_it_is_a_sequence_with_ends():
-    few = Problems(size=3)
+    few = ArithmeticProblems(size=3)
     assert len(few) == len(list(few)) == 3
     for index in (3, -4):
         with pytest.raises(IndexError, match="of 3"):
@@ -92,7 +92,7 @@ def test_it_is_a_sequence_with_ends():
 def test_ids_are_unique_and_say_where_a_problem_is_from(problems):
     assert len({problem.id for problem in problems}) == len(problems)
     assert problems[123].id == "arithmetic/train/0/123"
-    assert Problems(split="heldout", seed=4)[5].id == "arithmetic/heldout/4/5"
+    assert ArithmeticProblems(split="heldout", seed=4)[5].id == "arithmetic/heldout/4/5"
 
 
 @pytest.mark.parametrize("language", [None, *LANGUAGES])
@@ -145,9 +145,12 @@ def test_splits_share_no_story():
     train = {
         content(problem)
         for seed in (0, 1)
-        for problem in Problems(levels=(1, 2), seed=seed, size=2_000)
+        for problem in ArithmeticProblems(levels=(1, 2), seed=seed, size=2_000)
     }
-    heldout = {content(problem) for problem in Problems(levels=(1, 2), split="heldout", size=1_000)}
+    heldout = {
+        content(problem)
+        for problem in ArithmeticProblems(levels=(1, 2), split="heldout", size=1_000)
+    }
     assert train.isdisjoint(heldout)
 
 
@@ -162,11 +165,11 @@ def test_heldout_does_not_depend_on_the_training_seed_or_size():
     one, other = Arithmetic(seed=0).heldout(), Arithmetic(seed=9, size=50).heldout()
     assert len(one) == len(other)
     assert [one[i] for i in range(24)] == [other[i] for i in range(24)]
-    assert Arithmetic(seed=9, size=50).train()[3] == Problems(seed=9)[3]
+    assert Arithmetic(seed=9, size=50).train()[3] == ArithmeticProblems(seed=9)[3]
 
 
 def test_languages_and_levels_are_balanced_and_independent():
-    mixed = Problems(languages=("en", "ko", "uk"), levels=(2, 3, 5), size=90)
+    mixed = ArithmeticProblems(languages=("en", "ko", "uk"), levels=(2, 3, 5), size=90)
     pairs = [(problem.language, problem.level) for problem in mixed]
     for block in range(0, 90, 9):
         assert set(Counter(pairs[block : block + 9]).values()) == {1}
@@ -204,7 +207,9 @@ def test_the_language_of_a_solution_is_recognised(problems, language):
 
 
 def test_names_and_things_are_translated():
-    problem = next(problem for problem in Problems(languages=("ko",)) if problem.meta["name"] == 0)
+    problem = next(
+        problem for problem in ArithmeticProblems(languages=("ko",)) if problem.meta["name"] == 0
+    )
     assert problem.prompt.startswith("미나는")
     assert thought(solution(problem, "en")).startswith("Mia has ")
     assert not re.search("[가-힣]", solution(problem, "en"))
@@ -238,7 +243,7 @@ def test_ukrainian_nouns_agree_with_their_number(count, noun):
 
 def test_ukrainian_stories_agree_with_their_number():
     forms = {form: thing.split() for thing in LANGUAGES["uk"].things for form in thing.split()}
-    for problem in Problems(languages=("uk",), size=200):
+    for problem in ArithmeticProblems(languages=("uk",), size=200):
         count, noun = re.match(r"\w+ має (\d+) (\w+)\.", problem.prompt).groups()
         asked = re.search(r"Скільки (\w+) тепер", problem.prompt).group(1)
         assert noun == numeral_form(int(count), *forms[noun])
@@ -272,7 +277,7 @@ def test_korean_stories_have_the_right_particles():
         + LANGUAGES["ko"].names.split()
     )
     closed, opened = "은을이", "는를가"
-    for problem in Problems(languages=("ko",), size=200):
+    for problem in ArithmeticProblems(languages=("ko",), size=200):
         found = re.findall(
             rf"(?:^|[\s\d])({nouns})([{closed}{opened}])(?=\s)", problem.prompt + solution(problem)
         )
@@ -284,7 +289,7 @@ def test_korean_stories_have_the_right_particles():
 
 
 def test_pronouns_fit_the_person():
-    for problem in Problems(languages=("en", "zh", "uk"), size=100):
+    for problem in ArithmeticProblems(languages=("en", "zh", "uk"), size=100):
         hers, his = LANGUAGES[problem.language].pronouns.split()
         wrong = (his, hers)[problem.meta["name"] % 2]
         assert not re.search(
@@ -305,7 +310,7 @@ def test_pronouns_fit_the_person():
 )
 def test_bad_arguments_are_refused_in_words(arguments, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        Problems(**arguments)
+        ArithmeticProblems(**arguments)
 
 
 def test_an_unknown_language_has_no_solution(problems):

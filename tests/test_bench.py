@@ -133,7 +133,7 @@ def test_a_step_samples_and_updates(model, capsys):
 def test_the_work_of_a_step_is_ten_products_a_parameter_and_token():
     lengths = np.full(64, 128)
     work = sampling.step_work(NETWORK, 64, lengths, 64, 4)
-    assert work.flops == 10 * transformer.size(transformer.shapes(NETWORK)) * 64 * 192
+    assert work.flops == 10 * transformer.parameter_count(transformer.shapes(NETWORK)) * 64 * 192
     assert work.floor_s(1e9, 1e30) == work.flops / 1e9
     assert work.floor_s(1e30, 1e9) == work.bytes / 1e9
 

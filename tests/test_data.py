@@ -13,7 +13,7 @@ import pytest
 
 from jaxgrpo.data.gsm8k import GSM8K, split_answer
 from jaxgrpo.data.jsonl import Jsonl
-from jaxgrpo.data.order import Order
+from jaxgrpo.data.order import ProblemOrder
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
 
@@ -412,43 +412,47 @@ def ids(problems) -> list[str]:
 
 
 def test_order_asks_each_problem_once_a_pass_and_each_pass_anew():
-    order = Order(Made(50), seed=0)
+    order = ProblemOrder(Made(50), seed=0)
     passes = [ids(order.take(50)) for _ in range(3)]
     assert all(sorted(one, key=int) == [str(i) for i in range(50)] for one in passes)
     assert len({tuple(one) for one in passes}) == 3
 
 
 def test_order_is_a_function_of_the_seed():
-    assert ids(Order(Made(50), seed=1).take(70)) == ids(Order(Made(50), seed=1).take(70))
-    assert ids(Order(Made(50), seed=1).take(50)) != ids(Order(Made(50), seed=2).take(50))
+    assert ids(ProblemOrder(Made(50), seed=1).take(70)) == ids(
+        ProblemOrder(Made(50), seed=1).take(70)
+    )
+    assert ids(ProblemOrder(Made(50), seed=1).take(50)) != ids(
+        ProblemOrder(Made(50), seed=2).take(50)
+    )
 
 
 def test_order_of_the_second_pass_is_not_that_of_the_next_seed():
-    order = Order(Made(50), seed=0)
+    order = ProblemOrder(Made(50), seed=0)
     order.take(50)
-    assert ids(order.take(50)) != ids(Order(Made(50), seed=1).take(50))
+    assert ids(order.take(50)) != ids(ProblemOrder(Made(50), seed=1).take(50))
 
 
 @pytest.mark.parametrize("stop", [0, 7, 30, 31, 75])
 def test_order_resumed_goes_on_as_if_it_had_never_stopped(stop):
-    whole = ids(Order(Made(30), seed=3).take(100))
-    first = Order(Made(30), seed=3)
+    whole = ids(ProblemOrder(Made(30), seed=3).take(100))
+    first = ProblemOrder(Made(30), seed=3)
     before = ids(first.take(stop))
-    resumed = Order(Made(30), seed=3)
+    resumed = ProblemOrder(Made(30), seed=3)
     resumed.restore(json.loads(json.dumps(first.state())))
     assert (resumed.position, resumed.epoch) == (stop, stop // 30)
     assert before + ids(resumed.take(100 - stop)) == whole
 
 
 def test_order_does_not_depend_on_how_many_are_taken_at_once():
-    by_ones, at_once = Order(Made(30), seed=3), Order(Made(30), seed=3)
+    by_ones, at_once = ProblemOrder(Made(30), seed=3), ProblemOrder(Made(30), seed=3)
     assert [ids(by_ones.take(1))[0] for _ in range(40)] == ids(at_once.take(40))
     assert at_once.take(0) == []
 
 
 def test_order_makes_only_the_problems_it_hands_out():
     problems = Made(100_000)
-    order = Order(problems, seed=0)
+    order = ProblemOrder(problems, seed=0)
     order.restore({**order.state(), "position": 10**9})
     problems.made.clear()  # the type checker of the tests looks at one
     handed_out = order.take(3)
@@ -458,7 +462,7 @@ def test_order_makes_only_the_problems_it_hands_out():
 
 def test_order_keeps_its_place_when_a_problem_cannot_be_read():
     problems = Made(5)
-    order = Order(problems, seed=0)
+    order = ProblemOrder(problems, seed=0)
     problems.count = 0
     with pytest.raises(IndexError):
         order.take(2)
@@ -466,16 +470,16 @@ def test_order_keeps_its_place_when_a_problem_cannot_be_read():
 
 
 def test_order_refuses_another_order_than_the_saved_one():
-    state = Order(Made(30), seed=3).state()
-    message = the_error(lambda: Order(Made(31), seed=3).restore(state))
+    state = ProblemOrder(Made(30), seed=3).state()
+    message = the_error(lambda: ProblemOrder(Made(31), seed=3).restore(state))
     assert "problems=30" in message
     assert "problems=31" in message
-    message = the_error(lambda: Order(Made(30), seed=4).restore(state))
+    message = the_error(lambda: ProblemOrder(Made(30), seed=4).restore(state))
     assert "seed=3" in message
     assert "seed=4" in message
 
 
 def test_order_refuses_no_problems_and_seeds_out_of_range():
-    assert "no problems" in the_error(lambda: Order([], seed=0))
+    assert "no problems" in the_error(lambda: ProblemOrder([], seed=0))
     for seed in (-1, 2**32):
-        assert f"seed {seed}" in the_error(lambda seed=seed: Order(Made(3), seed=seed))
+        assert f"seed {seed}" in the_error(lambda seed=seed: ProblemOrder(Made(3), seed=seed))

@@ -38,7 +38,9 @@ from jaxgrpo.rollout.difficulty import History
 )
 def test_what_is_kept(rule, low, high, judged, kept):
     assert [
-        solved for solved in range(judged + 1) if difficulty.kept(rule, low, high, solved, judged)
+        solved
+        for solved in range(judged + 1)
+        if difficulty.is_kept(rule, low, high, solved, judged)
     ] == kept
 
 
@@ -48,14 +50,14 @@ def test_the_band_ends_are_exact_for_every_group_size(group_size):
     for low, high in ((20, 80), (30, 70), (7, 93), (58, 58)):
         for solved in range(group_size + 1):
             expected = low * group_size <= 100 * solved <= high * group_size
-            assert difficulty.kept("band", low / 100, high / 100, solved, group_size) == expected
+            assert difficulty.is_kept("band", low / 100, high / 100, solved, group_size) == expected
 
 
 def test_missing_verdicts_are_not_failures():
     """1 of 4 verdicts that could be had is a pass rate of a quarter, whatever the group's size."""
-    assert difficulty.kept("band", 0.25, 0.8, 1, 4)
-    assert not difficulty.kept("band", 0.25, 0.8, 1, 8)
-    assert difficulty.kept("dapo", 0.0, 1.0, 1, 2)
+    assert difficulty.is_kept("band", 0.25, 0.8, 1, 4)
+    assert not difficulty.is_kept("band", 0.25, 0.8, 1, 8)
+    assert difficulty.is_kept("dapo", 0.0, 1.0, 1, 2)
 
 
 def test_too_hard_and_too_easy_are_what_is_not_kept():
@@ -69,7 +71,7 @@ def test_an_unknown_rule_is_refused():
     with pytest.raises(
         UserError, match=r"filter\.rule is 'bend': it must be one of band, dapo, off"
     ):
-        difficulty.kept("bend", 0.2, 0.8, 1, 2)
+        difficulty.is_kept("bend", 0.2, 0.8, 1, 2)
 
 
 def test_variance_is_that_of_a_verdict():

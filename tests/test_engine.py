@@ -13,8 +13,8 @@ from jaxgrpo import programs as steps_module
 from jaxgrpo.device.logprobs import token_logprobs
 from jaxgrpo.distributed.mesh import make_mesh, to_device
 from jaxgrpo.models import transformer
-from jaxgrpo.programs import compile_steps
-from jaxgrpo.rollout.engine import Draw, Ended, completion_key
+from jaxgrpo.programs import compile_programs
+from jaxgrpo.rollout.engine import Draw, FinishedCompletion, completion_key
 from tests import tiny_devices, tiny_engines
 from tests.tiny_devices import output_on_devices
 from tests.tiny_engines import (
@@ -401,7 +401,7 @@ def test_texts_come_as_they_end_and_before_their_groups():
     wave = make_engine(4, 8).wave(make_params(), PROBLEMS, GROUP, Draw(), 5, "training")
     ended, groups = {}, 0
     for item in wave:
-        if isinstance(item, Ended):
+        if isinstance(item, FinishedCompletion):
             assert item.problem == PROBLEMS[item.index]
             ended[item.index, item.sample] = item.text
         elif item:
@@ -544,7 +544,7 @@ def test_keys_and_values_are_updated_in_place():
     """What `decode` needs besides its arguments is less than a single one of the cache's arrays: none of them is copied."""
     model = dataclasses.replace(NETWORK, layers=2, windows=(9, 9), head_width=64)
     slots, ring = 32, 256
-    steps = compile_steps(
+    steps = compile_programs(
         model,
         optax.sgd(1.0),
         make_mesh(devices=jax.devices()[:1]),

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from jaxgrpo import config, evaluate
-from jaxgrpo.build import prepare
+from jaxgrpo.build import build_run
 from jaxgrpo.config.command_line import run_main
 from tests.tiny_runs import config_file, make_config, share_programs
 
@@ -21,7 +21,7 @@ def _programs(monkeypatch):
 def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         share_programs(monkeypatch)
-        with prepare(make_config(tmp_path_factory.mktemp("run"))) as run:
+        with build_run(make_config(tmp_path_factory.mktemp("run"))) as run:
             yield run
 
 

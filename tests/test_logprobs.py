@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgrpo.device.logprobs import to_logits, token_logprobs, used_ids
-from jaxgrpo.distributed.mesh import make_mesh, rows_sharding
+from jaxgrpo.distributed.mesh import make_mesh, row_sharding
 from tests.tiny_devices import DEFAULT, output_on_devices
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 3, 7, 5, 12
@@ -290,7 +290,7 @@ def compare_meshes():
     expected = jax.value_and_grad(weighted(plain, tokens, 0.7), argnums=(0, 1))(hidden, embedding)
     for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)):
         mesh = make_mesh(*sizes)
-        rows, matrix = rows_sharding(mesh), NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
+        rows, matrix = row_sharding(mesh), NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
         one = NamedSharding(mesh, PartitionSpec())
         inputs = jax.device_put((hidden, embedding, tokens), (rows, matrix, rows))
         loss = lambda h, e, t, mesh=mesh: weighted(

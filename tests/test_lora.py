@@ -12,16 +12,16 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgrpo import evaluate, export, sample
-from jaxgrpo.build import prepare
+from jaxgrpo.build import build_run
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import GRPO
 from jaxgrpo.models import hf_folder, lora, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.programs import compile_steps
+from jaxgrpo.programs import compile_programs
 from jaxgrpo.train import train
-from jaxgrpo.types import Batch
+from jaxgrpo.types import TrainBatch
 from tests.tiny_devices import output_on_devices
 from tests.tiny_engines import NETWORK
 from tests.tiny_models import random_params
@@ -42,7 +42,7 @@ def make_steps(adapters=ADAPTERS, mesh=None):
         "micro_batch": 0,
     }
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    return compile_steps(
+    return compile_programs(
         NETWORK, optax.sgd(1.0), mesh, old_logprobs="trainer", adapters=adapters, **shapes
     )
 
@@ -76,7 +76,7 @@ def make_batch():
     shape = (ROWS, LENGTH)
     tokens = np.random.default_rng(0).integers(0, NETWORK.vocab_size, shape, dtype=np.int32)
     tokens[1::2, :WIDTH] = tokens[0::2, :WIDTH]
-    return Batch(
+    return TrainBatch(
         tokens=tokens,
         segments=np.ones(shape, np.int32),
         completion_mask=np.broadcast_to(np.arange(LENGTH) >= WIDTH, shape),
@@ -101,7 +101,7 @@ def same(a, b):
 
 
 def test_at_first_the_policy_is_the_base(steps, base):
-    policy = lora.join(base, steps.init(base).params)
+    policy = lora.attach(base, steps.init(base).params)
     assert not same(policy, base)
     assert same(hidden(policy), hidden(base))
     assert same(hidden(steps.publish(policy)), hidden(base))
@@ -146,8 +146,8 @@ def test_first_adapters_are_uniform_as_pefts():
 def test_merged_and_beside_are_the_same_policy(base, trained):
     scale = ADAPTERS.scale
     beside, merged = (
-        lora.join(base, lora.scaled(trained, scale)),
-        lora.merge(lora.join(base, trained), scale),
+        lora.attach(base, lora.scaled(trained, scale)),
+        lora.merge(lora.attach(base, trained), scale),
     )
     assert scale == 1.5
     assert jax.tree.structure(merged) == jax.tree.structure(base)
@@ -169,7 +169,7 @@ def test_layers_may_be_an_axis():
     }
     a, b = (rng.normal(size=leaf.shape).astype(np.float32) for leaf in pair.values())
     merged = lora.merge(
-        lora.join({"up": {"kernel": kernels}}, {"up": {"lora_a": a, "lora_b": b}}), 0.5
+        lora.attach({"up": {"kernel": kernels}}, {"up": {"lora_a": a, "lora_b": b}}), 0.5
     )["up"]["kernel"]
     for layer in range(3):
         np.testing.assert_allclose(
@@ -179,7 +179,7 @@ def test_layers_may_be_an_axis():
 
 def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(steps, base, trained):
     """dL/dA = scale * G B^T and dL/dB = scale * A^T G, where G is the gradient of the matrix that they are merged into."""
-    policy, before = lora.join(base, trained), jax.device_get(base)
+    policy, before = lora.attach(base, trained), jax.device_get(base)
     whole = make_steps(lora.OFF)
     merged = lora.merge(policy, ADAPTERS.scale)
     moved, metrics = whole.update(whole.init(merged), base, make_batch(), GRPO(kl=0.1), 1.0)
@@ -224,7 +224,7 @@ def learn_on_meshes():
                 NamedSharding(leaf.sharding.mesh, spec), leaf.ndim
             ), name
         result = named_leaves(
-            to_host((state.params, steps.publish(lora.join(base, state.params)), metrics))
+            to_host((state.params, steps.publish(lora.attach(base, state.params)), metrics))
         )
         expected = expected or result
         for name, leaf in result.items():
@@ -278,7 +278,7 @@ def run(tmp_path_factory):
 
 
 def restored(config):
-    with prepare(config) as run, Checkpoints(config.out) as checkpoints:
+    with build_run(config) as run, Checkpoints(config.out) as checkpoints:
         return jax.device_get(checkpoints.restore(run.steps.state_like)[0])
 
 
@@ -314,7 +314,7 @@ def test_going_on_changes_nothing(run, tmp_path):
 def test_what_reads_a_run_finds_the_policy(run, tmp_path, capsys):
     """The evaluation after it, a sample and an export are of one policy."""
     config, _ = run
-    with prepare(config) as prepared:
+    with build_run(config) as prepared:
         params, which = evaluate.latest_params(prepared)
         summary = json.loads((Path(config.out) / "summary.json").read_text())
         assert which.endswith("step 3")

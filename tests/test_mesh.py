@@ -12,17 +12,17 @@ from jax.sharding import PartitionSpec
 from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.distributed.mesh import (
     AXES,
+    decode_shardings,
     device_bytes,
-    exchange,
+    gather_json,
     make_mesh,
     named_leaves,
     replicated,
     row_devices,
-    rows_sharding,
-    stationary,
+    row_sharding,
+    sharded_shapes,
     to_device,
     to_host,
-    tree_like,
     tree_shardings,
 )
 from jaxgrpo.errors import UserError
@@ -137,7 +137,7 @@ def test_the_tensor_axis_stays_within_a_process(tensor):
 
 def test_alone_an_exchange_gives_what_it_was_given():
     value = object()
-    assert exchange(value) == [value]
+    assert gather_json(value) == [value]
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_a_tensor_that_does_not_divide_is_named(state):
     ):
         tree_shardings(make_mesh(1, 1, 5, devices(5)), state.params)
     with pytest.raises(UserError, match=r"mesh.fsdp=3.* divides 16"):
-        tree_like(make_mesh(1, 3, 1, devices(3)), state)
+        sharded_shapes(make_mesh(1, 3, 1, devices(3)), state)
 
 
 def test_there_and_back_again():
@@ -207,14 +207,14 @@ def test_there_and_back_again():
             assert isinstance(back[name], np.ndarray)
             assert back[name].dtype == array.dtype
             np.testing.assert_array_equal(back[name], array)
-    assert to_device(tree["rows"], rows_sharding(mesh)).sharding.spec == PartitionSpec(
+    assert to_device(tree["rows"], row_sharding(mesh)).sharding.spec == PartitionSpec(
         ("data", "fsdp")
     )
 
 
 def test_like_says_shape_dtype_and_place(state):
     mesh = make_mesh()
-    like, shardings = tree_like(mesh, state), named_leaves(tree_shardings(mesh, state))
+    like, shardings = sharded_shapes(mesh, state), named_leaves(tree_shardings(mesh, state))
     for name, leaf in named_leaves(like).items():
         source = named_leaves(state)[name]
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (
@@ -241,14 +241,14 @@ def test_stacked_layers_have_their_rules_behind_the_layers(state, wide):
 
 
 def test_a_copy_to_decode_with_is_divided_where_tensor_divides(state, wide):
-    like = tree_like(wide, state.params)
-    shardings = named_leaves(stationary(wide, like))
+    like = sharded_shapes(wide, state.params)
+    shardings = named_leaves(decode_shardings(wide, like))
     for name, axes in EXPECTED.items():
         moved = [{"tensor": ("tensor", "fsdp"), "fsdp": None}[axis] for axis in axes]
         assert shardings[name].spec == PartitionSpec(*moved), name
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     held = named_leaves(
-        jax.tree.map(device_bytes, jax.tree.map(place, like, stationary(wide, like)))
+        jax.tree.map(device_bytes, jax.tree.map(place, like, decode_shardings(wide, like)))
     )
     assert all(held[name] <= device_bytes(leaf) for name, leaf in named_leaves(like).items())
 
@@ -256,12 +256,12 @@ def test_a_copy_to_decode_with_is_divided_where_tensor_divides(state, wide):
 def test_what_does_not_divide_so_keeps_its_rule(state):
     """Of 8 columns 16 devices have none; of a mesh without fsdp every leaf does."""
     mesh = make_mesh(1, 4, 4, devices(16))
-    like = tree_like(mesh, state.params)
-    found = named_leaves(stationary(mesh, like))
+    like = sharded_shapes(mesh, state.params)
+    found = named_leaves(decode_shardings(mesh, like))
     assert found["layers_0/attention/key/kernel"].spec == PartitionSpec("fsdp", "tensor")
     assert found["layers_0/attention/query/kernel"].spec == PartitionSpec(None, ("tensor", "fsdp"))
-    like = tree_like(make_mesh(4, 1, 2, devices(8)), state.params)
-    assert named_leaves(stationary(make_mesh(4, 1, 2, devices(8)), like)) == {
+    like = sharded_shapes(make_mesh(4, 1, 2, devices(8)), state.params)
+    assert named_leaves(decode_shardings(make_mesh(4, 1, 2, devices(8)), like)) == {
         name: leaf.sharding for name, leaf in named_leaves(like).items()
     }
 
@@ -271,5 +271,5 @@ def test_a_device_holds_its_share(state, wide):
         "kernel": state.params["layers_0"]["attention"]["query"]["kernel"],
         "scale": state.params["norm"]["scale"],
     }
-    placed = tree_like(wide, {"query": like})
+    placed = sharded_shapes(wide, {"query": like})
     assert device_bytes(placed) == 4 * (16 * 16 // 4 + 16)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxgrpo.device.learner import _moved
-from jaxgrpo.device.optimizer import adamw, cast, propose, schedule, store
+from jaxgrpo.device.optimizer import adamw, cast, optimizer_updates, round_stochastically, schedule
 from jaxgrpo.distributed.mesh import matrices
 from jaxgrpo.errors import UserError
 from jaxgrpo.types import TrainState
@@ -118,7 +118,7 @@ def test_the_correction_of_the_moments_bias_counts_updates():
 
 
 def test_an_optimizer_that_knows_no_step_takes_one():
-    updates, _ = propose(
+    updates, _ = optimizer_updates(
         optax.scale(-2.0), {"a": jnp.ones(2)}, optax.EmptyState(), None, jnp.int32(7)
     )
     np.testing.assert_array_equal(updates["a"], [-2.0, -2.0])
@@ -177,7 +177,7 @@ def test_norms_of_stacked_layers_do_not_decay():
 def test_storing_in_bfloat16_is_exact_on_average():
     numbers = jnp.repeat(jnp.array([1.001, -3.3e-7, 1.0, 0.0])[:, None], 20_000, axis=1)
     like = jnp.zeros(numbers.shape, jnp.bfloat16)
-    stored = store({"a": numbers}, {"a": like}, jnp.int32(7))["a"]
+    stored = round_stochastically({"a": numbers}, {"a": like}, jnp.int32(7))["a"]
     assert stored.dtype == jnp.bfloat16
     wide = np.asarray(stored, np.float64)
     np.testing.assert_allclose(wide.mean(axis=1), numbers[:, 0], rtol=2e-4)
@@ -188,7 +188,7 @@ def test_storing_in_bfloat16_is_exact_on_average():
 def test_storing_is_a_function_of_the_step_and_the_place():
     tree = {"a": jnp.full(64, 1.001), "b": jnp.full(64, 1.001)}
     like = cast(tree, jnp.bfloat16)
-    first, again, later = (store(tree, like, jnp.int32(step)) for step in (1, 1, 2))
+    first, again, later = (round_stochastically(tree, like, jnp.int32(step)) for step in (1, 1, 2))
     assert (first["a"] == again["a"]).all()
     assert (first["a"] != later["a"]).any()
     assert (first["a"] != first["b"]).any()
@@ -200,8 +200,8 @@ def test_what_is_stored_as_it_is_stays_as_it_is():
         "count": jnp.int32(3),
         "bad": jnp.array([jnp.inf, -jnp.inf, jnp.nan]),
     }
-    same = store(tree, tree, jnp.int32(0))
+    same = round_stochastically(tree, tree, jnp.int32(0))
     assert same["a"] is tree["a"]
     assert cast(tree, jnp.bfloat16)["count"].dtype == jnp.int32
-    bad = store(tree["bad"], tree["bad"].astype(jnp.bfloat16), jnp.int32(0))
+    bad = round_stochastically(tree["bad"], tree["bad"].astype(jnp.bfloat16), jnp.int32(0))
     np.testing.assert_array_equal(bad.astype(jnp.float32), tree["bad"])

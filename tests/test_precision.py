@@ -14,8 +14,8 @@ from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device
 from jaxgrpo.losses import Supervised
 from jaxgrpo.models import lora, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.programs import compile_steps
-from jaxgrpo.types import Batch
+from jaxgrpo.programs import compile_programs
+from jaxgrpo.types import TrainBatch
 from tests.tiny_devices import output_on_devices
 from tests.tiny_models import NETWORK, random_params
 
@@ -42,12 +42,12 @@ def make_steps(network=ONE_LAYER, dtype=jnp.bfloat16, devices=1, **changes):
         "group_size": GROUP,
     }
     mesh = make_mesh(devices=jax.devices()[:devices])
-    return compile_steps(
+    return compile_programs(
         network, optax.sgd(1.0), mesh, **{"micro_batch": 0, "dtype": dtype, **shapes, **changes}
     )
 
 
-def make_batch(rows: int = ROWS, copies: int = 1) -> Batch:
+def make_batch(rows: int = ROWS, copies: int = 1) -> TrainBatch:
     """Long rows in which every second token is the same, all of them so many times. Groups share their prompts."""
     rng = np.random.default_rng(0)
     shape = (rows, LENGTH)
@@ -56,7 +56,7 @@ def make_batch(rows: int = ROWS, copies: int = 1) -> Batch:
     ).astype(np.int32)
     tokens[:, :WIDTH] = np.repeat(tokens[::GROUP, :WIDTH], GROUP, axis=0)
     tokens, shape = np.tile(tokens, (copies, 1)), (rows * copies, LENGTH)
-    return Batch(
+    return TrainBatch(
         tokens=tokens,
         segments=np.ones(shape, np.int32),
         completion_mask=np.broadcast_to(np.arange(LENGTH) >= WIDTH, shape),
@@ -243,11 +243,11 @@ def test_the_sampler_has_the_whole_of_a_small_change_by_adapters(change):
     base = steps.refer(on_the_grid(ONE_LAYER))
     trained = jax.tree.map(lambda leaf: leaf + change, steps.init(base).params)
     exact = lora.merge(
-        lora.join(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base), trained),
+        lora.attach(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base), trained),
         ADAPTERS.scale,
     )
     published = jax.tree.map(
-        lambda leaf: leaf.astype(jnp.float32), steps.publish(lora.join(base, trained))
+        lambda leaf: leaf.astype(jnp.float32), steps.publish(lora.attach(base, trained))
     )
     tokens = jnp.asarray(make_batch().tokens[:4, :WIDTH])
     at_first, wanted, found = (

@@ -362,13 +362,13 @@ def test_all_leave_at_the_same_turn_whichever_of_them_is_told_to():
 
 
 def test_alone_nothing_happens(capsys):
-    processes.join("off", 1, 0)
-    processes.join("auto", 1, 0)
+    processes.join_processes("off", 1, 0)
+    processes.join_processes("auto", 1, 0)
     assert processes.is_alone()
-    processes.say("hello", end="")
+    processes.print0("hello", end="")
     assert capsys.readouterr().out == "hello"
     with pytest.raises(SystemExit) as left:
-        processes.leave(2)
+        processes.exit_process(2)
     assert left.value.code == 2
 
 

@@ -12,28 +12,35 @@ from itertools import count, islice, permutations
 import numpy as np
 import pytest
 
-from jaxgrpo.data.order import Fitted, Order
+from jaxgrpo.data.order import ProblemOrder, ProblemStream
 from jaxgrpo.problems import Completion, Problem, Weighted
 from jaxgrpo.rewards.length import SoftOverlong
 from jaxgrpo.rewards.workers.pool import Missing, Pool, Ticket
 from jaxgrpo.rollout.collect import (
+    CollectSpec,
     Judge,
     MissingVerdictsError,
-    Stream,
-    Wanted,
+    RolloutStream,
     ages_of_trained_tokens,
-    check_missing,
-    collect,
+    check_missing_verdicts,
+    collect_groups,
     judged_in_order,
     make_batch,
     most_informative,
     summarise,
 )
-from jaxgrpo.rollout.engine import Draw, Ended, Engine, Group, Usage, Wave
+from jaxgrpo.rollout.engine import (
+    Draw,
+    Engine,
+    FinishedCompletion,
+    Group,
+    SamplingSession,
+    SamplingUsage,
+)
 from tests import tiny_engines
 
 WIDTH, NEW = 3, 4
-WANTED = Wanted(groups=3, group_size=4, rule="band", low=0.2, high=0.8, most=12)
+WANTED = CollectSpec(groups=3, group_size=4, rule="band", low=0.2, high=0.8, most=12)
 
 
 def make_group(
@@ -116,7 +123,7 @@ def scripted(script: Sequence[int], shaped: float = 0.0):
 
 
 @dataclass
-class World(Wave):
+class World(SamplingSession):
     """An engine whose groups become ready in a scripted order, and a judge whose verdicts take as long as the script says.
 
     script: of each problem, how many of its 4 completions are right. ahead: how many problems are in the making at a time;
@@ -131,7 +138,9 @@ class World(Wave):
     problems: int = 10**9
     taken: list[str] = field(default_factory=list)
     launched: int = 0
-    usage: Usage = field(default_factory=lambda: Usage(tokens=1, computed=2, seconds=1.0))
+    usage: SamplingUsage = field(
+        default_factory=lambda: SamplingUsage(tokens=1, computed=2, seconds=1.0)
+    )
 
     def ask(self) -> Iterator[Problem]:
         for place in count() if self.problems > 10**6 else range(self.problems):
@@ -162,15 +171,15 @@ class World(Wave):
         judge = Judge(
             self.pool, {"accuracy": Weighted(len, 1.0), "shape": Weighted(len, 1.0)}, "accuracy"
         )
-        return collect(
-            Stream(engine, judge, Handed(self.ask()), Draw()),
+        return collect_groups(
+            RolloutStream(engine, judge, Handed(self.ask()), Draw()),
             "params",
             replace(WANTED, **changes),
             7,
         )
 
 
-class Handed(Fitted):
+class Handed(ProblemStream):
     """Problems that come from an iterator and cannot be handed back."""
 
     def __init__(self, problems: Iterator[Problem]):
@@ -275,7 +284,7 @@ def test_texts_are_submitted_as_they_end_unless_a_reward_must_see_them_together(
     pool = Verdicts(verdicts)
     pool.batched = together
     groups = [make_group(f"p{index}", [math.nan] * 3) for index in range(2)]
-    ended = lambda index, row: Ended(
+    ended = lambda index, row: FinishedCompletion(
         index, groups[index].problem, row, Completion(groups[index].texts[row], 1)
     )
     wave = [
@@ -369,7 +378,7 @@ def test_missing_verdicts_and_numbers_travel_between_processes_as_they_are(monke
 
     def work(process: int):
         groups = [make_group(f"p{index}", [math.nan] * 3) for index in range(2)]
-        ended = lambda index, row: Ended(
+        ended = lambda index, row: FinishedCompletion(
             index, groups[index].problem, row, Completion(groups[index].texts[row], 1)
         )
         wave = [
@@ -598,10 +607,10 @@ def collect_texts(slots: int, chunk: int, delay: Callable[[str], float] = lambda
     problems = (problem for problem in tiny_engines.make_problems(40))
     verdicts = lambda problem, texts: [{"accuracy": float(len(text) % 2 == 0)} for text in texts]
     judge = Judge(Verdicts(verdicts, delay), {"accuracy": Weighted(len, 1.0)}, "accuracy")
-    wanted = Wanted(groups=6, group_size=4, rule="band", low=0.5, high=0.5, most=30)
+    wanted = CollectSpec(groups=6, group_size=4, rule="band", low=0.5, high=0.5, most=30)
     engine, params = tiny_engines.make_engine(slots, chunk), tiny_engines.make_params()
-    groups, metrics, asked = collect(
-        Stream(engine, judge, Handed(problems), Draw()), params, wanted, 2
+    groups, metrics, asked = collect_groups(
+        RolloutStream(engine, judge, Handed(problems), Draw()), params, wanted, 2
     )
     assert metrics["rollout/tokens_per_s"] > 0
     assert 0 < metrics["rollout/utilisation"] <= 1
@@ -630,15 +639,15 @@ def is_even(text: str) -> bool:
     return len(text) % 2 == 0
 
 
-def stream_of(keep: bool) -> Stream:
+def stream_of(keep: bool) -> RolloutStream:
     """Endless problems, asked of a random network whose texts are right if they have an even number of letters."""
     verdicts = lambda problem, texts: [{"accuracy": float(len(text) % 2 == 0)} for text in texts]
     judge = Judge(Verdicts(verdicts), {"accuracy": Weighted(len, 1.0)}, "accuracy")
-    order = Order(tiny_engines.make_problems(40), seed=0)
-    return Stream(
+    order = ProblemOrder(tiny_engines.make_problems(40), seed=0)
+    return RolloutStream(
         tiny_engines.make_engine(16, 8),
         judge,
-        Fitted(order, lambda problem: problem.id != "p3"),
+        ProblemStream(order, lambda problem: problem.id != "p3"),
         Draw(),
         keep,
     )
@@ -646,7 +655,7 @@ def stream_of(keep: bool) -> Stream:
 
 def order_after(used: int) -> int:
     """Where an order stands when so many problems that fit were taken from it, from its beginning."""
-    order = Order(tiny_engines.make_problems(40), seed=0)
+    order = ProblemOrder(tiny_engines.make_problems(40), seed=0)
     while used:
         used -= order.take(1)[0].id != "p3"
     return order.position
@@ -654,13 +663,13 @@ def order_after(used: int) -> int:
 
 def test_what_is_in_flight_goes_on_at_the_next_step_or_is_asked_again():
     wanted, params = (
-        Wanted(groups=2, group_size=4, rule="off", low=0.0, high=1.0, most=2),
+        CollectSpec(groups=2, group_size=4, rule="off", low=0.0, high=1.0, most=2),
         tiny_engines.make_params(),
     )
     for keep in (False, True):
         stream, found, ages = stream_of(keep), [], []
         for step in (1, 2, 3, 4):
-            groups, metrics, asked = collect(stream, params, wanted, step)
+            groups, metrics, asked = collect_groups(stream, params, wanted, step)
             assert groups == asked
             found += asked
             ages.append(metrics["rollout/age_max"])
@@ -672,8 +681,9 @@ def test_what_is_in_flight_goes_on_at_the_next_step_or_is_asked_again():
             assert order_after(2 * step) == stream.problems._order.position
         asked_for = list(
             islice(
-                Fitted(
-                    Order(tiny_engines.make_problems(40), 0), lambda problem: problem.id != "p3"
+                ProblemStream(
+                    ProblemOrder(tiny_engines.make_problems(40), 0),
+                    lambda problem: problem.id != "p3",
                 ),
                 8,
             )
@@ -686,9 +696,9 @@ def test_what_is_in_flight_goes_on_at_the_next_step_or_is_asked_again():
 def test_kept_rows_are_what_one_policy_would_have_written_if_it_does_not_change():
     """Four steps of two groups are one of eight, where the policy and what randomness is made of stay the same."""
     params = tiny_engines.make_params()
-    whole = collect(stream_of(True), params, Wanted(8, 4, "off", 0.0, 1.0, 8), 1)[0]
-    stream, wanted = stream_of(True), Wanted(2, 4, "off", 0.0, 1.0, 2)
-    parts = [group for _ in range(4) for group in collect(stream, params, wanted, 1)[0]]
+    whole = collect_groups(stream_of(True), params, CollectSpec(8, 4, "off", 0.0, 1.0, 8), 1)[0]
+    stream, wanted = stream_of(True), CollectSpec(2, 4, "off", 0.0, 1.0, 2)
+    parts = [group for _ in range(4) for group in collect_groups(stream, params, wanted, 1)[0]]
     assert names(parts) == names(whole)
     for part, group in zip(parts, whole, strict=True):
         np.testing.assert_array_equal(part.tokens, group.tokens)
@@ -710,7 +720,7 @@ def keep_in_flight(
     stream = replace(stream_of(True), judge=judge, max_age=max_age)
     params, found = tiny_engines.make_params(), []
     for step in range(1, 8):
-        groups, metrics, asked = collect(stream, params, replace(KEPT, **wanted), step)
+        groups, metrics, asked = collect_groups(stream, params, replace(KEPT, **wanted), step)
         texts = [
             (group.problem.id, group.tokens.tolist(), group.written.tolist(), group.solved)
             for group in asked
@@ -721,7 +731,7 @@ def keep_in_flight(
     return found
 
 
-KEPT = Wanted(groups=2, group_size=4, rule="dapo", low=0.0, high=1.0, most=6)
+KEPT = CollectSpec(groups=2, group_size=4, rule="dapo", low=0.0, high=1.0, most=6)
 CLOCKED = {"rollout/tokens_per_s", "rollout/waited", "time/rollout"}
 
 
@@ -776,9 +786,9 @@ def test_time_that_verdicts_take_after_the_last_call_is_no_time_of_sampling():
     verdicts = lambda _, texts: [{"accuracy": 1.0} for _ in texts]
     judge = Judge(Verdicts(verdicts, lambda _: 0.5), {"accuracy": Weighted(len, 1.0)}, "accuracy")
     stream = replace(stream_of(True), judge=judge)
-    wanted, params = Wanted(2, 4, "off", 0.0, 1.0, 2), tiny_engines.make_params()
+    wanted, params = CollectSpec(2, 4, "off", 0.0, 1.0, 2), tiny_engines.make_params()
     began = time.perf_counter()
-    metrics = collect(stream, params, wanted, 1)[1]
+    metrics = collect_groups(stream, params, wanted, 1)[1]
     assert metrics["time/rollout"] < time.perf_counter() - began - 0.2
 
 
@@ -786,7 +796,7 @@ def test_what_is_in_flight_when_a_run_ends_is_not_judged():
     stream = stream_of(True)
     cancelled: list[Ticket] = []
     stream.judge.pool.cancel = cancelled.append
-    collect(stream, tiny_engines.make_params(), Wanted(2, 4, "off", 0.0, 1.0, 2), 1)
+    collect_groups(stream, tiny_engines.make_params(), CollectSpec(2, 4, "off", 0.0, 1.0, 2), 1)
     assert not cancelled
     stream.close()
     assert len(cancelled) > 0
@@ -815,10 +825,14 @@ def test_a_problem_that_is_asked_twice_in_a_step_is_another_group():
     verdicts = lambda problem, texts: [{"accuracy": 1.0} for _ in texts]
     judge = Judge(Verdicts(verdicts), {"accuracy": Weighted(len, 1.0)}, "accuracy")
     for keep in (False, True):
-        problems = Fitted(Order(tiny_engines.make_problems(4), seed=0), lambda problem: True)
-        stream = Stream(tiny_engines.make_engine(16, 8), judge, problems, Draw(), keep)
-        wanted = Wanted(groups=8, group_size=4, rule="off", low=0.0, high=1.0, most=8)
-        steps = [collect(stream, tiny_engines.make_params(), wanted, step)[0] for step in (1, 2)]
+        problems = ProblemStream(
+            ProblemOrder(tiny_engines.make_problems(4), seed=0), lambda problem: True
+        )
+        stream = RolloutStream(tiny_engines.make_engine(16, 8), judge, problems, Draw(), keep)
+        wanted = CollectSpec(groups=8, group_size=4, rule="off", low=0.0, high=1.0, most=8)
+        steps = [
+            collect_groups(stream, tiny_engines.make_params(), wanted, step)[0] for step in (1, 2)
+        ]
         groups = [group for groups in steps for group in groups]
         assert len({(group.problem.id, group.tokens.tobytes()) for group in groups}) == 16
 
@@ -845,14 +859,14 @@ def test_more_missing_verdicts_than_are_allowed_stop_the_run_and_leave_their_tex
     judge_all(Judge(pool, {"accuracy": Weighted(len), "format": Weighted(len)}, "accuracy"), groups)
     path = tmp_path / "out" / "missing.jsonl"
     if most > 3 / 12:
-        check_missing(groups, most, path)
+        check_missing_verdicts(groups, most, path)
         assert not path.exists()
         return
     with pytest.raises(
         MissingVerdictsError,
         match=r"3 of 12 verdicts are missing.*'format' for 'timeout', 2 times: .*jsonl",
     ):
-        check_missing(groups, most, path)
+        check_missing_verdicts(groups, most, path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["reward"], line["missing"], line["id"], line["text"]) for line in lines] == [
         ("format", "timeout", "a", "a 0"),

@@ -9,12 +9,12 @@ import pytest
 from jaxgrpo import train
 from jaxgrpo.build import (
     SCANNED,
-    Fitting,
+    PromptFilter,
     _check_positions,
     _check_shards,
-    match,
+    build_run,
+    match_tokenizer,
     model_folder,
-    prepare,
 )
 from jaxgrpo.config import Sampling, load
 from jaxgrpo.errors import UserError
@@ -42,8 +42,8 @@ def problems_of(*lengths: int) -> list[Problem]:
     return [Problem(str(i), "x" * (length - 1), "1") for i, length in enumerate(lengths)]
 
 
-def fitting(width: int, system: str = "") -> Fitting:
-    return Fitting(Tokenizer(Letters(), (0,), 0), system, width, 1000)
+def fitting(width: int, system: str = "") -> PromptFilter:
+    return PromptFilter(Tokenizer(Letters(), (0,), 0), system, width, 1000)
 
 
 def test_a_prompt_as_long_as_the_width_fits():
@@ -184,7 +184,7 @@ def test_a_run_that_is_too_long_for_its_model_is_refused_before_it_begins(tmp_pa
     with pytest.raises(
         UserError, match=r"9216 tokens, more than the 2048 .* lower .*max_new_tokens to 1024"
     ):
-        prepare(config)
+        build_run(config)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,9 @@ class Vocabulary:
 
 
 def matched(vocabulary: Vocabulary, ends=(1,), pad=0, begin=()):
-    network, tokens = match(Path("folder"), NETWORK, Tokenizer(vocabulary, ends, pad, begin))
+    network, tokens = match_tokenizer(
+        Path("folder"), NETWORK, Tokenizer(vocabulary, ends, pad, begin)
+    )
     return network.unused_ids, tokens.ends, tokens.pad
 
 

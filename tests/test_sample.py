@@ -14,7 +14,7 @@ from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder
-from jaxgrpo.programs import compile_steps
+from jaxgrpo.programs import compile_programs
 from tests.tiny_models import make_folder, random_params
 
 SHORT = ["--samples", "3", "--max-tokens", "6"]
@@ -57,7 +57,7 @@ def test_without_json_it_is_text_to_read(model, capsys):
 def test_a_run_answers_with_its_newest_checkpoint(model, tmp_path, capsys):
     optimizer = adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.1, 1.0)
     network = hf_folder.load_config(model)
-    steps = compile_steps(
+    steps = compile_programs(
         network,
         optimizer,
         make_mesh(),

@@ -10,7 +10,7 @@ from scipy import stats
 
 from jaxgrpo.device import sampler
 from jaxgrpo.device.logprobs import to_logits, used_ids
-from jaxgrpo.device.sampler import How, Starts
+from jaxgrpo.device.sampler import How, NewRows
 from tests.tiny_engines import ENDS, NETWORK, make_params
 
 WIDTH, SLOTS, RING, CHUNK, PROMPTS = 6, 4, 12, 5, 3
@@ -23,8 +23,8 @@ decode_to = jax.jit(
 insert = jax.jit(sampler.insert)
 grow = jax.jit(sampler.grow, static_argnames="ring")
 compact = jax.jit(sampler.compact)
-choose = jax.jit(sampler.choose)
-only_likely = jax.jit(sampler.only_likely)
+choose = jax.jit(sampler.sample_categorical)
+only_likely = jax.jit(sampler.truncate_logits)
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ def key(row: int) -> np.ndarray:
     return np.array([row, 77], np.uint32)
 
 
-def starts(*rows: tuple[int, int, int], limit: int = RING) -> Starts:
+def starts(*rows: tuple[int, int, int], limit: int = RING) -> NewRows:
     """(slot, prompt, key) of each row that starts; the other places start none."""
     rows += ((SLOTS, 0, 0),) * (SLOTS - len(rows))
     slot, source, keys = zip(*rows, strict=True)
     limits = np.full(SLOTS, limit, np.int32)
-    return Starts(
+    return NewRows(
         np.array(slot, np.int32),
         np.array(source, np.int32),
         limits,
@@ -57,7 +57,7 @@ def starts(*rows: tuple[int, int, int], limit: int = RING) -> Starts:
     )
 
 
-def empty(ring: int = RING, slots: int = SLOTS) -> sampler.Slots:
+def empty(ring: int = RING, slots: int = SLOTS) -> sampler.DecodeState:
     return sampler.empty(NETWORK, slots=slots, prompt_width=WIDTH, ring=ring, dtype=jnp.float32)
 
 
@@ -201,7 +201,7 @@ def test_ids_that_no_token_has_are_never_drawn(params, prefilled, how):
     hidden, embedding = prefilled.hidden, params["embedding"]
     uniform = jnp.asarray([0.1, 0.5, 0.999])
     args = hidden, embedding, uniform, jnp.zeros(PROMPTS, jnp.int32), typed(how), ENDS
-    drawn, logprobs = sampler.draw(*args, unused=unused)
+    drawn, logprobs = sampler.next_token(*args, unused=unused)
     assert used[np.asarray(drawn)].all()
     logits = np.where(used, to_logits(hidden, embedding, float(how.temperature) or 1.0), -np.inf)
     if how.top_k:
@@ -233,7 +233,7 @@ def test_a_row_that_may_choose_nothing_is_not_live(prefilled):
 
 def test_rows_of_the_same_key_are_the_same_and_a_number_depends_on_key_and_count_alone():
     keys, first = jnp.stack([key(1), key(2), key(1)]), jnp.array([4, 4, 3])
-    a, b, c = np.asarray(jax.jit(sampler.uniforms, static_argnums=2)(keys, first, 5))
+    a, b, c = np.asarray(jax.jit(sampler.row_uniforms, static_argnums=2)(keys, first, 5))
     assert a[:4].tolist() == c[1:].tolist()
     assert len({*a.tolist(), *b.tolist(), c[0].item()}) == 11
     for numbers in (a, b, c):
@@ -294,10 +294,10 @@ MANY = 20_000
 def draw_many(hidden, embedding, how, written):
     keys = jnp.stack([jnp.arange(MANY, dtype=jnp.uint32), jnp.full(MANY, 5, jnp.uint32)], axis=1)
     count = jnp.full(MANY, written)
-    return sampler.draw(
+    return sampler.next_token(
         jnp.repeat(hidden, MANY, axis=0),
         embedding,
-        sampler.uniforms(keys, count, 1)[:, 0],
+        sampler.row_uniforms(keys, count, 1)[:, 0],
         count,
         how,
         ENDS,
@@ -339,7 +339,7 @@ def test_at_temperature_0_the_likeliest_token_is_chosen_and_scored_at_1(row):
         kept = np.where(kept_by(logits, how), np.exp(logits.astype(np.float64)), 0.0)
         np.testing.assert_allclose(logprobs, np.log(kept.max() / kept.sum()), atol=1e-5)
     end = int(logits.argmax())
-    draw = jax.jit(sampler.draw, static_argnames="ends")
+    draw = jax.jit(sampler.next_token, static_argnames="ends")
     tokens, _ = draw(
         *row, jnp.zeros(1), jnp.zeros(1, jnp.int32), How(0.0, min_tokens=1), ends=(end,)
     )

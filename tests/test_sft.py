@@ -10,7 +10,7 @@ from jaxgrpo import sft
 from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device
 from jaxgrpo.losses.sft import Supervised
-from jaxgrpo.programs import compile_steps
+from jaxgrpo.programs import compile_programs
 from jaxgrpo.sft import Example
 from tests.tiny_models import NETWORK, random_params
 
@@ -118,7 +118,7 @@ def steps():
         "ends": (7,),
         "slots": 1,
     }
-    return compile_steps(NETWORK, optimizer, make_mesh(), **settings)
+    return compile_programs(NETWORK, optimizer, make_mesh(), **settings)
 
 
 def test_a_packed_batch_trains_as_its_examples_would_alone(steps):

@@ -16,7 +16,7 @@ from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.losses import GRPO
 from jaxgrpo.models import transformer
 from jaxgrpo.problems import Completion, Problem
-from jaxgrpo.programs import compile_steps
+from jaxgrpo.programs import compile_programs
 from jaxgrpo.rollout.collect import make_batch
 from jaxgrpo.rollout.engine import Draw, Engine, Group
 from tests.tiny_devices import output_on_devices
@@ -50,7 +50,7 @@ def make_steps(mesh=None, micro_batch=0, **changes):
         "group_size": GROUP,
     }
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    return compile_steps(NETWORK, optimizer, mesh, micro_batch=micro_batch, **shapes, **changes)
+    return compile_programs(NETWORK, optimizer, mesh, micro_batch=micro_batch, **shapes, **changes)
 
 
 def sample(steps, params):
@@ -294,10 +294,10 @@ def test_the_first_step_is_on_policy(steps, params, batch):
 @pytest.mark.parametrize("micro_batch", [0, 4])
 def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_batch):
     """Though one has a gradient, an entropy and a loss, and the other has none."""
-    read = partial(learner.read_groups, WIDTH, whole=lambda *_: None)
-    cut = learner.Cut(micro_batch, GROUP, 1).fitted(ROWS)
+    read = partial(learner.group_hidden_states, WIDTH, whole=lambda *_: None)
+    cut = learner.MicroBatches(micro_batch, GROUP, 1).fitted(ROWS)
     score = partial(
-        learner.score, partial(transformer.forward_both, NETWORK), read, {}, cut.together
+        learner.score, partial(transformer.forward_with_prompts, NETWORK), read, {}, cut.together
     )
 
     def as_policy(params, batch, temperature):
@@ -308,7 +308,7 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
                 entropy,
             )
 
-        gradient, (logprobs, _) = learner.accumulate(loss, params, batch, cut)
+        gradient, (logprobs, _) = learner.accumulate_gradients(loss, params, batch, cut)
         return cut.joined(logprobs), gradient
 
     as_reference = partial(learner.reference_logprobs, score, cut=cut)

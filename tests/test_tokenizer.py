@@ -371,18 +371,18 @@ def test_half_a_surrogate_pair_is_asked_as_no_character(tmp_path):
 
 
 def test_padding_is_on_the_left_and_masks_come_from_lengths():
-    tokens, mask = tokenizer.left_padded([[5, 6, 7], [], [8]], 3, pad=2)
+    tokens, mask = tokenizer.pad_left([[5, 6, 7], [], [8]], 3, pad=2)
     np.testing.assert_array_equal(tokens, [[5, 6, 7], [2, 2, 2], [2, 2, 8]])
     np.testing.assert_array_equal(mask, [[1, 1, 1], [0, 0, 0], [0, 0, 1]])
     assert (tokens.dtype, mask.dtype) == (np.int32, bool)
 
 
 def test_a_real_pad_token_keeps_its_mask():
-    tokens, mask = tokenizer.left_padded([[2, 5, 2]], 5, pad=2)
+    tokens, mask = tokenizer.pad_left([[2, 5, 2]], 5, pad=2)
     np.testing.assert_array_equal(tokens, [[2, 2, 2, 5, 2]])
     np.testing.assert_array_equal(mask, [[0, 0, 1, 1, 1]])
 
 
 def test_a_row_that_is_too_long_is_refused():
     with pytest.raises(ValueError, match="row 1 has 4 tokens, more than the width 3"):
-        tokenizer.left_padded([[1], [1, 2, 3, 4]], 3, pad=0)
+        tokenizer.pad_left([[1], [1, 2, 3, 4]], 3, pad=0)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxgrpo import evaluate, metrics
-from jaxgrpo.build import prepare
+from jaxgrpo.build import build_run
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import load
 from jaxgrpo.config.command_line import run_main
@@ -23,8 +23,8 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Corrected
 from jaxgrpo.models import hf_folder
 from jaxgrpo.problems import Weighted
-from jaxgrpo.programs import compile_steps
-from jaxgrpo.rollout.collect import Judge, MissingVerdictsError, collect, make_batch
+from jaxgrpo.programs import compile_programs
+from jaxgrpo.rollout.collect import Judge, MissingVerdictsError, collect_groups, make_batch
 from jaxgrpo.train import check_agreement, main, noted_signals, train
 from tests.slow_rewards import Delayed
 from tests.tiny_runs import (
@@ -74,7 +74,7 @@ def timeless(records):
 
 
 def state_of(config):
-    with prepare(config) as run:
+    with build_run(config) as run:
         return jax.device_get(Checkpoints(config.out).restore(run.steps.state_like))
 
 
@@ -138,7 +138,7 @@ def test_a_run_with_scanned_layers_and_half_width_numbers(tmp_path, whole, capsy
         == whole[1][0]["memory/parameters"] / 2
     )
     assert "memory a device: parameters" in capsys.readouterr().out
-    with prepare(config) as run:
+    with build_run(config) as run:
         params, which = evaluate.latest_params(run)
         assert which.endswith("step 3")
         assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
@@ -203,7 +203,7 @@ def test_training_moves_the_policy_and_leaves_the_reference(whole):
 
 def test_nothing_compiles_after_the_first_step(whole):
     config, _ = whole
-    with prepare(config) as run:
+    with build_run(config) as run:
         counts = [program.compiled for program in (run.steps.prefill, run.steps.update)]
         assert counts == [1, 1]  # evaluation and training share the sampler's programs
         assert run.steps.decode.compiled <= len(run.steps.sizes)
@@ -373,12 +373,12 @@ def test_the_schedule_counts_the_steps_that_train_nothing(tmp_path, monkeypatch)
     rate."""
 
     def collect_last(stream, params, wanted, step):
-        groups, metrics, asked = collect(stream, params, wanted, step)
+        groups, metrics, asked = collect_groups(stream, params, wanted, step)
         return (groups if step == 4 else []), metrics, asked
 
     monkeypatch.setattr("jaxgrpo.train.collect", collect_last)
     monkeypatch.setattr(
-        "jaxgrpo.build.compile_steps", compile_steps
+        "jaxgrpo.build.compile_steps", compile_programs
     )  # with this run's own optimizer
     config = make_config(
         tmp_path, "evaluation.problems=0", "optimizer.schedule=linear", "optimizer.warmup_steps=0"

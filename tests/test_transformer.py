@@ -100,7 +100,7 @@ def test_windows_go_by_positions_where_columns_are_in_no_order(varied):
 
     @jax.jit
     def read(token, position, recent, column):
-        cache = transformer.Cache(key_values, recent, column)
+        cache = transformer.KVCache(key_values, recent, column)
         mask = (key_positions <= position)[:, None]
         return transformer.forward(
             network, varied, token, position, mask, cache, key_positions=key_positions
@@ -117,7 +117,7 @@ def test_windows_go_by_positions_where_columns_are_in_no_order(varied):
         tokens[:, :1],
         jnp.zeros((1, 1), int),
         jnp.ones((1, 1, 8), bool),
-        transformer.Cache(key_values),
+        transformer.KVCache(key_values),
     )
     with pytest.raises(ValueError, match="this network has windows"):
         transformer.forward(*unknown)
@@ -139,7 +139,7 @@ def test_scalings_leave_fast_pairs_and_slow_the_others():
 def test_rotation_depends_on_the_distance_alone():
     x = jax.random.normal(jax.random.key(0), (1, 1, 2, 8))
     near, far = (
-        transformer.rotate(x, transformer.turns(Rope(), 8, jnp.array([[p, p + 3]])))
+        transformer.apply_rotary(x, transformer.rotary_table(Rope(), 8, jnp.array([[p, p + 3]])))
         for p in (0, 50)
     )
     products = [jnp.einsum("e,e->", r[0, 0, 0], r[0, 0, 1]) for r in (near, far)]
@@ -182,7 +182,7 @@ def read_on():
             key_positions=positions[:, : cut.stop],
         )
         _, prompt = forward(slice(0, 4))
-        return forward(slice(4, 9), transformer.Cache(prompt))[0]
+        return forward(slice(4, 9), transformer.KVCache(prompt))[0]
 
     number = lambda params, remat: jnp.vdot(read(params, remat), direction)
     return jax.jit(

@@ -16,7 +16,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from jaxgrpo.distributed.mesh import make_mesh, named_leaves, tree_like
+from jaxgrpo.distributed.mesh import make_mesh, named_leaves, sharded_shapes
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder, rope, tensors, transformer
 from tests.tiny_models import make_folder
@@ -100,7 +100,7 @@ def test_kernels_are_turned_and_biases_are_not(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_each_tensor_is_read_to_where_it_belongs(original, dtype):
     mesh = make_mesh(devices=jax.devices()[:1])
-    like = tree_like(mesh, transformer.shapes(hf_folder.load_config(original)))
+    like = sharded_shapes(mesh, transformer.shapes(hf_folder.load_config(original)))
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), like
     )

@@ -14,7 +14,7 @@ from jaxgrpo.device.logprobs import to_logits
 from jaxgrpo.distributed.mesh import make_mesh, to_device
 from jaxgrpo.models import transformer
 from jaxgrpo.problems import Problem
-from jaxgrpo.programs import Program, Steps, compile_steps
+from jaxgrpo.programs import Program, Programs, compile_programs
 from jaxgrpo.rollout.engine import Engine, Group, completion_key
 from jaxgrpo.text.tokenizer import Tokenizer
 from tests import tiny_models
@@ -51,7 +51,7 @@ def make_problems(count: int = 7, longest: int = WIDTH) -> list[Problem]:
     return [Problem(f"p{i}", text, "1") for i, text in enumerate(texts)]
 
 
-def make_steps(slots: int, chunk: int, mesh=None, prompt_width: int = WIDTH, **changes) -> Steps:
+def make_steps(slots: int, chunk: int, mesh=None, prompt_width: int = WIDTH, **changes) -> Programs:
     """The programs of an engine; those of an update are there, too, and compile only if they are called."""
     shapes = {
         "prompt_width": prompt_width,
@@ -61,7 +61,7 @@ def make_steps(slots: int, chunk: int, mesh=None, prompt_width: int = WIDTH, **c
         "micro_batch": 0,
     }
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    return compile_steps(
+    return compile_programs(
         NETWORK, optax.sgd(1.0), mesh, slots=slots, chunk=chunk, **(shapes | changes)
     )
 

@@ -16,8 +16,7 @@ import numpy as np
 from jaxgrpo import build
 from jaxgrpo import programs as steps
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.config import Config, load
-from jaxgrpo.config import overrides
+from jaxgrpo.config import Config, load, overrides
 from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import hf_folder, lora, transformer
@@ -74,7 +73,7 @@ def make_config(folder: Path, *overrides: str) -> Config:
 
 @functools.cache
 def _compiled(model, **shapes):
-    return steps.compile_steps(model, *_compiled.latest, **shapes)
+    return steps.compile_programs(model, *_compiled.latest, **shapes)
 
 
 def compile_once(model, optimizer, mesh, **shapes):
@@ -119,7 +118,7 @@ def leave_run(
         "slots": 1,
         "scan_layers": stacked,
     }
-    state_like = steps.compile_steps(
+    state_like = steps.compile_programs(
         network, optimizer, make_mesh(), **shapes, adapters=adapters
     ).state_like
     rng = np.random.default_rng(9)
@@ -135,7 +134,7 @@ def leave_run(
     )
     base = hf_folder.load_params(model) if adapters.rank else {}
     return out, jax.device_get(
-        lora.merge(lora.join(base, transformer.unstack(state.params)), adapters.scale)
+        lora.merge(lora.attach(base, transformer.unstack(state.params)), adapters.scale)
     )
 
 

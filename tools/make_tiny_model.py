@@ -27,7 +27,7 @@ from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import hf_folder, transformer
 from jaxgrpo.problems import Problem
-from jaxgrpo.programs import compile_steps
+from jaxgrpo.programs import compile_programs
 from jaxgrpo.rewards.maths.verifier import accuracy
 from jaxgrpo.rollout.engine import Draw, Engine
 from jaxgrpo.text import tokenizer
@@ -109,7 +109,7 @@ def make_tokenizer(folder: Path, seed: int) -> None:
     """SentencePiece BPE with digits apart and byte fallback, trained on the embedded problems; loads as a LlamaTokenizer."""
     text = folder / "corpus.txt"
     with text.open("w") as file:
-        for problem in arithmetic.Problems(seed=seed, size=20_000):
+        for problem in arithmetic.ArithmeticProblems(seed=seed, size=20_000):
             thought = arithmetic.solution(problem).removeprefix("<think>").split("</think>")[0]
             file.write(f"{problem.prompt}\n{thought}\n")
     sentencepiece.SentencePieceTrainer.train(
@@ -162,7 +162,9 @@ def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
     """An endless stream of the pre-training text, in the proportions stated above."""
     rng = random.Random(seed)
     sources = {
-        (language, level): arithmetic.Problems((language,), (level,), seed=seed + 1, size=10**6)
+        (language, level): arithmetic.ArithmeticProblems(
+            (language,), (level,), seed=seed + 1, size=10**6
+        )
         for language in LANGUAGES
         for level in LEVELS
     }
@@ -206,7 +208,7 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
         "micro_batch": 8,
         "slots": 192,
     }
-    steps = compile_steps(config, optimizer, mesh, ends=tokens.ends, **shapes)
+    steps = compile_programs(config, optimizer, mesh, ends=tokens.ends, **shapes)
     engine = Engine(steps, tokens, PROMPT_WIDTH, NEW_TOKENS, arguments.seed)
     params = transformer.init(config, jax.random.key(arguments.seed))
     batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad)
@@ -223,7 +225,10 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
             )
             progress.write(f"step {step}  {json.dumps(report)}")
             write_weights(folder, state.params)
-    return report | {"steps": arguments.steps, "parameters": transformer.size(state.params)}
+    return report | {
+        "steps": arguments.steps,
+        "parameters": transformer.parameter_count(state.params),
+    }
 
 
 def heldout(count: int) -> list[Problem]:

@@ -129,12 +129,12 @@ def run_main(main: Callable[[list[str]], object]) -> None:
         main(sys.argv[1:])
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        processes.leave(2)
+        processes.exit_process(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        processes.leave(130)
+        processes.exit_process(130)
     except Exception:
         if processes.is_alone():
             raise
         traceback.print_exc()
-        processes.leave(1)
+        processes.exit_process(1)

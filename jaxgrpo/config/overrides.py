@@ -118,17 +118,17 @@ def _doc(cls: type, name: str) -> str:
     return line[1] if line else ""
 
 
-def fits(field: Field, value: Any) -> bool:
+def has_type(field: Field, value: Any) -> bool:
     """Whether a value has a setting's type; an int will do for a float, a list for a tuple."""
     if value is None:
         return field.optional
     if field.kind in (tuple, list):
-        elements = field.element is None or all(_is(field.element, item) for item in value)
+        elements = field.element is None or all(_is_instance(field.element, item) for item in value)
         return isinstance(value, tuple | list) and elements
-    return _is(field.kind, value)
+    return _is_instance(field.kind, value)
 
 
-def _is(kind: type, value: Any) -> bool:
+def _is_instance(kind: type, value: Any) -> bool:
     if isinstance(value, bool):  # which Python counts among the ints
         return kind is bool
     return isinstance(value, int | float if kind is float else kind)
@@ -181,7 +181,7 @@ def _parse(name: str, field: Field, text: str) -> Any:
         value = _PARSERS[field.kind](text)
     except (ValueError, KeyError, SyntaxError):
         value = None
-    if value is None or not fits(field, value):
+    if value is None or not has_type(field, value):
         example = f"--config.{name}={shown(field.value)}"
         raise UserError(
             f"--config.{name}={text}: {name} is {field.expected}, and {text!r} is not; it is now {field.value!r}, "

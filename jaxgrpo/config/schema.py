@@ -338,7 +338,7 @@ def _check_types(config: Config) -> None:
     _check_methods("data", config.data, ("train", "heldout"))
     _check_methods("objective", config.objective, METHODS)
     for name, setting in settings.fields(config).items():
-        if not name.startswith("data.") and not settings.fits(
+        if not name.startswith("data.") and not settings.has_type(
             setting, setting.value
         ):  # a source checks its own
             raise UserError(f"{name} is {setting.value!r}: it must be {setting.expected}")

@@ -234,16 +234,18 @@ class Arithmetic:
     seed: int = 0
     size: int = 100_000
 
-    def train(self) -> "Problems":
+    def train(self) -> "ArithmeticProblems":
         """The problems to learn from. Raises UserError as Problems does."""
-        return Problems(self.languages, self.levels, "train", self.seed, self.size)
+        return ArithmeticProblems(self.languages, self.levels, "train", self.seed, self.size)
 
-    def heldout(self) -> "Problems":
+    def heldout(self) -> "ArithmeticProblems":
         """HELDOUT_SIZE problems of which none, in any language or wording, is a training one. Raises UserError."""
-        return Problems(self.languages, self.levels, "heldout", HELDOUT_SEED, HELDOUT_SIZE)
+        return ArithmeticProblems(
+            self.languages, self.levels, "heldout", HELDOUT_SEED, HELDOUT_SIZE
+        )
 
 
-class Problems(Sequence[Problem]):
+class ArithmeticProblems(Sequence[Problem]):
     """Problem i, made when asked for: a pure function of the arguments and i, the same in every process.
 
     Each run of len(languages) * len(levels) indexes has each pair of language and level once, in an order of its own.

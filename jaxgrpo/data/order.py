@@ -8,7 +8,7 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Problems
 
 
-class Order:
+class ProblemOrder:
     """Hands out problems in an order that is a function of the seed and the position alone.
 
     Grain permutes indices without a table of them, so a place far ahead costs what the first one does, and a problem is
@@ -72,19 +72,19 @@ class Order:
         self._position = state["position"]
 
 
-class Fitted:
+class ProblemStream:
     """An iterator over an order's next problems whose prompts fit; the others are passed over.
 
     It looks ahead: the order itself stands after the last problem that `use` says was used, which a checkpoint can keep.
     """
 
-    def __init__(self, order: Order, fits: Callable[[Problem], bool]):
+    def __init__(self, order: ProblemOrder, fits: Callable[[Problem], bool]):
         self.used = 0
         """Of the problems handed out since the last `rewind`."""
         self._order, self._ahead, self._fits = order, copy.copy(order), fits
         self._positions: list[int] = []
 
-    def __iter__(self) -> "Fitted":
+    def __iter__(self) -> "ProblemStream":
         return self
 
     def __next__(self) -> Problem:

@@ -16,12 +16,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.device.logprobs import token_logprobs
-from jaxgrpo.device.optimizer import cast, propose, store
+from jaxgrpo.device.optimizer import cast, optimizer_updates, round_stochastically
 from jaxgrpo.losses import Objective, TokenInputs, batch_loss, merge, report
 from jaxgrpo.losses import token_weights as weights
 from jaxgrpo.models import lora, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.types import Batch, Params, TrainState
+from jaxgrpo.types import Params, TrainBatch, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -30,7 +30,7 @@ UNCHOSEN = -1.0
 told from it."""
 
 
-class Cut(NamedTuple):
+class MicroBatches(NamedTuple):
     """How a batch is cut into micro-batches. Of a group's rows, `together` stay beside each other in one of them.
 
     Micro-batch m of M takes the parts m, m + M, ... of so many rows: each micro-batch is spread over the devices as the batch
@@ -42,10 +42,12 @@ class Cut(NamedTuple):
     together: int
     devices: int
 
-    def fitted(self, rows: int) -> "Cut":
+    def fitted(self, rows: int) -> "MicroBatches":
         """The same for a batch of so many rows: together are as many as fit into a device's share of a micro-batch."""
         size = self.micro_batch or rows
-        return Cut(size, math.gcd(self.together, max(1, size // self.devices)), self.devices)
+        return MicroBatches(
+            size, math.gcd(self.together, max(1, size // self.devices)), self.devices
+        )
 
     def split(self, rows: Any) -> Any:
         """[B, ...] -> [M, micro_batch, ...]"""
@@ -87,12 +89,12 @@ def update(
     score: Callable,
     optimizer: Any,
     scale: float,
-    cut: Cut,
+    cut: MicroBatches,
     group_size: int,
     trainers_old: bool,
     state: TrainState,
     reference: Params | None,
-    batch: Batch,
+    batch: TrainBatch,
     objective: Objective,
     temperature: Float[Array, ""],
 ) -> tuple[TrainState, Metrics]:
@@ -115,7 +117,7 @@ def update(
 
     def loss(params: Params, rows: tuple) -> tuple[Array, tuple]:
         batch, ref_logprobs, advantages, token_weights = rows
-        policy = lora.join(reference or {}, lora.scaled(params, scale))
+        policy = lora.attach(reference or {}, lora.scaled(params, scale))
         logprobs, entropy = score(policy, batch, temperature, entropy=True)
         constant = jax.lax.stop_gradient(logprobs)
         inputs = TokenInputs(
@@ -131,7 +133,7 @@ def update(
         gap = jnp.abs(constant - batch.sampler_logprobs)
         return value, (value, info, jnp.where(batch.completion_mask, gap, UNCHOSEN))
 
-    gradient, (losses, info, gap) = accumulate(loss, state.params, rows, cut)
+    gradient, (losses, info, gap) = accumulate_gradients(loss, state.params, rows, cut)
     tokens = mask.sum()
     squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g.astype(jnp.float32))), gradient)
     metrics = report(merge(info)) | {
@@ -157,16 +159,20 @@ def _moved(
     """The state after the optimizer's step. Where nothing counts only the step moves: momentum and weight decay must not move a
     policy that has no gradient."""
     params, opt_state = cast((state.params, state.opt_state), jnp.float32)
-    updates, opt_state = propose(optimizer, gradient, opt_state, params, state.step)
+    updates, opt_state = optimizer_updates(optimizer, gradient, opt_state, params, state.step)
     old = state.params, state.opt_state
-    new = store((jax.tree.map(jnp.add, params, updates), opt_state), old, state.step)
+    new = round_stochastically((jax.tree.map(jnp.add, params, updates), opt_state), old, state.step)
     return TrainState(
         state.step + 1, *jax.tree.map(lambda new, old: jnp.where(counts, new, old), new, old)
     )
 
 
 def reference_logprobs(
-    score: Callable, reference: Params | None, batch: Batch, temperature: Array, cut: Cut
+    score: Callable,
+    reference: Params | None,
+    batch: TrainBatch,
+    temperature: Array,
+    cut: MicroBatches,
 ) -> Float[Array, "B T"] | None:
     """The reference's log-probabilities of the whole batch: a KL in the reward needs them before any gradient. Without a
     reference there are none, and the policy's own stand in for them: KL 0."""
@@ -179,7 +185,7 @@ def reference_logprobs(
 
 
 def _advantages(
-    objective: Objective, batch: Batch, ref_logprobs: Array | None, group_size: int
+    objective: Objective, batch: TrainBatch, ref_logprobs: Array | None, group_size: int
 ) -> Float[Array, "B"] | Float[Array, "B T"]:
     """The objective's advantages of the batch's groups, as rows."""
     grouped = lambda x: x.reshape(-1, group_size, *x.shape[1:])
@@ -201,7 +207,7 @@ def score(
     how: dict[str, Any],
     together: int,
     params: Params,
-    batch: Batch,
+    batch: TrainBatch,
     temperature: Array,
     entropy: bool,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
@@ -220,8 +226,8 @@ def score(
     )
 
 
-def read_rows(
-    start: int, forward: Callable, batch: Batch, _: int, *, whole: Callable
+def row_hidden_states(
+    start: int, forward: Callable, batch: TrainBatch, _: int, *, whole: Callable
 ) -> Float[Array, "B n D"]:
     """The hidden states of the columns from start - 1 on, which decide those from start on; every row is read whole."""
     hidden, _ = forward(batch.tokens, *_whole_text(batch.segments), whole=whole(batch.segments))
@@ -233,23 +239,25 @@ def _whole_text(segments: Array) -> tuple[Array, Array]:
     return transformer.sequence_positions(segments), transformer.sequence_mask(segments)
 
 
-def read_groups(
-    width: int, forward: Callable, batch: Batch, together: int, *, whole: Callable
+def group_hidden_states(
+    width: int, forward: Callable, batch: TrainBatch, together: int, *, whole: Callable
 ) -> Float[Array, "B n D"]:
     """The hidden states of the columns from width - 1 on. So many rows as are together have the same prompt, in the columns
     before width: it is read once for them, and its keys and values are read by them all. forward: transformer.forward_both."""
     firsts = lambda x: x.reshape(-1, together, *x.shape[1:])[:, 0]
     segments, prompts = batch.segments, firsts(batch.segments)[:, :width]
-    prompt = transformer.Text(firsts(batch.tokens)[:, :width], *_whole_text(prompts))
+    prompt = transformer.SequenceInputs(firsts(batch.tokens)[:, :width], *_whole_text(prompts))
     positions, mask = _whole_text(segments)
-    rest = transformer.Text(
+    rest = transformer.SequenceInputs(
         batch.tokens[:, width:], positions[:, width:], mask[:, width:], positions
     )
     last, hidden = forward(prompt, rest, wholes=(whole(prompts), whole(segments, width)))
     return jnp.concatenate([transformer.repeat_rows(last[:, -1:], together), hidden], axis=1)
 
 
-def accumulate(loss: Callable, params: Params, rows: Any, cut: Cut) -> tuple[Params, Any]:
+def accumulate_gradients(
+    loss: Callable, params: Params, rows: Any, cut: MicroBatches
+) -> tuple[Params, Any]:
     """The gradient of a loss that is a sum over rows, a micro-batch at a time, and their auxiliary results, stacked."""
     gradient_of = jax.grad(loss, has_aux=True)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)

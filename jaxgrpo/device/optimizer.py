@@ -79,7 +79,7 @@ def scale_by_step(learning_rate: optax.Schedule) -> optax.GradientTransformation
     return optax.GradientTransformationExtraArgs(scaling.init, update)
 
 
-def propose(
+def optimizer_updates(
     optimizer: Any, gradient: Any, state: Any, params: Any, step: Int[Array, ""]
 ) -> tuple[Any, Any]:
     """Returns what any optimizer of optax adds to the parameters at a training step, and its new
@@ -94,7 +94,7 @@ def cast(tree: Any, dtype: DTypeLike) -> Any:
     )
 
 
-def store(tree: Any, like: Any, step: Int[Array, ""]) -> Any:
+def round_stochastically(tree: Any, like: Any, step: Int[Array, ""]) -> Any:
     """The tree in the dtypes of `like`. From float32 to bfloat16 a number goes up or down with the probabilities that make its
     mean exact; which way is a function of the step and of the leaf's place alone."""
     key = jax.random.fold_in(jax.random.key(0), step)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxgrpo.device.logprobs import Ranges, to_logits, used_ids
 from jaxgrpo.models import transformer
-from jaxgrpo.models.transformer import ANYWHERE, KeyValues, ModelConfig, Places
+from jaxgrpo.models.transformer import UNCONSTRAINED, ActivationShardings, KeyValues, ModelConfig
 from jaxgrpo.types import Params
 
 
@@ -31,7 +31,7 @@ class Prefilled(NamedTuple):
     length: Int[Array, "A"]
 
 
-class Slots(NamedTuple):
+class DecodeState(NamedTuple):
     """S rows in the making. A row that is not live chooses nothing; what it holds does not matter."""
 
     prompt: KeyValues
@@ -51,7 +51,7 @@ class Slots(NamedTuple):
     keys: UInt32[Array, "S 2"]
 
 
-class Starts(NamedTuple):
+class NewRows(NamedTuple):
     """Rows that are to start, M of them; a slot of S (one past the last) means none."""
 
     slot: Int[Array, "M"]
@@ -77,7 +77,7 @@ class How(NamedTuple):
     """No end token before the row has so many."""
 
 
-class Chosen(NamedTuple):
+class DecodeOutput(NamedTuple):
     """What a call of `decode` chose: row s chose n[s] tokens, tokens[s, :n[s]]."""
 
     tokens: Int[Array, "S C"]
@@ -91,7 +91,7 @@ class Chosen(NamedTuple):
     """How many were made."""
 
 
-def choose(
+def sample_categorical(
     logits: Float[Array, "B V"], uniform: Float[Array, "B"], block: int = 64
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Draws a token from softmax(logits) by the inverse of its cumulative distribution; also its log-probability.
@@ -126,7 +126,7 @@ def _hit(
     return jnp.where(of(weights) > 0, index, jnp.argmax(weights, axis=-1, keepdims=True)), into
 
 
-def only_likely(logits: Float[Array, "B V"], how: How) -> Float[Array, "B V"]:
+def truncate_logits(logits: Float[Array, "B V"], how: How) -> Float[Array, "B V"]:
     """The logits with -inf for what top-k, top-p and min-p leave out, in this order; the likeliest token always stays."""
 
     def least(logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
@@ -145,7 +145,7 @@ def only_likely(logits: Float[Array, "B V"], how: How) -> Float[Array, "B V"]:
     return jnp.where(logits >= bound, logits, -jnp.inf)
 
 
-def draw(
+def next_token(
     hidden: Float[Array, "S D"],
     embedding: Float[Array, "V D"],
     uniform: Float[Array, "S"],
@@ -166,19 +166,19 @@ def draw(
         logits = jnp.where(used_ids(logits.shape[-1], unused), logits, -jnp.inf)
     is_end = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(ends))
     logits = jnp.where(is_end & (written < how.min_tokens)[:, None], -jnp.inf, logits)
-    logits = only_likely(logits, how)
+    logits = truncate_logits(logits, how)
     # A choice, not a selection: the place of the largest takes as long to find as all else here together.
-    return jax.lax.cond(greedy, likeliest, choose, logits, uniform)
+    return jax.lax.cond(greedy, argmax_token, sample_categorical, logits, uniform)
 
 
-def likeliest(
+def argmax_token(
     logits: Float[Array, "B V"], _: Any = None
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """The token with the largest logit, the first if there are several, and its log-probability."""
     return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
 
 
-def uniforms(
+def row_uniforms(
     keys: UInt32[Array, "S 2"], first: Int[Array, "S"], count: int
 ) -> Float[Array, "S {count}"]:
     """Numbers in [0, 1): those of each row's tokens first, first + 1, ... A function of the row's key and the token's number
@@ -196,7 +196,7 @@ def prefill(
     *,
     dtype: DTypeLike,
     whole: Callable = lambda segments: None,
-    places: Places = ANYWHERE,
+    places: ActivationShardings = UNCONSTRAINED,
 ) -> Prefilled:
     """Reads prompts, padded on the left. whole: segments -> what attends, as splash.attention; None: transformer.attend."""
     positions, reads = transformer.sequence_positions(mask), transformer.sequence_mask(mask)
@@ -209,7 +209,7 @@ def prefill(
 
 def empty(
     config: ModelConfig, *, slots: int, prompt_width: int, ring: int, dtype: DTypeLike
-) -> Slots:
+) -> DecodeState:
     """No row is live."""
 
     def cache(columns: int) -> KeyValues:
@@ -218,7 +218,7 @@ def empty(
         return tuple((zeros(*each), zeros(*each[::-1])) for _ in range(config.layers))
 
     numbers = lambda: jnp.zeros(slots, jnp.int32)
-    return Slots(
+    return DecodeState(
         prompt=cache(prompt_width),
         recent=cache(ring),
         clock=jnp.int32(0),
@@ -231,7 +231,7 @@ def empty(
     )
 
 
-def insert(slots: Slots, prefilled: Prefilled, starts: Starts) -> Slots:
+def insert(slots: DecodeState, prefilled: Prefilled, starts: NewRows) -> DecodeState:
     """Rows start from prefilled prompts in the slots given. Of the ring nothing is theirs yet, and so none of it changes."""
     put = lambda array, new: array.at[starts.slot].set(new.astype(array.dtype), mode="drop")
     take = lambda array, new: put(array, new[starts.source])
@@ -250,7 +250,7 @@ def insert(slots: Slots, prefilled: Prefilled, starts: Starts) -> Slots:
 def decode(
     config: ModelConfig,
     params: Params,
-    slots: Slots,
+    slots: DecodeState,
     halt: Bool[Array, "S"],
     how: How,
     most_steps: Int[Array, ""],
@@ -259,13 +259,13 @@ def decode(
     chunk: int,
     ends: tuple[int, ...],
     dtype: DTypeLike,
-    places: Places = ANYWHERE,
-) -> tuple[Slots, Chosen]:
+    places: ActivationShardings = UNCONSTRAINED,
+) -> tuple[DecodeState, DecodeOutput]:
     """Chooses tokens for all live rows but those in `halt`, step after step: at most min(most_steps, chunk) of them, and none
     once no more than leave_at rows are live. No row may come to have more tokens than the ring has columns."""
     slots = slots._replace(live=slots.live & ~halt)
     rows = slots.live.shape[0]
-    chosen = Chosen(
+    chosen = DecodeOutput(
         tokens=jnp.zeros((rows, chunk), jnp.int32),
         logprobs=jnp.zeros((rows, chunk), jnp.float32),
         n=jnp.zeros(rows, jnp.int32),
@@ -276,17 +276,17 @@ def decode(
     embedding = transformer.output_embedding(params)
     softcap, unused = config.logit_softcap, config.unused_ids
     # A row that is live has been so from the first step, and has chosen a token at each.
-    uniform = uniforms(slots.keys, slots.written, chunk)
+    uniform = row_uniforms(slots.keys, slots.written, chunk)
 
-    def goes_on(state: tuple[Slots, Chosen]) -> Array:
+    def goes_on(state: tuple[DecodeState, DecodeOutput]) -> Array:
         slots, chosen = state
         return (chosen.steps < jnp.minimum(most_steps, chunk)) & (slots.live.sum() > leave_at)
 
-    def step(state: tuple[Slots, Chosen]) -> tuple[Slots, Chosen]:
+    def step(state: tuple[DecodeState, DecodeOutput]) -> tuple[DecodeState, DecodeOutput]:
         slots, chosen = state
         number = jax.lax.dynamic_index_in_dim(uniform, chosen.steps, axis=1, keepdims=False)
         hidden = places.layer(slots.hidden)
-        token, logprob = draw(
+        token, logprob = next_token(
             hidden, embedding, number, slots.written, how, ends, softcap, places.logits, unused
         )
         write = lambda array, new: jax.lax.dynamic_update_slice_in_dim(
@@ -298,7 +298,7 @@ def decode(
             config, params, slots._replace(written=slots.written + n), token, dtype, places
         )
         live = slots.live & ~ended & (moved.written < slots.limit)
-        chosen = Chosen(
+        chosen = DecodeOutput(
             write(chosen.tokens, token),
             write(chosen.logprobs, logprob),
             chosen.n + n,
@@ -314,11 +314,11 @@ def decode(
 def _read(
     config: ModelConfig,
     params: Params,
-    slots: Slots,
+    slots: DecodeState,
     token: Int[Array, "S"],
     dtype: DTypeLike,
-    places: Places,
-) -> Slots:
+    places: ActivationShardings,
+) -> DecodeState:
     """Every row's newest token, already counted, is read: into the ring's column at the clock, and to a new hidden state."""
     width, ring = slots.prompt[0][1].shape[2], slots.recent[0][1].shape[2]
     position = (slots.prompt_length + slots.written - 1)[:, None]
@@ -332,7 +332,7 @@ def _read(
         token[:, None],
         position,
         jnp.concatenate([of_prompt, of_ring], axis=1)[:, None],
-        transformer.Cache(slots.prompt, slots.recent, slots.clock),
+        transformer.KVCache(slots.prompt, slots.recent, slots.clock),
         dtype=dtype,
         places=places,
         key_positions=jnp.concatenate(positions, axis=1),
@@ -342,7 +342,7 @@ def _read(
     return slots._replace(recent=recent, clock=clock, hidden=last.astype(slots.hidden.dtype))
 
 
-def grow(slots: Slots, *, ring: int) -> Slots:
+def grow(slots: DecodeState, *, ring: int) -> DecodeState:
     """The same rows with a longer ring: the old columns, oldest first, then new ones."""
     old = slots.recent[0][1].shape[2]
 
@@ -354,6 +354,6 @@ def grow(slots: Slots, *, ring: int) -> Slots:
     return slots._replace(recent=recent, clock=jnp.int32(old))
 
 
-def compact(slots: Slots, rows: Int[Array, "S2"]) -> Slots:
+def compact(slots: DecodeState, rows: Int[Array, "S2"]) -> DecodeState:
     """Slots with only these rows, in this order."""
     return jax.tree.map(lambda x: x[rows] if x.ndim else x, slots)

@@ -149,7 +149,7 @@ def _divide_cpu(devices: int, most_times: int) -> None:
         jax.config.update("jax_num_cpu_devices", times * devices)
 
 
-def rows_sharding(mesh: Mesh) -> NamedSharding:
+def row_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp; every other axis whole."""
     return NamedSharding(mesh, ROWS)
 
@@ -159,14 +159,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def slots_sharding(mesh: Mesh, kv_heads: int) -> Callable[[Any], Any]:
+def decode_state_shardings(mesh: Mesh, kv_heads: int) -> Callable[[Any], Any]:
     """A function that gives, for the class of a sampler's state, where each of its fields lives: rows over data and fsdp; the
     key-value heads of a cache over tensor, too, where they divide; the clock everywhere."""
     heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
     cache = NamedSharding(mesh, PartitionSpec(*ROWS, heads))
     places = {"prompt": cache, "recent": cache, "key_values": cache, "clock": replicated(mesh)}
     return lambda state: state(
-        **{name: places.get(name, rows_sharding(mesh)) for name in state._fields}
+        **{name: places.get(name, row_sharding(mesh)) for name in state._fields}
     )
 
 
@@ -226,7 +226,7 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def stationary(mesh: Mesh, like: Any) -> Any:
+def decode_shardings(mesh: Mesh, like: Any) -> Any:
     """The sharding of each leaf of a copy to decode with, `like` being what tree_like gives: fsdp divides what tensor divides,
     and no axis that is contracted with whole activations; a leaf that does not divide so keeps its own.
 
@@ -249,7 +249,7 @@ def stationary(mesh: Mesh, like: Any) -> Any:
     return jax.tree.map(sharding if mesh.shape["fsdp"] > 1 else lambda leaf: leaf.sharding, like)
 
 
-def tree_like(mesh: Mesh, tree: Any) -> Any:
+def sharded_shapes(mesh: Mesh, tree: Any) -> Any:
     """A jax.ShapeDtypeStruct for each leaf, with the sharding that tree_shardings gives it. UserError as there."""
     place = lambda shape, sharding: jax.ShapeDtypeStruct(
         shape.shape, shape.dtype, sharding=sharding
@@ -280,7 +280,7 @@ EXCHANGED = 2048
 """Bytes of each process that are exchanged in one go; more take a second."""
 
 
-def exchange(value: Any) -> list[Any]:
+def gather_json(value: Any) -> list[Any]:
     """The JSON values that the processes call this with, in the processes' order; alone, it is the one value.
 
     All of them must call it at the same point of the program, as they do everything that touches devices.

@@ -33,7 +33,7 @@ MEND = "start all of them again with the same command to go on from the last che
 _heralds: list[subprocess.Popen] = []
 
 
-def join(coordinator: str, processes: int, process: int) -> None:
+def join_processes(coordinator: str, processes: int, process: int) -> None:
     """Makes this process one of several, before JAX touches a device; where there is only one, nothing happens.
 
     coordinator: "auto": as a TPU pod, Slurm or Open MPI says; "off": there is only one; or host:port of process 0, of so many
@@ -123,13 +123,13 @@ def _which() -> str:
     return f"process {jax.process_index()} of {jax.process_count()}"
 
 
-def say(*words: object, **how: Any) -> None:
+def print0(*words: object, **how: Any) -> None:
     """Prints what one process should say for all."""
     if not jax.distributed.is_initialized() or jax.process_index() == 0:
         print(*words, **how)
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """Exits after an error that has been said. One of several processes does not wait for the others: they must end, too."""
     if not _heralds:
         sys.exit(code)

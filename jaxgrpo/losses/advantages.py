@@ -32,7 +32,7 @@ def batch_normalised(rewards: Float[Array, "P G *T"]) -> Float[Array, "P G *T"]:
     return _standardised(rewards, tuple(range(rewards.ndim)))
 
 
-def given(rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
+def unchanged(rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
     """The rewards themselves: somebody else made advantages of them."""
     return jnp.where(jnp.isnan(rewards), 0.0, rewards)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, terms, token_weights
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
+from jaxgrpo.losses.objective import Coefficient, TokenInputs, TokenMetrics, frozen_pytree
 
 
 @frozen_pytree
@@ -29,7 +29,7 @@ class CISPO:
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         return token_weights.per_token(mask)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
         ratio = jax.lax.stop_gradient(terms.ratio(inputs.logprobs - inputs.old_logprobs))
         low, high = ratio < 1 - self.clip_low, ratio > 1 + self.clip_high
         figures = {

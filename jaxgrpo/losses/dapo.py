@@ -4,7 +4,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, token_weights
 from jaxgrpo.losses.grpo import clipped_loss
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
+from jaxgrpo.losses.objective import Coefficient, TokenInputs, TokenMetrics, frozen_pytree
 
 
 @frozen_pytree
@@ -44,5 +44,5 @@ class DAPO:
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         return token_weights.per_token(mask)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
         return clipped_loss(inputs, self.clip_low, self.clip_high)

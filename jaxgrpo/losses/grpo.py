@@ -3,7 +3,7 @@
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, terms, token_weights
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
+from jaxgrpo.losses.objective import Coefficient, TokenInputs, TokenMetrics, frozen_pytree
 
 
 @frozen_pytree
@@ -31,7 +31,7 @@ class GRPO:
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         return token_weights.per_sequence(mask)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
         loss, figures = clipped_loss(inputs, self.clip_low, self.clip_high)
         return loss + self.kl * terms.kl_k3(inputs.logprobs, inputs.ref_logprobs), figures
 
@@ -61,7 +61,7 @@ class DrGRPO:
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         return token_weights.per_budget(mask, self.budget)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
         return clipped_loss(inputs, self.clip_low, self.clip_high)
 
 
@@ -70,7 +70,7 @@ def clipped_loss(
     clip_low: Coefficient,
     clip_high: Coefficient,
     dual_clip: Coefficient | None = None,
-) -> tuple[Float[Array, "B T"], Figures]:
+) -> tuple[Float[Array, "B T"], TokenMetrics]:
     """PPO's clipped surrogate of each token's ratio, and where it was clipped."""
     log_ratio = inputs.logprobs - inputs.old_logprobs
     figures = terms.clipped(log_ratio, inputs.advantages, clip_low, clip_high)

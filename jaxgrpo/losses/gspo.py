@@ -3,7 +3,7 @@
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, terms, token_weights
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
+from jaxgrpo.losses.objective import Coefficient, TokenInputs, TokenMetrics, frozen_pytree
 
 
 @frozen_pytree
@@ -28,7 +28,7 @@ class GSPO:
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         return token_weights.per_sequence(mask)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
         log_ratio = self._log_ratio(inputs)
         figures = terms.clipped(log_ratio, inputs.advantages, self.clip_low, self.clip_high)
         return terms.clipped_surrogate(

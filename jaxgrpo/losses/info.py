@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxgrpo.losses import terms
 
 if TYPE_CHECKING:
-    from jaxgrpo.losses.objective import Figures, TokenInputs
+    from jaxgrpo.losses.objective import TokenInputs, TokenMetrics
 
 
 class Info(NamedTuple):
@@ -25,7 +25,7 @@ class Info(NamedTuple):
     """By name, the largest over the chosen tokens; 0 without any."""
 
 
-def measure(inputs: TokenInputs, figures: Figures) -> Info:
+def measure(inputs: TokenInputs, figures: TokenMetrics) -> Info:
     """The figures common to all objectives, and an objective's own (which win where names are the same).
 
     In the report, over the chosen tokens, in nats where it is a divergence:

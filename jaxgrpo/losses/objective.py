@@ -31,7 +31,7 @@ Class = TypeVar("Class", bound=type)
 Advantages = Float[Array, "P G"] | Float[Array, "P G T"]
 """One for each completion, or one for each of its tokens."""
 
-Figures = dict[str, Float[Array, "B T"]]
+TokenMetrics = dict[str, Float[Array, "B T"]]
 """Per-token figures of an objective's own, to be logged as means over the chosen tokens."""
 
 
@@ -113,7 +113,7 @@ class Objective(Protocol):
         """How much each token counts; computed from the whole batch."""
         ...
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
         """The loss at each token, and figures of the objective's own."""
         ...
 

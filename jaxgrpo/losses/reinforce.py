@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, terms, token_weights
 from jaxgrpo.losses.grpo import clipped_loss
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
+from jaxgrpo.losses.objective import Coefficient, TokenInputs, TokenMetrics, frozen_pytree
 
 
 @frozen_pytree
@@ -43,7 +43,7 @@ class ReinforcePlusPlus:
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         return token_weights.per_sequence(mask)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
         return clipped_loss(inputs, self.clip_low, self.clip_high)
 
 
@@ -71,6 +71,6 @@ class ReinforcePlusPlusBaseline:
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         return token_weights.per_sequence(mask)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
         loss, figures = clipped_loss(inputs, self.clip_low, self.clip_high)
         return loss + self.kl * terms.kl_k2(inputs.logprobs, inputs.ref_logprobs), figures

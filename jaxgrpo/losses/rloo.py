@@ -3,7 +3,7 @@
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, token_weights
-from jaxgrpo.losses.objective import Coefficient, Figures, TokenInputs, frozen_pytree
+from jaxgrpo.losses.objective import Coefficient, TokenInputs, TokenMetrics, frozen_pytree
 
 
 @frozen_pytree
@@ -39,5 +39,5 @@ class RLOO:
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         return token_weights.per_budget(mask, 1.0)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
         return -inputs.advantages * inputs.logprobs, {}

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import token_weights
-from jaxgrpo.losses.objective import Figures, TokenInputs, frozen_pytree
+from jaxgrpo.losses.objective import TokenInputs, TokenMetrics, frozen_pytree
 
 
 @frozen_pytree
@@ -19,5 +19,5 @@ class Supervised:
     def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
         return token_weights.per_token(mask)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
         return -inputs.logprobs, {}

@@ -8,9 +8,9 @@ from jaxgrpo.losses import terms
 from jaxgrpo.losses.objective import (
     Advantages,
     Coefficient,
-    Figures,
     Objective,
     TokenInputs,
+    TokenMetrics,
     frozen_pytree,
 )
 
@@ -52,7 +52,7 @@ class Regularised(_Wrapper):
     def __post_init__(self) -> None:
         terms.check_kl_estimator(self.estimator)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
         loss, figures = self.objective.token_loss(inputs)
         if self.kl is not None:
             log_ratio = inputs.logprobs - inputs.old_logprobs
@@ -91,7 +91,7 @@ class Corrected(_Wrapper):
     def __post_init__(self) -> None:
         terms.check_importance_weights(self.mode, self.level)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], Figures]:
+    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
         if inputs.sampler_logprobs is None:
             raise ValueError("a correction needs TokenInputs.sampler_logprobs")
         loss, figures = self.objective.token_loss(inputs)

@@ -68,15 +68,15 @@ def _pair(kernel: Array, rank: int, key: Array) -> Params:
     }
 
 
-def without_effect(adapters: Params) -> Params:
+def zero_adapters(adapters: Params) -> Params:
     """Returns adapters of the same shapes that change nothing: a policy with them is its base."""
     return jax.tree.map(jnp.zeros_like, adapters)
 
 
-def join(base: Params, trained: Params) -> Params:
+def attach(base: Params, trained: Params) -> Params:
     """A policy's parameters: the base's, with those that are trained beside them or, where all are, in their place. The same
     arrays: nothing is copied."""
-    joined = lambda name, part: join(base.get(name, {}), part) if isinstance(part, dict) else part
+    joined = lambda name, part: attach(base.get(name, {}), part) if isinstance(part, dict) else part
     return {**base, **{name: joined(name, part) for name, part in trained.items()}}
 
 

@@ -39,7 +39,7 @@ REMAT = {
 """What the backward pass finds of a layer, besides its input; the rest it computes again."""
 
 
-class Cache(NamedTuple):
+class KVCache(NamedTuple):
     """What new tokens read: W columns of their prompt, then, if there are no recent ones, each other. With R recent columns
     there is a single new token, and `column` becomes its own. Where there are n times as many rows as prompts, each prompt is
     that of n rows beside each other."""
@@ -49,7 +49,7 @@ class Cache(NamedTuple):
     column: Int[Array, ""] | int = 0
 
 
-class Text(NamedTuple):
+class SequenceInputs(NamedTuple):
     """What a network reads, as the arguments of `forward`."""
 
     tokens: Int[Array, "B T"]
@@ -58,7 +58,7 @@ class Text(NamedTuple):
     key_positions: Int[Array, "B S"] | None = None
 
 
-class Places(NamedTuple):
+class ActivationShardings(NamedTuple):
     """Where activations lie on a mesh: x -> the same there. Left to itself XLA may spread a layer's input over the width, as
     the embedding is, and have every device compute all rows."""
 
@@ -74,7 +74,7 @@ class Places(NamedTuple):
     """What tokens are drawn from, [B V]."""
 
 
-ANYWHERE = Places()
+UNCONSTRAINED = ActivationShardings()
 """On one device, or wherever XLA will have them."""
 
 
@@ -139,7 +139,7 @@ EVERYTHING = 2**30
 """As a window: wider than any text."""
 
 
-class Own(NamedTuple):
+class LayerConstants(NamedTuple):
     """What a layer does not share with the others, besides its parameters; of all layers, with an axis of them in front."""
 
     window: Int[Any, "*L"]
@@ -150,10 +150,10 @@ class Own(NamedTuple):
     """The place of its rotary positions among those that the network has."""
 
 
-def owned(config: ModelConfig) -> Own:
+def layer_constants(config: ModelConfig) -> LayerConstants:
     """What each layer has of its own: a constant, and so NumPy's."""
     windows, ropes = distinct_windows(config), distinct_ropes(config)
-    return Own(
+    return LayerConstants(
         np.array([window or EVERYTHING for window, _ in config.kinds], np.int32),
         np.array([windows.index(window) for window, _ in config.kinds], np.int32),
         np.array([ropes.index(rope) for _, rope in config.kinds], np.int32),
@@ -170,20 +170,20 @@ def distinct_ropes(config: ModelConfig) -> list[Rope]:
     return list(dict.fromkeys(rope for _, rope in config.kinds))
 
 
-class Turns(NamedTuple):
+class RotaryTable(NamedTuple):
     """How far positions turn; made once for all layers, for cosines cost more than what is multiplied by them."""
 
     cos: Float[Array, "*R B 1 T half"]
     sin: Float[Array, "*R B 1 T half"]
 
 
-def turns(rope: Rope, head_width: int, positions: Int[Array, "B T"]) -> Turns:
+def rotary_table(rope: Rope, head_width: int, positions: Int[Array, "B T"]) -> RotaryTable:
     """Angles are in float32 whatever the network is computed in."""
     angles = positions[:, None, :, None].astype(jnp.float32) * rope.frequencies(head_width)
-    return Turns(jnp.cos(angles) * rope.magnitude(), jnp.sin(angles) * rope.magnitude())
+    return RotaryTable(jnp.cos(angles) * rope.magnitude(), jnp.sin(angles) * rope.magnitude())
 
 
-def rotate(x: Float[Array, "B n T E"], turns: Turns) -> Float[Array, "B n T E"]:
+def apply_rotary(x: Float[Array, "B n T E"], turns: RotaryTable) -> Float[Array, "B n T E"]:
     """Rotary position embedding (arXiv 2104.09864), halves convention as in Hugging Face checkpoints."""
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     halves = [left * turns.cos - right * turns.sin, right * turns.cos + left * turns.sin]
@@ -338,12 +338,12 @@ class Dense(nn.Module):
 
 class Attention(nn.Module):
     config: ModelConfig
-    places: Places
+    places: ActivationShardings
 
     @nn.compact
     def __call__(self, x, turns, mask, cache, own, whole):
         config = self.config
-        turn = partial(rotate, turns=jax.tree.map(itemgetter(own.rope), turns))
+        turn = partial(apply_rotary, turns=jax.tree.map(itemgetter(own.rope), turns))
         queries = turn(self._project("query", x, config.heads, config.head_norm))
         keys = turn(self._project("key", x, config.kv_heads, config.head_norm)).swapaxes(2, 3)
         values = self._project("value", x, config.kv_heads)
@@ -375,7 +375,7 @@ class Attention(nn.Module):
         return out.swapaxes(1, 2)
 
     def _read(
-        self, queries: Array, parts: list, mask: Array, own: Own, whole: Callable | None
+        self, queries: Array, parts: list, mask: Array, own: LayerConstants, whole: Callable | None
     ) -> Float[Array, "B H T E"]:
         config = self.config
         how = {"scale": config.query_scale, "softcap": config.attention_softcap}
@@ -409,7 +409,7 @@ class Layer(nn.Module):
 
     config: ModelConfig
     wholes: tuple[Callable | None, ...]
-    places: Places
+    places: ActivationShardings
 
     @nn.compact
     def __call__(self, xs, texts, cache, own):
@@ -439,7 +439,7 @@ class Transformer(nn.Module):
     dtype: DTypeLike = jnp.float32
     wholes: tuple[Callable | None, ...] = (None,)
     remat: str = "none"
-    places: Places = ANYWHERE
+    places: ActivationShardings = UNCONSTRAINED
 
     @nn.compact
     def __call__(self, texts, cache=None):
@@ -468,21 +468,21 @@ class Transformer(nn.Module):
         # Before a scan over layers, not only in each: XLA has what it carries lie where it began.
         return self.places.layer(rows)
 
-    def _turns(self, text: Text) -> Turns:
+    def _turns(self, text: SequenceInputs) -> RotaryTable:
         every = [
-            turns(rope, self.config.head_width, text.positions)
+            rotary_table(rope, self.config.head_width, text.positions)
             for rope in distinct_ropes(self.config)
         ]
         return jax.tree.map(lambda *each: jnp.stack(each), *every)
 
-    def _distances(self, text: Text) -> Int[Array, "B T S"] | None:
+    def _distances(self, text: SequenceInputs) -> Int[Array, "B T S"] | None:
         if not self.config.windows:
             return None
         keys = text.positions if text.key_positions is None else text.key_positions
         return text.positions[:, :, None] - keys[:, None]
 
     def _unrolled(self, layer, xs, where, cache):
-        every, key_values = owned(self.config), []
+        every, key_values = layer_constants(self.config), []
         for i in range(self.config.layers):
             layer_cache = (
                 None
@@ -506,16 +506,16 @@ class Transformer(nn.Module):
         )
         layer_cache = None if cache is None else (cache.prompt, None, None)
         return over(self.config, self.wholes, self.places, name="layers")(
-            xs, where, layer_cache, owned(self.config)
+            xs, where, layer_cache, layer_constants(self.config)
         )
 
 
 def init(config: ModelConfig, key: Array) -> Params:
     """Random float32 parameters: embeddings normal(0.02), matrices LeCun normal, norms 1."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return Transformer(config).init(key, [Text(tokens, tokens, jnp.ones((1, 1, 1), bool))])[
-        "params"
-    ]
+    return Transformer(config).init(
+        key, [SequenceInputs(tokens, tokens, jnp.ones((1, 1, 1), bool))]
+    )["params"]
 
 
 def shapes(config: ModelConfig) -> Params:
@@ -529,11 +529,11 @@ def forward(
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     mask: Bool[Array, "B T S"],
-    cache: Cache | None = None,
+    cache: KVCache | None = None,
     dtype: DTypeLike = jnp.float32,
     whole: Callable | None = None,
     remat: str = "none",
-    places: Places = ANYWHERE,
+    places: ActivationShardings = UNCONSTRAINED,
     key_positions: Int[Array, "B S"] | None = None,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """The last hidden states, normed, and each layer's keys and values.
@@ -553,21 +553,21 @@ def forward(
     # Any: Flax also has it that a second result may be mutable collections, of which there are none.
     network = Transformer(config, dtype, (whole,), remat, places)
     result: Any = network.apply(
-        {"params": params}, [Text(tokens, positions, mask, key_positions)], cache
+        {"params": params}, [SequenceInputs(tokens, positions, mask, key_positions)], cache
     )
     (hidden,), key_values = result
     return hidden, key_values
 
 
-def forward_both(
+def forward_with_prompts(
     config: ModelConfig,
     params: Params,
-    prompts: Text,
-    texts: Text,
+    prompts: SequenceInputs,
+    texts: SequenceInputs,
     dtype: DTypeLike = jnp.float32,
     wholes: tuple[Callable | None, Callable | None] = (None, None),
     remat: str = "none",
-    places: Places = ANYWHERE,
+    places: ActivationShardings = UNCONSTRAINED,
 ) -> tuple[Float[Array, "A W D"], Float[Array, "B T D"]]:
     """The last hidden states, normed, of prompts and of texts that go on from them, S = W + T: as `forward` gives them for the
     prompts, and then with these as its cache. wholes: of each. The other arguments are those of `forward`."""
@@ -597,7 +597,7 @@ def unstack(params: Params) -> Params:
     }
 
 
-def size(params: Params) -> int:
+def parameter_count(params: Params) -> int:
     """How many numbers the parameters are."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 

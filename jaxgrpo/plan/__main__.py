@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import Any, NoReturn
 
 from jaxgrpo import config as settings
-from jaxgrpo.build import make_steps
+from jaxgrpo.build import build_programs
 from jaxgrpo.config import Config
 from jaxgrpo.config.command_line import run_main, split
 from jaxgrpo.errors import UserError
@@ -77,7 +77,7 @@ def make_place(config: Config, topology: str | None, memory: float | None) -> Pl
         chip, devices = chips.devices(topology)
         return Place(topology, devices, chip, memory * chips.GIB if memory else chip.hbm)
     net = network(config.model)
-    devices = list(make_steps(config, net.config, net.ends).rows.mesh.devices.flat)
+    devices = list(build_programs(config, net.config, net.ends).rows.mesh.devices.flat)
     here, known = (devices[0].memory_stats() or {}).get("bytes_limit"), chips.of_device(devices[0])
     limit = memory * chips.GIB if memory else here or _machine_memory() / len(devices)
     return Place(f"the {devices[0].device_kind} here", devices, known, limit)
@@ -93,7 +93,7 @@ def make_plan(
     """Compiles the programs of a run and adds up what they need; nothing is compiled where the arrays alone are too much.
     UserError as a run's own."""
     net = network(config.model)
-    given = arguments(config, make_steps(config, net.config, net.ends, place.devices))
+    given = arguments(config, build_programs(config, net.config, net.ends, place.devices))
     arrays = plan_memory.phases(config, given, {})
     if plan_memory.peak(arrays)[1] > place.memory:
         return Plan(config, net, place, given, {}, arrays)

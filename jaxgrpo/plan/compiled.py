@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
-from jaxgrpo.build import match, model_folder
+from jaxgrpo.build import match_tokenizer, model_folder
 from jaxgrpo.config import Config
 from jaxgrpo.distributed.mesh import device_bytes
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder, lora, transformer
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.plan import hlo
-from jaxgrpo.programs import Steps
+from jaxgrpo.programs import Programs
 from jaxgrpo.text import tokenizer
-from jaxgrpo.types import Batch
+from jaxgrpo.types import TrainBatch
 
 SHAPES = Path(__file__).parent / "shapes"
 """What the config.json files of known models say of their networks, under the models' names."""
@@ -49,7 +49,9 @@ def network(model: str) -> Network:
     """Of a config's `model`: of the folder, or, where it is not there, of the known model of the same name."""
     folder = model_folder(model)
     if folder.is_dir():
-        model, tokens = match(folder, hf_folder.load_config(folder), tokenizer.load(folder))
+        model, tokens = match_tokenizer(
+            folder, hf_folder.load_config(folder), tokenizer.load(folder)
+        )
         return Network(model, tokens.ends, f"the folder {folder}")
     path = known().get(folder.name) or known().get(folder.name.removesuffix("-Instruct"))
     if path is None:
@@ -73,29 +75,29 @@ def network(model: str) -> Network:
 class Arguments:
     """Everything that a run's programs work on, as shapes with shardings."""
 
-    steps: Steps
+    steps: Programs
     published: Any
     slots: Any
     """As many and with as long a ring as there can be."""
     prefilled: Any
     reference: Any
-    batch: Batch
+    batch: TrainBatch
     calls: dict[str, tuple[Any, tuple]]
     """A program's name -> what can be traced, and its arguments."""
 
 
-def arguments(config: Config, steps: Steps) -> Arguments:
+def arguments(config: Config, steps: Programs) -> Arguments:
     """What the run of this config gives its programs."""
     rows, width = config.batch.groups * config.batch.group_size, config.sampling.prompt_width
     length = width + config.sampling.max_new_tokens
     row = lambda kind, *sizes: Like(sizes, kind, sharding=steps.rows)
     host = lambda kind, *sizes: Like(sizes, kind)
     reference = result(steps.refer, steps.params_like)
-    published = result(steps.publish, lora.join(reference, steps.state_like.params))
+    published = result(steps.publish, lora.attach(reference, steps.state_like.params))
     slots = result(steps.empty, steps.sizes[0], steps.rings[-1])
     read = published, host(jnp.int32, steps.prompts, width), host(bool, steps.prompts, width)
     prefilled = result(steps.prefill, *read)
-    batch = Batch(
+    batch = TrainBatch(
         tokens=row(jnp.int32, rows, length),
         segments=row(jnp.int32, rows, length),
         completion_mask=row(bool, rows, length),
@@ -279,4 +281,4 @@ def wanted_bytes(message: str) -> float | None:
 
 def parameters(model: ModelConfig) -> int:
     """How many numbers the network is."""
-    return transformer.size(transformer.shapes(model))
+    return transformer.parameter_count(transformer.shapes(model))

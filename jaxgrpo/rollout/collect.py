@@ -19,14 +19,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgrpo.data.order import Fitted
-from jaxgrpo.distributed.mesh import exchange
+from jaxgrpo.data.order import ProblemStream
+from jaxgrpo.distributed.mesh import gather_json
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rewards.workers.pool import Missing, Pool, Ticket
 from jaxgrpo.rollout import difficulty
-from jaxgrpo.rollout.engine import Draw, Ended, Engine, Group, Wave
-from jaxgrpo.types import Batch, Params
+from jaxgrpo.rollout.engine import Draw, Engine, FinishedCompletion, Group, SamplingSession
+from jaxgrpo.types import Params, TrainBatch
 
 SAVED = 100
 """How many texts are saved, at most, whose verdicts are missing."""
@@ -53,7 +53,7 @@ class Judge:
         """Has the group judged, without waiting."""
         return self.pool.submit(group.problem, group.texts)
 
-    def submit_early(self, ended: Ended) -> Ticket | None:
+    def submit_early(self, ended: FinishedCompletion) -> Ticket | None:
         """Has one of a group's texts judged, without waiting for the others; None where a reward must see them together."""
         return None if self.pool.batched else self.pool.submit(ended.problem, [ended.text])
 
@@ -85,7 +85,7 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CollectSpec:
     """What a step's collection should hold: `groups` groups of group_size completions, by the filter's rule, from at most
     `most` problems.
 
@@ -101,11 +101,11 @@ class Wanted:
     mask_truncated: bool = False
 
     def takes(self, group: Group) -> bool:
-        return difficulty.kept(self.rule, self.low, self.high, group.solved, group.judged)
+        return difficulty.is_kept(self.rule, self.low, self.high, group.solved, group.judged)
 
 
 @dataclass
-class Stream:
+class RolloutStream:
     """Judged groups in the order of their launch, for one step after another.
 
     keep: whether what is in flight when a step has its batch goes on at the next one, under that one's policy. Else it is
@@ -129,21 +129,23 @@ class Stream:
 
     engine: Engine
     judge: Judge
-    problems: Fitted
+    problems: ProblemStream
     draw: Draw
     keep: bool = False
     max_age: int = 2
-    wave: Wave | None = None
+    wave: SamplingSession | None = None
     groups: Iterator[Group] = field(default_factory=lambda: iter(()))
     """Without keep, the step's."""
-    _items: Iterator[Ended | tuple[int, Group] | None] = field(default_factory=lambda: iter(()))
+    _items: Iterator[FinishedCompletion | tuple[int, Group] | None] = field(
+        default_factory=lambda: iter(())
+    )
     """With keep, what happens in the wave."""
     _share: "_Share" = field(init=False)
     """With keep, its groups that have not been handed out."""
     _spare: int = 0
     """With keep, problems that may be in flight besides those that the step needs."""
 
-    def begin(self, params: Params, wanted: Wanted, step: int) -> Wave:
+    def begin(self, params: Params, wanted: CollectSpec, step: int) -> SamplingSession:
         """Begins a step, whose groups `take` gives. With keep the device is then at work."""
         if self.keep and self.wave is not None:
             self.wave.renew(params, step)
@@ -153,7 +155,7 @@ class Stream:
             self.wave = self.engine.wave(params, problems, size, self.draw, step, "training")
             if self.keep:
                 self._items = iter(self.wave)
-                self._share = _Share(self.judge, jax.process_index(), jax.process_count())
+                self._share = _JudgingQueue(self.judge, jax.process_index(), jax.process_count())
             else:
                 self.groups = judged_in_order(self.wave, self.judge)
         if self.keep:
@@ -214,8 +216,8 @@ class Stream:
             self._share.cancel()
 
 
-def collect(
-    stream: Stream, params: Params, wanted: Wanted, step: int
+def collect_groups(
+    stream: RolloutStream, params: Params, wanted: CollectSpec, step: int
 ) -> tuple[list[Group], dict[str, float], list[Group]]:
     """Returns the groups that a step trains on, its metrics, and every group that was judged.
 
@@ -293,7 +295,7 @@ def trained_rows(group: Group, mask_truncated: bool) -> np.ndarray:
 
 
 def judged_in_order(
-    wave: Iterable[Ended | tuple[int, Group] | None], judge: Judge
+    wave: Iterable[FinishedCompletion | tuple[int, Group] | None], judge: Judge
 ) -> Iterator[Group]:
     """The groups of a wave in the order of their launch, each as soon as it and all before it are judged.
 
@@ -301,12 +303,12 @@ def judged_in_order(
     group. All of them must come to the same decisions: they tell each other what they have found once a call of the device,
     and hand out what all of them know.
     """
-    share = _Share(judge, jax.process_index(), jax.process_count())
+    share = _JudgingQueue(judge, jax.process_index(), jax.process_count())
     try:
         for item in wave:
             if item is not None:
                 share.hear(item)
-            if item is None or (share.processes == 1 and not isinstance(item, Ended)):
+            if item is None or (share.processes == 1 and not isinstance(item, FinishedCompletion)):
                 yield from share.judged()
         while share.groups:
             yield from share.judged(wait=1)
@@ -315,7 +317,7 @@ def judged_in_order(
 
 
 @dataclass
-class _Share:
+class _JudgingQueue:
     """What one of several processes knows of a wave's groups: those that are whole, its own share's tickets, and verdicts."""
 
     judge: Judge
@@ -334,14 +336,14 @@ class _Share:
         """How many of the next groups are whole, with none between them that is not."""
         return next(count for count in itertools.count() if self.head + count not in self.groups)
 
-    def hear(self, item: Ended | tuple[int, Group]) -> None:
+    def hear(self, item: FinishedCompletion | tuple[int, Group]) -> None:
         """Takes note of what has happened in the wave."""
-        if isinstance(item, Ended):
+        if isinstance(item, FinishedCompletion):
             self.submit(item)
         else:
             self.add(*item)
 
-    def submit(self, ended: Ended) -> None:
+    def submit(self, ended: FinishedCompletion) -> None:
         """A text that has ended is judged, if it is this process's to judge."""
         if self._is_mine(ended.index) and (ticket := self.judge.submit_early(ended)):
             self.early[ended.index][ended.sample] = ticket
@@ -363,7 +365,7 @@ class _Share:
         done = lambda index: all(ticket.verdicts.done() for ticket in self.tickets[index])
         ready = [index for index in self.tickets if index < self.head + wait or done(index)]
         found = [[index, self.judge.verdicts(self.tickets.pop(index))] for index in ready]
-        for part in exchange(found):
+        for part in gather_json(found):
             self.known.update(part)
         while self.head in self.known:
             group = self.groups.pop(self.head)
@@ -393,7 +395,7 @@ def most_informative(groups: Iterable[Group], count: int) -> list[Group]:
     return sorted(useful, key=rank, reverse=True)[: max(count, 0)]
 
 
-def make_batch(groups: Sequence[Group], count: int, mask_truncated: bool = False) -> Batch:
+def make_batch(groups: Sequence[Group], count: int, mask_truncated: bool = False) -> TrainBatch:
     """`count` groups' rows as one batch of numpy arrays; there is at least one group.
 
     Rows whose reward is missing, and the places that no group fills, have an empty completion_mask and count nothing.
@@ -406,7 +408,7 @@ def make_batch(groups: Sequence[Group], count: int, mask_truncated: bool = False
         array = np.concatenate(list(arrays))
         return np.concatenate([array, np.full((empty, *array.shape[1:]), filler, array.dtype)])
 
-    return Batch(
+    return TrainBatch(
         tokens=rows(group.tokens for group in groups),
         segments=rows(group.attention_mask.astype(np.int32) for group in groups),
         completion_mask=rows(map(compared_tokens, groups)),
@@ -467,7 +469,7 @@ def record(group: Group) -> dict[str, Any]:
     }
 
 
-def check_missing(groups: Sequence[Group], most: float, path: Path) -> None:
+def check_missing_verdicts(groups: Sequence[Group], most: float, path: Path) -> None:
     """Raises MissingVerdictsError if a greater share of verdicts is missing than `most`. The texts are then in a JSON Lines
     file at `path`, those that the most frequent reason stands for first."""
     wanted = sum(len(column) for group in groups for column in group.values.values())

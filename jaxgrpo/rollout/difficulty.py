@@ -9,7 +9,7 @@ from fractions import Fraction
 from jaxgrpo.errors import UserError
 
 
-def kept(rule: str, low: float, high: float, solved: int, judged: int) -> bool:
+def is_kept(rule: str, low: float, high: float, solved: int, judged: int) -> bool:
     """Whether a group with `solved` of `judged` completions right may train the policy.
 
     "band": low <= solved / judged <= high (arXiv 2504.03380). "dapo": neither none nor all (arXiv 2503.14476). "off": any.

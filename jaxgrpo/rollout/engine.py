@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxgrpo.problems import Completion, Problem
 from jaxgrpo.text.stops import StopSearch
-from jaxgrpo.text.tokenizer import Tokenizer, left_padded
+from jaxgrpo.text.tokenizer import Tokenizer, pad_left
 from jaxgrpo.types import Params
 
 
@@ -52,7 +52,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedCompletion:
     """A completion that has ended, while others of its group may go on. index: its problem's, in the order of asking."""
 
     index: int
@@ -79,7 +79,7 @@ class Draw:
 
 
 @dataclass
-class Usage:
+class SamplingUsage:
     """Counts what sampling took, by one policy.
 
     tokens: those that were chosen, in all calls that have come back
@@ -95,7 +95,7 @@ class Usage:
 
 
 @dataclass
-class _Row:
+class _PendingRow:
     group: "_Making"
     sample: int
     limit: int
@@ -108,7 +108,7 @@ class _Row:
 
 
 @dataclass
-class _Making:
+class _PendingGroup:
     """A group whose rows are being written."""
 
     index: int
@@ -118,7 +118,7 @@ class _Making:
     """Seed, step and purpose, for the rows' random keys. The step is the one of the launch."""
     first_sample: int
     """The number of the first row's sample: a problem that is asked again in a step counts on."""
-    rows: list[_Row]
+    rows: list[_PendingRow]
     unfinished: int
 
 
@@ -138,7 +138,7 @@ class Engine:
         """Compiles every program that sampling can need, and seals them: whatever comes, nothing compiles from then on."""
         steps = self.steps
         published = steps.publish(params)
-        prompts = left_padded([[]] * steps.prompts, self.prompt_width, self.tokenizer.pad)
+        prompts = pad_left([[]] * steps.prompts, self.prompt_width, self.tokenizer.pad)
         prefilled = steps.prefill(published, *prompts)
         nowhere = _starts([], steps.starts, steps.sizes[0])
         for ring in steps.rings:
@@ -164,7 +164,7 @@ class Engine:
         step: int,
         purpose: str,
         limits: Callable[[Problem, int], int] | None = None,
-    ) -> "Wave":
+    ) -> "SamplingSession":
         """Groups of group_size completions of each problem, as they become ready. Problems are taken as slots become free.
 
         limits: (problem, sample) -> the most tokens of that completion, at most new_tokens (None: draw.max_tokens for all).
@@ -173,7 +173,7 @@ class Engine:
         asked in a step, from 0, its samples are n * group_size and those that follow.
         """
         most = draw.max_tokens or self.new_tokens
-        return Wave(
+        return SamplingSession(
             self, params, problems, group_size, draw, step, purpose, limits or (lambda *_: most)
         )
 
@@ -190,7 +190,7 @@ class Engine:
         found = dict(self.wave(params, problems, group_size, draw, step, purpose).groups())
         return [found[index] for index in range(len(found))]
 
-    def build(self, made: _Making) -> Group:
+    def build(self, made: _PendingGroup) -> Group:
         """A group of rows that are all finished."""
         size, width = len(made.rows), self.prompt_width + self.new_tokens
         tokens = np.full((size, width), self.tokenizer.pad, np.int32)
@@ -205,7 +205,7 @@ class Engine:
                 row.written,
                 True,
             )
-        padded, mask = left_padded([made.prompt], self.prompt_width, self.tokenizer.pad)
+        padded, mask = pad_left([made.prompt], self.prompt_width, self.tokenizer.pad)
         tokens[:, : self.prompt_width] = padded
         attended = chosen.copy()
         attended[:, : self.prompt_width] = mask
@@ -214,7 +214,7 @@ class Engine:
         return Group(made.problem, texts, tokens, attended, chosen, logprobs, written, finished)
 
 
-class Wave:
+class SamplingSession:
     """An iterator over what happens, in the order in which it does: each completion as it has `Ended`, and (index, Group) as
     the last one of a group has; index counts problems as they were taken.
 
@@ -246,16 +246,16 @@ class Wave:
         self._group_size, self._purpose = group_size, purpose
         self._running: Any = None
         """What the call of `decode` under way will have chosen; None where there is none."""
-        self._ended: list[_Row] = []
+        self._ended: list[_PendingRow] = []
         """Rows that have ended, of which nothing has been made."""
         self.renew(params, step)
         self._problems = iter(problems)
         self._how = _how(draw)
         self._size, self._ring = self._steps.sizes[0], self._steps.rings[0]
         self._slots = self._steps.empty(self._size, self._ring)
-        self._rows: list[_Row | None] = [None] * self._size
+        self._rows: list[_PendingRow | None] = [None] * self._size
         self._halt = np.zeros(self._size, bool)
-        self._waiting: deque[tuple[int, _Row]] = deque()
+        self._waiting: deque[tuple[int, _PendingRow]] = deque()
         self._prefilled: Any = None
         self._exhausted = False
 
@@ -263,7 +263,7 @@ class Wave:
         """From now on another policy samples, and usage is counted anew. What is in flight goes on with what it has: its tokens
         so far, and their keys and values as the earlier policy computed them (arXiv 2509.19128)."""
         self.finish_call()
-        self.usage = Usage()
+        self.usage = SamplingUsage()
         self._began = time.perf_counter()
         self._idle_since = self._began
         self._step = step
@@ -276,7 +276,7 @@ class Wave:
         """Of what happens the groups alone."""
         return (item for item in self if isinstance(item, tuple))
 
-    def __iter__(self) -> Iterator[Ended | tuple[int, Group] | None]:
+    def __iter__(self) -> Iterator[FinishedCompletion | tuple[int, Group] | None]:
         while True:
             self._admit()
             if any(self._rows):
@@ -290,7 +290,7 @@ class Wave:
             self.finish_call()
         yield from self.news()
 
-    def news(self) -> Iterator[Ended | tuple[int, Group]]:
+    def news(self) -> Iterator[FinishedCompletion | tuple[int, Group]]:
         """Takes what has happened and was not told yet; the iterator will not tell it again."""
         ended = self._ended
         self._ended = []
@@ -306,13 +306,15 @@ class Wave:
         self._ended += self._harvest(chosen)
         self.usage.seconds = time.perf_counter() - self._began
 
-    def _made_of(self, ended: list[_Row]) -> Iterator[Ended | tuple[int, Group]]:
+    def _made_of(
+        self, ended: list[_PendingRow]
+    ) -> Iterator[FinishedCompletion | tuple[int, Group]]:
         """The texts of rows, then the groups that they were the last of."""
         for row in ended:
             row.text = Completion(
                 self._engine.tokenizer.completion(row.tokens), len(row.tokens), row.ended
             )
-            yield Ended(row.group.index, row.group.problem, row.sample, row.text)
+            yield FinishedCompletion(row.group.index, row.group.problem, row.sample, row.text)
         for row in ended:
             row.group.unfinished -= 1
             if not row.group.unfinished:
@@ -346,12 +348,12 @@ class Wave:
             for problem in problems
         ]
         filler: list[list[int]] = [[]] * (self._steps.prompts - len(problems))
-        prompts = left_padded(ids + filler, engine.prompt_width, engine.tokenizer.pad)
+        prompts = pad_left(ids + filler, engine.prompt_width, engine.tokenizer.pad)
         self._prefilled = self._steps.prefill(self._params, *prompts)
         for source, (problem, prompt) in enumerate(zip(problems, ids, strict=True)):
             first_sample = self._asked[problem.id] * self._group_size
             self._asked[problem.id] += 1
-            made = _Making(
+            made = _PendingGroup(
                 index=self.launched,
                 problem=problem,
                 prompt=prompt,
@@ -361,7 +363,7 @@ class Wave:
                 unfinished=self._group_size,
             )
             made.rows = [
-                _Row(made, i, min(self._limits(problem, i), engine.new_tokens))
+                _PendingRow(made, i, min(self._limits(problem, i), engine.new_tokens))
                 for i in range(self._group_size)
             ]
             self._waiting.extend((source, row) for row in made.rows)
@@ -409,7 +411,7 @@ class Wave:
         )
         self.usage.waited += time.perf_counter() - self._idle_since
 
-    def _harvest(self, chosen: Any) -> list[_Row]:
+    def _harvest(self, chosen: Any) -> list[_PendingRow]:
         """Takes the tokens of this policy's call, and returns the rows that have ended."""
         tokens, logprobs, n, live, ended, steps = chosen
         self.usage.computed += int(steps) * self._size
@@ -428,7 +430,7 @@ class Wave:
             over.append(row)
         return over
 
-    def _stopped(self, row: _Row) -> bool:
+    def _stopped(self, row: _PendingRow) -> bool:
         """Whether the row holds a stop string; then cuts it after the token that completes the first."""
         if not self._draw.stop:
             return False
@@ -453,7 +455,7 @@ def _how(draw: Draw) -> tuple[Any, ...]:
 
 
 def _starts(
-    begun: list[tuple[int, int, _Row]], places: int, nowhere: int
+    begun: list[tuple[int, int, _PendingRow]], places: int, nowhere: int
 ) -> tuple[np.ndarray, ...]:
     """As sampler.Starts, from (slot, source, row), filled up with rows that start in no slot."""
     slot, source, limit = (np.full(places, value, np.int32) for value in (nowhere, 0, 0))

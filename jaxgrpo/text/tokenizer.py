@@ -110,7 +110,7 @@ def load(folder: Path) -> Tokenizer:
     )
 
 
-def left_padded(rows: list[list[int]], width: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_left(rows: list[list[int]], width: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of ids -> (tokens Int[P W], attention_mask Bool[P W]) with the ids at the right end; masks come from lengths.
 
     Raises ValueError for a row that is longer than the width: problems too long are refused where they are read.

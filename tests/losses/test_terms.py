@@ -47,7 +47,7 @@ def test_missing_rewards_are_as_if_they_had_not_been_asked():
     with_missing = advantages.standardised(jnp.array([[1.0, NAN, 0.0, 0.0]]))
     without = advantages.standardised(jnp.array([[1.0, 0.0, 0.0]]))
     np.testing.assert_allclose(with_missing[0, jnp.array([0, 2, 3])], without[0], rtol=1e-6)
-    np.testing.assert_array_equal(advantages.given(jnp.array([[1.5, NAN]])), [[1.5, 0]])
+    np.testing.assert_array_equal(advantages.unchanged(jnp.array([[1.5, NAN]])), [[1.5, 0]])
 
 
 def test_soft_overlong_punishment():

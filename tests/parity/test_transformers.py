@@ -21,7 +21,7 @@ from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import hf_folder, transformer
 from jaxgrpo.problems import Problem
-from jaxgrpo.programs import compile_steps
+from jaxgrpo.programs import compile_programs
 from jaxgrpo.rollout.engine import Draw, Engine
 from jaxgrpo.text import tokenizer
 from tests.tiny_models import make_folder, random_params
@@ -336,12 +336,12 @@ def test_greedy_texts_agree(saved):
         "slots": 2,
         "chunk": 24,
     }
-    steps = compile_steps(config, optimizer, make_mesh(), **shapes)
+    steps = compile_programs(config, optimizer, make_mesh(), **shapes)
     steps = replace(steps, sizes=(2,))  # fewer compiles: slots are not compacted
     engine = Engine(steps, tokenizer.Tokenizer(Given(ids), (NO_END,), PAD), width, NEW, seed=0)
     problems = [Problem(str(i), str(i), "") for i in range(len(ids))]
     groups = engine(hf_folder.load_params(saved), problems, 1, Draw(temperature=0.0), 0, "parity")
-    tokens, mask = tokenizer.left_padded(ids, width, PAD)
+    tokens, mask = tokenizer.pad_left(ids, width, PAD)
     with torch.no_grad():
         expected = theirs(saved).generate(
             torch.as_tensor(tokens, dtype=torch.long),

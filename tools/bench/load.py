@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrpo.distributed.mesh import make_mesh, named_leaves, tree_like
+from jaxgrpo.distributed.mesh import make_mesh, named_leaves, sharded_shapes
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder, tensors, transformer
 from jaxgrpo.models.hf_folder import EMBEDDED
@@ -56,7 +56,7 @@ def make_folder(folder: Path, gigabytes: float, file_gigabytes: float) -> None:
     }
     write_config = lambda: (folder / "config.json").write_text(json.dumps(hf))
     write_config()
-    one = transformer.size(transformer.shapes(hf_folder.load_config(folder)))
+    one = transformer.parameter_count(transformer.shapes(hf_folder.load_config(folder)))
     layer = one - hf["vocab_size"] * hf["hidden_size"] - hf["hidden_size"]
     hf["num_hidden_layers"] = max(1, round((gigabytes * 1e9 / 2 - (one - layer)) / layer))
     write_config()
@@ -82,7 +82,7 @@ def load(folder: Path, dtype: str) -> Result:
     folder.
     """
     mesh = make_mesh(1, -1, 1, devices=jax.devices())
-    like = tree_like(mesh, transformer.shapes(hf_folder.load_config(folder)))
+    like = sharded_shapes(mesh, transformer.shapes(hf_folder.load_config(folder)))
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), like
     )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrpo.build import match
+from jaxgrpo.build import match_tokenizer
 from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
@@ -21,10 +21,10 @@ from jaxgrpo.losses.grpo import GRPO
 from jaxgrpo.models import hf_folder, transformer
 from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.problems import Problem, Weighted
-from jaxgrpo.programs import Steps, compile_steps
+from jaxgrpo.programs import Programs, compile_programs
 from jaxgrpo.rewards.workers.pool import Pool
 from jaxgrpo.rollout.collect import Judge, judged_in_order, make_batch
-from jaxgrpo.rollout.engine import Draw, Engine, Group, Usage
+from jaxgrpo.rollout.engine import Draw, Engine, Group, SamplingUsage
 from jaxgrpo.text import tokenizer
 from jaxgrpo.types import Params
 from tools.bench.coin import Coin
@@ -35,7 +35,7 @@ def rollout_work(
     model: ModelConfig, prompt: int, lengths: np.ndarray, slots: int, itemsize: int
 ) -> Work:
     """Sampling rows of these lengths, `slots` of them at a time."""
-    size = transformer.size(transformer.shapes(model))
+    size = transformer.parameter_count(transformer.shapes(model))
     column = 2 * model.layers * model.kv_heads * model.head_width * itemsize
     columns = np.sum(lengths * (prompt + (lengths + 1) / 2))
     steps = np.sum(lengths) / min(slots, len(lengths))
@@ -65,15 +65,19 @@ class Bench:
 
     model: ModelConfig
     params: Params
-    steps: Steps
+    steps: Programs
     engine: Engine
     problems: list[Problem]
     lengths: np.ndarray
     """Int[P G], tokens of each completion."""
 
     def sample(
-        self, problems: Iterable[Problem], steps: Steps, params: Params, judge: Judge | None = None
-    ) -> tuple[list[Group], Usage]:
+        self,
+        problems: Iterable[Problem],
+        steps: Programs,
+        params: Params,
+        judge: Judge | None = None,
+    ) -> tuple[list[Group], SamplingUsage]:
         """The problems' groups, judged if there is a judge, and what they took."""
         engine = dataclasses.replace(self.engine, steps=steps)
         draw = Draw(min_tokens=engine.new_tokens)  # so that no row ends before its limit
@@ -93,7 +97,7 @@ class Bench:
 def make_bench(arguments: argparse.Namespace) -> Bench:
     """What `rollout` and `step` work on. UserError for numbers that do not go together."""
     folder = arguments.model or hf_folder.EMBEDDED
-    model, tokens = match(folder, hf_folder.check_folder(folder), tokenizer.load(folder))
+    model, tokens = match_tokenizer(folder, hf_folder.check_folder(folder), tokenizer.load(folder))
     rows = arguments.groups * arguments.group_size
     slots, micro_batch = arguments.slots or rows, getattr(arguments, "micro_batch", 0)
     mesh = make_mesh(rows=math.gcd(rows, slots, micro_batch))
@@ -105,7 +109,7 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     ):
         if number % divisor:
             raise UserError(f"{name} is {number}: it must be a multiple of {divisor}")
-    steps = compile_steps(
+    steps = compile_programs(
         model,
         adamw(schedule("constant", 1e-6, 0, 1), 0.9, 0.999, 0.0, 1.0),
         mesh,
@@ -205,7 +209,7 @@ def _sizes(bench: Bench, arguments: argparse.Namespace) -> tuple[int, int]:
     return bench.steps.sizes[0], jnp.dtype(arguments.dtype).itemsize
 
 
-def used(usages: list[Usage]) -> Result:
+def used(usages: list[SamplingUsage]) -> Result:
     """The share of computed slots that made a token, and the median time of sampling."""
     utilisation = sum(usage.tokens for usage in usages) / sum(usage.computed for usage in usages)
     return {
