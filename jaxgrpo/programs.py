@@ -1,21 +1,29 @@
-"""The device boundary: every jit, sharding and donation. Below it pure functions of arrays, above it plain Python."""
+"""The device boundary: every jit, sharding and donation.
+
+Below it are pure functions of arrays, above it is plain Python. `compile_sampling` gives the
+programs that sample; `compile_programs` gives those and the update's.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
+from jax.stages import Traced
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int, PyTree
 
-from jaxgrpo.device import learner, sampler
-from jaxgrpo.device.optimizer import cast
+from jaxgrpo.device import activation_shardings, learner, sampler
+from jaxgrpo.device.learner import Updater
+from jaxgrpo.device.micro_batches import MicroBatches
+from jaxgrpo.device.optimizer import Optimizer, cast
+from jaxgrpo.device.sampler import DecodeSpec, DecodeState, Prefilled
+from jaxgrpo.device.scorer import GroupScorer, RowScorer, Scorer
+from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import (
-    AXES,
-    ROWS,
     decode_shardings,
     decode_state_shardings,
     device_bytes,
@@ -25,264 +33,317 @@ from jaxgrpo.distributed.mesh import (
     sharded_shapes,
 )
 from jaxgrpo.models import lora, splash, transformer
-from jaxgrpo.models.lora import Lora
-from jaxgrpo.models.transformer import UNCONSTRAINED, ActivationShardings, ModelConfig
-from jaxgrpo.types import Params, TrainState
+from jaxgrpo.types import DecodeOutput, Params, SamplingParams, TrainState
 
 
 class Program:
-    """A jitted function that can be sealed: from then on a compile is an error, for in a run it would mean that something
-    which ought to be traced, or of a fixed shape, is not."""
+    """A jitted function that can be sealed: from then on a compile is an error.
+
+    In a run a late compile would mean that something is not traced, or not of a fixed shape, which
+    ought to be.
+    """
 
     def __init__(self, name: str, jitted: Any):
-        self.name, self._jitted, self.sealed = name, jitted, False
+        self.name = name
+        self.sealed = False
+        self._jitted = jitted
 
     def __call__(self, *arguments: Any) -> Any:
-        before = self.compiled
+        compiled_before = self.compiled
         result = self._jitted(*arguments)
-        if self.sealed and self.compiled > before:
-            shapes = jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", arguments)
+        if self.sealed and self.compiled > compiled_before:
+            shapes = jax.tree.map(_shape_text, arguments)
             raise RuntimeError(f"{self.name} was compiled again after warm-up, for {shapes}")
         return result
 
-    def temporaries(self, *arguments: Any) -> float:
-        """Bytes that a device needs beside arguments and results, for arguments like these; NaN where nobody says.
-        The program is not compiled again: JAX gives the version that ran."""
-        needs = self._jitted.lower(*arguments).compile().memory_analysis()
-        return float(needs.temp_size_in_bytes) if needs else float("nan")
+    def temporary_bytes(self, *arguments: Any) -> float:
+        """Returns bytes that a device needs beside arguments and results; NaN if nobody knows.
 
-    def trace(self, *arguments: Any) -> Any:
-        """The program for arguments like these, arrays or jax.ShapeDtypeStruct, as a jax.stages.Traced: `jaxpr`, `lower`."""
+        The program is not compiled again: JAX gives the version that ran.
+        """
+        memory = self._jitted.lower(*arguments).compile().memory_analysis()
+        return float(memory.temp_size_in_bytes) if memory else float("nan")
+
+    def trace(self, *arguments: Any) -> Traced:
+        """Returns the traced program for arrays or jax.ShapeDtypeStruct: `jaxpr`, `lower`."""
         return self._jitted.trace(*arguments)
 
     @property
     def compiled(self) -> int:
-        """How many versions of it there are."""
+        """The number of its compiled versions."""
         return self._jitted._cache_size()
 
     def seal(self) -> None:
-        """From now on a compile is an error."""
+        """Makes every further compile an error."""
         self.sealed = True
 
 
-@dataclass(frozen=True)
-class Programs:
-    """A run's compiled programs and where their arguments live."""
+def _shape_text(x: Any) -> str:
+    return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
 
-    init: Callable[..., TrainState]
-    """(parameters as `params_like`, seed=0) -> state, a copy: `update` donates its state, so the reference must never share its
-    buffers. With LoRA the state is of adapters alone, which the seed draws."""
-    refer: Callable[[Params], Params]
-    """Parameters, as `params_like` -> a reference: a copy for forward passes alone, laid out as the state's, matrices in the
-    run's dtype. LoRA's adapters stand beside its matrices."""
-    update: Program
-    """(state, reference or None, batch, objective, temperature) -> (state, metrics). With LoRA there must be a reference."""
+
+@dataclass(frozen=True)
+class SamplingPrograms:
+    """The compiled programs of sampling, and where their arguments live."""
+
+    make_reference: Callable[[Params], Params]
+    """Parameters, as `params_like` -> a copy for forward passes alone, laid out as the update has
+    its own, matrices in the compute dtype. LoRA's adapters stand beside its matrices."""
     publish: Callable[[Params], Params]
-    """lora.join(a reference, a state's parameters), or a model's, stacked or not -> a copy to decode with, matrices in the
-    run's dtype; made once a step. Adapters stay beside their matrices, as the update has them: W + A B rounded to bfloat16
-    would lose most of a small A B. A leaf of each layer: a slice of a stacked one would be copied at every token."""
+    """A policy, stacked or not -> the copy that decoding reads, matrices in the compute dtype; made
+    once a step. Adapters stay beside their matrices, as the update has them: W + A B rounded to
+    bfloat16 would lose most of a small A B. It has a leaf of each layer: a slice of a stacked one
+    would be copied at every token."""
     prefill: Program
     """sampler.prefill: (published parameters, tokens [A W], mask [A W]) -> Prefilled."""
-    empty: Callable[[int, int], sampler.DecodeState]
-    """sampler.empty: (slots, ring) -> Slots, one of `sizes` and one of `rings`."""
+    empty_state: Callable[[int, int], DecodeState]
+    """(slots, ring length) -> DecodeState; one of slot_counts and one of ring_lengths."""
     insert: Program
-    """sampler.insert: (Slots, Prefilled, starts) -> Slots; donates its slots, as `decode` does."""
+    """sampler.insert: (DecodeState, Prefilled, NewRows) -> DecodeState; donates its state."""
     decode: Program
-    """sampler.decode: (published parameters, Slots, halt, how, most steps, leave at) -> (Slots, Chosen)."""
-    grow: Callable[[sampler.DecodeState, int], sampler.DecodeState]
-    """sampler.grow: (Slots, ring) -> Slots."""
+    """sampler.decode: (published parameters, DecodeState, stopped, SamplingParams, max_steps,
+    leave_at) -> (DecodeState, DecodeOutput); donates its state."""
+    grow: Callable[[DecodeState, int], DecodeState]
+    """sampler.grow: (DecodeState, ring length) -> DecodeState."""
     compact: Program
-    """sampler.compact: (Slots, rows) -> Slots; fewer of them."""
-    sizes: tuple[int, ...]
+    """sampler.compact: (DecodeState, rows) -> DecodeState with fewer slots."""
+    slot_counts: tuple[int, ...]
     """Numbers of slots, from all to the fewest."""
-    rings: tuple[int, ...]
-    """Lengths of the ring, to the longest completion."""
-    prompts: int
+    ring_lengths: tuple[int, ...]
+    """Lengths of the ring cache, up to the longest completion."""
+    prompts_per_prefill: int
     """Prompts in a call of prefill."""
-    starts: int
+    rows_per_insert: int
     """Rows in a call of insert."""
     chunk: int
     """Tokens of a row in a call of decode, at most."""
     params_like: Params
-    """jax.ShapeDtypeStruct for each parameter of each layer, with its sharding: what a folder's weights become."""
+    """jax.ShapeDtypeStruct, with its sharding, of each parameter that is read from a folder."""
+    trained_like: Params
+    """The same of each trained parameter, as checkpoints have them: stacked, or adapters alone."""
+
+
+@dataclass(frozen=True)
+class Programs(SamplingPrograms):
+    """A run's compiled programs: those of sampling, and those of the update."""
+
+    init_state: Callable[..., TrainState]
+    """(parameters as `params_like`, seed=0) -> the state that a run begins with. It is a copy:
+    `update` donates its state, so the reference must never share its buffers. With LoRA the state
+    has adapters alone, which the seed draws."""
+    update: Program
+    """Updater: (state, reference or None, TrainBatch, objective, temperature) -> (state, metrics).
+    With LoRA there must be a reference."""
     state_like: TrainState
-    """The same for the whole state; with scan_layers, its parameters are stacked."""
-    rows: NamedSharding
+    """jax.ShapeDtypeStruct, with its sharding, of each array of the state."""
+    row_sharding: NamedSharding
     """Where everything lives whose first axis is rows or prompts."""
 
     def memory(self, reference: Params | None, *arguments: Any) -> dict[str, float]:
-        """Bytes of a device that `update` needs, with such arguments after the state."""
+        """Returns the bytes of a device that `update` needs, by part.
+
+        arguments: those of `update` after the reference
+        """
+        temporary_bytes = self.update.temporary_bytes(self.state_like, reference, *arguments)
         return {
             "memory/parameters": float(device_bytes(self.state_like.params)),
             "memory/optimizer": float(device_bytes(self.state_like.opt_state)),
             "memory/reference": float(device_bytes(reference)),
-            "memory/temporaries": self.update.temporaries(self.state_like, reference, *arguments),
+            "memory/temporaries": temporary_bytes,
         }
 
 
-def compile_programs(
-    model: ModelConfig,
-    optimizer: Any,
-    mesh: Mesh,
-    *,
-    prompt_width: int,
-    new_tokens: int,
-    micro_batch: int,
-    ends: tuple[int, ...],
-    slots: int,
-    group_size: int = 1,
-    chunk: int = 32,
-    score_from: int | None = None,
-    old_logprobs: str = "sampler",
-    dtype: DTypeLike = jnp.float32,
-    params_dtype: DTypeLike = jnp.float32,
-    state_dtype: DTypeLike = jnp.float32,
-    scan_layers: bool = False,
-    remat: str = "none",
-    adapters: Lora = lora.OFF,
-) -> Programs:
-    """The programs of a run. Temperature and the objective's coefficients are traced: changing them compiles nothing.
+def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
+    """Returns the programs that sample from a model.
 
-    prompt_width: W of the sampler's prompts. score_from: where it is given, rows are read whole, each by itself, and scored
-    from that column on; None is for the batches of rollouts, which are scored from W on, and whose rows of a group have one
-    prompt, which is read once for them all (arXiv 2506.05433). micro_batch: rows of one forward and backward pass; it divides
-    the batch. ends: the ids that end a completion. slots: rows that are sampled side by side. group_size: G of an update's
-    rows. chunk: tokens of a row between two looks at what has ended. old_logprobs: what the ratio is taken to, the "sampler"'s
-    or the "trainer"'s own log-probabilities. dtype: of matrix products; params_dtype, state_dtype: what the trained parameters
-    and the optimizer's moments are stored in. scan_layers: whether the update scans over stacked layers. remat: what its
-    backward pass finds of a layer, one of transformer.REMAT. adapters: what is trained in the place of every parameter.
+    They are compiled when they are first called. Sampling parameters are traced: another
+    temperature compiles nothing.
     """
-    layout = transformer.stack if scan_layers else transformer.unstack
-    init = partial(learner.init, optimizer, layout, adapters, params_dtype, state_dtype)
-    # With adapters the model is not trained: it is loaded as it is, and the reference rounds it to dtype once.
-    loaded = jnp.float32 if adapters.rank else params_dtype
-    params = jax.eval_shape(lambda params: cast(params, loaded), transformer.shapes(model))
-    params_like = sharded_shapes(mesh, params)
-    published_like = sharded_shapes(mesh, jax.eval_shape(partial(_with_adapters, adapters), params))
-    state_like = sharded_shapes(mesh, jax.eval_shape(init, params))
-    reference_like = sharded_shapes(mesh, jax.eval_shape(layout, params))
-    shardings = partial(jax.tree.map, lambda leaf: leaf.sharding)
-    rows, everywhere = row_sharding(mesh), replicated(mesh)
+    mesh = model.mesh
     devices = row_devices(mesh)
-    whole = partial(splash.attention, mesh)
-    places = ActivationShardings(layer=partial(jax.lax.with_sharding_constraint, shardings=rows))
-    read = (
-        partial(learner.row_hidden_states, score_from)
-        if score_from
-        else partial(learner.group_hidden_states, prompt_width)
+    dtype = model.precision.compute
+    params = model.loaded_shapes()
+    params_like = sharded_shapes(mesh, params)
+    reference_like = sharded_shapes(mesh, jax.eval_shape(model.layout, params))
+    trained_like = sharded_shapes(mesh, jax.eval_shape(partial(_trained, model), params))
+    published_like = sharded_shapes(mesh, jax.eval_shape(partial(_with_adapters, model), params))
+
+    # in_shardings follow the arguments, which are all made by these programs or placed by
+    # params_like. out_shardings are said, so that every call finds its arguments where it was
+    # compiled for them: anything else would compile once more.
+    state_shardings = decode_state_shardings(mesh, model.network.kv_heads)(DecodeState)
+    prefilled_shardings = decode_state_shardings(mesh, model.network.kv_heads)(Prefilled)
+    decode_spec = DecodeSpec(
+        chunk=spec.chunk,
+        eos_ids=spec.eos_ids,
+        dtype=dtype,
+        shardings=activation_shardings.for_decode(mesh),
     )
-    forward = transformer.forward if score_from else transformer.forward_with_prompts
-    learning = places._replace(embedded=_to_columns(mesh))
-    forward = partial(forward, model, dtype=dtype, remat=remat, places=learning)
-    how = {
-        "softcap": model.logit_softcap,
-        "shards": mesh.shape["tensor"],
-        "unused": model.unused_ids,
-    }
-    score = partial(learner.score, forward, partial(read, whole=whole), how)
-    cut = learner.MicroBatches(micro_batch, 1 if score_from else group_size, devices)
-    update = partial(
-        learner.update, score, optimizer, adapters.scale, cut, group_size, old_logprobs == "trainer"
-    )
-    prompts = -(-max(1, slots // (2 * group_size)) // devices) * devices
-    cached = decode_state_shardings(mesh, model.kv_heads)
-    prefill = partial(sampler.prefill, model, dtype=dtype, whole=whole, places=places)
-    held = partial(sampler.empty, model, prompt_width=prompt_width, dtype=dtype)
-    decode = partial(
-        sampler.decode, model, chunk=chunk, ends=ends, dtype=dtype, places=_moving(mesh)
-    )
-    like = cached(sampler.DecodeState)
-    exact = partial(_exact, dtype)
-    return Programs(
-        init=jax.jit(init, out_shardings=shardings(state_like)),
-        refer=jax.jit(
-            lambda params: layout(_publish(dtype, 1.0, params)),
-            out_shardings=shardings(reference_like),
-        ),
-        update=Program(
-            "update",
-            jax.jit(
-                exact(update), out_shardings=(shardings(state_like), everywhere), donate_argnums=0
-            ),
-        ),
-        publish=jax.jit(
-            partial(_publish, dtype, adapters.scale),
-            out_shardings=decode_shardings(mesh, published_like),
-        ),
+
+    def make_reference(params: Params) -> Params:
+        return model.layout(_forward_copy(params, dtype))
+
+    def publish(policy: Params) -> Params:
+        return _forward_copy(lora.scaled(policy, model.adapters.scale), dtype)
+
+    def prefill(params: Params, tokens: Array, mask: Array) -> Prefilled:
+        return sampler.prefill(
+            model.network,
+            params,
+            tokens,
+            mask,
+            dtype=dtype,
+            attention_fn=splash.attention(mesh, mask),
+            shardings=activation_shardings.by_rows(mesh),
+        )
+
+    def empty_state(slots: int, ring_length: int) -> DecodeState:
+        return sampler.empty_state(
+            model.network,
+            slots=slots,
+            prompt_width=spec.prompt_width,
+            ring_length=ring_length,
+            dtype=dtype,
+        )
+
+    def decode(
+        params: Params,
+        state: DecodeState,
+        stopped: Bool[Array, "S"],
+        sampling: SamplingParams,
+        max_steps: Int[Array, ""],
+        leave_at: Int[Array, ""],
+    ) -> tuple[DecodeState, DecodeOutput]:
+        return sampler.decode(
+            model.network,
+            params,
+            state,
+            stopped,
+            sampling,
+            max_steps,
+            leave_at,
+            spec=decode_spec,
+        )
+
+    def grow(state: DecodeState, ring_length: int) -> DecodeState:
+        return sampler.grow(state, ring_length=ring_length)
+
+    exact_decode = _exact(decode, dtype)
+    return SamplingPrograms(
+        make_reference=jax.jit(make_reference, out_shardings=_shardings(reference_like)),
+        publish=jax.jit(publish, out_shardings=decode_shardings(mesh, published_like)),
         prefill=Program(
-            "prefill", jax.jit(exact(prefill), out_shardings=cached(sampler.Prefilled))
+            "prefill", jax.jit(_exact(prefill, dtype), out_shardings=prefilled_shardings)
         ),
-        empty=jax.jit(
-            lambda slots, ring: held(slots=slots, ring=ring),
-            static_argnums=(0, 1),
-            out_shardings=like,
+        empty_state=jax.jit(empty_state, static_argnums=(0, 1), out_shardings=state_shardings),
+        insert=Program(
+            "insert", jax.jit(sampler.insert, out_shardings=state_shardings, donate_argnums=0)
         ),
-        insert=Program("insert", jax.jit(partial(_insert), out_shardings=like, donate_argnums=0)),
         decode=Program(
             "decode",
             jax.jit(
-                exact(partial(_decode, decode)), out_shardings=(like, everywhere), donate_argnums=1
+                exact_decode,
+                out_shardings=(state_shardings, replicated(mesh)),
+                donate_argnums=1,
             ),
         ),
-        grow=jax.jit(
-            lambda slots, ring: sampler.grow(slots, ring=ring), static_argnums=1, out_shardings=like
-        ),
-        compact=Program("compact", jax.jit(partial(sampler.compact), out_shardings=like)),
-        sizes=_halves(slots, max(1, slots // 8), devices),
-        rings=_halves(new_tokens, 128, 1)[::-1],
-        prompts=prompts,
-        starts=max(1, slots // 8),
-        chunk=min(chunk, new_tokens),
+        grow=jax.jit(grow, static_argnums=1, out_shardings=state_shardings),
+        compact=Program("compact", jax.jit(sampler.compact, out_shardings=state_shardings)),
+        slot_counts=_halves(spec.slots, max(1, spec.slots // 8), devices),
+        ring_lengths=_halves(spec.new_tokens, 128, 1)[::-1],
+        prompts_per_prefill=_prompts_per_prefill(spec, devices),
+        rows_per_insert=max(1, spec.slots // 8),
+        chunk=min(spec.chunk, spec.new_tokens),
         params_like=params_like,
-        state_like=state_like,
-        rows=rows,
+        trained_like=trained_like,
     )
 
 
-def _to_columns(mesh: Mesh) -> Callable:
-    """Returns what has tokens' embeddings looked up where the embedding's columns are.
+def compile_programs(
+    model: ModelSpec, sampling: SamplingSpec, update: UpdateSpec, optimizer: Optimizer
+) -> Programs:
+    """Returns the programs of a run.
 
-    So its gradient, a sum over the tokens of all devices, is made there, too: a device would else hold a gradient of the whole
-    embedding.
+    They are compiled when they are first called. Temperature and the objective's coefficients are
+    traced: changing them compiles nothing.
     """
-    columns = NamedSharding(mesh, PartitionSpec("data", None, "fsdp"))
-    return partial(jax.lax.with_sharding_constraint, shardings=columns)
+    mesh = model.mesh
+    precision = model.precision
 
+    def init_state(params: Params, seed: int | Array = 0) -> TrainState:
+        return learner.init_state(
+            optimizer, _trained_float32(model, params, seed), precision.params, precision.optimizer
+        )
 
-def _moving(mesh: Mesh) -> ActivationShardings:
-    """Where a token's activations lie, so that the published matrices need not move: every row of `data` where a matrix is, and
-    a row's own where its cache is. Each change of place says both, or XLA would take the matrix to the rows instead."""
-    if mesh.shape["fsdp"] == 1:
-        return UNCONSTRAINED
-    at = lambda *spec: partial(
-        jax.lax.with_sharding_constraint, shardings=NamedSharding(mesh, PartitionSpec(*spec))
+    state_like = sharded_shapes(mesh, jax.eval_shape(init_state, model.loaded_shapes()))
+    updater = Updater(
+        scorer=_make_scorer(model, update),
+        optimizer=optimizer,
+        micro_batches=MicroBatches(
+            size=update.micro_batch,
+            rows_per_prompt=1 if update.prompt_width is None else update.group_size,
+            devices=row_devices(mesh),
+        ),
+        group_size=update.group_size,
+        adapter_scale=model.adapters.scale,
+        uses_trainer_logprobs=update.old_logprobs == "trainer",
     )
-    to_matrix, to_cache = at("data", None, PartitionSpec.UNCONSTRAINED), at(*ROWS, None, "tensor")
-    by_vocabulary, everywhere = at("data", PartitionSpec.UNCONSTRAINED), at(AXES)
-    by_rows = lambda logits: (
-        everywhere(logits) if len(logits) % mesh.size == 0 else at(*ROWS)(logits)
+    jitted_update = jax.jit(
+        _exact(updater, precision.compute),
+        out_shardings=(_shardings(state_like), replicated(mesh)),
+        donate_argnums=0,
     )
-    return ActivationShardings(
-        layer=at("data"),
-        projected=lambda x: to_cache(to_matrix(x)),
-        attended=lambda x: to_matrix(to_cache(x)),
-        logits=lambda x: by_rows(by_vocabulary(x)),
+    sampling_programs = compile_sampling(model, sampling)
+    return Programs(
+        **{
+            field.name: getattr(sampling_programs, field.name) for field in fields(SamplingPrograms)
+        },
+        init_state=jax.jit(init_state, out_shardings=_shardings(state_like)),
+        update=Program("update", jitted_update),
+        state_like=state_like,
+        row_sharding=row_sharding(mesh),
     )
 
 
-def _halves(most: int, least: int, multiple: int) -> tuple[int, ...]:
-    """most, most / 2, ... as long as they are at least `least` and a multiple of `multiple`."""
-    found = [most]
-    while found[-1] % 2 == 0 and found[-1] // 2 >= least and found[-1] // 2 % multiple == 0:
-        found.append(found[-1] // 2)
-    return tuple(found)
+def _make_scorer(model: ModelSpec, update: UpdateSpec) -> Scorer:
+    """Returns the scorer of policy and reference."""
+    mesh = model.mesh
+    shared = {
+        "network": model.network,
+        "dtype": model.precision.compute,
+        "remat": update.remat,
+        "shardings": activation_shardings.for_update(mesh),
+        "make_attention": partial(splash.attention, mesh),
+        "vocabulary_shards": mesh.shape["tensor"],
+    }
+    if update.prompt_width is None:
+        return RowScorer(**shared, score_from=update.score_from)
+    return GroupScorer(**shared, prompt_width=update.prompt_width)
 
 
-def _exact(dtype: DTypeLike, function: Callable) -> Callable:
-    """Returns the function with its float32 products computed in float32, where that is what the run asks for.
+def _prompts_per_prefill(spec: SamplingSpec, devices: int) -> int:
+    """Returns the prompts that fill half of the slots, as a multiple of the devices."""
+    prompts = max(1, spec.slots // (2 * spec.group_size))
+    return -(-prompts // devices) * devices
 
-    By default a TPU multiplies float32 matrices in one pass of bfloat16 and a GPU in TF32. The sampler and the scorer then
-    differ by more than a policy moves in an update, and the agreement gate would stop the run.
+
+def _halves(largest: int, smallest: int, multiple: int) -> tuple[int, ...]:
+    """Returns largest, largest / 2, ... down to `smallest`, all of them multiples of `multiple`."""
+    numbers = [largest]
+    while numbers[-1] % 2 == 0:
+        half = numbers[-1] // 2
+        if half < smallest or half % multiple:
+            break
+        numbers.append(half)
+    return tuple(numbers)
+
+
+def _exact(function: Callable, dtype: DTypeLike) -> Callable:
+    """Returns the function with its float32 products computed in float32, for a float32 run.
+
+    By default a TPU multiplies float32 matrices in one pass of bfloat16, and a GPU in TF32. The
+    sampler and the scorer then differ by more than a policy moves in an update, and the agreement
+    gate would stop the run.
     """
     if jnp.dtype(dtype) != jnp.float32:
         return function
@@ -294,29 +355,30 @@ def _exact(dtype: DTypeLike, function: Callable) -> Callable:
     return exact
 
 
-def _with_adapters(adapters: Lora, params: Params) -> Params:
+def _shardings(like: PyTree) -> PyTree:
+    """Returns the sharding of each jax.ShapeDtypeStruct."""
+    return jax.tree.map(lambda leaf: leaf.sharding, like)
+
+
+def _trained_float32(model: ModelSpec, params: Params, seed: int | Array = 0) -> Params:
+    """Returns what is trained, before it is rounded to the dtype it is stored in."""
+    return lora.init(model.adapters, model.layout(params), jax.random.key(seed))
+
+
+def _trained(model: ModelSpec, params: Params) -> Params:
+    """Returns what is trained, as checkpoints have it."""
+    return cast(_trained_float32(model, params), model.precision.params)
+
+
+def _with_adapters(model: ModelSpec, params: Params) -> Params:
     """Returns parameters with adapters beside their matrices, if there are any."""
-    return lora.attach(params, lora.init(adapters, params, jax.random.key(0)))
+    return lora.attach(params, lora.init(model.adapters, params, jax.random.key(0)))
 
 
-def _publish(dtype: DTypeLike, scale: float, policy: Params) -> Params:
-    """Returns a copy of a policy for forward passes: matrices in `dtype`; the rest is small, and exact. scale: of adapters."""
-    params = transformer.unstack(lora.scaled(policy, scale))
-    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else jnp.copy(x), params)
+def _forward_copy(params: Params, dtype: DTypeLike) -> Params:
+    """Returns a copy for forward passes: matrices in dtype; the rest is small, and exact."""
 
+    def copy(x: Array) -> Array:
+        return x.astype(dtype) if x.ndim > 1 else jnp.copy(x)
 
-def _insert(
-    slots: sampler.DecodeState, prefilled: sampler.Prefilled, starts: tuple
-) -> sampler.DecodeState:
-    return sampler.insert(slots, prefilled, sampler.NewRows(*starts))
-
-
-def _decode(
-    decode: Callable,
-    params: Params,
-    slots: sampler.DecodeState,
-    halt: Array,
-    how: tuple,
-    *bounds: Array,
-) -> tuple:
-    return decode(params, slots, halt, sampler.How(*how), *bounds)
+    return jax.tree.map(copy, transformer.unstack(params))

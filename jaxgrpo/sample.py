@@ -1,7 +1,7 @@
-"""Prompt in, samples out: what a model, or the newest checkpoint of a run, makes of a prompt.
+"""Prompt in, samples out: what a model, or the newest checkpoint of a run, answers to a prompt.
 
-    python -m tools.sample --prompt "Tom has 3 apples and buys 4. How many has he?" --samples 2
-    echo "Tom has 3 apples and buys 4. How many has he?" | python -m tools.sample --run OUT --temperature 0.7 --json
+    python -m jaxgrpo.sample --prompt "Tom has 3 apples and buys 4. How many has he?" --samples 2
+    echo "Tom has 3 apples. How many has he?" | python -m jaxgrpo.sample --run OUT --temperature 0.7
 
 The prompt goes through the model's own chat template. The same command prints the same samples.
 """
@@ -11,26 +11,25 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from jaxgrpo.build import match_tokenizer
-from jaxgrpo.checkpoint import Checkpoints
+from jaxgrpo.build import load_policy, match_tokenizer
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.device.specs import ModelSpec, SamplingSpec
 from jaxgrpo.distributed.mesh import make_mesh, row_devices
 from jaxgrpo.errors import UserError
-from jaxgrpo.export import read_run
+from jaxgrpo.export import SavedRun, read_run
 from jaxgrpo.models import hf_folder, lora
-from jaxgrpo.models.lora import Lora
-from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.problems import Problem
-from jaxgrpo.programs import Programs, compile_programs
-from jaxgrpo.rollout.engine import Draw, Engine, Group
+from jaxgrpo.programs import SamplingPrograms, compile_sampling
+from jaxgrpo.rollout.engine import Engine
+from jaxgrpo.rollout.groups import Group, SamplingRequest
+from jaxgrpo.rollout.report import Json
 from jaxgrpo.text import tokenizer
-from jaxgrpo.types import Params
+from jaxgrpo.types import SamplingParams
 
-SIDE_BY_SIDE = 64
-"""Samples that are made at the same time, at most."""
+MAX_SLOTS = 64
+"""Samples that are made side by side, at most."""
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -55,82 +54,103 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def sample(arguments: argparse.Namespace, prompt: str) -> Group:
-    """The completions of a prompt. UserError if it is too long for the model, or a value makes no sense."""
+    """Returns the completions of a prompt.
+
+    Raises UserError if it is too long for the model, or a value makes no sense.
+    """
+    # 1. The model, its tokenizer and the prompt.
     check(arguments)
-    of_run = read_run(arguments.run) if arguments.run else {}
-    folder = arguments.model or of_run.get("folder") or hf_folder.EMBEDDED
-    system = of_run.get("system", "") if arguments.system is None else arguments.system
-    model, tokens = match_tokenizer(folder, hf_folder.check_folder(folder), tokenizer.load(folder))
+    run = read_run(arguments.run) if arguments.run else None
+    folder = arguments.model or (run.folder if run else hf_folder.EMBEDDED)
+    system = arguments.system
+    if system is None:
+        system = run.system if run else ""
+    network, tokens = match_tokenizer(
+        folder, hf_folder.check_folder(folder), tokenizer.load(folder)
+    )
     ids = tokens.prompt(prompt, system)
-    if max(ids, default=0) >= model.vocab_size:
+    if max(ids, default=0) >= network.vocab_size:
         raise UserError(
-            f"the prompt holds a token past the model's {model.vocab_size:,} rows: leave that token out"
+            f"the prompt holds a token past the model's {network.vocab_size:,} rows: leave that "
+            "token out"
         )
     width = prompt_width(folder, len(ids), arguments.max_tokens)
-    adapters = of_run.get("lora", lora.OFF)
-    steps = make_steps(model, tokens, width, arguments, of_run.get("stacked", False), adapters)
-    engine = Engine(steps, tokens, width, arguments.max_tokens, arguments.seed, system)
-    a = arguments
-    draw = Draw(a.temperature, a.top_k, a.top_p, a.min_p, a.min_tokens, a.max_tokens, tuple(a.stop))
-    problem = Problem("prompt", prompt, "")
-    params = load_params(folder, arguments.run, steps, adapters)
-    (group,) = engine(params, [problem], a.samples, draw, 0, "sample")
+
+    # 2. Programs and parameters.
+    programs = compile_for(network, tokens.eos_ids, width, arguments, run)
+    has_adapters = bool(run and run.adapters.rank)
+    params, _ = load_policy(
+        programs, folder, has_adapters, arguments.run, needs_checkpoint=run is not None
+    )
+
+    # 3. The samples.
+    engine = Engine(programs, tokens, width, arguments.max_tokens, arguments.seed, system)
+    request = SamplingRequest(
+        group_size=arguments.samples,
+        sampling=SamplingParams(
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            min_p=arguments.min_p,
+            min_tokens=arguments.min_tokens,
+        ),
+        purpose="sample",
+        stop=tuple(arguments.stop),
+    )
+    (group,) = engine(params, [Problem("prompt", prompt, "")], request, step=0)
     return group
 
 
 def prompt_width(folder: Path, length: int, new_tokens: int) -> int:
-    """The prompt's length. UserError if it is empty, or together with the new tokens more than the model has positions for."""
-    most = hf_folder.max_positions(folder)
+    """Returns the prompt's length.
+
+    Raises UserError if it is 0, or with the new tokens more than the model has positions for.
+    """
+    positions = hf_folder.max_positions(folder)
     if not length:
         raise UserError("the prompt is empty: give one by --prompt or on stdin")
-    if most and length + new_tokens > most:
-        also = f", or lower --max-tokens to {most - length}" if length < most else ""
+    if positions and length + new_tokens > positions:
+        also = ""
+        if length < positions:
+            also = f", or lower --max-tokens to {positions - length}"
         raise UserError(
-            f"the prompt has {length:,} tokens, which with --max-tokens {new_tokens:,} are more than the {most:,} "
-            f"that {folder} was made for: shorten it{also}"
+            f"the prompt has {length:,} tokens, which with --max-tokens {new_tokens:,} are more "
+            f"than the {positions:,} that {folder} was made for: shorten it{also}"
         )
     return length
 
 
-def make_steps(
-    model: ModelConfig,
-    tokens: tokenizer.Tokenizer,
+def compile_for(
+    network: ModelConfig,
+    eos_ids: tuple[int, ...],
     width: int,
     arguments: argparse.Namespace,
-    stacked: bool,
-    adapters: Lora,
-) -> Programs:
-    """The compiled programs for a run's layers, stacked or not, and adapters; those of training are never compiled."""
-    mesh = make_mesh(rows=min(arguments.samples, SIDE_BY_SIDE))
+    run: SavedRun | None,
+) -> SamplingPrograms:
+    """Returns the programs that sample, for the adapters and the layout of a run's checkpoints."""
+    slots = min(arguments.samples, MAX_SLOTS)
+    mesh = make_mesh(rows=slots)
     devices = row_devices(mesh)
-    return compile_programs(
-        model,
-        adamw(schedule("constant", 0.0, 0, 1), 0.9, 0.999, 0.0, 1.0),
-        mesh,
+    model = ModelSpec(
+        network=network,
+        mesh=mesh,
+        adapters=run.adapters if run else lora.OFF,
+        scan_layers=run.is_stacked if run else False,
+    )
+    sampling = SamplingSpec(
         prompt_width=width,
         new_tokens=arguments.max_tokens,
-        micro_batch=0,
-        ends=tokens.ends,
-        slots=-(-min(arguments.samples, SIDE_BY_SIDE) // devices) * devices,
-        scan_layers=stacked,
-        adapters=adapters,
+        slots=-(-slots // devices) * devices,
+        eos_ids=eos_ids,
     )
+    return compile_sampling(model, sampling)
 
 
-def load_params(folder: Path, run: Path | None, steps: Programs, adapters: Lora) -> Params:
-    """The newest checkpoint's parameters, beside the folder's own if these are adapters; without a run the folder's own."""
-    if run is None:
-        return hf_folder.load_params(folder, steps.params_like)
-    with Checkpoints(run) as checkpoints:
-        trained = checkpoints.restore_params(steps.state_like.params)
-    reference = (
-        steps.refer(hf_folder.load_params(folder, steps.params_like)) if adapters.rank else {}
-    )
-    return lora.attach(reference, trained)
+def records(group: Group) -> Iterator[Json]:
+    """Yields each completion as JSON values.
 
-
-def records(group: Group) -> Iterator[dict[str, Any]]:
-    """Each completion as JSON values. logprob: the sum over its tokens, in nats; finished: whether it ended by itself."""
+    logprob: the sum over its tokens, in nats; finished: whether it ended by itself
+    """
     for number, text in enumerate(group.texts):
         yield {
             "sample": number,
@@ -141,16 +161,17 @@ def records(group: Group) -> Iterator[dict[str, Any]]:
         }
 
 
-def to_text(record: dict[str, Any]) -> str:
-    """A completion to read, under a line about it."""
+def to_text(record: Json) -> str:
+    """Returns a completion to read, under a line about it."""
     cut = "" if record["finished"] else ", cut off"
-    return f"--- sample {record['sample']}: {record['tokens']} tokens{cut}, logprob {record['logprob']:.2f}\n{record['text']}"
+    about = f"{record['tokens']} tokens{cut}, logprob {record['logprob']:.2f}"
+    return f"--- sample {record['sample']}: {about}\n{record['text']}"
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.sample", description=__doc__.splitlines()[0]
+        prog="python -m jaxgrpo.sample", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
         "--model",
@@ -188,7 +209,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
     """Samples as the command line says."""
     arguments = make_parser().parse_args(argv)
-    prompt = sys.stdin.read().rstrip("\n") if arguments.prompt is None else arguments.prompt
+    prompt = arguments.prompt
+    if prompt is None:
+        prompt = sys.stdin.read().rstrip("\n")
     for record in records(sample(arguments, prompt)):
         print(json.dumps(record, ensure_ascii=False) if arguments.json else to_text(record))
 

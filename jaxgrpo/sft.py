@@ -1,6 +1,7 @@
-"""The cold start: supervised fine-tuning on prompts with written-out completions, packed so that nothing is padding.
+"""The cold start: supervised fine-tuning on prompts with written-out completions.
 
-The update is the trainer's own, with the objective `Supervised` in GRPO's place.
+Examples are packed, so that nothing is padding. The update is the trainer's own, with the objective
+`Supervised` in GRPO's place.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,32 +16,45 @@ from jaxgrpo.types import TrainBatch, TrainState
 
 
 class Example(NamedTuple):
-    """Ids of a prompt, which is read, and of its completion, which is learned; the end token is the completion's last."""
+    """Token ids of a prompt, which is read, and of its completion, which is learned.
+
+    The end token is the completion's last.
+    """
 
     prompt: list[int]
     completion: list[int]
 
 
-def pack(examples: Iterable[Example], rows: int, width: int, pad: int) -> Iterator[TrainBatch]:
-    """Batches of [rows, width] into which examples are packed whole, each a segment of its own; numpy arrays.
+def pack(examples: Iterable[Example], rows: int, width: int, pad_id: int) -> Iterator[TrainBatch]:
+    """Yields batches [rows, width] of NumPy arrays into which examples are packed whole.
 
-    An example goes into the first row that has room; when none has, the batch goes out and a new one begins, so that order is
-    kept. ValueError for an example longer than the width, or with no prompt to predict its completion's first token from.
+    Each example is a segment of its own. It goes into the first row that has room; when none has,
+    the batch goes out and a new one begins, so that order is kept.
+
+    Raises ValueError for an example longer than the width, or with no prompt to predict its
+    completion's first token from.
     """
-    batch, lengths, segments = _empty(rows, width, pad), [0] * rows, [0] * rows
+    batch = _empty_batch(rows, width, pad_id)
+    lengths = [0] * rows
+    segments = [0] * rows
     for example in examples:
         ids = example.prompt + example.completion
         if not example.prompt:
             raise ValueError(
-                f"an example of {len(ids)} tokens has no prompt, which is what its first token is predicted from"
+                f"an example of {len(ids)} tokens has no prompt, which is what its first token is "
+                "predicted from"
             )
         if len(ids) > width:
             raise ValueError(f"an example of {len(ids)} tokens does not fit into rows of {width}")
         row = next((row for row in range(rows) if lengths[row] + len(ids) <= width), None)
         if row is None:
             yield batch
-            batch, lengths, segments, row = _empty(rows, width, pad), [0] * rows, [0] * rows, 0
-        begin, end = lengths[row], lengths[row] + len(ids)
+            batch = _empty_batch(rows, width, pad_id)
+            lengths = [0] * rows
+            segments = [0] * rows
+            row = 0
+        begin = lengths[row]
+        end = begin + len(ids)
         segments[row] += 1
         batch.tokens[row, begin:end] = ids
         batch.segments[row, begin:end] = segments[row]
@@ -51,18 +65,22 @@ def pack(examples: Iterable[Example], rows: int, width: int, pad: int) -> Iterat
 
 
 def train(
-    steps: Programs, state: TrainState, batches: Iterable[TrainBatch]
+    programs: Programs, state: TrainState, batches: Iterable[TrainBatch]
 ) -> Iterator[tuple[TrainState, dict]]:
-    """One update for each batch; yields the new state and its metrics (device scalars: fetching them waits)."""
+    """Makes one update for each batch; yields the new state and its metrics.
+
+    The metrics are device scalars: fetching them waits.
+    """
     for batch in batches:
-        state, metrics = steps.update(state, None, to_device(batch, steps.rows), Supervised(), 1.0)
+        placed = to_device(batch, programs.row_sharding)
+        state, metrics = programs.update(state, None, placed, Supervised(), 1.0)
         yield state, metrics
 
 
-def _empty(rows: int, width: int, pad: int) -> TrainBatch:
+def _empty_batch(rows: int, width: int, pad_id: int) -> TrainBatch:
     shape = (rows, width)
     return TrainBatch(
-        tokens=np.full(shape, pad, np.int32),
+        tokens=np.full(shape, pad_id, np.int32),
         segments=np.zeros(shape, np.int32),
         completion_mask=np.zeros(shape, bool),
         rewards=np.zeros(rows, np.float32),

@@ -1,176 +1,222 @@
-"""The loop: `train(config)` yields each step's metrics; `python -m jaxgrpo.train --config FILE --config.name=value ...`.
+"""The loop: `train(config)` yields each step's metrics.
 
-data -> prompts -> rollouts -> rewards -> difficulty filter -> batch -> update -> metrics, checkpoint
+    python -m jaxgrpo.train --config FILE --config.name=value ...
+
+data -> prompts -> rollouts -> rewards -> filter -> batch -> update -> metrics, checkpoint
 """
 
 import contextlib
-import json
 import math
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from jaxgrpo import config as settings
-from jaxgrpo import evaluate, metrics
-from jaxgrpo.build import Run, build_run, model_folder
+from jaxgrpo import config as configs
+from jaxgrpo import console, evaluate, metrics, plots
+from jaxgrpo.build import Run, build_run, max_prompts, model_folder
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.config import Config, parse_command_line
+from jaxgrpo.config import GAPS, Config, parse_command_line
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.data.order import ProblemOrder, ProblemStream
-from jaxgrpo.distributed.mesh import gather_json, to_device
-from jaxgrpo.distributed.processes import join_processes, print0
+from jaxgrpo.distributed.mesh import to_device
+from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
-from jaxgrpo.metrics import write_json
+from jaxgrpo.files import write_json
 from jaxgrpo.models import lora
 from jaxgrpo.problems import Weighted
-from jaxgrpo.rollout.collect import (
-    CollectSpec,
+from jaxgrpo.rollout.batch import make_batch
+from jaxgrpo.rollout.collect import Collection, CollectSpec, collect_groups
+from jaxgrpo.rollout.difficulty import DifficultyFilter, History
+from jaxgrpo.rollout.groups import JudgedGroup, SamplingRequest
+from jaxgrpo.rollout.report import (
+    Json,
     MissingVerdictsError,
-    RolloutStream,
     check_missing_verdicts,
-    collect_groups,
-    make_batch,
     record,
     verdict_means,
 )
-from jaxgrpo.rollout.difficulty import History
-from jaxgrpo.rollout.engine import Draw, Group
-from jaxgrpo.types import Params, TrainState
+from jaxgrpo.rollout.stream import RolloutStream
+from jaxgrpo.signals import noted_signals
+from jaxgrpo.summary import (
+    Report,
+    check_shared,
+    headline,
+    is_finished,
+    make_once,
+    summarise,
+    tables,
+)
+from jaxgrpo.types import Params, SamplingParams, TrainBatch, TrainState
+
+Metrics = dict[str, float]
 
 
 @dataclass
 class RunState:
-    """Where a run is, after a whole number of steps; what a checkpoint holds.
+    """The state of a run after a whole number of steps: what a checkpoint holds.
 
-    weights: the rewards', at the next step
-    begun: when it would have begun (time.time) if it had never been interrupted
+    reward_weights: those of the next step
+    started_at: when the run would have started (time.time) if it had never been interrupted
     """
 
     step: int
     state: TrainState
     order: ProblemOrder
     history: History
-    weights: dict[str, float]
-    begun: float
+    reward_weights: dict[str, float]
+    started_at: float
 
-    def host(self) -> dict[str, Any]:
-        """All but the state, as JSON values."""
-        spent = time.time() - self.begun
-        order, history = self.order.state(), self.history.state()
+    def to_json(self) -> Json:
+        """Returns everything but the train state, as JSON values."""
         return {
             "step": self.step,
-            "order": order,
-            "history": history,
-            "weights": self.weights,
-            "seconds": spent,
+            "order": self.order.state(),
+            "history": self.history.state(),
+            "weights": self.reward_weights,
+            "seconds": time.time() - self.started_at,
         }
 
 
-def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[dict[str, float]]:
+def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[Metrics]:
     """Trains, and yields the metrics of each step as they are written to OUT/metrics.jsonl.
 
-    Goes on from the newest checkpoint in config.out. Before the first step and after the last it evaluates on held-out
-    problems; OUT/summary.json then says what training did. UserError for bad input, before any device time is spent.
+    It goes on from the newest checkpoint in config.out. Before the first step and after the last it
+    evaluates on held-out problems; OUT/summary.json then says what training did.
 
-    stop: asked before each step; at the first yes, and when the caller stops iterating, the steps so far are saved.
+    stop: asked before each step; at the first yes, and when the caller stops iterating, the steps
+        so far are saved
+
+    Raises UserError for bad input, before any device time is spent.
     """
     join_processes(**vars(config.distributed))
-    settings.check_same(config, config.out)
-    started, out = time.time(), Path(config.out)
-    if _finished(config):
+    configs.check_same(config, config.out)
+    started_at = time.time()
+    out = Path(config.out)
+    if is_finished(config):
         return
     with build_run(config) as run, Checkpoints(config.out, config.keep_checkpoints) as checkpoints:
+        # 1. Prepare: parameters, the newest checkpoint, compiled programs.
         if jax.process_index() == 0:
-            settings.save(config, config.out)
+            configs.save(config, config.out)
         check_shared(out)
         for note in run.notes:
             print0(note)
         params = run.load_params()
-        place, reference = (
-            restore_or_start(run, checkpoints, params, started),
-            run.steps.refer(params),
-        )
+        run_state = restore_or_start(run, checkpoints, params, started_at)
+        reference = run.programs.make_reference(params)
         del params
-        run.engine.warm_up(lora.attach(reference, place.state.params))
-        if place.step:
-            print0(f"going on from step {place.step} of {config.steps} in {out}")
-        # With LoRA the programs are compiled for a policy with adapters, so the base is asked through adapters of zeros.
-        untrained = lora.zero_adapters(place.state.params) if config.lora.rank else {}
-        before = once(
-            out / "before.json", partial(_evaluate, run, lora.attach(reference, untrained))
-        )
+        run.engine.warm_up(lora.attach(reference, run_state.state.params))
+        if run_state.step:
+            print0(f"going on from step {run_state.step} of {config.steps} in {out}")
+
+        # 2. Evaluate, train, evaluate again.
+        untrained = reference
+        if config.lora.rank:
+            # The programs are compiled for a policy with adapters, so the base is asked through
+            # adapters of zeros.
+            untrained = lora.attach(reference, lora.zero_adapters(run_state.state.params))
+        before = make_once(out / "before.json", partial(_evaluate, run, untrained))
         if before:
-            print0(f"\n{evaluate.tables(before)}\n", flush=True)
-        yield from run_steps(run, place, reference, checkpoints, stop)
-        if place.step < config.steps:
+            print0(f"\n{tables(before)}\n", flush=True)
+        yield from run_steps(run, run_state, reference, checkpoints, stop)
+        if run_state.step < config.steps:
             print0(
-                f"stopped after step {place.step} of {config.steps}, which is saved in {out}: the same command goes on"
+                f"stopped after step {run_state.step} of {config.steps}, which is saved in {out}: "
+                "the same command goes on"
             )
             return
-        after = _evaluate(run, lora.attach(reference, place.state.params))
-    summary = summarise(before, after, steps=place.step, seconds=time.time() - place.begun)
+        after = _evaluate(run, lora.attach(reference, run_state.state.params))
+
+    # 3. Say what training did.
+    seconds = time.time() - run_state.started_at
+    summary = summarise(before, after, steps=run_state.step, seconds=seconds)
     if jax.process_index() == 0:
         write_json(out / "summary.json", summary)
-        metrics.plot(out)
+        plots.plot(out)
     if after:
-        print0(f"\n{evaluate.tables(before, after)}\n")
-    print0(f"{headline(summary)} in {summary['seconds']:.0f} s; see {out}")
+        print0(f"\n{tables(before, after)}\n")
+    print0(f"{headline(summary)} in {seconds:.0f} s; see {out}")
     gather_json(None)  # none of several processes ends before the first has written
 
 
 def restore_or_start(
-    run: Run, checkpoints: Checkpoints, params: Params, started: float
+    run: Run, checkpoints: Checkpoints, params: Params, started_at: float
 ) -> RunState:
-    """Where the newest checkpoint is; without one, the beginning, with these parameters."""
+    """Returns the newest checkpoint's state; without one, the state that a run begins with.
+
+    params: the model folder's
+    """
     order = ProblemOrder(run.task.problems, run.config.seed)
     if checkpoints.latest() is None:
-        state = run.steps.init(params, np.uint32(run.config.seed))
-        return RunState(0, state, order, History(), dict(run.judge.weights), started)
-    state, host = checkpoints.restore(run.steps.state_like)
-    order.restore(host["order"])
-    history = History.restore(host["history"])
-    return RunState(host["step"], state, order, history, host["weights"], started - host["seconds"])
+        state = run.programs.init_state(params, np.uint32(run.config.seed))
+        weights = run.judge.initial_weights()
+        return RunState(0, state, order, History(), weights, started_at)
+    state, saved = checkpoints.restore(run.programs.state_like)
+    order.restore(saved["order"])
+    return RunState(
+        step=saved["step"],
+        state=state,
+        order=order,
+        history=History.restore(saved["history"]),
+        reward_weights=saved["weights"],
+        started_at=started_at - saved["seconds"],
+    )
 
 
 def run_steps(
-    run: Run, place: RunState, reference: Params, checkpoints: Checkpoints, stop: Callable[[], bool]
-) -> Iterator[dict[str, float]]:
-    """Steps up to the last one, or until told to stop: `place` moves on, numbers are written, checkpoints saved."""
-    config, is_first = run.config, jax.process_index() == 0
-    draw = Draw(config.sampling.temperature, stop=config.sampling.stop)
-    problems = ProblemStream(place.order, run.fitting.fits)
-    keep, max_age = config.sampling.keep_in_flight, config.sampling.max_age
-    stream = RolloutStream(run.engine, run.judge, problems, draw, keep, max_age)
-    writing = metrics.Writer(config.out, place.step + 1, config.steps, active=is_first)
-    with writing as writer, contextlib.closing(stream):
+    run: Run,
+    run_state: RunState,
+    reference: Params,
+    checkpoints: Checkpoints,
+    stop: Callable[[], bool],
+) -> Iterator[Metrics]:
+    """Takes steps up to the last one, or until told to stop.
+
+    `run_state` moves on, metrics are written, checkpoints saved.
+    """
+    config = run.config
+    request = SamplingRequest(
+        group_size=config.batch.group_size,
+        sampling=SamplingParams(config.sampling.temperature),
+        purpose="training",
+        stop=config.sampling.stop,
+    )
+    stream = RolloutStream(
+        run.engine,
+        run.judge,
+        ProblemStream(run_state.order, run.prompt_filter.accepts),
+        request,
+        config.sampling.keep_in_flight,
+        config.sampling.max_age,
+    )
+    is_first = jax.process_index() == 0
+    writer = metrics.Writer(config.out, run_state.step + 1, config.steps, active=is_first)
+    with writer, contextlib.closing(stream):
 
         def save() -> None:
             writer.flush()
-            checkpoints.save(place.step, place.state, place.host())
+            checkpoints.save(run_state.step, run_state.state, run_state.to_json())
 
         # All processes must leave at the same step, whichever of them was told.
-        while place.step < config.steps and not any(gather_json(stop())):
-            position = place.order.position
+        while run_state.step < config.steps and not any(gather_json(stop())):
+            position = run_state.order.position
             try:
-                values = run_step(run, place, stream, reference, writer)
+                step_metrics = run_step(run, run_state, stream, reference, writer)
             except MissingVerdictsError:
-                place.order.seek(position)  # the step will be taken again
+                run_state.order.seek(position)  # the step will be taken again
                 save()
                 raise
-            writer.write(place.step, values)
-            if place.step % config.save_every == 0:
+            writer.write(run_state.step, step_metrics)
+            if run_state.step % config.save_every == 0:
                 save()
             try:
-                yield {"step": place.step} | values
+                yield {"step": run_state.step} | step_metrics
             except GeneratorExit:
                 save()
                 raise
@@ -178,201 +224,157 @@ def run_steps(
 
 
 def run_step(
-    run: Run, place: RunState, stream: RolloutStream, reference: Params, writer: metrics.Writer
-) -> dict[str, float]:
-    """One step: collect groups, update on them. Waits for the update: the next step's first act needs it anyway, and the
-    times are then true."""
-    config, step, started = run.config, place.step + 1, time.perf_counter()
-    b, f = config.batch, config.filter
-    most = b.groups if f.rule == "off" else int(f.max_prompts * b.groups)
-    wanted = CollectSpec(b.groups, b.group_size, f.rule, f.low, f.high, most, b.mask_truncated)
-    run.judge.weights.update(place.weights)
-    groups, figures, asked = collect_groups(
-        stream, lora.attach(reference, place.state.params), wanted, step
+    run: Run,
+    run_state: RunState,
+    stream: RolloutStream,
+    reference: Params,
+    writer: metrics.Writer,
+) -> Metrics:
+    """Takes one step: collects groups, updates on them.
+
+    It waits for the update: the next step's first act needs it anyway, and the times are then true.
+    """
+    config = run.config
+    step = run_state.step + 1
+    started_at = time.perf_counter()
+
+    # 1. Rollouts, rewards and the difficulty filter.
+    spec = CollectSpec(
+        groups=config.batch.groups,
+        max_prompts=max_prompts(config),
+        filter=DifficultyFilter(config.filter.rule, config.filter.low, config.filter.high),
+        mask_truncated=config.batch.mask_truncated,
     )
-    check_missing_verdicts(asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl")
-    means = verdict_means(asked)
-    for name, reward in config.rewards.items():
-        place.weights[name] = reward.next_weight(
-            step + 1, place.weights[name], means.get(name, np.nan)
-        )
-        if type(reward) is not Weighted:
-            figures[f"weight/{name}"] = run.judge.weights[name]
-    for group in asked:
-        place.history.record(group.problem.id, group.solved, group.judged)
+    policy = lora.attach(reference, run_state.state.params)
+    collected = collect_groups(stream, policy, spec, step, run_state.reward_weights)
+    check_missing_verdicts(
+        collected.asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl"
+    )
+    weight_metrics = _move_reward_weights(run, run_state, collected.asked)
+    for group in collected.asked:
+        run_state.history.record(group.problem.id, group.solved, group.judged)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
-        writer.rollouts(step, records(asked, groups))
-    updating = time.perf_counter()
-    if groups:
-        batch = to_device(make_batch(groups, b.groups, b.mask_truncated), run.steps.rows)
-        place.state, learned = run.steps.update(
-            place.state, reference, batch, config.objective, config.sampling.temperature
-        )
-    else:
-        place.state, learned = place.state._replace(step=place.state.step + 1), {}
-    numbers = {name: float(value) for name, value in jax.device_get(learned).items()}
-    if learned and not run.steps.update.sealed:  # the first step of this process
-        check_agreement(config, numbers)
-        numbers |= run.steps.memory(reference, batch, config.objective, config.sampling.temperature)
-        writer.say(memory_line(numbers))
-        run.steps.update.seal()
-    numbers |= peak_memory()
-    place.step = step
+        writer.rollouts(step, shown_rollouts(collected))
+
+    # 2. The update.
+    update_started_at = time.perf_counter()
+    update_metrics = _update(run, run_state, reference, collected, writer)
+    run_state.step = step
     now = time.perf_counter()
-    times = {"time/update": now - updating, "time/step": now - started}
-    visited = {
-        "data/pass": float(place.order.epoch),
-        "data/visited": float(len(place.history.visits)),
+    return (
+        collected.metrics
+        | weight_metrics
+        | update_metrics
+        | peak_memory()
+        | {
+            "time/update": now - update_started_at,
+            "time/step": now - started_at,
+            "data/epoch": float(run_state.order.epoch),
+            "data/problems_seen": float(len(run_state.history.visits)),
+        }
+    )
+
+
+def _move_reward_weights(run: Run, run_state: RunState, asked: list[JudgedGroup]) -> Metrics:
+    """Moves the reward weights on to the next step's; returns this step's that can move."""
+    step = run_state.step + 1
+    weights = run_state.reward_weights
+    means = verdict_means(asked)
+    moving = {
+        f"weight/{name}": weights[name]
+        for name, reward in run.config.rewards.items()
+        if type(reward) is not Weighted
     }
-    return figures | numbers | times | visited
+    run_state.reward_weights = {
+        name: reward.next_weight(step + 1, weights[name], means.get(name, math.nan))
+        for name, reward in run.config.rewards.items()
+    }
+    return moving
 
 
-def check_agreement(config: Config, numbers: dict[str, float]) -> None:
-    """Raises UserError if the sampler's log-probabilities are not those that the scorer finds for
-    the same policy, or any of them is not finite: then what is trained is not what was sampled, and
-    nothing that follows can be trusted."""
-    gap = numbers["policy/logprob_gap_p99"]
+def _update(
+    run: Run,
+    run_state: RunState,
+    reference: Params,
+    collected: Collection,
+    writer: metrics.Writer,
+) -> Metrics:
+    """Updates the policy on the groups of a step, if there are any; returns the metrics."""
+    config = run.config
+    programs = run.programs
+    state = run_state.state
+    if not collected.groups:
+        run_state.state = state._replace(step=state.step + 1)
+        return {}
+    host_batch = make_batch(collected.groups, config.batch.groups, config.batch.mask_truncated)
+    batch: TrainBatch = to_device(host_batch, programs.row_sharding)
+    objective = config.objective
+    temperature = config.sampling.temperature
+    run_state.state, device_metrics = programs.update(
+        state, reference, batch, objective, temperature
+    )
+    fetched = jax.device_get(device_metrics)
+    update_metrics = {name: float(value) for name, value in fetched.items()}
+    if not programs.update.sealed:  # the first update of this process
+        check_agreement(config, update_metrics)
+        update_metrics |= programs.memory(reference, batch, objective, temperature)
+        writer.say(memory_line(update_metrics))
+        programs.update.seal()
+    return update_metrics
+
+
+def check_agreement(config: Config, update_metrics: Mapping[str, float]) -> None:
+    """Raises UserError if the sampler's log-probabilities are not those of the scorer.
+
+    For the same policy they must agree, and be finite. Else what is trained is not what was
+    sampled, and nothing that follows can be trusted.
+    """
+    gap = update_metrics["policy/logprob_gap_p99"]
     if not math.isfinite(gap):
         raise UserError(
             "some of the sampler's or the scorer's log-probabilities are NaN or infinite, so that "
-            "they cannot be compared: the run is stopped, and the step is not saved; the weights of "
-            f"{model_folder(config.model)}, or what they make of a prompt in {config.dtype}, are "
-            "not finite: check the files, or take another model"
+            "they cannot be compared: the run is stopped, and the step is not saved; the weights "
+            f"of {model_folder(config.model)}, or what they make of a prompt in {config.dtype}, "
+            "are not finite: check the files, or take another model"
         )
-    most = config.sampling.max_logprob_gap or settings.GAPS[config.dtype]
-    if gap > most:
+    max_gap = config.sampling.max_logprob_gap or GAPS[config.dtype]
+    if gap > max_gap:
         raise UserError(
-            f"the sampler's log-probabilities differ from the scorer's by {gap:.2g} nats in one token of a hundred, and in "
-            f"{config.dtype} they should by at most {most:g}: the run is stopped; if you know why, raise "
-            "sampling.max_logprob_gap"
+            f"the sampler's log-probabilities differ from the scorer's by {gap:.2g} nats in one "
+            f"token of a hundred, and in {config.dtype} they should by at most {max_gap:g}: the "
+            "run is stopped; if you know why, raise sampling.max_logprob_gap"
         )
 
 
-def peak_memory() -> dict[str, float]:
-    """{"memory/peak": the most bytes that a device of this process has held}; {} where nobody knows, as of a CPU."""
-    known = [
-        stats["peak_bytes_in_use"]
-        for device in jax.local_devices()
-        if (stats := device.memory_stats())
+def peak_memory() -> Metrics:
+    """Returns the most bytes that a device of this process has held, as "memory/peak".
+
+    It returns nothing where nobody knows, as of a CPU.
+    """
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [device_stats["peak_bytes_in_use"] for device_stats in stats if device_stats]
+    return {"memory/peak": float(max(peaks))} if peaks else {}
+
+
+def memory_line(update_metrics: Mapping[str, float]) -> str:
+    """Returns `memory a device: parameters 1.2 GB, optimizer 2.4 GB, reference 0.6 GB, ...`."""
+    parts = [
+        f"{name.removeprefix('memory/')} {console.size(value)}"
+        for name, value in update_metrics.items()
+        if name.startswith("memory/")
     ]
-    return {"memory/peak": float(max(known))} if known else {}
+    return f"memory a device: {', '.join(parts)}"
 
 
-def memory_line(numbers: dict[str, float]) -> str:
-    """`memory a device: parameters 1.2 GB, optimizer 2.4 GB, reference 0.6 GB, temporaries 3.1 GB`."""
-    parts = [name for name in numbers if name.startswith("memory/")]
-    words = [f"{name.removeprefix('memory/')} {metrics.size(numbers[name])}" for name in parts]
-    return f"memory a device: {', '.join(words)}"
+def shown_rollouts(collected: Collection, count: int = 4) -> Iterator[Json]:
+    """Yields the first completion of the first few groups of a step, as JSON values."""
+    kept_ids = {id(group) for group in collected.groups}
+    for group in collected.asked[:count]:
+        yield record(group) | {"kept": id(group) in kept_ids}
 
 
-def records(asked: list[Group], kept: list[Group], most: int = 4) -> Iterator[dict[str, Any]]:
-    """The first completion of the first few groups of a step, as JSON values."""
-    for group in asked[:most]:
-        yield record(group) | {"kept": any(group is other for other in kept)}
-
-
-def summarise(before: dict[str, Any], after: dict[str, Any], **others: Any) -> dict[str, Any]:
-    """OUT/summary.json: what training did to held-out accuracy and language; nulls and {} without an evaluation."""
-    compare = lambda key: {
-        name: {
-            f"{figure}_{when}": report[key][name][figure]
-            for figure in evaluate.FIGURES
-            for when, report in (("before", before), ("after", after))
-        }
-        for name in before.get(key, {})
-    }
-    return {
-        "accuracy_before": before.get("reward/accuracy"),
-        "accuracy_after": after.get("reward/accuracy"),
-        **others,
-        "by_language": compare("by_language"),
-        "by_level": compare("by_level"),
-        "before": before,
-        "after": after,
-    }
-
-
-def headline(summary: dict[str, Any]) -> str:
-    """`40 steps, accuracy 0.312 -> 0.455`."""
-    before, after = summary["accuracy_before"], summary["accuracy_after"]
-    known = before is not None and after is not None
-    steps = summary["steps"]
-    return f"{steps} step{'' if steps == 1 else 's'}" + (
-        f", accuracy {before:.3f} -> {after:.3f}" if known else ""
-    )
-
-
-def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` returned the first time; read from the file ever after."""
-    if made := gather_json(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)[
-        0
-    ]:
-        return made
-    value = make()
-    if jax.process_index() == 0 and value:
-        write_json(path, value)
-    return value
-
-
-def check_shared(out: Path) -> None:
-    """Raises UserError in all processes if one of them does not see what process 0 has written to `out`."""
-    gather_json(None)
-    blind = [
-        process
-        for process, sees in enumerate(gather_json((out / "config.json").exists()))
-        if not sees
-    ]
-    if blind:
-        raise UserError(
-            f"{out}: process 0 writes there, and {len(blind)} of {jax.process_count()} processes, the first of them "
-            f"{blind[0]}, do not see it: give an --config.out that all of them share"
-        )
-
-
-def _finished(config: Config) -> bool:
-    """Whether OUT holds the summary of all the steps that are wanted; then says so."""
-    path = Path(config.out) / "summary.json"
-    summary = gather_json(
-        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1}
-    )[0]
-    if summary["steps"] < config.steps:
-        return False
-    # A schedule that ends at the last step has come to its end.
-    further = "to go on raise --config.steps, " if config.optimizer.schedule == "constant" else ""
-    print0(
-        f"{config.out} is finished: {headline(summary)}; {further}to begin anew change --config.out"
-    )
-    return True
-
-
-def _evaluate(run: Run, params: Params) -> dict[str, Any]:
+def _evaluate(run: Run, params: Params) -> Report:
     return evaluate.evaluate(run, params) if run.config.evaluation.problems else {}
-
-
-@contextlib.contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """A list that the first Ctrl-C or SIGTERM is put into, so that the step can be finished and saved; a second one ends
-    the program at once."""
-    noted: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    def note(number: int, _: Any) -> None:
-        noted.append(number)
-        restore()
-        os.write(
-            2, b"stopping after this step; once more stops at once\n"
-        )  # print is not safe in a signal handler
-
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield noted
-    finally:
-        restore()
 
 
 def main(argv: list[str]) -> None:

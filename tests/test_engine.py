@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgrpo.models import attention
 from jaxgrpo import programs as steps_module
 from jaxgrpo.device.logprobs import token_logprobs
 from jaxgrpo.distributed.mesh import make_mesh, to_device
@@ -474,7 +475,7 @@ def test_a_compile_after_warm_up_is_an_error():
 def scored(params, tokens, attention_mask, temperature=1.0):
     """The log-probabilities of a group's tokens, from an uncached forward pass over its arrays as they are."""
     segments = attention_mask.astype(jnp.int32)
-    positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
+    positions, mask = attention.sequence_positions(segments), attention.sequence_mask(segments)
     hidden, _ = transformer.forward(NETWORK, params, tokens, positions, mask)
     embedding = transformer.output_embedding(params)
     return token_logprobs(

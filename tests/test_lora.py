@@ -11,6 +11,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxgrpo.models import attention
 from jaxgrpo import evaluate, export, sample
 from jaxgrpo.build import build_run
 from jaxgrpo.checkpoint import Checkpoints
@@ -89,7 +90,7 @@ def make_batch():
 def hidden(params):
     tokens = jnp.asarray(make_batch().tokens)
     segments = jnp.ones_like(tokens)
-    positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
+    positions, mask = attention.sequence_positions(segments), attention.sequence_mask(segments)
     return transformer.forward(NETWORK, params, tokens, positions, mask)[0]
 
 

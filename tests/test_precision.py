@@ -10,6 +10,8 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgrpo.models import attention
+from jaxgrpo.models import products
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device
 from jaxgrpo.losses import Supervised
 from jaxgrpo.models import lora, transformer
@@ -173,17 +175,17 @@ def test_parameters_stored_in_bfloat16_get_sums_made_in_float32():
     """4,096 times 1/64 is 64; summed in bfloat16 it would be 4."""
     tokens = jnp.full((4, 1024), 3, jnp.int32)
     part = 1 / 64
-    rows = jax.grad(lambda e: jnp.sum(transformer.embed(e, tokens, jnp.bfloat16)) * part)(
+    rows = jax.grad(lambda e: jnp.sum(products.embed(e, tokens, jnp.bfloat16)) * part)(
         jnp.ones((5, 2), jnp.bfloat16)
     )
     assert rows.dtype == jnp.bfloat16
     assert rows.tolist() == [[0, 0]] * 3 + [[64, 64]] + [[0, 0]]
     x = jnp.ones((4, 1024, 3), jnp.bfloat16)
-    kernel = jax.grad(lambda w: jnp.sum(transformer.matmul(x, w)) * part)(
+    kernel = jax.grad(lambda w: jnp.sum(products.matmul(x, w)) * part)(
         jnp.ones((3, 2), jnp.bfloat16)
     )
     assert kernel.tolist() == [[64, 64]] * 3
-    copies = jax.grad(lambda x: jnp.sum(transformer.repeat_rows(x, 4096)) * part)(
+    copies = jax.grad(lambda x: jnp.sum(products.repeat_rows(x, 4096)) * part)(
         jnp.ones((2, 3), jnp.bfloat16)
     )
     assert copies.tolist() == [[64] * 3] * 2
@@ -232,7 +234,7 @@ def test_float32_is_float32_on_every_device(dtype):
 def hidden(network, params, tokens):
     """In float32, so that nothing but the parameters differs."""
     segments = jnp.ones_like(tokens)
-    positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
+    positions, mask = attention.sequence_positions(segments), attention.sequence_mask(segments)
     return transformer.forward(network, params, tokens, positions, mask)[0]
 
 

@@ -10,7 +10,8 @@ from scipy import stats
 
 from jaxgrpo.device import sampler
 from jaxgrpo.device.logprobs import to_logits, used_ids
-from jaxgrpo.device.sampler import How, NewRows
+from jaxgrpo.device.sampler import How
+from jaxgrpo.types import NewRows
 from tests.tiny_engines import ENDS, NETWORK, make_params
 
 WIDTH, SLOTS, RING, CHUNK, PROMPTS = 6, 4, 12, 5, 3

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgrpo.models import attention
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import splash, transformer
 
@@ -40,8 +41,8 @@ def test_values_and_gradients_are_those_of_dense_attention(prompt, how):
     whole = lambda q, k, v: attend(q, parts(k, v), **how)
     columns = np.arange(prompt + LENGTH)
     near = columns[:, None] - columns < how.get("window", LENGTH * 2)
-    mask = (transformer.sequence_mask(segments) & near)[:, prompt:]
-    dense = lambda q, k, v: transformer.attend(
+    mask = (attention.sequence_mask(segments) & near)[:, prompt:]
+    dense = lambda q, k, v: attention.attend(
         q, parts(k, v), mask, how.get("scale"), how.get("softcap")
     )
     weights = (

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgrpo.models import attention
 from jaxgrpo import losses
 from jaxgrpo.device import learner
 from jaxgrpo.device.logprobs import token_logprobs
@@ -335,7 +336,7 @@ def test_the_gap_shows_a_sampler_at_another_temperature(steps, params, batch):
 def completion_logprobs(params, batch):
     """The mean log-probability of a completion's tokens, for each row."""
     segments = jnp.asarray(batch.segments)
-    positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
+    positions, mask = attention.sequence_positions(segments), attention.sequence_mask(segments)
     hidden, _ = transformer.forward(NETWORK, params, jnp.asarray(batch.tokens), positions, mask)
     embedding, cap = transformer.output_embedding(params), NETWORK.logit_softcap
     logprobs, _ = token_logprobs(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgrpo.models import attention
 from jaxgrpo.models import transformer
 from jaxgrpo.models.rope import Linear, Llama3, Rope, Yarn
 from tests.tiny_models import NETWORK, random_params
@@ -41,7 +42,7 @@ def varied():
 @partial(jax.jit, static_argnames="network")
 def hidden(params, tokens, segments, network=NETWORK):
     segments = jnp.asarray(segments)
-    mask, positions = transformer.sequence_mask(segments), transformer.sequence_positions(segments)
+    mask, positions = attention.sequence_mask(segments), attention.sequence_positions(segments)
     return transformer.forward(network, params, jnp.asarray(tokens), positions, mask)
 
 
@@ -73,7 +74,7 @@ def test_packed_texts_do_not_see_each_other(params):
 
 
 def test_positions_count_tokens_of_their_own_text():
-    positions = transformer.sequence_positions(jnp.array([[0, 0, 1, 1, 1, 2, 2, 0]]))
+    positions = attention.sequence_positions(jnp.array([[0, 0, 1, 1, 1, 2, 2, 0]]))
     assert positions[0, 2:7].tolist() == [0, 1, 2, 0, 1]
 
 
@@ -100,7 +101,7 @@ def test_windows_go_by_positions_where_columns_are_in_no_order(varied):
 
     @jax.jit
     def read(token, position, recent, column):
-        cache = transformer.KVCache(key_values, recent, column)
+        cache = attention.KVCache(key_values, recent, column)
         mask = (key_positions <= position)[:, None]
         return transformer.forward(
             network, varied, token, position, mask, cache, key_positions=key_positions
@@ -117,7 +118,7 @@ def test_windows_go_by_positions_where_columns_are_in_no_order(varied):
         tokens[:, :1],
         jnp.zeros((1, 1), int),
         jnp.ones((1, 1, 8), bool),
-        transformer.KVCache(key_values),
+        attention.KVCache(key_values),
     )
     with pytest.raises(ValueError, match="this network has windows"):
         transformer.forward(*unknown)
@@ -139,7 +140,7 @@ def test_scalings_leave_fast_pairs_and_slow_the_others():
 def test_rotation_depends_on_the_distance_alone():
     x = jax.random.normal(jax.random.key(0), (1, 1, 2, 8))
     near, far = (
-        transformer.apply_rotary(x, transformer.rotary_table(Rope(), 8, jnp.array([[p, p + 3]])))
+        attention.apply_rotary(x, attention.rotary_table(Rope(), 8, jnp.array([[p, p + 3]])))
         for p in (0, 50)
     )
     products = [jnp.einsum("e,e->", r[0, 0, 0], r[0, 0, 1]) for r in (near, far)]
@@ -170,7 +171,7 @@ def read_on():
     )
 
     def read(params, remat):
-        mask, positions = transformer.sequence_mask(ones), transformer.sequence_positions(ones)
+        mask, positions = attention.sequence_mask(ones), attention.sequence_positions(ones)
         forward = lambda cut, *cache: transformer.forward(
             SLIDING,
             params,
@@ -182,7 +183,7 @@ def read_on():
             key_positions=positions[:, : cut.stop],
         )
         _, prompt = forward(slice(0, 4))
-        return forward(slice(4, 9), transformer.KVCache(prompt))[0]
+        return forward(slice(4, 9), attention.KVCache(prompt))[0]
 
     number = lambda params, remat: jnp.vdot(read(params, remat), direction)
     return jax.jit(
@@ -208,7 +209,7 @@ def test_less_is_kept_for_the_backward_pass(params):
 
     def kept(remat):
         tokens, ones = jnp.zeros((2, 16), int), jnp.ones((2, 16), bool)
-        mask, positions = transformer.sequence_mask(ones), transformer.sequence_positions(ones)
+        mask, positions = attention.sequence_mask(ones), attention.sequence_positions(ones)
         hidden = lambda params: transformer.forward(
             NETWORK, params, tokens, positions, mask, remat=remat
         )[0]
@@ -226,7 +227,7 @@ def test_less_is_kept_for_the_backward_pass(params):
 def test_the_backward_pass_computes_only_what_is_not_kept(params, layout):
     """Full computes all matrix products of a layer again, dots the two of attention."""
     tokens, ones = jnp.zeros((2, 16), int), jnp.ones((2, 16), bool)
-    mask, positions = transformer.sequence_mask(ones), transformer.sequence_positions(ones)
+    mask, positions = attention.sequence_mask(ones), attention.sequence_positions(ones)
 
     def products(remat):
         hidden = lambda params: transformer.forward(

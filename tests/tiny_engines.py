@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxgrpo.models import attention
 from jaxgrpo.device.logprobs import to_logits
 from jaxgrpo.distributed.mesh import make_mesh, to_device
 from jaxgrpo.models import transformer
@@ -113,8 +114,8 @@ def _uncached(rows: int, columns: int):
         """Rows padded on the right, read from the beginning as if nothing had been read before."""
         segments = (jnp.arange(columns) < lengths[:, None]).astype(jnp.int32)
         positions, mask = (
-            transformer.sequence_positions(segments),
-            transformer.sequence_mask(segments),
+            attention.sequence_positions(segments),
+            attention.sequence_mask(segments),
         )
         hidden, _ = transformer.forward(NETWORK, params, tokens, positions, mask)
         last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from jaxgrpo.distributed.mesh import path_name
 from jaxgrpo.models import hf_folder, transformer
-from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.models.model_config import ModelConfig
 
 NETWORK = ModelConfig(
     vocab_size=48,

@@ -1,269 +1,224 @@
-"""The device's half of learning: a batch is scored by policy and reference, and one optimizer step is made of it.
+"""The device's half of learning: one optimizer step from a batch.
 
-    batch -> micro-batches -> log-probabilities -> advantages, weights, loss -> gradient -> new state
+    batch -> micro-batches -> log-probabilities -> advantages, loss -> gradient -> new state
 
-Pure functions of arrays; steps.py compiles them.
+Pure functions of arrays; programs.py compiles them. Axes: P prompts, G completions of each,
+B = P * G rows, T columns, M micro-batches of R rows.
 """
 
-import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxgrpo.device.logprobs import token_logprobs
-from jaxgrpo.device.optimizer import cast, optimizer_updates, round_stochastically
-from jaxgrpo.losses import Objective, TokenInputs, batch_loss, merge, report
-from jaxgrpo.losses import token_weights as weights
-from jaxgrpo.models import lora, transformer
-from jaxgrpo.models.lora import Lora
+from jaxgrpo.device.micro_batches import MicroBatches
+from jaxgrpo.device.optimizer import Optimizer, cast, optimizer_updates, round_stochastically
+from jaxgrpo.device.scorer import Scorer, reference_logprobs
+from jaxgrpo.losses import Info, Objective, TokenInputs, batch_loss, merge, report, token_weights
+from jaxgrpo.models import lora
 from jaxgrpo.types import Params, TrainBatch, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
 
-UNCHOSEN = -1.0
-"""Stands for the gap of a token that nobody chose. No gap is negative, and one that is NaN must be
-told from it."""
+NOT_CHOSEN = -1.0
+"""Stands for the log-probability gap of a token that nobody chose. No gap is negative, and a gap
+that is NaN must be told from it."""
 
 
-class MicroBatches(NamedTuple):
-    """How a batch is cut into micro-batches. Of a group's rows, `together` stay beside each other in one of them.
-
-    Micro-batch m of M takes the parts m, m + M, ... of so many rows: each micro-batch is spread over the devices as the batch
-    is, and no row moves.
-    """
-
-    micro_batch: int
-    """Rows of one; 0: all."""
-    together: int
-    devices: int
-
-    def fitted(self, rows: int) -> "MicroBatches":
-        """The same for a batch of so many rows: together are as many as fit into a device's share of a micro-batch."""
-        size = self.micro_batch or rows
-        return MicroBatches(
-            size, math.gcd(self.together, max(1, size // self.devices)), self.devices
-        )
-
-    def split(self, rows: Any) -> Any:
-        """[B, ...] -> [M, micro_batch, ...]"""
-
-        def cut(x: Array) -> Array:
-            parts = x.reshape(self.micro_batch // self.together, -1, self.together, *x.shape[1:])
-            return parts.swapaxes(0, 1).reshape(-1, self.micro_batch, *x.shape[1:])
-
-        return jax.tree.map(cut, rows)
-
-    def joined(self, parts: Float[Array, "M R T"]) -> Float[Array, "B T"]:
-        """The rows of `split` in their places again."""
-        length = parts.shape[-1]
-        return (
-            parts.reshape(parts.shape[0], -1, self.together, length)
-            .swapaxes(0, 1)
-            .reshape(-1, length)
-        )
-
-
-def init(
-    optimizer: Any,
-    layout: Callable,
-    adapters: Lora,
-    params_dtype: DTypeLike,
-    state_dtype: DTypeLike,
-    params: Params,
-    seed: int | Array = 0,
+def init_state(
+    optimizer: Optimizer, trained: Params, params_dtype: DTypeLike, optimizer_dtype: DTypeLike
 ) -> TrainState:
-    """The state that a run begins with. layout: how its parameters are laid out, transformer.stack or unstack; seed: of the
-    adapters, if those are what is trained. params_dtype, state_dtype: what parameters and moments are stored in."""
-    trained = lora.init(adapters, layout(params), jax.random.key(seed))
-    return TrainState(
-        jnp.int32(0), cast(trained, params_dtype), cast(optimizer.init(trained), state_dtype)
-    )
+    """Returns the state that a run begins with.
 
-
-def update(
-    score: Callable,
-    optimizer: Any,
-    scale: float,
-    cut: MicroBatches,
-    group_size: int,
-    trainers_old: bool,
-    state: TrainState,
-    reference: Params | None,
-    batch: TrainBatch,
-    objective: Objective,
-    temperature: Float[Array, ""],
-) -> tuple[TrainState, Metrics]:
-    """One optimizer step on sum(weights * token_loss) over the whole batch; metrics are means over
-    the tokens that count in it.
-
-    score: `score` of a network. scale: of adapters. group_size: G. trainers_old: whether the ratio is taken to the policy's own
-    log-probabilities in the place of the sampler's.
+    trained: the parameters that are trained, all of them or adapters
+    params_dtype, optimizer_dtype: what they and the optimizer's moments are stored in
     """
-    cut = cut.fitted(len(batch.tokens))
-    score = partial(score, cut.together)
-    ref_logprobs = reference_logprobs(score, reference, batch, temperature, cut)
-    advantages = _advantages(objective, batch, ref_logprobs, group_size)
-    # Rows that are not trained on have had their say: from here on they are as if they were empty.
-    if batch.trained is not None:
-        mask = weights.without_truncated(batch.completion_mask, batch.trained)
-        batch = batch._replace(completion_mask=mask)
-    mask = batch.completion_mask
-    rows = batch, ref_logprobs, advantages, objective.weights(mask)
+    opt_state = optimizer.init(trained)
+    return TrainState(jnp.int32(0), cast(trained, params_dtype), cast(opt_state, optimizer_dtype))
 
-    def loss(params: Params, rows: tuple) -> tuple[Array, tuple]:
-        batch, ref_logprobs, advantages, token_weights = rows
-        policy = lora.attach(reference or {}, lora.scaled(params, scale))
-        logprobs, entropy = score(policy, batch, temperature, entropy=True)
-        constant = jax.lax.stop_gradient(logprobs)
+
+class _ScoredRows(NamedTuple):
+    """Rows of a batch with everything that their loss takes besides the policy."""
+
+    batch: TrainBatch
+    ref_logprobs: Float[Array, "B T"] | None
+    advantages: Float[Array, "B"] | Float[Array, "B T"]
+    token_weights: Float[Array, "B T"]
+
+
+class _LossParts(NamedTuple):
+    """Results of a micro-batch's loss that are no gradient."""
+
+    loss: Float[Array, ""]
+    info: Info
+    gap: Float[Array, "R T"]
+    """|log policy - log sampler|; NOT_CHOSEN off the completions."""
+
+
+@dataclass(frozen=True)
+class Updater:
+    """Makes one optimizer step on sum(weights * token_loss) over the whole batch.
+
+    group_size: G
+    adapter_scale: of LoRA adapters, alpha / rank
+    uses_trainer_logprobs: the ratio is taken to the policy's own log-probabilities, and not to the
+        sampler's
+    """
+
+    scorer: Scorer
+    optimizer: Optimizer
+    micro_batches: MicroBatches
+    group_size: int = 1
+    adapter_scale: float = 1.0
+    uses_trainer_logprobs: bool = False
+
+    def __call__(
+        self,
+        state: TrainState,
+        reference: Params | None,
+        batch: TrainBatch,
+        objective: Objective,
+        temperature: Float[Array, ""] | float,
+    ) -> tuple[TrainState, Metrics]:
+        """Returns the new state, and metrics as means over the tokens that count in the loss."""
+        micro_batches = self.micro_batches.for_rows(len(batch.tokens))
+
+        # 1. All that is made of the whole batch, before it is cut: the reference's
+        # log-probabilities, advantages, and how much each token counts. So a cut changes nothing.
+        ref_logprobs = reference_logprobs(self.scorer, reference, batch, temperature, micro_batches)
+        advantages = self._advantages(objective, batch, ref_logprobs)
+        if batch.trained is not None:
+            # Rows that are not trained on have been compared with: from here on they are empty.
+            mask = token_weights.without_truncated(batch.completion_mask, batch.trained)
+            batch = batch._replace(completion_mask=mask)
+        mask = batch.completion_mask
+        rows = _ScoredRows(batch, ref_logprobs, advantages, objective.weights(mask))
+
+        # 2. The gradient, a micro-batch at a time.
+        def loss(params: Params, rows: _ScoredRows) -> tuple[Array, _LossParts]:
+            scaled = lora.scaled(params, self.adapter_scale)
+            policy = lora.attach(reference or {}, scaled)
+            return self._loss(policy, rows, objective, temperature, micro_batches)
+
+        gradient, parts = accumulate_gradients(loss, state.params, rows, micro_batches)
+
+        # 3. The optimizer's step, and what there is to say of it.
+        num_tokens = mask.sum()
+        metrics = report(merge(parts.info)) | {
+            "update/loss": parts.loss.sum(),
+            "update/grad_norm": _global_norm(gradient),
+            "update/tokens": num_tokens.astype(jnp.float32),
+            "policy/logprob_gap_p99": _gap_p99(parts.gap),
+        }
+        return self._step(state, gradient, has_tokens=num_tokens > 0), metrics
+
+    def _advantages(
+        self, objective: Objective, batch: TrainBatch, ref_logprobs: Array | None
+    ) -> Float[Array, "B"] | Float[Array, "B T"]:
+        """Returns the objective's advantages of the batch's groups, as rows."""
+
+        def to_groups(x: Array) -> Array:
+            return x.reshape(-1, self.group_size, *x.shape[1:])  # [P, G, ...]
+
+        log_ratio = jnp.zeros(batch.sampler_logprobs.shape)
+        if ref_logprobs is not None:
+            log_ratio = batch.sampler_logprobs - ref_logprobs
+        kl = jnp.where(batch.completion_mask, log_ratio, 0.0)
+        advantages = objective.advantages(
+            to_groups(batch.rewards), to_groups(batch.completion_mask), to_groups(kl)
+        )
+        return advantages.reshape(-1, *advantages.shape[2:])
+
+    def _loss(
+        self,
+        policy: Params,
+        rows: _ScoredRows,
+        objective: Objective,
+        temperature: Float[Array, ""] | float,
+        micro_batches: MicroBatches,
+    ) -> tuple[Float[Array, ""], _LossParts]:
+        """Returns the loss of one micro-batch, which `jax.grad` differentiates, and its parts."""
+        batch = rows.batch
+        logprobs, entropy = self.scorer(
+            policy, batch, temperature, micro_batches.rows_per_prompt, entropy=True
+        )
+        constant_logprobs = jax.lax.stop_gradient(logprobs)
+        old_logprobs = batch.sampler_logprobs
+        if self.uses_trainer_logprobs:
+            old_logprobs = constant_logprobs
+        # Without a reference the policy stands in for it: KL 0.
+        ref_logprobs = constant_logprobs if rows.ref_logprobs is None else rows.ref_logprobs
         inputs = TokenInputs(
-            logprobs,
-            constant if trainers_old else batch.sampler_logprobs,
-            constant if ref_logprobs is None else ref_logprobs,
-            advantages,
-            batch.completion_mask,
-            batch.sampler_logprobs,
-            entropy,
+            logprobs=logprobs,
+            old_logprobs=old_logprobs,
+            ref_logprobs=ref_logprobs,
+            advantages=rows.advantages,
+            mask=batch.completion_mask,
+            sampler_logprobs=batch.sampler_logprobs,
+            entropy=entropy,
         )
-        value, info = batch_loss(objective, token_weights, inputs)
-        gap = jnp.abs(constant - batch.sampler_logprobs)
-        return value, (value, info, jnp.where(batch.completion_mask, gap, UNCHOSEN))
+        loss, info = batch_loss(objective, rows.token_weights, inputs)
+        gap = jnp.abs(constant_logprobs - batch.sampler_logprobs)
+        gap = jnp.where(batch.completion_mask, gap, NOT_CHOSEN)
+        return loss, _LossParts(loss, info, gap)
 
-    gradient, (losses, info, gap) = accumulate_gradients(loss, state.params, rows, cut)
-    tokens = mask.sum()
-    squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g.astype(jnp.float32))), gradient)
-    metrics = report(merge(info)) | {
-        "update/loss": losses.sum(),
-        "update/grad_norm": jnp.sqrt(sum(jax.tree.leaves(squares))),
-        "update/tokens": tokens.astype(jnp.float32),
-        "policy/logprob_gap_p99": _p99(gap),
-    }
-    return _moved(optimizer, state, gradient, tokens > 0), metrics
+    def _step(self, state: TrainState, gradient: Params, has_tokens: Bool[Array, ""]) -> TrainState:
+        """Returns the state after the optimizer's step.
 
+        Where no token counts only the step number moves: momentum and weight decay must not move a
+        policy that has no gradient.
+        """
+        # Arithmetic is in float32, whatever the numbers are stored in.
+        params, opt_state = cast((state.params, state.opt_state), jnp.float32)
+        updates, opt_state = optimizer_updates(
+            self.optimizer, gradient, opt_state, params, state.step
+        )
+        new_params = jax.tree.map(jnp.add, params, updates)
+        old = (state.params, state.opt_state)
+        new = round_stochastically((new_params, opt_state), old, state.step)
 
-def _p99(gap: Float[Array, "M R T"]) -> Float[Array, ""]:
-    """Returns what 99 of 100 gaps are at most: 0 where no token was chosen, NaN where the gap of
-    any is not finite."""
-    finite = jnp.all(jnp.isfinite(gap))
-    quantile = jnp.nanquantile(jnp.where(gap == UNCHOSEN, jnp.nan, gap), 0.99)
-    return jnp.where(finite, jnp.nan_to_num(quantile), jnp.nan)
+        def choose(new_leaf: Array, old_leaf: Array) -> Array:
+            return jnp.where(has_tokens, new_leaf, old_leaf)
 
-
-def _moved(
-    optimizer: Any, state: TrainState, gradient: Params, counts: Bool[Array, ""]
-) -> TrainState:
-    """The state after the optimizer's step. Where nothing counts only the step moves: momentum and weight decay must not move a
-    policy that has no gradient."""
-    params, opt_state = cast((state.params, state.opt_state), jnp.float32)
-    updates, opt_state = optimizer_updates(optimizer, gradient, opt_state, params, state.step)
-    old = state.params, state.opt_state
-    new = round_stochastically((jax.tree.map(jnp.add, params, updates), opt_state), old, state.step)
-    return TrainState(
-        state.step + 1, *jax.tree.map(lambda new, old: jnp.where(counts, new, old), new, old)
-    )
-
-
-def reference_logprobs(
-    score: Callable,
-    reference: Params | None,
-    batch: TrainBatch,
-    temperature: Array,
-    cut: MicroBatches,
-) -> Float[Array, "B T"] | None:
-    """The reference's log-probabilities of the whole batch: a KL in the reward needs them before any gradient. Without a
-    reference there are none, and the policy's own stand in for them: KL 0."""
-    if reference is None:
-        return None
-    rows = cut.split(batch)
-    return cut.joined(
-        jax.lax.map(lambda rows: score(reference, rows, temperature, entropy=False)[0], rows)
-    )
-
-
-def _advantages(
-    objective: Objective, batch: TrainBatch, ref_logprobs: Array | None, group_size: int
-) -> Float[Array, "B"] | Float[Array, "B T"]:
-    """The objective's advantages of the batch's groups, as rows."""
-    grouped = lambda x: x.reshape(-1, group_size, *x.shape[1:])
-    gap = (
-        jnp.zeros(batch.sampler_logprobs.shape)
-        if ref_logprobs is None
-        else batch.sampler_logprobs - ref_logprobs
-    )
-    kl = jnp.where(batch.completion_mask, gap, 0.0)
-    advantages = objective.advantages(
-        grouped(batch.rewards), grouped(batch.completion_mask), grouped(kl)
-    )
-    return advantages.reshape(-1, *advantages.shape[2:])
-
-
-def score(
-    forward: Callable,
-    read: Callable,
-    how: dict[str, Any],
-    together: int,
-    params: Params,
-    batch: TrainBatch,
-    temperature: Array,
-    entropy: bool,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
-    """Log-probabilities of the batch's tokens and, if asked for, the entropies they were chosen at; 0 where none is scored.
-
-    forward: what `read` takes, transformer.forward or forward_both of a network; how: token_logprobs' further arguments.
-    """
-    hidden = read(partial(forward, params), batch, together)
-    columns = hidden.shape[1]
-    embedding = transformer.output_embedding(params)
-    scores = token_logprobs(
-        hidden, embedding, batch.tokens[:, -columns:], temperature, entropy=entropy, **how
-    )
-    return jax.tree.map(
-        lambda score: jnp.pad(score, ((0, 0), (batch.tokens.shape[1] - columns, 0))), scores
-    )
-
-
-def row_hidden_states(
-    start: int, forward: Callable, batch: TrainBatch, _: int, *, whole: Callable
-) -> Float[Array, "B n D"]:
-    """The hidden states of the columns from start - 1 on, which decide those from start on; every row is read whole."""
-    hidden, _ = forward(batch.tokens, *_whole_text(batch.segments), whole=whole(batch.segments))
-    return hidden[:, start - 1 :]
-
-
-def _whole_text(segments: Array) -> tuple[Array, Array]:
-    """Positions [B T] and mask [B T T]."""
-    return transformer.sequence_positions(segments), transformer.sequence_mask(segments)
-
-
-def group_hidden_states(
-    width: int, forward: Callable, batch: TrainBatch, together: int, *, whole: Callable
-) -> Float[Array, "B n D"]:
-    """The hidden states of the columns from width - 1 on. So many rows as are together have the same prompt, in the columns
-    before width: it is read once for them, and its keys and values are read by them all. forward: transformer.forward_both."""
-    firsts = lambda x: x.reshape(-1, together, *x.shape[1:])[:, 0]
-    segments, prompts = batch.segments, firsts(batch.segments)[:, :width]
-    prompt = transformer.SequenceInputs(firsts(batch.tokens)[:, :width], *_whole_text(prompts))
-    positions, mask = _whole_text(segments)
-    rest = transformer.SequenceInputs(
-        batch.tokens[:, width:], positions[:, width:], mask[:, width:], positions
-    )
-    last, hidden = forward(prompt, rest, wholes=(whole(prompts), whole(segments, width)))
-    return jnp.concatenate([transformer.repeat_rows(last[:, -1:], together), hidden], axis=1)
+        params, opt_state = jax.tree.map(choose, new, old)
+        return TrainState(state.step + 1, params, opt_state)
 
 
 def accumulate_gradients(
-    loss: Callable, params: Params, rows: Any, cut: MicroBatches
-) -> tuple[Params, Any]:
-    """The gradient of a loss that is a sum over rows, a micro-batch at a time, and their auxiliary results, stacked."""
+    loss: Callable[[Params, PyTree], tuple[Array, PyTree]],
+    params: Params,
+    rows: PyTree,
+    micro_batches: MicroBatches,
+) -> tuple[Params, PyTree]:
+    """Returns the gradient of a loss that is a sum over rows, and its auxiliary results, stacked.
+
+    The gradient is added up in float32, a micro-batch at a time.
+    """
     gradient_of = jax.grad(loss, has_aux=True)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
 
-    def one(gradient: Params, rows: Any) -> tuple[Params, Any]:
+    def add(gradient: Params, rows: PyTree) -> tuple[Params, PyTree]:
         new, auxiliary = gradient_of(params, rows)
         return jax.tree.map(jnp.add, gradient, new), auxiliary
 
-    return jax.lax.scan(one, zeros, cut.split(rows))
+    return jax.lax.scan(add, zeros, micro_batches.split(rows))
+
+
+def _global_norm(gradient: Params) -> Float[Array, ""]:
+    """Returns the norm of all gradients together, in float32."""
+    squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g.astype(jnp.float32))), gradient)
+    return jnp.sqrt(sum(jax.tree.leaves(squares)))
+
+
+def _gap_p99(gap: Float[Array, "M R T"]) -> Float[Array, ""]:
+    """Returns the gap that 99 of 100 chosen tokens are below.
+
+    It is 0 where no token was chosen, and NaN where the gap of any is not finite.
+    """
+    is_finite = jnp.all(jnp.isfinite(gap))
+    quantile = jnp.nanquantile(jnp.where(gap == NOT_CHOSEN, jnp.nan, gap), 0.99)
+    return jnp.where(is_finite, jnp.nan_to_num(quantile), jnp.nan)

@@ -164,7 +164,7 @@ def decode_state_shardings(mesh: Mesh, kv_heads: int) -> Callable[[Any], Any]:
     key-value heads of a cache over tensor, too, where they divide; the clock everywhere."""
     heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
     cache = NamedSharding(mesh, PartitionSpec(*ROWS, heads))
-    places = {"prompt": cache, "recent": cache, "key_values": cache, "clock": replicated(mesh)}
+    places = {"prompt_cache": cache, "ring_cache": cache, "cache": cache, "ring_position": replicated(mesh)}
     return lambda state: state(
         **{name: places.get(name, row_sharding(mesh)) for name in state._fields}
     )

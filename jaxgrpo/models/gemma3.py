@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import gemma2, llama, rope
-from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.models.model_config import ModelConfig
 
 WEIGHTS = gemma2.WEIGHTS
 

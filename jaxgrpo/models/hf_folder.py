@@ -15,7 +15,7 @@ from jaxgrpo.distributed.mesh import named_leaves, to_host
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import gemma2, gemma3, llama, mistral, olmo2, qwen2, qwen3, tensors, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.types import Params
 
 FAMILIES = {

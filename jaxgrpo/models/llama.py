@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import rope
-from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.models.model_config import ModelConfig
 
 WEIGHTS = {
     "embedding": "model.embed_tokens.weight",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxgrpo.models import llama
-from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.models.model_config import ModelConfig
 
 WEIGHTS = llama.WEIGHTS
 

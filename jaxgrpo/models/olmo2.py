@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxgrpo.models import llama
-from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.models.model_config import ModelConfig
 
 WEIGHTS = llama.WEIGHTS | {
     "layers_{i}/attention_out_norm/scale": "model.layers.{i}.post_attention_layernorm.weight",

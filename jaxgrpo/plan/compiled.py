@@ -19,7 +19,7 @@ from jaxgrpo.config import Config
 from jaxgrpo.distributed.mesh import device_bytes
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder, lora, transformer
-from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.plan import hlo
 from jaxgrpo.programs import Programs
 from jaxgrpo.text import tokenizer

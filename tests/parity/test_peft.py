@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+from jaxgrpo.models import attention
 from jaxgrpo.device.logprobs import to_logits
 from jaxgrpo.export import export
 from jaxgrpo.models import hf_folder, transformer
@@ -35,7 +36,7 @@ def their_logits(model):
 
 def our_logits(folder, params):
     segments = jnp.ones(TOKENS.shape, jnp.int32)
-    positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
+    positions, mask = attention.sequence_positions(segments), attention.sequence_mask(segments)
     config = hf_folder.load_config(folder)
     params = jax.tree.map(jnp.asarray, params)
     hidden, _ = jax.jit(

@@ -16,6 +16,7 @@ import transformers
 from safetensors.numpy import load_file
 from torch.overrides import TorchFunctionMode
 
+from jaxgrpo.models import attention
 from jaxgrpo.device.logprobs import to_logits
 from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.distributed.mesh import make_mesh
@@ -263,7 +264,7 @@ def saved(request, tmp_path_factory):
 def our_logits(folder, tokens):
     config, params = hf_folder.load_config(folder), jax.device_put(hf_folder.load_params(folder))
     segments = jnp.ones(tokens.shape, jnp.int32)
-    positions, mask = transformer.sequence_positions(segments), transformer.sequence_mask(segments)
+    positions, mask = attention.sequence_positions(segments), attention.sequence_mask(segments)
     hidden, _ = jax.jit(
         lambda params: transformer.forward(config, params, jnp.asarray(tokens), positions, mask)
     )(params)

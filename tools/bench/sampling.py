@@ -19,7 +19,7 @@ from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses.grpo import GRPO
 from jaxgrpo.models import hf_folder, transformer
-from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.problems import Problem, Weighted
 from jaxgrpo.programs import Programs, compile_programs
 from jaxgrpo.rewards.workers.pool import Pool

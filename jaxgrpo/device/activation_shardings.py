@@ -1,0 +1,76 @@
+"""Where activations lie on a mesh, in an update and in decoding.
+
+Left to itself, XLA would move the matrices, or have every device compute all rows.
+"""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from jaxgrpo.distributed.mesh import AXES, ROWS, row_sharding
+from jaxgrpo.models.layers import UNCONSTRAINED, ActivationShardings
+
+Constraint = Callable[[Array], Array]
+
+
+def by_rows(mesh: Mesh) -> ActivationShardings:
+    """Returns the shardings of prefill: a layer's input lies with its rows."""
+    return ActivationShardings(layer=_constraint(row_sharding(mesh)))
+
+
+def for_update(mesh: Mesh) -> ActivationShardings:
+    """Returns the shardings of an update: by rows, but embeddings where their columns are.
+
+    So the embedding's gradient, a sum over the tokens of all devices, is made there, too. A device
+    would else hold a gradient of the whole embedding.
+    """
+    columns = _constraint(NamedSharding(mesh, PartitionSpec("data", None, "fsdp")))
+    return by_rows(mesh)._replace(embedded=columns)
+
+
+def for_decode(mesh: Mesh) -> ActivationShardings:
+    """Returns the shardings of a decode step, in which activations move and matrices stay.
+
+    A token of each row is little and matrices are much (arXiv 2211.05102). Activations are
+    replicated over fsdp next to each matrix, and sharded by row next to the cache. Each change of
+    place names both places, or XLA would move the matrix to the rows instead.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return UNCONSTRAINED
+
+    def at(*axes: str | tuple[str, ...] | None) -> Constraint:
+        return _constraint(NamedSharding(mesh, PartitionSpec(*axes)))
+
+    any_axis = PartitionSpec.UNCONSTRAINED
+    next_to_matrix = at("data", None, any_axis)
+    next_to_cache = at(*ROWS, None, "tensor")
+    by_vocabulary = at("data", any_axis)
+    over_all_devices = at(AXES)
+    over_rows = at(*ROWS)
+
+    def to_cache(x: Array) -> Array:
+        return next_to_cache(next_to_matrix(x))
+
+    def to_matrix(x: Array) -> Array:
+        return next_to_matrix(next_to_cache(x))
+
+    def to_rows(logits: Array) -> Array:
+        # Tokens are drawn row by row: on all devices, where the rows divide so.
+        divides = len(logits) % mesh.size == 0
+        place = over_all_devices if divides else over_rows
+        return place(by_vocabulary(logits))
+
+    return ActivationShardings(
+        layer=at("data"), projected=to_cache, attended=to_matrix, logits=to_rows
+    )
+
+
+def _constraint(sharding: NamedSharding) -> Constraint:
+    """Returns a function that gives its array where the sharding says."""
+
+    def constrain(x: Array) -> Array:
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    return constrain

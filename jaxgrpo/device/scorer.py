@@ -1,0 +1,189 @@
+"""Scoring: the log-probabilities of a batch's tokens, by policy and reference alike.
+
+Axes: B rows, A prompts, T columns, W prompt width, n columns of completions and one before them,
+D model width, M micro-batches of R rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from jaxgrpo.device.logprobs import token_logprobs
+from jaxgrpo.device.micro_batches import MicroBatches
+from jaxgrpo.models import transformer
+from jaxgrpo.models.attention import AttentionFn, sequence_mask, sequence_positions
+from jaxgrpo.models.layers import UNCONSTRAINED, ActivationShardings
+from jaxgrpo.models.model_config import ModelConfig
+from jaxgrpo.models.products import repeat_rows
+from jaxgrpo.models.transformer import SequenceInputs
+from jaxgrpo.types import Params, TrainBatch
+
+LogprobsAndEntropy = tuple[Float[Array, "B T"], Float[Array, "B T"] | None]
+
+MakeAttention = Callable[..., AttentionFn | None]
+"""(segments [B S], columns that were read before) -> an attention kernel; None: `attend`."""
+
+
+def default_attention(segments: Array, prompt_width: int = 0) -> AttentionFn | None:
+    """Returns no kernel, so that `attend` is used."""
+    return None
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Computes the log-probabilities of a batch's tokens. Policy and reference go through it alike.
+
+    A subclass says how the rows are read: `RowScorer`, `GroupScorer`.
+
+    network: whose hidden states are scored
+    dtype: of matrix products
+    remat: what is kept of each layer for the backward pass, one of transformer.REMAT
+    vocabulary_shards: parts into which the mesh divides the vocabulary
+    """
+
+    network: ModelConfig
+    dtype: DTypeLike = jnp.float32
+    remat: str = "none"
+    shardings: ActivationShardings = UNCONSTRAINED
+    make_attention: MakeAttention = default_attention
+    vocabulary_shards: int = 1
+
+    def __call__(
+        self,
+        params: Params,
+        batch: TrainBatch,
+        temperature: Float[Array, ""] | float,
+        rows_per_prompt: int,
+        entropy: bool,
+    ) -> LogprobsAndEntropy:
+        """Returns log-probabilities and, if asked for, entropies [B, T]; 0 where none is scored.
+
+        rows_per_prompt: neighbouring rows that have the same prompt
+        """
+        hidden = self.hidden_states(params, batch, rows_per_prompt)  # [B, n, D]
+        columns = hidden.shape[1]
+        scores = token_logprobs(
+            hidden,
+            transformer.output_embedding(params),
+            batch.tokens[:, -columns:],
+            temperature,
+            entropy=entropy,
+            softcap=self.network.logit_softcap,
+            shards=self.vocabulary_shards,
+            unused=self.network.unused_ids,
+        )
+        unscored = batch.tokens.shape[1] - columns
+        return jax.tree.map(lambda score: jnp.pad(score, ((0, 0), (unscored, 0))), scores)
+
+    def hidden_states(
+        self, params: Params, batch: TrainBatch, rows_per_prompt: int
+    ) -> Float[Array, "B n D"]:
+        """Returns the hidden states of the last n columns; each decides the token of the next."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RowScorer(Scorer):
+    """Reads every row whole, by itself.
+
+    score_from: the first column that is scored, at least 1
+    """
+
+    score_from: int = 1
+
+    def hidden_states(
+        self, params: Params, batch: TrainBatch, rows_per_prompt: int
+    ) -> Float[Array, "B n D"]:
+        """Returns the hidden states of the columns from score_from - 1 on."""
+        inputs = _sequence_inputs(batch.tokens, batch.segments)
+        hidden, _ = transformer.forward(
+            self.network,
+            params,
+            inputs,
+            dtype=self.dtype,
+            attention_fn=self.make_attention(batch.segments),
+            remat=self.remat,
+            shardings=self.shardings,
+        )
+        return hidden[:, self.score_from - 1 :]
+
+
+@dataclass(frozen=True)
+class GroupScorer(Scorer):
+    """Reads the prompt of a group once for all of its rows (arXiv 2506.05433).
+
+    prompt_width: W, the columns of the prompts; all columns after them are scored
+    """
+
+    prompt_width: int = 0
+
+    def hidden_states(
+        self, params: Params, batch: TrainBatch, rows_per_prompt: int
+    ) -> Float[Array, "B n D"]:
+        """Returns the hidden states of the columns from W - 1 on.
+
+        The keys and values of a prompt, the first W columns, are read by all rows that have it.
+        """
+        width = self.prompt_width
+
+        def first_of_each(x: Array) -> Array:
+            return x.reshape(-1, rows_per_prompt, *x.shape[1:])[:, 0]
+
+        # [A, W], A = B / rows_per_prompt
+        prompt_segments = first_of_each(batch.segments)[:, :width]
+        prompts = _sequence_inputs(first_of_each(batch.tokens)[:, :width], prompt_segments)
+        # [B, T - W], whose queries read all T columns
+        rows = _sequence_inputs(batch.tokens, batch.segments)
+        completions = SequenceInputs(
+            tokens=rows.tokens[:, width:],
+            positions=rows.positions[:, width:],
+            mask=rows.mask[:, width:],
+            key_positions=rows.positions,
+        )
+        prompt_hidden, hidden = transformer.forward_with_prompts(
+            self.network,
+            params,
+            prompts,
+            completions,
+            dtype=self.dtype,
+            attention_fns=(
+                self.make_attention(prompt_segments),
+                self.make_attention(batch.segments, width),
+            ),
+            remat=self.remat,
+            shardings=self.shardings,
+        )
+        # The prompt's last hidden state decides the first token of each of its completions.
+        last = repeat_rows(prompt_hidden[:, -1:], rows_per_prompt)
+        return jnp.concatenate([last, hidden], axis=1)
+
+
+def _sequence_inputs(tokens: Int[Array, "B T"], segments: Int[Array, "B T"]) -> SequenceInputs:
+    """Returns the inputs of texts that are read from their beginnings."""
+    return SequenceInputs(tokens, sequence_positions(segments), sequence_mask(segments))
+
+
+def reference_logprobs(
+    scorer: Scorer,
+    reference: Params | None,
+    batch: TrainBatch,
+    temperature: Float[Array, ""] | float,
+    micro_batches: MicroBatches,
+) -> Float[Array, "B T"] | None:
+    """Returns the reference's log-probabilities of the whole batch; None without a reference.
+
+    A KL in the reward needs them before any gradient.
+    """
+    if reference is None:
+        return None
+
+    def score(rows: TrainBatch) -> Float[Array, "R T"]:
+        rows_per_prompt = micro_batches.rows_per_prompt
+        logprobs, _ = scorer(reference, rows, temperature, rows_per_prompt, entropy=False)
+        return logprobs
+
+    return micro_batches.merge(jax.lax.map(score, micro_batches.split(batch)))

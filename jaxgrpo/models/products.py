@@ -1,0 +1,77 @@
+"""Products whose gradients are summed in float32, whatever the activations are computed in.
+
+JAX's own gradients would be summed over tokens in the dtype of the activations. A bfloat16 sum
+stops growing at 256 times the size of its terms, so most of the gradient of a frequent token's
+embedding would be lost.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def embed(
+    embedding: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: DTypeLike
+) -> Float[Array, "B T D"]:
+    """Returns the tokens' rows of the embedding in dtype. The gradient is summed over tokens."""
+    return embedding[tokens].astype(dtype)
+
+
+def _embed_forward(
+    embedding: Array, tokens: Array, dtype: DTypeLike
+) -> tuple[Array, tuple[Array, Array]]:
+    return embed(embedding, tokens, dtype), (embedding, tokens)
+
+
+def _embed_backward(
+    dtype: DTypeLike, residuals: tuple[Array, Array], gradient: Array
+) -> tuple[Array, None]:
+    embedding, tokens = residuals
+    zeros = jnp.zeros(embedding.shape, jnp.float32)
+    d_embedding = zeros.at[tokens].add(gradient.astype(jnp.float32))
+    return d_embedding.astype(embedding.dtype), None
+
+
+embed.defvjp(_embed_forward, _embed_backward)
+
+
+@jax.custom_vjp
+def matmul(x: Float[Array, "B T I"], kernel: Float[Array, "I O"]) -> Float[Array, "B T O"]:
+    """Returns x W in the dtype of x. The gradient of W is summed over tokens and over devices."""
+    return x @ kernel.astype(x.dtype)
+
+
+def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    d_x = jnp.einsum("bto,io->bti", gradient, kernel.astype(x.dtype))
+    d_kernel = jnp.einsum("bti,bto->io", x, gradient, preferred_element_type=jnp.float32)
+    return d_x, d_kernel.astype(kernel.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def repeat_rows(x: Float[Array, "A *rest"], count: int) -> Float[Array, "B *rest"]:
+    """Returns each row `count` times, copies beside each other. The gradient sums over copies."""
+    return jnp.repeat(x, count, axis=0)
+
+
+def _repeat_forward(x: Array, count: int) -> tuple[Array, None]:
+    return repeat_rows(x, count), None
+
+
+def _repeat_backward(count: int, _: None, gradient: Array) -> tuple[Array]:
+    copies = gradient.reshape(-1, count, *gradient.shape[1:])
+    return (copies.sum(axis=1, dtype=jnp.float32).astype(gradient.dtype),)
+
+
+repeat_rows.defvjp(_repeat_forward, _repeat_backward)

@@ -1,0 +1,198 @@
+"""Verdicts on groups: texts go to the verifier pool as they end, groups come back judged.
+
+Groups come back in the order in which their problems were launched, not in the order in which they
+finish: taking the first to finish would favour short answers.
+"""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+
+from jaxgrpo.distributed.processes import gather_json
+from jaxgrpo.problems import Weighted
+from jaxgrpo.rewards.workers.pool import Missing, Pool, Ticket
+from jaxgrpo.rollout.engine import Event
+from jaxgrpo.rollout.groups import FinishedCompletion, Group, JudgedGroup
+
+RewardWeights = Mapping[str, float]
+"""The weight of each reward, by its name, in the sum that advantages are made of."""
+
+Verdicts = dict[str, float | str]
+"""Of one text: by reward, its number, or the reason why there is none. JSON values."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Has groups judged by the pool.
+
+    pool: it may compute further values besides the rewards, which are only measured
+    rewards: they are summed by their weights
+    solved_by: the reward whose value 1.0 means that a completion is right
+    """
+
+    pool: Pool
+    rewards: dict[str, Weighted]
+    solved_by: str
+
+    def initial_weights(self) -> dict[str, float]:
+        """Returns the weights that the rewards begin with."""
+        return {name: reward.weight for name, reward in self.rewards.items()}
+
+    def submit(self, group: Group) -> Ticket:
+        """Sends a group to the pool, without waiting."""
+        return self.pool.submit(group.problem, group.texts)
+
+    def submit_early(self, finished: FinishedCompletion) -> Ticket | None:
+        """Sends one of a group's texts to the pool, without waiting for the others.
+
+        Returns None where a reward must see all of them together.
+        """
+        if self.pool.batched:
+            return None
+        return self.pool.submit(finished.problem, [finished.text])
+
+    def verdicts(self, tickets: Sequence[Ticket]) -> list[Verdicts]:
+        """Waits for the verdicts of a group's texts, and returns them in order."""
+        verdicts = []
+        for ticket in tickets:
+            for row in self.pool.result(ticket):
+                verdicts.append({name: _to_json(verdict) for name, verdict in row.items()})
+        return verdicts
+
+    def judge(
+        self, group: Group, verdicts: Sequence[Verdicts], weights: RewardWeights
+    ) -> JudgedGroup:
+        """Returns a group with its verdicts, its rewards and its counts."""
+        names = verdicts[0].keys()
+        values = {name: np.array([_to_number(row[name]) for row in verdicts]) for name in names}
+        missing = {}
+        for row, row_verdicts in enumerate(verdicts):
+            for name, verdict in row_verdicts.items():
+                if isinstance(verdict, str):
+                    missing[row, name] = verdict
+        # A weight of 0 must not let a missing verdict make the sum NaN.
+        parts = [weight * values[name] for name, weight in weights.items() if weight]
+        is_solved = values[self.solved_by]
+        return JudgedGroup(
+            **vars(group),
+            values=values,
+            missing=missing,
+            rewards=np.sum(parts, axis=0) if parts else np.zeros(len(group.texts)),
+            solved=int(np.sum(is_solved == 1.0)),
+            judged=int(np.sum(~np.isnan(is_solved))),
+        )
+
+
+def _to_json(verdict: float | Missing) -> float | str:
+    return verdict.reason if isinstance(verdict, Missing) else verdict
+
+
+def _to_number(verdict: float | str) -> float:
+    return math.nan if isinstance(verdict, str) else verdict
+
+
+def judged_in_order(
+    session: Iterable[Event | None], judge: Judge, weights: RewardWeights
+) -> Iterator[JudgedGroup]:
+    """Yields the groups of a session in the order of their launch.
+
+    Each comes as soon as it and all before it are judged. Texts are submitted as they end, and
+    verdicts are computed while the device decodes. Of n processes each judges every n-th group. All
+    of them must come to the same decisions: they tell each other their verdicts once a call of the
+    device, and hand out what all of them know.
+    """
+    queue = JudgingQueue(judge, jax.process_index(), jax.process_count())
+    try:
+        for event in session:
+            if event is not None:
+                queue.add_event(event)
+            # One process need not wait for the next call of the device.
+            is_alone = queue.processes == 1
+            if event is None or (is_alone and not isinstance(event, FinishedCompletion)):
+                yield from queue.judged(weights)
+        while queue.groups:
+            yield from queue.judged(weights, wait=1)
+    finally:
+        queue.cancel()
+
+
+@dataclass
+class JudgingQueue:
+    """The groups of a session that are not handed out yet, and the verdicts that are known.
+
+    Every process has one and knows all groups; it has the pool judge only its own share.
+    """
+
+    judge: Judge
+    process: int
+    processes: int
+    head: int = 0
+    """The index of the next group in the order of launch."""
+    groups: dict[int, Group] = field(default_factory=dict)
+    """Complete groups, by index."""
+    early_tickets: dict[int, dict[int, Ticket]] = field(default_factory=lambda: defaultdict(dict))
+    """Tickets of this process's texts whose groups are not complete, by index and sample."""
+    tickets: dict[int, list[Ticket]] = field(default_factory=dict)
+    """Tickets of this process's complete groups."""
+    verdicts: dict[int, list[Verdicts]] = field(default_factory=dict)
+    """Verdicts of groups that are not handed out yet: the same in all processes."""
+
+    @property
+    def num_complete(self) -> int:
+        """The number of next groups that are complete, with none between them that is not."""
+        return next(n for n in itertools.count() if self.head + n not in self.groups)
+
+    def add_event(self, event: Event) -> None:
+        """Takes in a completion that has ended, or a group that is complete."""
+        if isinstance(event, FinishedCompletion):
+            self._add_completion(event)
+        else:
+            index, group = event
+            self._add_group(index, group)
+
+    def _add_completion(self, finished: FinishedCompletion) -> None:
+        if not self._is_mine(finished.index):
+            return
+        ticket = self.judge.submit_early(finished)
+        if ticket is not None:
+            self.early_tickets[finished.index][finished.sample] = ticket
+
+    def _add_group(self, index: int, group: Group) -> None:
+        self.groups[index] = group
+        if not self._is_mine(index):
+            return
+        early = self.early_tickets.pop(index, {})
+        in_order = [early[sample] for sample in sorted(early)]
+        self.tickets[index] = in_order or [self.judge.submit(group)]
+
+    def judged(self, weights: RewardWeights, wait: int = 0) -> Iterator[JudgedGroup]:
+        """Hands out the next groups, as far as all processes know their verdicts.
+
+        wait: how many of them are waited for; they must be complete
+        """
+        ready = [index for index in self.tickets if index < self.head + wait or self._done(index)]
+        own = [[index, self.judge.verdicts(self.tickets.pop(index))] for index in ready]
+        for part in gather_json(own):
+            self.verdicts.update(part)
+        while self.head in self.verdicts:
+            group = self.groups.pop(self.head)
+            verdicts = self.verdicts.pop(self.head)
+            self.head += 1
+            yield self.judge.judge(group, verdicts, weights)
+
+    def cancel(self) -> None:
+        """Tells the pool that what has not been handed out is not wanted any more."""
+        by_group = [*self.tickets.values(), *(t.values() for t in self.early_tickets.values())]
+        for ticket in itertools.chain(*by_group):
+            self.judge.pool.cancel(ticket)
+
+    def _done(self, index: int) -> bool:
+        return all(ticket.verdicts.done() for ticket in self.tickets[index])
+
+    def _is_mine(self, index: int) -> bool:
+        return index % self.processes == self.process

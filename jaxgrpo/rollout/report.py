@@ -1,0 +1,126 @@
+"""Judged groups as numbers and records: means, samples to look at, verdicts that are missing."""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxgrpo.errors import UserError
+from jaxgrpo.rollout.groups import JudgedGroup
+
+MAX_SAVED_TEXTS = 100
+"""The number of texts that are saved, at most, whose verdicts are missing."""
+
+Json = dict[str, object]
+"""JSON values by name."""
+
+
+class MissingVerdictsError(UserError):
+    """So many verdicts cannot be had that what is trained is not what was asked for."""
+
+
+def summarise(groups: Sequence[JudgedGroup]) -> dict[str, float]:
+    """Returns means over all completions: rewards, lengths, accuracy and language by language.
+
+    Missing verdicts are left out, and counted.
+    """
+    values: dict[str, list] = defaultdict(list)
+    for group in groups:
+        language = group.problem.language
+        accuracy = group.solved / group.judged if group.judged else math.nan
+        values["reward/mean"].extend(group.rewards)
+        values["reward/accuracy"].append(accuracy)
+        values[f"accuracy/{language}"].append(accuracy)
+        values["completion/tokens"].extend(group.completion_mask.sum(axis=1))
+        values["completion/truncated"].extend(~group.finished)
+        for name, numbers in group.values.items():
+            if name.startswith("language/"):
+                values[name].extend(numbers)
+                values[name.replace("/", f"/{language}/", 1)].extend(numbers)
+            elif f"reward/{name}" != "reward/accuracy":
+                values[f"reward/{name}"].extend(numbers)
+    means = {name: _mean(numbers) for name, numbers in values.items()}
+    reasons = Counter(reason for group in groups for reason in group.missing.values())
+    means["verdict/missing"] = sum(reasons.values()) / max(_count_verdicts(groups), 1)
+    return means | {f"verdict/missing/{reason}": float(count) for reason, count in reasons.items()}
+
+
+def verdict_means(groups: Sequence[JudgedGroup]) -> dict[str, float]:
+    """Returns each reward's mean over all completions of the groups.
+
+    Missing verdicts are left out; a mean is NaN where all are missing.
+    """
+    values: dict[str, list] = defaultdict(list)
+    for group in groups:
+        for name, numbers in group.values.items():
+            values[name].extend(numbers)
+    return {name: _mean(numbers) for name, numbers in values.items()}
+
+
+def record(group: JudgedGroup) -> Json:
+    """Returns a problem and its first completion as JSON values; None for a missing verdict."""
+    problem = group.problem
+    rewards = {name: numbers[0] for name, numbers in group.values.items()}
+    return {
+        "id": problem.id,
+        "language": problem.language,
+        "level": problem.level,
+        "prompt": problem.prompt,
+        "completion": group.texts[0],
+        "answer": problem.answer,
+        "rewards": {n: None if np.isnan(value) else float(value) for n, value in rewards.items()},
+        "solved": group.solved,
+        "judged": group.judged,
+    }
+
+
+def check_missing_verdicts(groups: Sequence[JudgedGroup], max_share: float, path: Path) -> None:
+    """Raises MissingVerdictsError if a greater share of verdicts is missing than `max_share`.
+
+    The texts are then in a JSON Lines file at `path`, those that the most frequent reason stands
+    for first.
+    """
+    wanted = _count_verdicts(groups)
+    missing = [
+        (name, reason, group, row)
+        for group in groups
+        for (row, name), reason in group.missing.items()
+    ]
+    if len(missing) <= max_share * wanted:
+        return
+    counts = Counter((name, reason) for name, reason, _, _ in missing)
+    missing.sort(key=lambda item: counts[item[:2]], reverse=True)
+    lines = [
+        {
+            "reward": name,
+            "missing": reason,
+            "id": group.problem.id,
+            "answer": group.problem.answer,
+            "text": group.texts[row],
+        }
+        for name, reason, group, row in missing[:MAX_SAVED_TEXTS]
+    ]
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        path.write_text(text, encoding="utf-8")
+    (name, reason), count = counts.most_common(1)[0]
+    raise MissingVerdictsError(
+        f"{len(missing):,} of {wanted:,} verdicts are missing, more than "
+        f"verifier.max_missing={max_share:g}; most of all {name!r} for {reason!r}, {count:,} "
+        f"times: the texts are in {path}; mend the reward, or raise verifier.max_missing"
+    )
+
+
+def _count_verdicts(groups: Sequence[JudgedGroup]) -> int:
+    """Returns the number of verdicts that were asked for."""
+    return sum(len(numbers) for group in groups for numbers in group.values.values())
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    present = [float(number) for number in numbers if not math.isnan(number)]
+    return math.fsum(present) / len(present) if present else math.nan

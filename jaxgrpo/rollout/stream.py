@@ -1,0 +1,169 @@
+"""Judged groups for one step after another, from a session that may go on across steps."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol, runtime_checkable
+
+import jax
+
+from jaxgrpo.data.order import ProblemStream
+from jaxgrpo.problems import Problem
+from jaxgrpo.rollout.engine import Event, SamplingUsage
+from jaxgrpo.rollout.groups import JudgedGroup, SamplingRequest
+from jaxgrpo.rollout.judge import Judge, JudgingQueue, RewardWeights, judged_in_order
+from jaxgrpo.types import Params
+
+
+@runtime_checkable
+class Session(Protocol):
+    """The part of a SamplingSession that a stream needs."""
+
+    launched: int
+    max_launched: int | None
+    usage: SamplingUsage
+
+    def __iter__(self) -> Iterator[Event | None]: ...
+
+    def set_policy(self, params: Params, step: int) -> None:
+        """Has another policy sample from now on."""
+        ...
+
+    def take_events(self) -> Iterator[Event]:
+        """Yields what has happened and was not told yet."""
+        ...
+
+    def wait_for_call(self) -> None:
+        """Waits for the device's call under way."""
+        ...
+
+
+@runtime_checkable
+class SamplingEngine(Protocol):
+    """The part of an Engine that a stream needs."""
+
+    def session(
+        self, params: Params, problems: Iterable[Problem], request: SamplingRequest, step: int
+    ) -> Session:
+        """Returns a session that samples groups of the problems."""
+        ...
+
+
+@dataclass
+class RolloutStream:
+    """Judged groups in the order of their launch, for one step after another.
+
+    keep_in_flight: what is in flight when a step has its batch goes on at the next step, under that
+        one's policy. Else it is stopped, and its problems are as if they had not been asked.
+    max_age: with keep_in_flight, the greatest age in steps of a token that is trained on; at least 1
+
+    What a step trains on is a function of the seed and of the verdicts, never of the time that a
+    verdict takes. Without keep_in_flight the order of launch suffices for that. With it the moment
+    matters, too: how far each row is when the policy changes, and how many problems were launched
+    by then. So verdicts are looked at in moments that sampling alone decides: while a call of the
+    device runs, once all groups are complete without which the step cannot end. Then they are
+    waited for.
+
+    With keep_in_flight, at most max_age * groups problems are in flight when a step ends. Each step
+    uses at least `groups` problems, so the last of these is used at most max_age steps later. It is
+    the bound of AReaL (arXiv 2505.24298), and like there it is held when problems are launched.
+
+    A checkpoint keeps the place of the last problem that was used. A run that is resumed asks what
+    was in flight anew, from the first token, under the policy and with the random keys of the step
+    that it resumes at: with keep_in_flight it does not go on as it would have without the stop.
+    """
+
+    engine: SamplingEngine
+    judge: Judge
+    problems: ProblemStream
+    request: SamplingRequest
+    keep_in_flight: bool = False
+    max_age: int = 2
+    _session: Session | None = None
+    _weights: RewardWeights = field(default_factory=dict)
+    """The reward weights of this step."""
+    # Without keep_in_flight: the step's groups.
+    _groups: Iterator[JudgedGroup] = field(default_factory=lambda: iter(()))
+    # With keep_in_flight: the session's events, and its groups that are not handed out.
+    _events: Iterator[Event | None] = field(default_factory=lambda: iter(()))
+    _queue: JudgingQueue = field(init=False)
+    _spare: int = 0
+    """With keep_in_flight: problems that may be in flight besides those that the step needs."""
+
+    def begin(
+        self, params: Params, step: int, weights: RewardWeights, groups: int, max_prompts: int
+    ) -> Session:
+        """Begins a step, whose groups `take` returns. With keep_in_flight the device is then busy.
+
+        weights: of the rewards in this step
+        groups: groups that the step needs at least, unless there are fewer prompts
+        max_prompts: problems that the step may ask
+        """
+        self._weights = weights
+        if not self.keep_in_flight:
+            problems = islice(self.problems, max_prompts)
+            session = self.engine.session(params, problems, self.request, step)
+            self._groups = judged_in_order(session, self.judge, weights)
+            self._session = session
+            return session
+        if self._session is None:
+            session = self.engine.session(params, self.problems, self.request, step)
+            self._session = session
+            self._events = iter(session)
+            self._queue = JudgingQueue(self.judge, jax.process_index(), jax.process_count())
+        else:
+            session = self._session
+            session.set_policy(params, step)
+        self._spare = self.max_age * groups
+        self._advance(session, min(groups, max_prompts))
+        return session
+
+    def take(self, needed: int) -> list[JudgedGroup]:
+        """Returns the next judged groups, at least one unless no problem is left.
+
+        needed: groups that the step has to take at least before it can end; it gets no more
+        """
+        if not self.keep_in_flight:
+            return list(islice(self._groups, 1))
+        assert self._session is not None
+        while self._queue.num_complete < needed and self._advance(self._session, needed):
+            pass
+        # Verdicts are computed while the call runs, and what comes next must wait for both. The
+        # call is waited for first: so its end is known, and the device's idle time after it.
+        self._session.wait_for_call()
+        count = min(needed, self._queue.num_complete)
+        return list(islice(self._queue.judged(self._weights, wait=count), count))
+
+    def _advance(self, session: Session, needed: int) -> bool:
+        """Goes on until the device is busy with its next call; returns whether there is one.
+
+        The step will use at least `needed` groups more. So when it ends, at most `_spare` of those
+        launched are in flight.
+        """
+        session.max_launched = self._queue.head + needed + self._spare
+        for event in self._events:
+            if event is None:
+                return True
+            self._queue.add_event(event)
+        return False
+
+    def end(self, used: int) -> None:
+        """Ends the step, which has made use of so many groups.
+
+        With keep_in_flight, what has ended in its last call is judged during the update.
+        """
+        self.problems.mark_used(used)
+        if not self.keep_in_flight:
+            # The session's slots, and its copy of the policy, make room for the update.
+            self._session = None
+            self._groups = iter(())
+            self.problems.rewind()
+            return
+        assert self._session is not None
+        for event in self._session.take_events():
+            self._queue.add_event(event)
+
+    def close(self) -> None:
+        """Gives up what is in flight; no further step can begin."""
+        if self.keep_in_flight and self._session is not None:
+            self._queue.cancel()

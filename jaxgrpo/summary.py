@@ -1,0 +1,139 @@
+"""Evaluations as people read them: tables, what training did, and the files that hold it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxgrpo.config import Config
+from jaxgrpo.console import table
+from jaxgrpo.distributed.processes import gather_json, print0
+from jaxgrpo.errors import UserError
+from jaxgrpo.files import write_json
+
+Report = dict[str, Any]
+"""An evaluation as JSON values: see `evaluate.evaluate`."""
+
+TABLE_METRICS = {
+    "accuracy": "accuracy",
+    "target_word_ratio": "target words",
+    "english_word_ratio": "English words",
+}
+"""A report's metrics by language, and what the tables call them."""
+
+
+def tables(before: Report, after: Report | None = None) -> str:
+    """Returns an evaluation as two tables, by language and by level.
+
+    With a second one, before and after stand side by side.
+    """
+    reports = {"": before} if after is None else {" before": before, " after": after}
+    by_language = _table("language", list(TABLE_METRICS), reports)
+    by_level = _table("level", ["accuracy"], reports)
+    return f"{by_language}\n\n{by_level}"
+
+
+def _table(key: str, names: list[str], reports: dict[str, Report]) -> str:
+    """Returns a table with a row for each language or level, and one for all problems.
+
+    reports: an evaluation by the words that follow its columns' names
+    """
+    columns = [(name, when) for name in names for when in reports]
+    first_report = next(iter(reports.values()))
+    rows = []
+    for value in first_report[f"by_{key}"]:
+        row = {key: value}
+        for name, when in columns:
+            row[TABLE_METRICS[name] + when] = reports[when][f"by_{key}"].get(value, {}).get(name)
+        rows.append(row)
+    total = {key: "all"}
+    for name, when in columns:
+        group = "reward" if name == "accuracy" else "language"
+        total[TABLE_METRICS[name] + when] = reports[when][f"{group}/{name}"]
+    rows.append(total)
+    return table(rows, list(total))
+
+
+def summarise(before: Report, after: Report, **others: object) -> Report:
+    """Returns the content of OUT/summary.json: what training did to held-out accuracy and language.
+
+    It holds nulls and {} without an evaluation.
+
+    others: further values at the top level
+    """
+    return {
+        "accuracy_before": before.get("reward/accuracy"),
+        "accuracy_after": after.get("reward/accuracy"),
+        **others,
+        "by_language": _compare(before, after, "by_language"),
+        "by_level": _compare(before, after, "by_level"),
+        "before": before,
+        "after": after,
+    }
+
+
+def _compare(before: Report, after: Report, part: str) -> Report:
+    """Returns the metrics of each language or level before and after."""
+    compared: Report = {}
+    for name in before.get(part, {}):
+        compared[name] = {
+            f"{metric}_{when}": report[part][name][metric]
+            for metric in TABLE_METRICS
+            for when, report in (("before", before), ("after", after))
+        }
+    return compared
+
+
+def headline(summary: Report) -> str:
+    """Returns `40 steps, accuracy 0.312 -> 0.455`."""
+    steps = summary["steps"]
+    text = f"{steps} step{'' if steps == 1 else 's'}"
+    before = summary["accuracy_before"]
+    after = summary["accuracy_after"]
+    if before is None or after is None:
+        return text
+    return f"{text}, accuracy {before:.3f} -> {after:.3f}"
+
+
+def make_once(path: Path, make: Callable[[], Report]) -> Report:
+    """Returns what `make` returned the first time; it is read from the file ever after."""
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    first_process_saved = gather_json(saved)[0]
+    if first_process_saved:
+        return first_process_saved
+    value = make()
+    if jax.process_index() == 0 and value:
+        write_json(path, value)
+    return value
+
+
+def check_shared(out: Path) -> None:
+    """Raises UserError in all processes if one of them does not see what process 0 has written."""
+    gather_json(None)
+    sees_config = gather_json((out / "config.json").exists())
+    blind = [process for process, sees in enumerate(sees_config) if not sees]
+    if blind:
+        raise UserError(
+            f"{out}: process 0 writes there, and {len(blind)} of {jax.process_count()} processes, "
+            f"the first of them {blind[0]}, do not see it: give an --config.out that all of them "
+            "share"
+        )
+
+
+def is_finished(config: Config) -> bool:
+    """Returns whether OUT holds the summary of all the steps that are wanted; then says so."""
+    path = Path(config.out) / "summary.json"
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1}
+    summary = gather_json(saved)[0]
+    if summary["steps"] < config.steps:
+        return False
+    # A schedule that ends at the last step has come to its end.
+    further = ""
+    if config.optimizer.schedule == "constant":
+        further = "to go on raise --config.steps, "
+    print0(
+        f"{config.out} is finished: {headline(summary)}; {further}to begin anew change --config.out"
+    )
+    return True
