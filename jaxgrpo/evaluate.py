@@ -12,9 +12,10 @@ from jaxgrpo.build import Run, build_run
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, compare, parse_command_line
 from jaxgrpo.config.command_line import run_main
+from jaxgrpo.console import format_table
 from jaxgrpo.distributed.processes import join_processes, print0
 from jaxgrpo.errors import UserError
-from jaxgrpo.metrics import table, write_json
+from jaxgrpo.files import write_json
 from jaxgrpo.models import lora
 from jaxgrpo.problems import Problem
 from jaxgrpo.rollout.collect import check_missing_verdicts, judged_in_order, record, summarise
@@ -85,7 +86,7 @@ def tables(before: dict[str, Any], after: dict[str, Any] | None = None) -> str:
             for when, report in reports.items():
                 prefix = "reward" if figure == "accuracy" else "language"
                 rows[-1][f"{FIGURES[figure]}{when}"] = report[f"{prefix}/{figure}"]
-        blocks.append(table(rows, list(rows[0])))
+        blocks.append(format_table(rows, list(rows[0])))
     return "\n\n".join(blocks)
 
 

@@ -20,16 +20,16 @@ import jax
 import numpy as np
 
 from jaxgrpo import config as settings
-from jaxgrpo import evaluate, metrics
+from jaxgrpo import console, evaluate, metrics, plots
 from jaxgrpo.build import Run, build_run, model_folder
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, parse_command_line
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.data.order import ProblemOrder, ProblemStream
-from jaxgrpo.distributed.mesh import gather_json, to_device
-from jaxgrpo.distributed.processes import join_processes, print0
+from jaxgrpo.distributed.mesh import to_device
+from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
-from jaxgrpo.metrics import write_json
+from jaxgrpo.files import write_json
 from jaxgrpo.models import lora
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rollout.collect import (
@@ -120,7 +120,7 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
     summary = summarise(before, after, steps=place.step, seconds=time.time() - place.begun)
     if jax.process_index() == 0:
         write_json(out / "summary.json", summary)
-        metrics.plot(out)
+        plots.plot(out)
     if after:
         print0(f"\n{evaluate.tables(before, after)}\n")
     print0(f"{headline(summary)} in {summary['seconds']:.0f} s; see {out}")
@@ -201,7 +201,7 @@ def run_step(
     for group in asked:
         place.history.record(group.problem.id, group.solved, group.judged)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
-        writer.rollouts(step, records(asked, groups))
+        writer.write_rollouts(step, records(asked, groups))
     updating = time.perf_counter()
     if groups:
         batch = to_device(make_batch(groups, b.groups, b.mask_truncated), run.steps.rows)
@@ -214,15 +214,15 @@ def run_step(
     if learned and not run.steps.update.sealed:  # the first step of this process
         check_agreement(config, numbers)
         numbers |= run.steps.memory(reference, batch, config.objective, config.sampling.temperature)
-        writer.say(memory_line(numbers))
+        writer.print_line(memory_line(numbers))
         run.steps.update.seal()
     numbers |= peak_memory()
     place.step = step
     now = time.perf_counter()
     times = {"time/update": now - updating, "time/step": now - started}
     visited = {
-        "data/pass": float(place.order.epoch),
-        "data/visited": float(len(place.history.visits)),
+        "data/epoch": float(place.order.epoch),
+        "data/problems_seen": float(len(place.history.visits)),
     }
     return figures | numbers | times | visited
 
@@ -261,7 +261,7 @@ def peak_memory() -> dict[str, float]:
 def memory_line(numbers: dict[str, float]) -> str:
     """`memory a device: parameters 1.2 GB, optimizer 2.4 GB, reference 0.6 GB, temporaries 3.1 GB`."""
     parts = [name for name in numbers if name.startswith("memory/")]
-    words = [f"{name.removeprefix('memory/')} {metrics.size(numbers[name])}" for name in parts]
+    words = [f"{name.removeprefix('memory/')} {console.format_bytes(numbers[name])}" for name in parts]
     return f"memory a device: {', '.join(words)}"
 
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxgrpo.data.order import ProblemStream
-from jaxgrpo.distributed.mesh import gather_json
+from jaxgrpo.distributed.processes import gather_json
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rewards.workers.pool import Missing, Pool, Ticket
@@ -231,7 +231,7 @@ def collect_groups(
         rollout/in_flight: problems that were launched and not used when the step had its batch
         rollout/tokens_per_s: tokens that were chosen in the step, over time/rollout
         rollout/utilisation: these tokens, over slots times steps of the calls that chose them
-        rollout/waited: the share of time/rollout in which no call was under way
+        rollout/idle: the share of time/rollout in which no call was under way
         time/rollout: seconds from the step's beginning to the end of its last call; what verdicts
             take beyond that is no part of it
     Without keep_in_flight, a call that the step's end stopped counts nowhere.
@@ -269,7 +269,7 @@ def collect_groups(
         "rollout/in_flight": in_flight,
         "rollout/tokens_per_s": usage.tokens / usage.seconds,
         "rollout/utilisation": usage.tokens / usage.computed,
-        "rollout/waited": usage.waited / usage.seconds,
+        "rollout/idle": usage.waited / usage.seconds,
         "time/rollout": usage.seconds,
     }
     return chosen + fallback, {name: float(value) for name, value in metrics.items()}, asked
