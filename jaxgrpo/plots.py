@@ -103,8 +103,8 @@ def _draw_metric(
         if isinstance(result, int | float):
             results.append(result)
     if len(results) == 2:
-        _draw_evaluation(panel, steps[0], results[0], "before", "white")
-        _draw_evaluation(panel, steps[-1], results[1], "after", RED)
+        _draw_evaluation(panel, int(steps[0]), results[0], "before", "white")
+        _draw_evaluation(panel, int(steps[-1]), results[1], "after", RED)
         panel.legend(frameon=False, fontsize=8)
     panel.set_title(PANELS[name], fontsize=10, loc="left")
     panel.set_xlabel("step", fontsize=8)
