@@ -31,7 +31,7 @@ class Checkpoints:
     def __init__(self, out: str | os.PathLike, keep: int | None = None) -> None:
         self._folder = Path(out).absolute() / "checkpoints"
         self._manager: ocp.CheckpointManager | None = None
-        # A manager cannot be opened for a folder that does not exist and may not be created.
+        # Orbax cannot open a folder that does not exist and that it may not create.
         if keep is not None or self._folder.is_dir():
             self._manager = _open_manager(self._folder, keep)
 
@@ -51,6 +51,7 @@ class Checkpoints:
             state=ocp.args.PyTreeSave(named_leaves(state)),
             host=ocp.args.JsonSave(dict(host_state)),
         )
+        # force: Orbax's own rule for which steps are saved does not apply.
         manager.save(step, args=items, force=True)
 
     def latest(self) -> int | None:
@@ -121,6 +122,7 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise self._damaged(step, error) from error
         folder = self._folder / str(step)
+        # Arrays that only the checkpoint has come last: a different shape says more.
         unexpected = sorted(saved.keys() - expected.keys()) if is_exact else []
         for path in [*expected, *unexpected]:
             in_checkpoint = _describe(saved.get(path), is_exact)
@@ -169,11 +171,12 @@ def _open_manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
     handlers.add("state", ocp.args.PyTreeRestore, arrays_handler)
     handlers.add("host", ocp.args.JsonSave, json_handler)
     handlers.add("host", ocp.args.JsonRestore, json_handler)
+    # Whoever only reads must not remove a save that a running program has not finished yet.
     options = ocp.CheckpointManagerOptions(
         create=can_write,
         cleanup_tmp_directories=can_write,
         preservation_policy=ocp.checkpoint_managers.LatestN(keep) if can_write else None,
-        enable_async_checkpointing=False,
+        enable_async_checkpointing=False,  # `save` returns when the checkpoint is complete
     )
     return ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
 
@@ -193,6 +196,7 @@ def _restore_arguments(
     for path, leaf in expected.items():
         sharding = leaf.sharding or default_sharding
         targets[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    # partial_restore: arrays of other paths, such as the optimizer's, are not read.
     array_arguments = ocp.checkpoint_utils.construct_restore_args(targets)
     return ocp.args.PyTreeRestore(targets, restore_args=array_arguments, partial_restore=True)
 

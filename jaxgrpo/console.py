@@ -108,7 +108,8 @@ def format_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -
     lines = [list(columns)]
     for row in rows:
         lines.append([_cell(row.get(column)) for column in columns])
-    aligned: list[list[str]] = []  # by column
+    # Widths and alignment belong to a column, so the texts are padded column by column.
+    aligned: list[list[str]] = []
     for index, column in enumerate(columns):
         texts = [line[index] for line in lines]
         width = max(len(text) for text in texts)

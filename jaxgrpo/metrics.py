@@ -50,6 +50,7 @@ class Writer:
             path = folder / f"{name}.jsonl"
             truncate(path, start_step)
             self._files[name] = path.open("a", encoding="utf-8")
+        # purge_step: TensorBoard hides what an earlier process wrote for this step and later.
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
         self._progress = Progress(start_step, steps)
 
@@ -90,6 +91,7 @@ class Writer:
         """Returns when everything that was written is on the disk."""
         if not self._active:
             return
+        # The files' own buffers are empty: `_append` flushes them.
         for file in self._files.values():
             os.fsync(file.fileno())
         self._tensorboard.flush()

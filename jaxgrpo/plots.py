@@ -68,6 +68,7 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
     NaN values are left out; the mean is NaN where the window has nothing else.
     """
+    # The first windows reach back before the first value.
     padded = np.concatenate([np.full(width - 1, np.nan), values])
     windows = np.lib.stride_tricks.sliding_window_view(padded, width)  # [positions, width]
     present = np.isfinite(windows)
@@ -95,6 +96,7 @@ def _draw_metric(
     values = np.array([record.get(name) for record in records], float)  # None becomes NaN
     marker = "." if len(steps) < 3 else None  # a line through so few points is hard to see
     panel.plot(steps, values, color=LIGHT_BLUE, linewidth=1, marker=marker)
+    # The window is a tenth of the run: wide enough to show a trend through the noise of the steps.
     mean = running_mean(values, max(3, len(values) // 10))
     panel.plot(steps, mean, color=DARK_BLUE, linewidth=2)
     results = []
@@ -112,6 +114,7 @@ def _draw_metric(
     panel.tick_params(labelsize=8)
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(alpha=0.25)
+    # The axis starts at 0, so that a small change looks small.
     panel.set_ylim(bottom=min(0.0, np.nanmin(values) * 1.05))
     panel.margins(x=0.02)
 

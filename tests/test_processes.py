@@ -199,7 +199,7 @@ def test_two_processes_that_keep_what_is_in_flight_make_the_run_that_one_makes(f
         run_folder = folder / f"keeping_{count}"
         run_folder.mkdir()
         text = TEXT.replace("Weighted(maths.accuracy)", "Weighted(Delayed(0.0, 0.05))")
-        text = text.replace("from jaxgrpo.rewards import language, math", DELAYED)
+        text = text.replace("from jaxgrpo.rewards import languages, maths", DELAYED)
         overrides = ("steps=5", "sampling.keep_in_flight=True")
         finish(launch(count, devices, run_folder, *overrides, text=text))
         steps = read(run_folder / "out")

@@ -46,10 +46,12 @@ def arrange(sizes: Sequence[int], devices: Sequence[Device]) -> np.ndarray:
             f"mesh.data is {sizes[0]}: it must be a multiple of the {slices} slices, "
             "which divide the rows"
         )
+    # 1. The order that suits a TPU's network best, if it keeps `tensor` within a process.
     if devices[0].platform == "tpu":
         by_network = _arrange_by_network(sizes, devices, slices)
         if by_network is not None and _tensor_is_within_process(by_network):
             return by_network
+    # 2. Otherwise one process after another: the last axis then varies within a process.
     ordered = sorted(devices, key=_process_order)
     by_process = np.asarray(ordered).reshape(sizes)
     if not _tensor_is_within_process(by_process):
@@ -71,6 +73,7 @@ def _arrange_by_network(
     try:
         if slices == 1:
             return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        # Between slices there is only the slower network of the data centre: `data` alone spans it.
         sizes_within_slice = [sizes[0] // slices, *sizes[1:]]
         sizes_across_slices = [slices, 1, 1]
         return mesh_utils.create_hybrid_device_mesh(
@@ -104,14 +107,16 @@ def divide_cpu(devices: int, rows_per_device: int) -> None:
     Decoding is a sequence of small operations, most of which use one core of a device however many
     the device has. So it is faster with more devices, as far as cores and rows allow.
 
-    rows_per_device: rows of each of the `devices`; a multiple of `devices` must divide them
+    rows_per_device: rows that each of `devices` would have; the factor 2, 4, ... must divide them
 
-    Nothing changes if the user has chosen a number, or if several processes share the CPU.
+    Does nothing if the user has chosen a number, or if this is one of several processes.
     """
+    # A number that the user has chosen stays.
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
+    # Several processes may share this CPU.
     if jax.distributed.is_initialized():
         return
     max_devices = min(os.cpu_count() or 1, MAX_CPU_DEVICES)

@@ -216,7 +216,7 @@ def decode_state_shardings(mesh: Mesh, kv_heads: int) -> Callable[[Any], PyTree]
         "prompt_cache": cache_sharding,
         "ring_cache": cache_sharding,
         "cache": cache_sharding,
-        # The same fields under their names until now.
+        # The same caches under their former names.
         "prompt": cache_sharding,
         "recent": cache_sharding,
         "key_values": cache_sharding,

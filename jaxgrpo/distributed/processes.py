@@ -217,7 +217,7 @@ def print0(*values: object, end: str = "\n", flush: bool = False) -> None:
         print(*values, end=end, flush=flush)
 
 
-def gather_json(value: Any) -> list[Any]:
+def gather_json(value: object) -> list[Any]:
     """Returns the JSON values of all processes, in the order of the processes.
 
     All processes must call it at the same point of the program, as everything that uses devices.
