@@ -1,8 +1,9 @@
-"""TrainState and host state through Orbax: OUT/checkpoints/STEP holds `state`, arrays by path, and `host`, JSON.
+"""Saves and restores train states with Orbax, in OUT/checkpoints/STEP.
 
-Arrays are saved as one flat {"params/layers/0/kernel": array}: what is read back depends on names and shapes alone, not
-on the classes that the optimizer's state is made of. Orbax writes to a folder with a temporary name and renames it when
-it is whole: a save that was killed is not there.
+A checkpoint has two items: `state`, the arrays by their paths, and `host`, JSON values. Arrays are
+saved as a flat {"params/layers/0/kernel": array}. So what is restored depends on names and shapes
+alone, not on the classes that the optimizer's state is made of. Orbax writes to a folder with a
+temporary name and renames it at the end: a save that was killed leaves no checkpoint.
 """
 
 import os
@@ -12,60 +13,82 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 
+from jaxgrpo.distributed.mesh import named_leaves
 from jaxgrpo.errors import UserError
 
 
 class Checkpoints:
     """The checkpoints of a run, under OUT/checkpoints.
 
-    keep: how many of the newest are kept. None is for programs that only read: nothing is created or tidied away.
+    keep: how many of the newest are kept. None is for programs that only read: no folder is
+        created, and no remains of a killed save are removed.
+
     Every process of a run makes the same calls.
     """
 
     def __init__(self, out: str | os.PathLike, keep: int | None = None) -> None:
         self._folder = Path(out).absolute() / "checkpoints"
-        self._manager: Any = (
-            None if keep is None and not self._folder.is_dir() else _manager(self._folder, keep)
-        )
+        self._manager: ocp.CheckpointManager | None = None
+        # Orbax cannot open a folder that does not exist and that it may not create.
+        if keep is not None or self._folder.is_dir():
+            self._manager = _open_manager(self._folder, keep)
 
-    def save(self, step: int, state: Any, host: Mapping[str, Any]) -> None:
-        """Writes a checkpoint and returns when it is whole. A step that is there already stays as it is.
+    def save(self, step: int, state: PyTree, host_state: Mapping[str, object]) -> None:
+        """Saves a checkpoint, and returns when it is complete.
 
-        state: a pytree of jax arrays; host: JSON values.
+        A step that has been saved already is left as it is.
+
+        state: a pytree of jax arrays
+        host_state: JSON values
         """
-        if step in self._manager.all_steps():
+        manager = self._manager
+        assert manager is not None, "give `keep` to save checkpoints"
+        if step in manager.all_steps():
             return
-        items = {"state": ocp.args.PyTreeSave(_flat(state)), "host": ocp.args.JsonSave(dict(host))}
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(named_leaves(state)),
+            host=ocp.args.JsonSave(dict(host_state)),
+        )
+        # force: Orbax's own rule for which steps are saved does not apply.
+        manager.save(step, args=items, force=True)
 
     def latest(self) -> int | None:
-        """The newest checkpoint's step."""
+        """Returns the step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step() if self._manager else None
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
-        """The newest checkpoint's (state, host), bit for bit, each array in the sharding that `like` gives it.
+    def restore(self, shapes: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        """Returns the state and the host state of the newest checkpoint, bit for bit.
 
-        like: a pytree of jax.ShapeDtypeStruct; its mesh may be another than the one that saved, and a leaf without a
-        sharding goes to the default device. Raises UserError if there is no checkpoint, it is damaged, or it is another
-        model's or optimizer's.
+        shapes: a jax.ShapeDtypeStruct for each array. Its sharding says where the array goes, and
+            may be of another mesh than the one that saved; None: the default device.
+
+        Raises UserError if there is no checkpoint, it is damaged, or it is one of another model or
+        optimizer.
         """
-        wanted = _flat(like)
+        expected = named_leaves(shapes)
         step = self._newest()
-        self._check(step, wanted, exactly=True)
-        items = self._read(step, state=_restore(wanted), host=ocp.args.JsonRestore())
-        return _unflat(like, items["state"]), items["host"]
+        self._check(step, expected, is_exact=True)
+        items = self._read(step, state=_restore_arguments(expected), host=ocp.args.JsonRestore())
+        return _unflatten(shapes, items["state"]), items["host"]
 
-    def restore_params(self, like: Any) -> Any:
-        """The newest checkpoint's parameters alone, in the shardings and dtypes of `like`. Raises as `restore`."""
-        wanted = _flat({"params": like})
+    def restore_params(self, shapes: PyTree) -> PyTree:
+        """Returns only the parameters of the newest checkpoint.
+
+        shapes: a jax.ShapeDtypeStruct for each parameter; they are cast to its dtype
+
+        Raises UserError as `restore` does.
+        """
+        state_shapes = {"params": shapes}
+        expected = named_leaves(state_shapes)
         step = self._newest()
-        self._check(step, wanted, exactly=False)
-        return _unflat({"params": like}, self._read(step, state=_restore(wanted))["state"])[
-            "params"
-        ]
+        self._check(step, expected, is_exact=False)
+        items = self._read(step, state=_restore_arguments(expected))
+        return _unflatten(state_shapes, items["state"])["params"]
 
     def close(self) -> None:
+        """Closes Orbax's manager."""
         if self._manager:
             self._manager.close()
 
@@ -76,89 +99,115 @@ class Checkpoints:
         self.close()
 
     def _newest(self) -> int:
+        """Returns the step of the newest checkpoint. Raises UserError if there is none."""
         step = self.latest()
         if step is None:
             raise UserError(
-                f"{self._folder}: there is no checkpoint; train first, or give the --config.out that has one"
+                f"{self._folder}: there is no checkpoint; train first, "
+                "or give the --config.out that has one"
             )
         return step
 
-    def _check(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct], exactly: bool) -> None:
-        """Raises UserError for the first array, by path, in which a checkpoint differs from what is wanted.
+    def _check(
+        self, step: int, expected: Mapping[str, jax.ShapeDtypeStruct], is_exact: bool
+    ) -> None:
+        """Raises UserError for the first array in which a checkpoint is not as expected.
 
-        exactly: dtypes count, and nothing may be saved that is not wanted.
+        expected: shapes and dtypes by path
+        is_exact: dtypes must be equal, and the checkpoint may hold no other arrays
         """
+        assert self._manager is not None
         try:
             saved = self._manager.item_metadata(step)["state"].tree
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise self._damaged(step, error) from error
         folder = self._folder / str(step)
-        unwanted = sorted(saved.keys() - wanted.keys()) if exactly else []
-        for path in [*wanted, *unwanted]:
-            here, there = _text(saved.get(path), exactly), _text(wanted.get(path), exactly)
-            if here != there:
-                mend = "another model or optimizer made it; give another --config.out, or the settings it was made with"
+        # Arrays that only the checkpoint has come last: a different shape says more.
+        unexpected = sorted(saved.keys() - expected.keys()) if is_exact else []
+        for path in [*expected, *unexpected]:
+            in_checkpoint = _describe(saved.get(path), is_exact)
+            in_run = _describe(expected.get(path), is_exact)
+            if in_checkpoint != in_run:
+                hint = (
+                    "another model or optimizer made it; give another --config.out, "
+                    "or the settings it was made with"
+                )
                 raise UserError(
-                    f"{folder}: {path} is {here} in the checkpoint and {there} in this run: {mend}"
+                    f"{folder}: {path} is {in_checkpoint} in the checkpoint and {in_run} "
+                    f"in this run: {hint}"
                 )
 
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Mapping[str, Any]:
+        """Returns items of a checkpoint by name. Raises UserError if it is damaged."""
+        assert self._manager is not None
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError) as error:
             raise self._damaged(step, error) from error
 
     def _damaged(self, step: int, error: Exception) -> UserError:
-        older = [other for other in self._manager.all_steps() if other < step]
-        mend = (
-            f"remove that folder to go on from step {max(older)}"
-            if older
-            else "remove that folder to begin again"
-        )
-        what = (str(error).splitlines() or [""])[0][:200]
+        """Returns the error for a checkpoint that Orbax cannot read."""
+        assert self._manager is not None
+        older_steps = [other for other in self._manager.all_steps() if other < step]
+        if older_steps:
+            hint = f"remove that folder to go on from step {max(older_steps)}"
+        else:
+            hint = "remove that folder to begin again"
+        # Orbax's messages can have many lines; ours must be one.
+        first_line = (str(error).splitlines() or [""])[0]
+        reason = f"{type(error).__name__}: {first_line[:200]}"
         return UserError(
-            f"{self._folder / str(step)}: the checkpoint is damaged ({type(error).__name__}: {what}); {mend}"
+            f"{self._folder / str(step)}: the checkpoint is damaged ({reason}); {hint}"
         )
 
 
-def _manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
+def _open_manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
+    """Returns Orbax's manager of a folder. keep: as Checkpoints has it."""
+    can_write = keep is not None
+    arrays_handler = ocp.PyTreeCheckpointHandler()
+    json_handler = ocp.JsonCheckpointHandler()
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for item, handler, arguments in (
-        ("state", ocp.PyTreeCheckpointHandler(), (ocp.args.PyTreeSave, ocp.args.PyTreeRestore)),
-        ("host", ocp.JsonCheckpointHandler(), (ocp.args.JsonSave, ocp.args.JsonRestore)),
-    ):
-        for argument in arguments:
-            handlers.add(item, argument, handler)
+    handlers.add("state", ocp.args.PyTreeSave, arrays_handler)
+    handlers.add("state", ocp.args.PyTreeRestore, arrays_handler)
+    handlers.add("host", ocp.args.JsonSave, json_handler)
+    handlers.add("host", ocp.args.JsonRestore, json_handler)
+    # Whoever only reads must not remove a save that a running program has not finished yet.
     options = ocp.CheckpointManagerOptions(
-        create=keep is not None,
-        cleanup_tmp_directories=keep is not None,
-        preservation_policy=ocp.checkpoint_managers.LatestN(keep) if keep is not None else None,
-        enable_async_checkpointing=False,
+        create=can_write,
+        cleanup_tmp_directories=can_write,
+        preservation_policy=ocp.checkpoint_managers.LatestN(keep) if can_write else None,
+        enable_async_checkpointing=False,  # `save` returns when the checkpoint is complete
     )
     return ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
 
 
-def _flat(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+def _unflatten(shapes: PyTree, leaves: Mapping[str, jax.Array]) -> PyTree:
+    """Returns a tree of the structure of `shapes` with the leaves that have its paths."""
+    ordered_leaves = [leaves[path] for path in named_leaves(shapes)]
+    return jax.tree.unflatten(jax.tree.structure(shapes), ordered_leaves)
 
 
-def _unflat(like: Any, leaves: Mapping[str, Any]) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in _flat(like)])
+def _restore_arguments(
+    expected: Mapping[str, jax.ShapeDtypeStruct],
+) -> ocp.args.PyTreeRestore:
+    """Returns Orbax's arguments to read the arrays of these paths, and no others."""
+    default_sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    targets = {}
+    for path, leaf in expected.items():
+        sharding = leaf.sharding or default_sharding
+        targets[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    # partial_restore: arrays of other paths, such as the optimizer's, are not read.
+    array_arguments = ocp.checkpoint_utils.construct_restore_args(targets)
+    return ocp.args.PyTreeRestore(targets, restore_args=array_arguments, partial_restore=True)
 
 
-def _restore(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> ocp.args.PyTreeRestore:
-    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    targets = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or default)
-        for path, leaf in wanted.items()
-    }
-    arguments = ocp.checkpoint_utils.construct_restore_args(targets)
-    return ocp.args.PyTreeRestore(targets, restore_args=arguments, partial_restore=True)
+def _describe(array: Any, with_dtype: bool) -> str:
+    """Returns `float32[128,512]`, or `[128,512]` without the dtype; `missing` for None.
 
-
-def _text(array: Any, exactly: bool) -> str:
-    """`float32[128,512]`, or `[128,512]` where the dtype does not count."""
+    array: anything with a shape and a dtype
+    """
     if array is None:
         return "missing"
-    return (str(array.dtype) if exactly else "") + "[" + ",".join(map(str, array.shape)) + "]"
+    dtype = str(array.dtype) if with_dtype else ""
+    sizes = ",".join(str(size) for size in array.shape)
+    return f"{dtype}[{sizes}]"

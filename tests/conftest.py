@@ -1,6 +1,6 @@
-"""For every test: shapes and types are checked at run time, on one CPU device, without a network.
+"""Sets up every test: types and shapes are checked at run time, on one CPU device, offline.
 
-Nothing is cached between runs, compiled programs included: a rerun tests what is there now.
+Nothing is cached between runs, not even compiled programs: a rerun tests the code as it is now.
 """
 
 import os
@@ -9,21 +9,22 @@ import pytest
 
 from tests.tiny_devices import flags
 
-# Before jax is imported. A machine with an accelerator must give the same numbers, and leave it alone.
+# Set before jax is imported. A machine with an accelerator must give the same numbers, and tests
+# must not occupy the accelerator.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = flags(devices=1)
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = (
-    "false"  # a tokenizer that has made threads warns when a worker is started
-)
+# A tokenizer that has started threads would warn when a worker process is forked.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from jaxtyping import install_import_hook
 
-# In tests only: every annotated function of the package checks its arguments' and its result's types and axes.
+# In tests only: every annotated function of the package checks the types and axes of its arguments
+# and of its result.
 install_import_hook("jaxgrpo", "beartype.beartype")
 
-LONGEST = (
+SLOWEST_FILES = (
     "test_training",
     "test_train",
     "test_processes",
@@ -32,10 +33,13 @@ LONGEST = (
     "test_bad_input",
     "test_logprobs",
 )
-"""Files that take the longest, which begin first: begun last, one of them would keep a single worker busy at the end."""
+"""Test files that take the longest, in the order in which they start.
+
+They start before all others: one that started last would keep a single worker busy at the end.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; all else stays in its order."""
-    place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    """Sorts tests so that the slowest files come first; the others keep their order."""
+    positions = {name: position for position, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: positions.get(item.path.stem, len(SLOWEST_FILES)))

@@ -1,4 +1,4 @@
-"""A checkpoint gives back what was saved, and nothing that was not saved whole."""
+"""A checkpoint restores what was saved, and nothing whose save did not finish."""
 
 import json
 import os
@@ -160,7 +160,7 @@ def nothing(folder):
 
 @pytest.mark.parametrize("damage", [cut_host, no_host, no_state, no_arrays, torn_arrays, nothing])
 def test_damage_is_said_in_one_line(saved, damage, monkeypatch):
-    # Reads that are still on their way when one fails report to an event loop that Orbax has closed by then.
+    # When one read fails, those that still run report to an event loop that Orbax has closed.
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     with Checkpoints(saved, keep=2) as checkpoints:
         checkpoints.save(8, make_state(), HOST)
@@ -178,16 +178,17 @@ import jax.numpy as jnp
 from jaxgrpo.checkpoint import Checkpoints
 with Checkpoints({out!r}, keep=2) as checkpoints:
     for step in range(100_000):
-        checkpoints.save(step, {{"step": jnp.int32(step), "w": jnp.full(50_000, step)}}, {{"step": step}})
+        state = {{"step": jnp.int32(step), "w": jnp.full(50_000, step)}}
+        checkpoints.save(step, state, {{"step": step}})
 """
 
 
 def test_a_killed_save_is_not_there(tmp_path):
-    """What is left after SIGKILL, whenever it strikes, is a whole checkpoint."""
+    """Whenever SIGKILL comes, a complete checkpoint is left."""
     process = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER.format(out=str(tmp_path))])
     folder = tmp_path / "checkpoints"
     deadline = time.monotonic() + 60
-    # Only a kill in the middle of a save tests anything: wait for a second one to have begun.
+    # Only a kill in the middle of a save tests anything: wait until the second save has begun.
     while not (any(folder.glob("*tmp*")) and any(path.name.isdigit() for path in folder.glob("*"))):
         assert process.poll() is None
         assert time.monotonic() < deadline

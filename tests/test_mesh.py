@@ -1,7 +1,7 @@
-"""Where each array lives: sizes that fit, a rule for every parameter and for the optimizer's copies of it, moves and back."""
+"""Meshes of all sizes, the sharding of every parameter and optimizer state, and moves of arrays."""
 
+import itertools
 from dataclasses import dataclass
-from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from jaxgrpo.distributed.mesh import (
     AXES,
     decode_shardings,
     device_bytes,
-    gather_json,
     make_mesh,
     named_leaves,
     replicated,
@@ -25,6 +24,7 @@ from jaxgrpo.distributed.mesh import (
     to_host,
     tree_shardings,
 )
+from jaxgrpo.distributed.processes import gather_json
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import transformer
 from jaxgrpo.types import TrainState
@@ -48,7 +48,7 @@ EXPECTED = {
 
 @dataclass(frozen=True)
 class Device:
-    """Stands in for one that is not here: enough to say where an array would live."""
+    """Stands in for a jax.Device: enough to tell where an array would be placed."""
 
     id: int
     platform: str = "cpu"
@@ -64,13 +64,16 @@ def devices(count):
 
 
 def tpus(slices=1, width=4, height=2, kind="TPU v5 lite"):
-    """Slices of width x height chips, of which 2 x 2 are a process; numbered row by row, as JAX does."""
-    chips = [(s, x, y) for s in range(slices) for y in range(height) for x in range(width)]
-    process = lambda s, x, y: s * (width * height // 4) + (y // 2) * (width // 2) + x // 2
-    return [
-        Device(i, "tpu", process(*chip), kind, chip[0], (*chip[1:], 0))
-        for i, chip in enumerate(chips)
-    ]
+    """Returns slices of width x height chips, numbered row by row as JAX does.
+
+    Each process has 2 x 2 chips.
+    """
+    chips = []
+    for slice_index, y, x in itertools.product(range(slices), range(height), range(width)):
+        processes_before = slice_index * (width * height // 4)
+        process = processes_before + (y // 2) * (width // 2) + x // 2
+        chips.append(Device(len(chips), "tpu", process, kind, slice_index, (x, y, 0)))
+    return chips
 
 
 @pytest.mark.parametrize(
@@ -100,12 +103,12 @@ def test_sizes_that_do_not_fit_are_named(sizes):
 
 
 def test_rows_are_divided_between_slices_and_nothing_else_is():
-    """2 slices of 16 chips: on `data` the first half is one slice."""
+    """With 2 slices of 16 chips, each half of the `data` axis is one slice."""
     for sizes in ((2, 16, 1), (4, 8, 1), (8, 2, 2), (32, 1, 1)):
-        found = make_mesh(*sizes, devices=tpus(2, 4, 4)).devices
-        assert found.shape == sizes
-        for half, part in enumerate(np.split(found, 2)):
-            assert {device.slice_index for device in part.flat} == {half}
+        arranged = make_mesh(*sizes, devices=tpus(2, 4, 4)).devices
+        assert arranged.shape == sizes
+        for slice_index, half in enumerate(np.split(arranged, 2)):
+            assert {device.slice_index for device in half.flat} == {slice_index}
 
 
 @pytest.mark.parametrize(("sizes", "data"), [((1, 16, 1), 1), ((-1, 16, 1), 1), ((1, -1, 2), 1)])
@@ -117,32 +120,33 @@ def test_data_that_the_slices_do_not_divide_is_named(sizes, data):
 
 
 def test_neighbours_in_a_mesh_are_neighbours_in_the_network():
-    """Eight chips of a v5e in a ring: each is next to the one before it."""
-    found = make_mesh(1, 8, 1, devices=tpus()).devices.flatten()
-    for last, now in pairwise([*found, found[0]]):
-        assert sum(abs(a - b) for a, b in zip(last.coords, now.coords, strict=True)) == 1
+    """Eight chips of a v5e form a ring: each is next to the one before it."""
+    chips = make_mesh(1, 8, 1, devices=tpus()).devices.flatten()
+    for previous, chip in itertools.pairwise([*chips, chips[0]]):
+        steps = [abs(a - b) for a, b in zip(previous.coords, chip.coords, strict=True)]
+        assert sum(steps) == 1
 
 
 @pytest.mark.parametrize("tensor", [2, 4])
 def test_the_tensor_axis_stays_within_a_process(tensor):
-    several = [Device(i, process_index=i % 2) for i in range(8)]
-    for given in (several, tpus(1, 4, 4), tpus(2, 4, 4)):
-        for row in make_mesh(-1, 1, tensor, given).devices.reshape(-1, tensor):
+    two_processes = [Device(i, process_index=i % 2) for i in range(8)]
+    for machine in (two_processes, tpus(1, 4, 4), tpus(2, 4, 4)):
+        for row in make_mesh(-1, 1, tensor, machine).devices.reshape(-1, tensor):
             assert len({device.process_index for device in row}) == 1
     with pytest.raises(
         UserError, match=r"mesh.tensor is 8: it must divide the 4 devices of a process"
     ):
-        make_mesh(-1, 1, 8, several)
+        make_mesh(-1, 1, 8, two_processes)
 
 
-def test_alone_an_exchange_gives_what_it_was_given():
+def test_a_process_that_is_alone_gathers_its_own_value():
     value = object()
     assert gather_json(value) == [value]
 
 
 @pytest.fixture(scope="module")
 def state():
-    """The shapes of a whole state."""
+    """Returns the shapes of a train state."""
     optimizer = adamw(schedule("cosine", 1e-3, 2, 10), 0.9, 0.95, 0.1, 1.0)
     params = transformer.shapes(NETWORK)
     return TrainState(
@@ -173,9 +177,9 @@ def test_the_optimizers_moments_live_where_their_parameters_do(state, wide):
     shardings = named_leaves(tree_shardings(wide, state))
     params = named_leaves(tree_shardings(wide, state.params))
     for moment in ("mu", "nu"):
-        found = {name: value for name, value in shardings.items() if f"/{moment}/" in name}
-        assert len(found) == len(params)
-        for name, sharding in found.items():
+        moments = {name: value for name, value in shardings.items() if f"/{moment}/" in name}
+        assert len(moments) == len(params)
+        for name, sharding in moments.items():
             assert sharding.spec == params[name.split(f"/{moment}/")[1]].spec, name
     counts = [name for name in shardings if name.endswith("count")]
     assert counts
@@ -212,10 +216,10 @@ def test_there_and_back_again():
     )
 
 
-def test_like_says_shape_dtype_and_place(state):
+def test_sharded_shapes_have_shape_dtype_and_sharding(state):
     mesh = make_mesh()
-    like, shardings = sharded_shapes(mesh, state), named_leaves(tree_shardings(mesh, state))
-    for name, leaf in named_leaves(like).items():
+    shardings = named_leaves(tree_shardings(mesh, state))
+    for name, leaf in named_leaves(sharded_shapes(mesh, state)).items():
         source = named_leaves(state)[name]
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (
             source.shape,
@@ -241,35 +245,34 @@ def test_stacked_layers_have_their_rules_behind_the_layers(state, wide):
 
 
 def test_a_copy_to_decode_with_is_divided_where_tensor_divides(state, wide):
-    like = sharded_shapes(wide, state.params)
-    shardings = named_leaves(decode_shardings(wide, like))
+    shapes = sharded_shapes(wide, state.params)
+    shardings = named_leaves(decode_shardings(wide, shapes))
     for name, axes in EXPECTED.items():
         moved = [{"tensor": ("tensor", "fsdp"), "fsdp": None}[axis] for axis in axes]
         assert shardings[name].spec == PartitionSpec(*moved), name
-    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    held = named_leaves(
-        jax.tree.map(device_bytes, jax.tree.map(place, like, decode_shardings(wide, like)))
-    )
-    assert all(held[name] <= device_bytes(leaf) for name, leaf in named_leaves(like).items())
+    for name, leaf in named_leaves(shapes).items():
+        decode_leaf = leaf.update(sharding=shardings[name])
+        assert device_bytes(decode_leaf) <= device_bytes(leaf), name
 
 
 def test_what_does_not_divide_so_keeps_its_rule(state):
-    """Of 8 columns 16 devices have none; of a mesh without fsdp every leaf does."""
+    """8 columns cannot be divided by 16 devices; without fsdp, every leaf keeps its rule."""
     mesh = make_mesh(1, 4, 4, devices(16))
-    like = sharded_shapes(mesh, state.params)
-    found = named_leaves(decode_shardings(mesh, like))
-    assert found["layers_0/attention/key/kernel"].spec == PartitionSpec("fsdp", "tensor")
-    assert found["layers_0/attention/query/kernel"].spec == PartitionSpec(None, ("tensor", "fsdp"))
-    like = sharded_shapes(make_mesh(4, 1, 2, devices(8)), state.params)
-    assert named_leaves(decode_shardings(make_mesh(4, 1, 2, devices(8)), like)) == {
-        name: leaf.sharding for name, leaf in named_leaves(like).items()
+    shardings = named_leaves(decode_shardings(mesh, sharded_shapes(mesh, state.params)))
+    assert shardings["layers_0/attention/key/kernel"].spec == PartitionSpec("fsdp", "tensor")
+    query_sharding = shardings["layers_0/attention/query/kernel"]
+    assert query_sharding.spec == PartitionSpec(None, ("tensor", "fsdp"))
+    mesh = make_mesh(4, 1, 2, devices(8))
+    shapes = sharded_shapes(mesh, state.params)
+    assert named_leaves(decode_shardings(mesh, shapes)) == {
+        name: leaf.sharding for name, leaf in named_leaves(shapes).items()
     }
 
 
 def test_a_device_holds_its_share(state, wide):
-    like = {
+    shapes = {
         "kernel": state.params["layers_0"]["attention"]["query"]["kernel"],
         "scale": state.params["norm"]["scale"],
     }
-    placed = sharded_shapes(wide, {"query": like})
+    placed = sharded_shapes(wide, {"query": shapes})
     assert device_bytes(placed) == 4 * (16 * 16 // 4 + 16)

@@ -1,10 +1,9 @@
-"""Every step has one line, whatever happened to the process that wrote it."""
+"""Every step has one line in the file, whatever happened to the process that wrote it."""
 
 import json
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxgrpo import metrics
 from jaxgrpo.metrics import Writer
@@ -35,8 +34,8 @@ def test_resuming_neither_loses_nor_doubles_a_step(tmp_path):
     with Writer(tmp_path) as writer:
         for step in range(5):
             writer.write(step, {"reward/accuracy": step / 10})
-            writer.rollouts(step, [{"text": "안녕"}, {"text": "二"}])
-    for name in ("metrics", "rollouts"):  # what a SIGKILL leaves
+            writer.write_rollouts(step, [{"text": "안녕"}, {"text": "二"}])
+    for name in ("metrics", "rollouts"):  # a SIGKILL can leave part of a line
         with (tmp_path / f"{name}.jsonl").open("a") as file:
             file.write('{"step": 2, "rew')
     with Writer(tmp_path, start_step=3) as writer:
@@ -55,7 +54,7 @@ def test_resuming_neither_loses_nor_doubles_a_step(tmp_path):
 
 
 def test_a_whole_line_without_its_end_is_written_again(tmp_path):
-    """Its step may be before the checkpoint only if it was flushed, and then the end of the line was too."""
+    """The step of such a line was never checkpointed: a flush would have written the line's end."""
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}')
     metrics.truncate(path, start_step=5)
@@ -71,52 +70,6 @@ def test_a_fresh_run_begins_with_empty_files(tmp_path):
 def test_processes_that_do_not_write_touch_nothing(tmp_path):
     with Writer(tmp_path / "out", active=False) as writer:
         writer.write(0, {"reward/accuracy": 1.0})
-        writer.rollouts(0, [{}])
+        writer.write_rollouts(0, [{}])
         writer.flush()
     assert not (tmp_path / "out").exists()
-
-
-def test_progress_line_shows_what_there_is():
-    line = metrics.progress_line(
-        12, {"rollout/tokens_per_s": 1234.4, "reward/accuracy": 0.414, "other": 1.0}, 60, 5 / 3
-    )
-    assert line == "step 12/60  accuracy 0.41  1,234 tok/s  eta 1m20s"
-    assert metrics.progress_line(60, {}, 60, 1.7) == "step 60/60"
-    assert metrics.progress_line(3, {}) == "step 3"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (80.0, "1m20s"), (7500.0, "2h05m")],
-)
-def test_duration(seconds, text):
-    assert metrics.duration(seconds) == text
-
-
-def test_table_is_aligned():
-    rows = [
-        {"language": "en", "level": 1, "accuracy": 0.8125},
-        {"language": "all", "accuracy": float("nan")},
-    ]
-    assert metrics.table(rows, ["language", "level", "accuracy"]) == (
-        "language  level  accuracy\n"
-        "en            1     0.812\n"
-        "all           -         -"
-    )  # fmt: skip
-
-
-def test_running_mean_skips_what_is_missing():
-    values = np.array([1.0, np.nan, 3.0, 5.0, np.nan, np.nan])
-    np.testing.assert_allclose(metrics.running_mean(values, 2), [1, 1, 3, 4, 5, np.nan])
-
-
-def test_plot(tmp_path):
-    pytest.importorskip("matplotlib")
-    assert metrics.plot(tmp_path) is None
-    with Writer(tmp_path) as writer:
-        writer.write(0, {"reward/accuracy": 0.5, "policy/kl": float("nan")})
-        writer.write(1, {"policy/entropy": 0.5})
-    (tmp_path / "summary.json").write_text(
-        '{"before": {"reward/accuracy": 0.1}, "after": {"reward/accuracy": 0.2}}'
-    )
-    assert metrics.plot(tmp_path).read_bytes().startswith(b"\x89PNG")

@@ -8,7 +8,7 @@ import pytest
 
 from jaxgrpo.device.learner import _moved
 from jaxgrpo.device.optimizer import adamw, cast, optimizer_updates, round_stochastically, schedule
-from jaxgrpo.distributed.mesh import matrices
+from jaxgrpo.distributed.mesh import matrix_mask
 from jaxgrpo.errors import UserError
 from jaxgrpo.types import TrainState
 
@@ -87,7 +87,7 @@ def test_where_every_step_trains_the_updates_are_those_of_optax_bit_for_bit():
     rate = schedule("cosine", PEAK, 3, 9)
     theirs = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=0.1, mask=matrices),
+        optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=0.1, mask=matrix_mask),
     )
     states = [
         TrainState(jnp.int32(0), params, each.init(params))

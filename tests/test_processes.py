@@ -1,4 +1,7 @@
-"""Several real processes make the run that one makes; when one of them goes, all end, and the run goes on with any number."""
+"""Several real processes make the same run as one, and end together when one of them dies.
+
+The run can be resumed with any number of processes.
+"""
 
 import contextlib
 import io
@@ -25,22 +28,23 @@ from jaxgrpo.train import train
 from tests.tiny_devices import flags, output_on_devices
 from tests.tiny_runs import ROOT, TEXT, config_file, lines, make_config, start
 
-OTHERS = ("time/", "rollout/", "memory/")
-"""What depends on how fast things go, or on how many devices there are."""
+VARIABLE_METRICS = ("time/", "rollout/", "memory/")
+"""Prefixes of metrics that depend on speed or on the number of devices."""
 SHORT = ("evaluation.problems=0", "sampling.slots=8", "show_rollouts_every=1")
 DELAYED = "from jaxgrpo.rewards import languages\nfrom tests.slow_rewards import Delayed"
-SAYS_SO = r"error: process \d of 2 (was ended|ends the run) .*start all of them again with the same command to go on from"
+DEATH_REPORT = (
+    r"error: process \d of 2 (was ended|ends the run) "
+    r".*start all of them again with the same command to go on from"
+)
 
 
 def launch(
     count: int, devices: int, folder: Path, *overrides: str, text: str = TEXT
 ) -> list[subprocess.Popen]:
-    """A run as so many processes of so many devices each, in folder/out."""
-    several = f"127.0.0.1:{free_port()}" if count > 1 else "off"
-    settings = [
-        f"--config.{override}"
-        for override in (*SHORT, *overrides, f"distributed.coordinator={several}")
-    ]
+    """Starts a run of `count` processes with so many devices each, in folder/out."""
+    coordinator = f"127.0.0.1:{free_port()}" if count > 1 else "off"
+    all_overrides = (*SHORT, *overrides, f"distributed.coordinator={coordinator}")
+    settings = [f"--config.{override}" for override in all_overrides]
     environment = {
         "XLA_FLAGS": flags(devices),
         "JAX_ENABLE_COMPILATION_CACHE": "true",
@@ -70,14 +74,16 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def ends(launched: list[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str, str]]:
-    """(exit code, output, errors) of each process; none outlives the test."""
+def wait_for_all(
+    launched: list[subprocess.Popen], seconds: float = 300
+) -> list[tuple[int, str, str]]:
+    """Returns (exit code, stdout, stderr) of each process; none outlives the test."""
+    results = []
     try:
-        return [
-            (process.returncode, *said)
-            for process in launched
-            for said in [process.communicate(timeout=seconds)]
-        ]
+        for process in launched:
+            output, errors = process.communicate(timeout=seconds)
+            results.append((process.returncode, output, errors))
+        return results
     finally:
         for process in launched:
             with contextlib.suppress(ProcessLookupError):
@@ -85,23 +91,35 @@ def ends(launched: list[subprocess.Popen], seconds: float = 300) -> list[tuple[i
 
 
 def finish(launched: list[subprocess.Popen]) -> None:
-    for code, _, errors in ends(launched):
+    """Waits for all processes, which must succeed."""
+    for code, _, errors in wait_for_all(launched):
         assert code == 0, errors[-3000:]
 
 
-def assert_same_steps(found: list[dict], expected: list[dict]) -> None:
-    """The same but for the order of additions."""
-    same = lambda step: {name for name in step if not name.startswith(OTHERS)}
-    assert [step["step"] for step in found] == [step["step"] for step in expected]
-    for here, there in zip(found, expected, strict=True):
-        assert same(here) == same(there)
-        for name in same(here):
+def comparable(step: dict) -> dict:
+    """Returns the metrics that any number of processes should agree on."""
+    return {name: value for name, value in step.items() if not name.startswith(VARIABLE_METRICS)}
+
+
+def assert_same_steps(actual: list[dict], expected: list[dict]) -> None:
+    """Asserts that metrics are equal up to the order of floating-point additions."""
+    assert [step["step"] for step in actual] == [step["step"] for step in expected]
+    for actual_step, expected_step in zip(actual, expected, strict=True):
+        actual_metrics = comparable(actual_step)
+        expected_metrics = comparable(expected_step)
+        assert actual_metrics.keys() == expected_metrics.keys()
+        for name, value in actual_metrics.items():
             np.testing.assert_allclose(
-                *(np.array(step[name], float) for step in (here, there)), 1e-5, 1e-5, err_msg=name
+                np.array(value, float),
+                np.array(expected_metrics[name], float),
+                rtol=1e-5,
+                atol=1e-5,
+                err_msg=name,
             )
 
 
 def texts(folder: Path, steps: int) -> list[tuple]:
+    """Returns (step, problem, completion) of the rollouts that were written up to a step."""
     rollouts = lines(folder / "out" / "rollouts.jsonl")
     return [
         (rollout["step"], rollout["id"], rollout["completion"])
@@ -117,28 +135,31 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(folder):
-    """Where two processes of four devices trained until one was killed, how many steps they took, and how they ended."""
-    here = folder / "killed"
-    here.mkdir()
-    launched = launch(2, 4, here, "steps=100")
+    """Trains with two processes of four devices until one is killed.
+
+    Returns the folder, the number of steps, the result of each process, and the seconds that the
+    processes took to end after the kill.
+    """
+    run_folder = folder / "killed"
+    run_folder.mkdir()
+    out = run_folder / "out"
+    launched = launch(2, 4, run_folder, "steps=100")
     deadline = time.monotonic() + 300
-    while (
-        len(read(here / "out")) < 2 and time.monotonic() < deadline and launched[0].poll() is None
-    ):
+    while len(read(out)) < 2 and time.monotonic() < deadline and launched[0].poll() is None:
         time.sleep(0.01)
     launched[1].kill()
-    began = time.monotonic()
-    results = ends(launched)
-    return here, len(read(here / "out")), results, time.monotonic() - began
+    killed_at = time.monotonic()
+    results = wait_for_all(launched)
+    return run_folder, len(read(out)), results, time.monotonic() - killed_at
 
 
 @pytest.fixture(scope="module")
-def whole(folder, killed):
-    """Where one process of eight devices trained for two steps more than those got."""
-    here = folder / "whole"
-    here.mkdir()
-    finish(launch(1, 8, here, f"steps={max(5, killed[1] + 2)}"))
-    return here
+def uninterrupted(folder, killed):
+    """Trains with one process of eight devices, for two steps more than `killed` took."""
+    run_folder = folder / "uninterrupted"
+    run_folder.mkdir()
+    finish(launch(1, 8, run_folder, f"steps={max(5, killed[1] + 2)}"))
+    return run_folder
 
 
 def test_a_killed_process_ends_all_of_them_within_a_minute_and_they_say_so(killed):
@@ -147,41 +168,44 @@ def test_a_killed_process_ends_all_of_them_within_a_minute_and_they_say_so(kille
     assert results[1][0] == -signal.SIGKILL
     assert results[0][0] != 0
     for _, _, errors in results:
-        assert re.search(SAYS_SO, errors), errors
+        assert re.search(DEATH_REPORT, errors), errors
     assert seconds < 60
 
 
-def test_two_processes_make_the_run_that_one_makes(killed, whole):
-    here, steps, *_ = killed
-    assert_same_steps(read(here / "out"), read(whole / "out")[:steps])
-    assert texts(here, steps) == texts(whole, steps)
-    assert len(set(texts(whole, steps))) == 2 * steps
+def test_two_processes_make_the_run_that_one_makes(killed, uninterrupted):
+    run_folder, steps, *_ = killed
+    assert_same_steps(read(run_folder / "out"), read(uninterrupted / "out")[:steps])
+    assert texts(run_folder, steps) == texts(uninterrupted, steps)
+    assert len(set(texts(uninterrupted, steps))) == 2 * steps
 
 
 @pytest.mark.parametrize(("count", "devices"), [(1, 8), (4, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(folder, killed, whole, count, devices):
-    here = folder / f"resumed_{count}"
-    here.mkdir()
-    shutil.copytree(killed[0] / "out", here / "out")
+def test_a_run_goes_on_with_another_number_of_processes(
+    folder, killed, uninterrupted, count, devices
+):
+    run_folder = folder / f"resumed_{count}"
+    run_folder.mkdir()
+    shutil.copytree(killed[0] / "out", run_folder / "out")
     steps = killed[1] + 2
-    finish(launch(count, devices, here, f"steps={steps}"))
-    assert_same_steps(read(here / "out"), read(whole / "out")[:steps])
-    assert texts(here, steps) == texts(whole, steps)
+    finish(launch(count, devices, run_folder, f"steps={steps}"))
+    assert_same_steps(read(run_folder / "out"), read(uninterrupted / "out")[:steps])
+    assert texts(run_folder, steps) == texts(uninterrupted, steps)
 
 
 def test_two_processes_that_keep_what_is_in_flight_make_the_run_that_one_makes(folder):
-    """Random delays of the reward are other delays in each of them."""
+    """The reward's random delays differ between the processes."""
     runs = []
     for count, devices in ((1, 8), (2, 4)):
-        here = folder / f"keeping_{count}"
-        here.mkdir()
+        run_folder = folder / f"keeping_{count}"
+        run_folder.mkdir()
         text = TEXT.replace("Weighted(maths.accuracy)", "Weighted(Delayed(0.0, 0.05))")
-        text = text.replace("from jaxgrpo.rewards import language, math", DELAYED)
-        finish(launch(count, devices, here, "steps=5", "sampling.keep_in_flight=True", text=text))
-        steps = read(here / "out")
-        figures = ("rollout/age", "rollout/age_max", "rollout/in_flight")
-        kept = [[step[name] for name in figures] for step in steps]
-        runs.append((steps, kept, texts(here, 5)))
+        text = text.replace("from jaxgrpo.rewards import languages, maths", DELAYED)
+        overrides = ("steps=5", "sampling.keep_in_flight=True")
+        finish(launch(count, devices, run_folder, *overrides, text=text))
+        steps = read(run_folder / "out")
+        names = ("rollout/age", "rollout/age_max", "rollout/in_flight")
+        ages = [[step[name] for name in names] for step in steps]
+        runs.append((steps, ages, texts(run_folder, 5)))
     assert_same_steps(runs[0][0], runs[1][0])
     assert runs[0][1:] == runs[1][1:]
     assert max(age for _, age, _ in runs[0][1]) > 0
@@ -191,50 +215,43 @@ MESHES = ("data=1 fsdp=8", "data=2 fsdp=2 tensor=2", "fsdp=2 tensor=4")
 
 
 def train_on_meshes() -> None:
-    """Run in a process with eight devices: five steps on each mesh, beside the config file."""
+    """Trains five steps on each mesh, in a process with eight devices; OUT is MESH/out."""
     file = os.environ["TINY_CONFIG"]
     for mesh in MESHES:
         out = Path(file).parent / mesh / "out"
-        overrides = (
-            *SHORT,
-            *(f"mesh.{size}" for size in mesh.split()),
-            "steps=5",
-            "save_every=9",
-            f"out={out}",
-        )
-        assert (
-            len(list(train(config.load(file, [f"--config.{override}" for override in overrides]))))
-            == 5
-        )
+        sizes = [f"mesh.{size}" for size in mesh.split()]
+        overrides = (*SHORT, *sizes, "steps=5", "save_every=9", f"out={out}")
+        settings = config.load(file, [f"--config.{override}" for override in overrides])
+        assert len(list(train(settings))) == 5
 
 
-def test_every_mesh_makes_the_run_that_one_device_makes(tmp_path, whole, monkeypatch):
+def test_every_mesh_makes_the_run_that_one_device_makes(tmp_path, uninterrupted, monkeypatch):
     expected = list(train(make_config(tmp_path, *SHORT, "steps=5", "save_every=9")))
     monkeypatch.setenv("TINY_CONFIG", str(tmp_path / "tiny.py"))
     output_on_devices(train_on_meshes)
-    for place in (whole, *(tmp_path / mesh for mesh in MESHES)):  # `whole` is data=8
-        assert_same_steps(read(place / "out")[:5], expected)
-        assert texts(place, 5) == texts(tmp_path, 5)
+    # `uninterrupted` has another mesh: data=8.
+    for run_folder in (uninterrupted, *(tmp_path / mesh for mesh in MESHES)):
+        assert_same_steps(read(run_folder / "out")[:5], expected)
+        assert texts(run_folder, 5) == texts(tmp_path, 5)
 
 
-TURNS = """
+GATHER_UNTIL_DEATH = """
 import os, signal, sys, time
-from jaxgrpo import processes
 from jaxgrpo.config.command_line import run_main
+from jaxgrpo.distributed import processes
 from jaxgrpo.errors import UserError
-from jaxgrpo.distributed.mesh import exchange
 
 def main(argv):
     address, process, what = argv[0], int(argv[1]), argv[2]
-    processes.HEARTBEAT = 10
-    processes.MEETING = 3 if what == "nobody comes" else 60
+    processes.HEARTBEAT_SECONDS = 10
+    processes.JOIN_TIMEOUT_SECONDS = 3 if what == "nobody comes" else 60
     if what == "nobody comes" and process == 0:
         return
-    processes.join(address, 2, process)
+    processes.join_processes(address, 2, process)
     for size in (0, 3, 3000, 50000, 7):
         values = [{"process": p, "text": "\\u00e9" * (size + p)} for p in range(2)]
-        assert exchange(values[process]) == values
-    processes.say("exchanged")
+        assert processes.gather_json(values[process]) == values
+    processes.print0("exchanged")
     if what == "bad input" and process == 1:
         raise UserError("the file is\\nnot there")
     if what == "crash" and process == 0:
@@ -247,22 +264,21 @@ def main(argv):
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(100)
     while True:
-        exchange(1)
+        processes.gather_json(1)
 
 run_main(main)
 """
 
 
-SIGNALLED = """
+GATHER_UNTIL_SIGNAL = """
 import os, signal, sys
-from jaxgrpo import processes
-from jaxgrpo.distributed.mesh import exchange
+from jaxgrpo.distributed import processes
 from jaxgrpo.train import noted_signals
 
 with noted_signals() as signals:
-    processes.join(sys.argv[1], 2, int(sys.argv[2]))
+    processes.join_processes(sys.argv[1], 2, int(sys.argv[2]))
     turns = 0
-    while not any(exchange(bool(signals))):
+    while not any(processes.gather_json(bool(signals))):
         turns += 1
         if turns == 5 and sys.argv[2] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -271,7 +287,7 @@ with noted_signals() as signals:
 
 
 @pytest.mark.parametrize(
-    ("what", "codes", "said"),
+    ("what", "codes", "message"),
     [
         ("bad input", (None, 2), "error: the file is not there\n"),
         ("crash", (1, None), "ZeroDivisionError: a bug\n"),
@@ -284,22 +300,22 @@ with noted_signals() as signals:
         ),
     ],
 )
-def test_what_ends_one_process_ends_them_all(what, codes, said):
-    """The first of them is the coordinator. codes: None stands for anything but 0."""
+def test_what_ends_one_process_ends_them_all(what, codes, message):
+    """Process 0 is the coordinator. codes: exit codes; None stands for any but 0."""
     address = f"127.0.0.1:{free_port()}"
-    began = time.monotonic()
-    command = [sys.executable, "-c", TURNS, address]
+    started_at = time.monotonic()
+    command = [sys.executable, "-c", GATHER_UNTIL_DEATH, address]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    results = ends(
+    results = wait_for_all(
         [subprocess.Popen([*command, str(process), what], **pipes) for process in range(2)]
     )
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - started_at < 60
     met = what != "nobody comes"
-    assert [result[1].count("exchanged") for result in results] == [met, 0]
-    assert any(said in errors for _, _, errors in results)
-    for code, (found, _, errors) in zip(codes, results, strict=True):
-        assert found == code or (code is None and found != 0), errors
-        assert len(re.findall(SAYS_SO, errors)) == met, errors
+    assert [output.count("exchanged") for _, output, _ in results] == [met, 0]
+    assert any(message in errors for _, _, errors in results)
+    for expected_code, (code, _, errors) in zip(codes, results, strict=True):
+        assert code == expected_code or (expected_code is None and code != 0), errors
+        assert len(re.findall(DEATH_REPORT, errors)) == met, errors
 
 
 @pytest.mark.parametrize(
@@ -330,29 +346,29 @@ def test_the_environment_says_whether_there_are_several(monkeypatch, environment
         monkeypatch.delenv(name, raising=False)
 
     @contextlib.contextmanager
-    def asked(request, timeout):
+    def metadata_server(request, timeout):
         name = request.full_url.rpartition("/")[2]
         if name not in environment:
             raise OSError("no such host")
         yield io.BytesIO(environment[name].encode())
 
-    monkeypatch.setattr("urllib.request.urlopen", asked)
+    monkeypatch.setattr("urllib.request.urlopen", metadata_server)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if not any(name.startswith(("SLURM", "OMPI")) for name in environment):
         monkeypatch.setattr(
             processes.jax, "config", type("Config", (), {"jax_platforms": "tpu,cpu"})
         )
-    assert processes._are_several() == several
+    assert processes._environment_has_several_processes() == several
 
 
 def test_all_leave_at_the_same_turn_whichever_of_them_is_told_to():
-    """JAX has an eye on SIGTERM, too, which must not cost us ours."""
+    """JAX can handle SIGTERM too, which must not take the signal away from the program."""
     address = f"127.0.0.1:{free_port()}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    results = ends(
+    results = wait_for_all(
         [
-            subprocess.Popen([sys.executable, "-c", SIGNALLED, address, str(i)], **pipes)
+            subprocess.Popen([sys.executable, "-c", GATHER_UNTIL_SIGNAL, address, str(i)], **pipes)
             for i in range(2)
         ]
     )
@@ -367,13 +383,13 @@ def test_alone_nothing_happens(capsys):
     assert processes.is_alone()
     processes.print0("hello", end="")
     assert capsys.readouterr().out == "hello"
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_request:
         processes.exit_process(2)
-    assert left.value.code == 2
+    assert exit_request.value.code == 2
 
 
 @pytest.mark.parametrize(
-    ("several", "message"),
+    ("distributed", "message"),
     [
         (
             Distributed("10.0.0.1"),
@@ -393,9 +409,9 @@ def test_alone_nothing_happens(capsys):
         (Distributed("off", 0), r"distributed.processes is 0: it must be at least 1"),
     ],
 )
-def test_settings_that_cannot_be_are_named(tmp_path, several, message):
+def test_settings_that_cannot_be_are_named(tmp_path, distributed, message):
     settings = make_config(tmp_path)
-    settings.distributed = several
+    settings.distributed = distributed
     with pytest.raises(UserError, match=message):
         config.validate(settings)
 
@@ -404,14 +420,10 @@ def test_a_run_that_began_without_them_goes_on_with_processes_and_another_mesh(t
     settings = make_config(tmp_path)
     config.save(settings, settings.out)
     description = Path(settings.out) / "config.json"
-    begun = json.loads(description.read_text())
-    del begun["distributed"]
-    description.write_text(json.dumps(begun))
-    config.check_same(
-        make_config(
-            tmp_path, "distributed.coordinator=a:1", "distributed.processes=2", "mesh.fsdp=2"
-        ),
-        settings.out,
-    )
+    saved = json.loads(description.read_text())
+    del saved["distributed"]
+    description.write_text(json.dumps(saved))
+    overrides = ("distributed.coordinator=a:1", "distributed.processes=2", "mesh.fsdp=2")
+    config.check_same(make_config(tmp_path, *overrides), settings.out)
     with pytest.raises(UserError, match="seed"):
         config.check_same(make_config(tmp_path, "seed=2", "mesh.fsdp=2"), settings.out)

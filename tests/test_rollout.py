@@ -614,7 +614,7 @@ def collect_texts(slots: int, chunk: int, delay: Callable[[str], float] = lambda
     )
     assert metrics["rollout/tokens_per_s"] > 0
     assert 0 < metrics["rollout/utilisation"] <= 1
-    assert 0 <= metrics["rollout/waited"] <= 1
+    assert 0 <= metrics["rollout/idle"] <= 1
     assert metrics["time/rollout"] > 0
     assert metrics["rollout/in_flight"] >= 0
     same = {
@@ -732,7 +732,7 @@ def keep_in_flight(
 
 
 KEPT = CollectSpec(groups=2, group_size=4, rule="dapo", low=0.0, high=1.0, most=6)
-CLOCKED = {"rollout/tokens_per_s", "rollout/waited", "time/rollout"}
+CLOCKED = {"rollout/tokens_per_s", "rollout/idle", "time/rollout"}
 
 
 @pytest.mark.parametrize("max_age", [1, 2, 3])

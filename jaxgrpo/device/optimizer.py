@@ -12,7 +12,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, PyTree
 
-from jaxgrpo.distributed.mesh import matrices
+from jaxgrpo.distributed.mesh import matrix_mask
 from jaxgrpo.errors import UserError
 from jaxgrpo.types import OptimizerState, Params
 
@@ -57,7 +57,7 @@ def adamw(
         # As optax.adamw, whose rate counts updates.
         optax.chain(
             optax.scale_by_adam(b1=b1, b2=b2),
-            optax.add_decayed_weights(weight_decay, mask=matrices),
+            optax.add_decayed_weights(weight_decay, mask=matrix_mask),
             scale_by_step(learning_rate),
         ),
     )

@@ -1,10 +1,30 @@
-"""Several processes that train together: how they find each other, and how all end when one does.
+"""Several processes that train together: how they find each other, exchange values and end.
 
-JAX's coordination service, in process 0, notices within HEARTBEAT seconds that a process is gone, and ends the others: in the
-middle of C++ code, with a stack trace. So each process has a herald, a shell that waits for its end and says what happened.
+When one of them dies, all must end, for each would wait forever for what the others compute:
+
+    one process ends with an error       exit_process prints that it ends the run, and exits
+    or: one process is killed            it cannot print anything; its exit watcher does
+      |
+      v
+    JAX's coordination service,          misses its sign of life within HEARTBEAT_SECONDS, and tells
+    a thread of process 0                the others
+      |
+      v
+    JAX ends the other processes         in the middle of C++ code: Python runs no handler, and all
+                                         that is printed is a stack trace of C++
+      |
+      v
+    the exit watcher of each of them     prints one line: which process ended, and how to go on
+
+    or: process 0 ends                   the service ends with it, and JAX ends the others at once
+
+An exit watcher is a shell that each process starts. It waits on a pipe from its process. If the
+process tells it to stop, it is silent; if the pipe closes without that, the process was ended, and
+the shell prints a message that was handed to it at its start.
 """
 
 import atexit
+import json
 import os
 import subprocess
 import sys
@@ -13,136 +33,215 @@ import urllib.request
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxgrpo.errors import UserError
 
-MEETING = 300
-"""Seconds that processes wait for each other at the start: machines do not come up together."""
+JOIN_TIMEOUT_SECONDS = 300
+"""How long processes wait for each other at the start: machines do not start at the same time."""
 
-HEARTBEAT = 30
-"""Seconds without a sign of life after which a process counts as dead."""
+HEARTBEAT_SECONDS = 30
+"""A process without a sign of life for so long counts as dead."""
 
-LAST_WORDS = 3.0
-"""Seconds that process 0 lives longer: the others end with it, and may have something to say of their own."""
+COORDINATOR_GRACE_SECONDS = 3.0
+"""How much longer process 0 lives after an error. The others end with it, and may have an error of
+their own to print."""
 
-METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
+METADATA_URL = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 """Where a TPU VM of Google Compute Engine learns what it is part of."""
 
-MEND = "start all of them again with the same command to go on from the last checkpoint"
+METADATA_TIMEOUT_SECONDS = 5.0
 
-_heralds: list[subprocess.Popen] = []
+RESTART_HINT = "start all of them again with the same command to go on from the last checkpoint"
+
+FIRST_GATHER_BYTES = 2048
+"""Bytes of each process that gather_json exchanges in its first collective. Longer values need a
+second one."""
+
+LENGTH_BYTES = 8
+"""Bytes in front of a value of gather_json that hold its length."""
+
+_exit_watchers: list[subprocess.Popen] = []
+
+
+# --- Start ----------------------------------------------------------------------------------------
 
 
 def join_processes(coordinator: str, processes: int, process: int) -> None:
-    """Makes this process one of several, before JAX touches a device; where there is only one, nothing happens.
+    """Makes this process one of several, before JAX opens a device; does nothing if it is alone.
 
-    coordinator: "auto": as a TPU pod, Slurm or Open MPI says; "off": there is only one; or host:port of process 0, of so many
-    processes which one this is. UserError if it cannot be done.
+    coordinator: "auto": as the environment says (TPU pod, Slurm, Open MPI); "off": this process is
+        alone; or host:port of process 0
+    processes: the number of processes, if the coordinator is host:port
+    process: the number of this one, from 0
+
+    Raises UserError if the processes do not find each other.
     """
-    if (
-        coordinator == "off"
-        or jax.distributed.is_initialized()
-        or (coordinator == "auto" and not _are_several())
-    ):
+    if coordinator == "off" or jax.distributed.is_initialized():
         return
-    # JAX's own notice of SIGTERM would take the signal away from train.noted_signals.
+    if coordinator == "auto" and not _environment_has_several_processes():
+        return
+    # JAX would handle SIGTERM itself, which would take the signal away from train.noted_signals.
     jax.config.update("jax_enable_preemption_service", False)
-    explicit: dict[str, Any] = {
-        "coordinator_address": coordinator,
-        "num_processes": processes,
-        "process_id": process,
-    }
-    explicit["cluster_detection_method"] = "deactivate"
-    mend = "see that all of them are started, each with its own number"
-    if coordinator == "auto":
-        mend += "; --config.distributed.coordinator=off is for one alone"
-    failed = f"distributed.coordinator {coordinator!r}: the processes did not meet within {MEETING} s; {mend}"
-    _heralds.append(_herald(f"error: {failed}"))
+    is_automatic = coordinator == "auto"
+    hint = "see that all of them are started, each with its own number"
+    if is_automatic:
+        hint += "; --config.distributed.coordinator=off is for one alone"
+    failure = (
+        f"distributed.coordinator {coordinator!r}: the processes did not meet within "
+        f"{JOIN_TIMEOUT_SECONDS} s; {hint}"
+    )
+    # JAX may end the process instead of raising, so a watcher stands by while it connects.
+    _start_exit_watcher(f"error: {failure}")
     try:
         jax.distributed.initialize(
-            **({} if coordinator == "auto" else explicit),
-            initialization_timeout=MEETING,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
+            # None: JAX finds it out from the environment.
+            coordinator_address=None if is_automatic else coordinator,
+            num_processes=None if is_automatic else processes,
+            process_id=None if is_automatic else process,
+            cluster_detection_method=None if is_automatic else "deactivate",
+            initialization_timeout=JOIN_TIMEOUT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{failed} ({error})") from error
+        raise UserError(f"{failure} ({error})") from error
     finally:
-        _dismiss()
+        _stop_exit_watchers()
     if jax.process_count() > 1:
-        ended = f"{_which()} was ended in the middle of the run: another is gone, or this one was killed"
-        _heralds.append(_herald(f"error: {ended}; {MEND}"))
-        atexit.register(_dismiss)
+        _start_exit_watcher(
+            f"error: {_process_name()} was ended in the middle of the run: "
+            f"another is gone, or this one was killed; {RESTART_HINT}"
+        )
+        atexit.register(_stop_exit_watchers)
 
 
-def _are_several() -> bool:
-    """Whether the environment says that this process is one of several."""
-    count = lambda name: int(os.environ.get(name, "1"))
-    if "SLURM_STEP_NODELIST" in os.environ and count("SLURM_NTASKS") > 1:
+def is_alone() -> bool:
+    """Returns True if join_processes has not made this process one of several."""
+    return not _exit_watchers
+
+
+def _environment_has_several_processes() -> bool:
+    """Returns True if the environment says that this process is one of several."""
+    # Slurm sets SLURM_STEP_NODELIST for the tasks of srun, and not for the batch script itself.
+    if "SLURM_STEP_NODELIST" in os.environ and _count_in_environment("SLURM_NTASKS") > 1:
         return True
-    if count("OMPI_COMM_WORLD_SIZE") > 1 or count("MEGASCALE_NUM_SLICES") > 1:
+    if _count_in_environment("OMPI_COMM_WORLD_SIZE") > 1:
         return True
-    if not (getattr(jax.config, "jax_platforms", None) or "").startswith(
-        "tpu"
-    ):  # JAX sets it where it finds TPUs
+    if _count_in_environment("MEGASCALE_NUM_SLICES") > 1:
+        return True
+    # JAX sets jax_platforms to "tpu,cpu" where it finds TPUs.
+    platforms = getattr(jax.config, "jax_platforms", None) or ""
+    if not platforms.startswith("tpu"):
         return False
-    if workers := os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES"):
+    workers = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
+    if workers:
         return "," in workers
-    return "," in _metadata("worker-network-endpoints") or "MEGASCALE_NUM_SLICES" in _metadata(
-        "tpu-env"
-    )
+    if "," in _tpu_metadata("worker-network-endpoints"):
+        return True
+    return "MEGASCALE_NUM_SLICES" in _tpu_metadata("tpu-env")
 
 
-def _metadata(name: str) -> str:
-    """An attribute of this TPU VM; "" where there is nobody to ask."""
+def _count_in_environment(name: str) -> int:
+    """Returns the number in an environment variable; 1 if it is not set."""
+    return int(os.environ.get(name, "1"))
+
+
+def _tpu_metadata(name: str) -> str:
+    """Returns an attribute of this TPU VM; "" if there is no metadata server."""
     if "TPU_SKIP_MDS_QUERY" in os.environ:
         return ""
-    request = urllib.request.Request(METADATA + name, headers={"Metadata-Flavor": "Google"})
+    request = urllib.request.Request(METADATA_URL + name, headers={"Metadata-Flavor": "Google"})
     try:
-        with urllib.request.urlopen(request, timeout=5.0) as answer:
-            return answer.read().decode()
+        with urllib.request.urlopen(request, timeout=METADATA_TIMEOUT_SECONDS) as response:
+            return response.read().decode()
     except OSError:
         return ""
 
 
-def _herald(message: str) -> subprocess.Popen:
-    """A process that outlives this one and then gives the message, unless told a word before: whatever ends this one."""
-    # A session of its own: Ctrl-C is for the run.
-    command = ["sh", "-c", 'read -r word || echo "$0" >&2', message]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-
-
-def _dismiss() -> None:
-    while _heralds:
-        _heralds.pop().communicate(b"done\n")
-
-
-def _which() -> str:
-    return f"process {jax.process_index()} of {jax.process_count()}"
-
-
-def print0(*words: object, **how: Any) -> None:
-    """Prints what one process should say for all."""
-    if not jax.distributed.is_initialized() or jax.process_index() == 0:
-        print(*words, **how)
+# --- End ------------------------------------------------------------------------------------------
 
 
 def exit_process(code: int) -> None:
-    """Exits after an error that has been said. One of several processes does not wait for the others: they must end, too."""
-    if not _heralds:
+    """Exits after an error that has been printed.
+
+    One of several processes neither cleans up nor waits for the others, because they must end too.
+    """
+    if is_alone():
         sys.exit(code)
-    why = "after the error above (one about a connection means that another process is gone)"
-    print(f"error: {_which()} ends the run {why}; {MEND}", file=sys.stderr)
+    print(
+        f"error: {_process_name()} ends the run after the error above (one about a connection "
+        f"means that another process is gone); {RESTART_HINT}",
+        file=sys.stderr,
+    )
     sys.stdout.flush()
     sys.stderr.flush()
-    _dismiss()
+    _stop_exit_watchers()
     if jax.process_index() == 0:
-        time.sleep(LAST_WORDS)
+        time.sleep(COORDINATOR_GRACE_SECONDS)
+    # sys.exit would run JAX's own shutdown, which waits for all processes.
     os._exit(code)
 
 
-def is_alone() -> bool:
-    """Whether this process was not made one of several by `join`."""
-    return not _heralds
+def _start_exit_watcher(message: str) -> None:
+    """Starts a shell that prints the message when this process ends, whatever ends it."""
+    # `read` fails when the pipe closes without a line. $0 is the message.
+    command = ["sh", "-c", 'read -r line || echo "$0" >&2', message]
+    watcher = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C in the terminal is meant for the run alone
+    )
+    _exit_watchers.append(watcher)
+
+
+def _stop_exit_watchers() -> None:
+    """Ends the exit watchers without their message."""
+    while _exit_watchers:
+        _exit_watchers.pop().communicate(b"done\n")
+
+
+def _process_name() -> str:
+    """Returns `process 1 of 4`."""
+    return f"process {jax.process_index()} of {jax.process_count()}"
+
+
+# --- Communication --------------------------------------------------------------------------------
+
+
+def print0(*values: object, end: str = "\n", flush: bool = False) -> None:
+    """Prints on process 0 only, for what all processes would say alike."""
+    if not jax.distributed.is_initialized() or jax.process_index() == 0:
+        print(*values, end=end, flush=flush)
+
+
+def gather_json(value: object) -> list[Any]:
+    """Returns the JSON values of all processes, in the order of the processes.
+
+    All processes must call it at the same point of the program, as everything that uses devices.
+    A process that is alone gets its own value.
+    """
+    # process_count() would open the devices, too early for a run that has not divided its CPU yet.
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return [value]
+    content = json.dumps(value).encode()
+    # 1. All processes exchange the lengths of their values, and the beginnings.
+    first_part_bytes = FIRST_GATHER_BYTES - LENGTH_BYTES
+    header = len(content).to_bytes(LENGTH_BYTES, "little")
+    gathered = _gather_bytes(header + content[:first_part_bytes], FIRST_GATHER_BYTES)
+    lengths = [int.from_bytes(row[:LENGTH_BYTES], "little") for row in gathered]
+    contents = [row[LENGTH_BYTES:] for row in gathered]
+    # 2. If one did not fit, all exchange the whole. A power of two as the width: each width is
+    # compiled anew.
+    longest = max(lengths)
+    if longest > first_part_bytes:
+        contents = _gather_bytes(content, 1 << longest.bit_length())
+    return [json.loads(row[:length]) for row, length in zip(contents, lengths, strict=True)]
+
+
+def _gather_bytes(content: bytes, width: int) -> list[bytes]:
+    """Returns the bytes of all processes, each padded to the width."""
+    padded = np.frombuffer(content.ljust(width, b"\0"), np.uint8)
+    return [row.tobytes() for row in multihost_utils.process_allgather(padded)]
