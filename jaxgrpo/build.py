@@ -160,7 +160,7 @@ def build_run(config: settings.Config) -> Run:
     notes = [fitting.check(task.problems, "training")]
     if config.evaluation.problems:
         notes.append(fitting.check(heldout, "held-out"))
-    steps = build_programs(config, model, tokens.ends)
+    steps = build_programs(config, model, tokens.eos_ids)
     pool = Pool(config.rewards | MEASURED, config.verifier.workers, config.verifier.deadline)
     return Run(
         config=config,
@@ -237,16 +237,16 @@ def match_tokenizer(
     rows = model.vocab_size
     ids = set(tokens.hf.get_vocab().values())
     foreign = {id for id in ids if id >= rows}
-    ends = tuple(id for id in tokens.ends if id not in foreign)
+    ends = tuple(id for id in tokens.eos_ids if id not in foreign)
     added = set(tokens.hf.get_added_vocab().values())
-    if foreign - added or foreign & set(tokens.begin) or not ends:
+    if foreign - added or foreign & set(tokens.bos_ids) or not ends:
         raise UserError(
             f"{folder}: the tokenizer has {len(ids):,} tokens up to id {max(ids):,}, the model only {rows:,} rows: one of the "
             "two is another model's; copy the model's own tokenizer files there"
         )
-    pad = tokens.pad if tokens.pad < rows else min(ends)
+    pad = tokens.pad_id if tokens.pad_id < rows else min(ends)
     unused = tuple(_ranges(sorted(set(range(rows)) - ids)))
-    return replace(model, unused_ids=unused), replace(tokens, ends=ends, pad=pad)
+    return replace(model, unused_ids=unused), replace(tokens, eos_ids=ends, pad_id=pad)
 
 
 def _ranges(ids: list[int]) -> Iterator[tuple[int, int]]:

@@ -110,7 +110,7 @@ def make_steps(
         prompt_width=width,
         new_tokens=arguments.max_tokens,
         micro_batch=0,
-        ends=tokens.ends,
+        ends=tokens.eos_ids,
         slots=-(-min(arguments.samples, SIDE_BY_SIDE) // devices) * devices,
         scan_layers=stacked,
         adapters=adapters,

@@ -101,7 +101,8 @@ class CollectSpec:
     mask_truncated: bool = False
 
     def takes(self, group: Group) -> bool:
-        return difficulty.is_kept(self.rule, self.low, self.high, group.solved, group.judged)
+        passes = difficulty.DifficultyFilter(self.rule, self.low, self.high)
+        return passes.accepts(group.solved, group.judged)
 
 
 @dataclass
@@ -198,7 +199,7 @@ class RolloutStream:
 
         With keep, what has ended in its last call is judged during the update.
         """
-        self.problems.use(used)
+        self.problems.mark_used(used)
         if not self.keep:
             self.wave, self.groups = (
                 None,
@@ -247,11 +248,8 @@ def collect_groups(
         chosen += filter(wanted.takes, groups)
     in_flight = wave.launched - stream.problems.used - len(asked)
     stream.end(len(asked))
-    sides = [
-        difficulty.side(wanted.rule, wanted.low, wanted.high, g.solved, g.judged)
-        for g in asked
-        if g.judged
-    ]
+    passes = difficulty.DifficultyFilter(wanted.rule, wanted.low, wanted.high)
+    sides = [passes.side(g.solved, g.judged) for g in asked if g.judged]
     fallback = most_informative(
         [g for g in asked if all(g is not c for c in chosen)], wanted.groups - len(chosen)
     )

@@ -138,7 +138,7 @@ class Engine:
         """Compiles every program that sampling can need, and seals them: whatever comes, nothing compiles from then on."""
         steps = self.steps
         published = steps.publish(params)
-        prompts = pad_left([[]] * steps.prompts, self.prompt_width, self.tokenizer.pad)
+        prompts = pad_left([[]] * steps.prompts, self.prompt_width, self.tokenizer.pad_id)
         prefilled = steps.prefill(published, *prompts)
         nowhere = _starts([], steps.starts, steps.sizes[0])
         for ring in steps.rings:
@@ -193,7 +193,7 @@ class Engine:
     def build(self, made: _PendingGroup) -> Group:
         """A group of rows that are all finished."""
         size, width = len(made.rows), self.prompt_width + self.new_tokens
-        tokens = np.full((size, width), self.tokenizer.pad, np.int32)
+        tokens = np.full((size, width), self.tokenizer.pad_id, np.int32)
         logprobs = np.zeros((size, width), np.float32)
         written = np.zeros((size, width), np.int32)
         chosen = np.zeros((size, width), bool)
@@ -205,7 +205,7 @@ class Engine:
                 row.written,
                 True,
             )
-        padded, mask = pad_left([made.prompt], self.prompt_width, self.tokenizer.pad)
+        padded, mask = pad_left([made.prompt], self.prompt_width, self.tokenizer.pad_id)
         tokens[:, : self.prompt_width] = padded
         attended = chosen.copy()
         attended[:, : self.prompt_width] = mask
@@ -348,7 +348,7 @@ class SamplingSession:
             for problem in problems
         ]
         filler: list[list[int]] = [[]] * (self._steps.prompts - len(problems))
-        prompts = pad_left(ids + filler, engine.prompt_width, engine.tokenizer.pad)
+        prompts = pad_left(ids + filler, engine.prompt_width, engine.tokenizer.pad_id)
         self._prefilled = self._steps.prefill(self._params, *prompts)
         for source, (problem, prompt) in enumerate(zip(problems, ids, strict=True)):
             first_sample = self._asked[problem.id] * self._group_size
