@@ -83,7 +83,7 @@ class GSM8KBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, path: os.PathLike[str]) -> Rows:
         for row in read_rows(os.fspath(path)):
-            example = {
+            example: dict[str, str | int] = {
                 "question": row.text("question", "path"),
                 "answer": row.text("answer", "path"),
                 "line": row.line,
