@@ -1,4 +1,4 @@
-"""What the host side speaks of: problems, rewards, tasks. Plain data; no jax."""
+"""Defines problems, completions, rewards and tasks: plain data of the host side, without jax."""
 
 import math
 import re
@@ -14,14 +14,15 @@ from jaxgrpo.text.language_codes import language_code
 class Problem:
     """One question with a verifiable answer.
 
-    id: unique within a run, the same in every run; randomness and visit counts are keyed by it.
+    id: unique within a run and the same in every run. Randomness and visit counts are keyed by it.
     prompt: what the user says, without any chat template.
     answer: the gold answer as text ("42").
     language: ISO 639-1 code of the language that the chain of thought should be in ("en", "zh").
       Other codes and names become that one: "pt-BR" is "pt", "Chinese (Simplified)" is "zh". A run
-      refuses problems in a language that is not of `language_codes.LANGUAGE_CODES`.
+      refuses problems in a language that is not in `language_codes.LANGUAGE_CODES`.
     level: difficulty from 1 up; 0 where the data does not know it.
-    meta: whatever the data source or a reward needs besides; JSON values only, for it travels to worker processes.
+    meta: anything else that the data source or a reward needs. JSON values only, because it is
+      sent to worker processes.
     """
 
     id: str
@@ -35,19 +36,24 @@ class Problem:
         language = language_code(self.language) or self.language
         object.__setattr__(self, "language", language)
         for name in ("id", "prompt", "answer"):
-            object.__setattr__(self, name, whole_characters(getattr(self, name)))
+            text = replace_lone_surrogates(getattr(self, name))
+            object.__setattr__(self, name, text)
 
 
-def whole_characters(text: str) -> str:
-    """Returns a text with U+FFFD for half a surrogate pair, which neither tokenizers nor UTF-8 take."""
+def replace_lone_surrogates(text: str) -> str:
+    """Returns the text with U+FFFD for each half of a surrogate pair.
+
+    Neither tokenizers nor UTF-8 can encode such a half. A Python str holds a whole pair as one
+    character, so any surrogate that is found is half of one.
+    """
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 class Completion(str):
-    """What the policy wrote: a text that also knows what no text says.
+    """A str that the policy wrote, with two attributes that the text alone does not tell.
 
-    tokens: how many the policy chose, the end token included.
-    finished: whether it ended by itself, not cut off.
+    tokens: number of tokens that the policy chose, the end token included.
+    finished: whether it ended by itself; False if it was cut off.
     """
 
     tokens: int
@@ -55,67 +61,86 @@ class Completion(str):
 
     def __new__(cls, text: str, tokens: int, finished: bool = True) -> "Completion":
         self = super().__new__(cls, text)
-        self.tokens, self.finished = tokens, finished
+        self.tokens = tokens
+        self.finished = finished
         return self
 
-    def __reduce__(self) -> tuple:  # a copy knows as much
+    def __reduce__(self) -> tuple[type["Completion"], tuple[str, int, bool]]:
+        # Copies and pickles are made through __new__, which needs the attributes.
         return Completion, (str(self), self.tokens, self.finished)
 
 
 OTHER_ANSWERS = "other_answers"
-"""The field of Problem.meta that holds further gold answers: a list, one of which is enough."""
+"""The field of Problem.meta that holds further gold answers: a list, any one of which is right."""
 
 Problems = Sequence[Problem]
-"""Random access: `len(problems)` and `problems[i]`; cheap to index, never a list of everything."""
+"""Random access: `len(problems)` and `problems[i]`. Cheap to index; not a list of everything."""
 
 Reward = Callable[[Problem, str], float]
-"""Scores one completion; the text is a `Completion`. A module-level function of an importable module, or an instance of a
-dataclass of one, whose fields are its settings: worker processes import it by name."""
+"""Scores one completion; the text is a `Completion`.
+
+A module-level function of an importable module, or an instance of a dataclass of one, whose fields
+are its settings: worker processes import it by name.
+"""
 
 BatchedReward = Callable[[Problem, list[Completion]], Sequence[float]]
 """Scores all completions of a problem in one call, a number for each; marked by `batched`."""
 
-Callee = TypeVar("Callee", bound=Callable)
+AnyReward = TypeVar("AnyReward", bound=Callable)
 
 
-def batched(reward: Callee) -> Callee:
-    """A decorator: this function, or this class's instances, are rewards that take all completions of a problem at once.
+def batched(reward: AnyReward) -> AnyReward:
+    """Marks a function, or a class whose instances are rewards, as a `BatchedReward`. A decorator.
 
-    For what is cheaper together, such as asking a model server, and for what compares completions with each other.
+    For rewards that are cheaper for many completions at once, such as those that ask a model
+    server, and for rewards that compare completions with each other.
     """
     reward.batched = True  # type: ignore[attr-defined]
     return reward
 
 
 def is_batched(reward: Callable) -> bool:
-    """Whether `batched` marks it."""
+    """Returns whether `batched` marks the reward."""
     return getattr(reward, "batched", False) is True
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Where problems come from; `config.data` is one. Both may raise UserError."""
+    """A source of problems, such as `config.data`. Both methods may raise UserError."""
 
-    def train(self) -> Problems: ...
+    def train(self) -> Problems:
+        """Returns the problems to train on."""
+        ...
 
-    def heldout(self) -> Problems: ...
+    def heldout(self) -> Problems:
+        """Returns the problems to evaluate on, none of which is trained on."""
+        ...
 
 
 @dataclass
 class Weighted:
-    """A reward and its weight in the sum that advantages are made of."""
+    """A reward and its weight in the sum from which advantages are computed."""
 
     function: Reward | BatchedReward
     weight: float = 1.0
 
-    def next_weight(self, step: int, last: float, measured: float) -> float:
-        """The weight at a step. last: that of the step before, whose completions had this mean (NaN: no verdict)."""
+    def next_weight(self, step: int, previous_weight: float, mean_reward: float) -> float:
+        """Returns the weight at a step.
+
+        step: from 1
+        previous_weight: the weight at the step before
+        mean_reward: mean over the completions of the step before, NaN if none has a verdict
+        """
         return self.weight
 
 
 @dataclass
 class Scheduled(Weighted):
-    """A reward whose weight goes evenly from `weight` at the first step to `end` at step `steps`, and stays there."""
+    """A reward whose weight goes linearly from `weight` at step 1 to `end` at step `steps`.
+
+    end: the weight at step `steps` and ever after.
+    steps: number of steps that the change takes, at least 2.
+    """
 
     end: float = 0.0
     steps: int = 100
@@ -123,21 +148,30 @@ class Scheduled(Weighted):
     def __post_init__(self) -> None:
         if self.steps < 2:
             raise UserError(
-                f"a scheduled weight takes steps={self.steps}: they must be at least 2, the first and the last"
+                f"a scheduled weight takes steps={self.steps}: they must be at least 2, the first "
+                "and the last"
             )
 
-    def next_weight(self, step: int, last: float, measured: float) -> float:
-        return self.weight + (self.end - self.weight) * min(1.0, (step - 1) / (self.steps - 1))
+    def next_weight(self, step: int, previous_weight: float, mean_reward: float) -> float:
+        """Returns the weight at a step, from the schedule alone."""
+        progress = min(1.0, (step - 1) / (self.steps - 1))
+        return self.weight + (self.end - self.weight) * progress
 
 
 @dataclass
 class Driven(Weighted):
-    """A reward whose weight is driven by its own mean, until that meets a target: a Lagrange multiplier of the constraint
-    "mean >= target", found by dual ascent beside the policy (arXiv 1805.11074).
+    """A reward whose weight is driven by the reward's own mean, until that meets a target.
 
-        weight <- weight + rate (target - mean), and never outside 0 .. most
+    The weight is the Lagrange multiplier of the constraint "mean >= target", found by dual ascent
+    beside the policy (arXiv 1805.11074):
 
-    `weight` is what it begins with. A checkpoint holds what it has become.
+        weight <- weight + rate (target - mean), clipped to 0 .. most
+
+    `weight` is where it begins; a checkpoint holds its current value.
+
+    target: the mean reward that is asked for.
+    rate: step size of the dual ascent.
+    most: the largest weight.
     """
 
     target: float = 1.0
@@ -147,21 +181,26 @@ class Driven(Weighted):
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= self.most or self.rate <= 0:
             raise UserError(
-                f"a driven weight has weight={self.weight}, most={self.most} and rate={self.rate}: it must hold "
-                "0 <= weight <= most and rate > 0"
+                f"a driven weight has weight={self.weight}, most={self.most} and rate={self.rate}: "
+                "it must hold 0 <= weight <= most and rate > 0"
             )
 
-    def next_weight(self, step: int, last: float, measured: float) -> float:
-        return (
-            last
-            if math.isnan(measured)
-            else min(self.most, max(0.0, last + self.rate * (self.target - measured)))
-        )
+    def next_weight(self, step: int, previous_weight: float, mean_reward: float) -> float:
+        """Returns the weight after one step of dual ascent from the previous one."""
+        if math.isnan(mean_reward):
+            # Without a verdict nothing is known of the constraint.
+            return previous_weight
+        weight = previous_weight + self.rate * (self.target - mean_reward)
+        return min(self.most, max(0.0, weight))
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned: problems, rewards by name, and the name of the reward whose value 1.0 means solved."""
+    """The problems to learn from, and how completions are judged.
+
+    rewards: by name
+    solved_by: name of the reward whose value 1.0 means that the problem is solved
+    """
 
     problems: Problems
     rewards: dict[str, Weighted]

@@ -1,4 +1,4 @@
-"""Model folders of a tokenizer alone, whose special tokens, end tokens and chat template are given: the kinds there are."""
+"""Makes model folders of a tokenizer alone, with given special tokens, end tokens and template."""
 
 import json
 from pathlib import Path
@@ -11,20 +11,25 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
-    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}<start_of_turn>model\n"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}"
+    "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] | trim }}<end_of_turn>\n"
+    "{% endfor %}<start_of_turn>model\n"
 )
 MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
-    "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}"
+    "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}"
     "{% endfor %}"
 )
 
 
 def byte_alphabet() -> list[str]:
-    """The 256 letters that stand for bytes, in one order."""
+    """Returns the 256 letters that stand for bytes, always in the same order."""
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
@@ -39,10 +44,12 @@ def make_chat_folder(
     config_ends: str | list[str] | None = None,
     generation_ends: str | list[str] | None = None,
 ) -> Path:
-    """A tokenizer of single bytes and of these tokens.
+    """Writes a tokenizer of single bytes and of these tokens; returns the folder.
 
-    special, plain: added tokens that are called special, and that are not
-    config_ends, generation_ends: what config.json and generation_config.json call end tokens
+    template: the chat template; None for none
+    eos, bos: the end token, and the token that every text begins with; None for none
+    special, plain: further added tokens, that are called special and that are not
+    config_ends, generation_ends: end tokens that config.json and generation_config.json name
     """
     backend = Tokenizer(
         models.BPE(vocab={letter: i for i, letter in enumerate(byte_alphabet())}, merges=[])

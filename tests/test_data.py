@@ -1,4 +1,4 @@
-"""Problems from files and from TFDS, and the order in which they are asked."""
+"""Checks problems from files and from TFDS, and the order in which they are asked."""
 
 import functools
 import http.server
@@ -19,7 +19,7 @@ from jaxgrpo.problems import Problem
 
 
 def write_lines(path: Path, rows: list) -> str:
-    """Writes each row as JSON, or as it is where it is text already; the path as text."""
+    """Writes each row as JSON, or as it is if it is text already; returns the path as text."""
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return str(path)
@@ -30,7 +30,7 @@ def rows(count: int) -> list[dict]:
 
 
 def the_error(call) -> str:
-    """The message of the UserError that `call` raises: one line that is not too long to read."""
+    """Returns the message of the UserError that `call` raises: one line of moderate length."""
     with pytest.raises(UserError) as caught:
         call()
     message = str(caught.value)
@@ -261,11 +261,9 @@ def test_jsonl_refuses_two_problems_with_one_id(tmp_path):
 
 
 def test_jsonl_errors_about_the_file_itself(tmp_path):
-    missing, empty, latin = (
-        tmp_path / "no.jsonl",
-        tmp_path / "empty.jsonl",
-        tmp_path / "latin.jsonl",
-    )
+    missing = tmp_path / "no.jsonl"
+    empty = tmp_path / "empty.jsonl"
+    latin = tmp_path / "latin.jsonl"
     empty.write_text("\n\n")
     latin.write_bytes('{"question": "é"}'.encode("latin-1"))
     assert "set --config.data.path" in the_error(Jsonl().train)
@@ -318,7 +316,10 @@ def test_gsm8k_gold_is_what_split_answer_says():
 
 @pytest.fixture
 def builder(tmp_path, monkeypatch):
-    """The module of the TFDS builder, its URLs served from this machine and without the official files' checksums."""
+    """Returns the module of the TFDS builder, its files served from this machine.
+
+    Their checksums are not those of the official files, so none are asked for.
+    """
     from jaxgrpo.data import gsm8k_builder as module
 
     served = tmp_path / "served"
@@ -390,8 +391,8 @@ def test_gsm8k_from_files_does_not_need_tfds():
 # Order
 
 
-class Made(Sequence):
-    """Problems made when they are asked for; remembers which were."""
+class ProblemsOnDemand(Sequence):
+    """Problems that are made when they are asked for; remembers which were."""
 
     def __init__(self, count: int):
         self.count = count
@@ -412,46 +413,47 @@ def ids(problems) -> list[str]:
 
 
 def test_order_asks_each_problem_once_a_pass_and_each_pass_anew():
-    order = ProblemOrder(Made(50), seed=0)
+    order = ProblemOrder(ProblemsOnDemand(50), seed=0)
     passes = [ids(order.take(50)) for _ in range(3)]
     assert all(sorted(one, key=int) == [str(i) for i in range(50)] for one in passes)
     assert len({tuple(one) for one in passes}) == 3
 
 
 def test_order_is_a_function_of_the_seed():
-    assert ids(ProblemOrder(Made(50), seed=1).take(70)) == ids(
-        ProblemOrder(Made(50), seed=1).take(70)
+    assert ids(ProblemOrder(ProblemsOnDemand(50), seed=1).take(70)) == ids(
+        ProblemOrder(ProblemsOnDemand(50), seed=1).take(70)
     )
-    assert ids(ProblemOrder(Made(50), seed=1).take(50)) != ids(
-        ProblemOrder(Made(50), seed=2).take(50)
+    assert ids(ProblemOrder(ProblemsOnDemand(50), seed=1).take(50)) != ids(
+        ProblemOrder(ProblemsOnDemand(50), seed=2).take(50)
     )
 
 
 def test_order_of_the_second_pass_is_not_that_of_the_next_seed():
-    order = ProblemOrder(Made(50), seed=0)
+    order = ProblemOrder(ProblemsOnDemand(50), seed=0)
     order.take(50)
-    assert ids(order.take(50)) != ids(ProblemOrder(Made(50), seed=1).take(50))
+    assert ids(order.take(50)) != ids(ProblemOrder(ProblemsOnDemand(50), seed=1).take(50))
 
 
 @pytest.mark.parametrize("stop", [0, 7, 30, 31, 75])
 def test_order_resumed_goes_on_as_if_it_had_never_stopped(stop):
-    whole = ids(ProblemOrder(Made(30), seed=3).take(100))
-    first = ProblemOrder(Made(30), seed=3)
+    whole = ids(ProblemOrder(ProblemsOnDemand(30), seed=3).take(100))
+    first = ProblemOrder(ProblemsOnDemand(30), seed=3)
     before = ids(first.take(stop))
-    resumed = ProblemOrder(Made(30), seed=3)
+    resumed = ProblemOrder(ProblemsOnDemand(30), seed=3)
     resumed.restore(json.loads(json.dumps(first.state())))
     assert (resumed.position, resumed.epoch) == (stop, stop // 30)
     assert before + ids(resumed.take(100 - stop)) == whole
 
 
 def test_order_does_not_depend_on_how_many_are_taken_at_once():
-    by_ones, at_once = ProblemOrder(Made(30), seed=3), ProblemOrder(Made(30), seed=3)
+    by_ones = ProblemOrder(ProblemsOnDemand(30), seed=3)
+    at_once = ProblemOrder(ProblemsOnDemand(30), seed=3)
     assert [ids(by_ones.take(1))[0] for _ in range(40)] == ids(at_once.take(40))
     assert at_once.take(0) == []
 
 
 def test_order_makes_only_the_problems_it_hands_out():
-    problems = Made(100_000)
+    problems = ProblemsOnDemand(100_000)
     order = ProblemOrder(problems, seed=0)
     order.restore({**order.state(), "position": 10**9})
     problems.made.clear()  # the type checker of the tests looks at one
@@ -461,7 +463,7 @@ def test_order_makes_only_the_problems_it_hands_out():
 
 
 def test_order_keeps_its_place_when_a_problem_cannot_be_read():
-    problems = Made(5)
+    problems = ProblemsOnDemand(5)
     order = ProblemOrder(problems, seed=0)
     problems.count = 0
     with pytest.raises(IndexError):
@@ -470,11 +472,11 @@ def test_order_keeps_its_place_when_a_problem_cannot_be_read():
 
 
 def test_order_refuses_another_order_than_the_saved_one():
-    state = ProblemOrder(Made(30), seed=3).state()
-    message = the_error(lambda: ProblemOrder(Made(31), seed=3).restore(state))
+    state = ProblemOrder(ProblemsOnDemand(30), seed=3).state()
+    message = the_error(lambda: ProblemOrder(ProblemsOnDemand(31), seed=3).restore(state))
     assert "problems=30" in message
     assert "problems=31" in message
-    message = the_error(lambda: ProblemOrder(Made(30), seed=4).restore(state))
+    message = the_error(lambda: ProblemOrder(ProblemsOnDemand(30), seed=4).restore(state))
     assert "seed=3" in message
     assert "seed=4" in message
 
@@ -482,4 +484,6 @@ def test_order_refuses_another_order_than_the_saved_one():
 def test_order_refuses_no_problems_and_seeds_out_of_range():
     assert "no problems" in the_error(lambda: ProblemOrder([], seed=0))
     for seed in (-1, 2**32):
-        assert f"seed {seed}" in the_error(lambda seed=seed: ProblemOrder(Made(3), seed=seed))
+        assert f"seed {seed}" in the_error(
+            lambda seed=seed: ProblemOrder(ProblemsOnDemand(3), seed=seed)
+        )

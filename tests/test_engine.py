@@ -149,7 +149,7 @@ def test_masks_and_ends_are_what_the_rows_say():
             assert not set(completion[:-1]) & set(ENDS)
             assert group.finished[row] == (completion[-1] in ENDS)
             assert group.finished[row] or length == NEW
-            assert (tokens[~group.attention_mask[row]] == TOKENIZER.pad).all()
+            assert (tokens[~group.attention_mask[row]] == TOKENIZER.pad_id).all()
             assert (group.logprobs[row] < 0).tolist() == chosen.tolist()
             assert group.texts[row] == TOKENIZER.decode(completion)
             assert (group.texts[row].tokens, group.texts[row].finished) == (

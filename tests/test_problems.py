@@ -1,4 +1,4 @@
-"""What the host side speaks of."""
+"""Checks problems, completions and weighted rewards."""
 
 import copy
 import json
@@ -42,10 +42,12 @@ IN_ANOTHER_SCRIPT = ["sr-Latn", "sr_RS@latin", "Serbian (Latin)", "hi-Latn", "uz
 
 
 def named(languages):
-    """Pairs of a text and the code it stands for."""
+    """Returns pairs of a text and the code it stands for."""
     pairs = []
     for code, texts in languages.items():
-        pairs += [(text, code) for text in (texts.split() if isinstance(texts, str) else texts)]
+        if isinstance(texts, str):
+            texts = texts.split()
+        pairs += [(text, code) for text in texts]
     return pairs
 
 
@@ -103,8 +105,9 @@ def test_a_driven_weight_grows_below_its_target_and_falls_above_it():
 
 
 def test_a_driven_weight_settles_where_the_target_is_met():
-    """Of a policy whose mean answers to the weight, 1 - exp(-weight)."""
-    reward, weight = Driven(len, 0.0, target=0.9, rate=1.0), 0.0
+    """A policy whose mean reward is 1 - exp(-weight) answers to the weight."""
+    reward = Driven(len, 0.0, target=0.9, rate=1.0)
+    weight = 0.0
     for step in range(2, 200):
         weight = reward.next_weight(step, weight, 1 - math.exp(-weight))
     assert 1 - math.exp(-weight) == pytest.approx(0.9, abs=1e-6)

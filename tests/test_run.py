@@ -227,7 +227,7 @@ def matched(vocabulary: Vocabulary, ends=(1,), pad=0, begin=()):
     network, tokens = match_tokenizer(
         Path("folder"), NETWORK, Tokenizer(vocabulary, ends, pad, begin)
     )
-    return network.unused_ids, tokens.ends, tokens.pad
+    return network.unused_ids, tokens.eos_ids, tokens.pad_id
 
 
 def test_rows_that_no_token_has_are_known():

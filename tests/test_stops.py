@@ -1,4 +1,7 @@
-"""Laws of the search for stop strings: it finds what reading every beginning of a row finds, in time linear in the row."""
+"""Checks the search for stop strings, in time that is linear in the row.
+
+It finds what reading every beginning of a row finds.
+"""
 
 import json
 
@@ -11,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jaxgrpo.models import hf_folder
 from jaxgrpo.text import tokenizer
-from jaxgrpo.text.stops import BLOCK, StopSearch
+from jaxgrpo.text.stops import BLOCK_TOKENS, StopSearch
 from tests.chat_folders import byte_alphabet
 
 TEXTS = (
@@ -22,12 +25,12 @@ TEXTS = (
 
 
 def embedded():
-    """SentencePiece pieces, bytes for what has none."""
+    """Returns a tokenizer of SentencePiece pieces, and of bytes for what has none."""
     return tokenizer.load(hf_folder.EMBEDDED).hf
 
 
 def stripping():
-    """As Llama 2 has it: the space with which a text begins is stripped."""
+    """Returns a tokenizer that strips the space with which a text begins, as Llama 2's does."""
     hf = embedded()
     backend = json.loads(hf.backend_tokenizer.to_str())
     backend["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
@@ -35,20 +38,18 @@ def stripping():
 
 
 def single_bytes():
-    """Every byte is a token: most characters are of several."""
+    """Returns a tokenizer whose tokens are bytes: most characters are of several."""
     alphabet = byte_alphabet()
     backend = Backend(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer, backend.decoder = (
-        splitters.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    backend.pre_tokenizer = splitters.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|end|>", "<|user|>"])
     backend.add_tokens([AddedToken("<think>", special=False, normalized=False)])
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
 class Counting:
-    """Decodes as a Hugging Face tokenizer does, special tokens included, and counts tokens and calls."""
+    """Decodes as a Hugging Face tokenizer does, with special tokens; counts tokens and calls."""
 
     def __init__(self, hf):
         self._hf = hf
@@ -61,15 +62,16 @@ class Counting:
 
 
 def plain(decode, tokens, stops):
-    """Reads every beginning."""
-    holds = lambda text: any(stop in text for stop in stops)
-    return next(
-        (count for count in range(1, len(tokens) + 1) if holds(decode(tokens[:count]))), None
-    )
+    """Returns what StopSearch.first should: reads every beginning of the row."""
+    for count in range(1, len(tokens) + 1):
+        text = decode(tokens[:count])
+        if any(stop in text for stop in stops):
+            return count
+    return None
 
 
 def in_chunks(search, tokens, chunks):
-    """The first answer that is not None, of a row that grows."""
+    """Returns the first answer that is not None, of a row that grows chunk by chunk."""
     length = 0
     for chunk in chunks:
         length += chunk
@@ -82,7 +84,7 @@ def in_chunks(search, tokens, chunks):
 
 
 def random_row(hf, rng):
-    """Tokens of texts, of pieces of texts that begin and end within characters, and of anything."""
+    """Returns tokens of texts that begin and end anywhere, and any other tokens between them."""
     row = []
     for _ in range(rng.integers(1, 7)):
         ids = hf(TEXTS[rng.integers(len(TEXTS))], add_special_tokens=False).input_ids
@@ -93,7 +95,7 @@ def random_row(hf, rng):
 
 
 def random_stops(decode, row, rng):
-    """Pieces of the row's text, and of nothing; no half characters, for no one asks for these."""
+    """Returns pieces of the row's text, and one that is not in it; no half characters."""
     text = decode(row)
     stops = ["never there"]
     for _ in range(rng.integers(0, 4)):
@@ -104,20 +106,19 @@ def random_stops(decode, row, rng):
 
 @pytest.mark.parametrize("make", [embedded, stripping, single_bytes])
 def test_what_is_found_is_what_reading_every_beginning_finds(make):
-    hf, rng = make(), np.random.default_rng(0)
-    decode, found = Counting(hf), 0
+    hf = make()
+    rng = np.random.default_rng(0)
+    decode = Counting(hf)
+    num_found = 0
     for _ in range(150):
         row = random_row(hf, rng)
         stops = random_stops(decode, row, rng)
         expected = plain(decode, row, stops)
         for chunks in ([len(row)], [1] * len(row), rng.integers(1, 40, len(row)).tolist()):
-            assert in_chunks(StopSearch(stops, decode), row, chunks) == expected, (
-                row,
-                stops,
-                chunks,
-            )
-        found += expected is not None
-    assert 50 < found < 150
+            count = in_chunks(StopSearch(stops, decode), row, chunks)
+            assert count == expected, (row, stops, chunks)
+        num_found += expected is not None
+    assert 50 < num_found < 150
 
 
 @pytest.mark.parametrize("make", [embedded, stripping, single_bytes])
@@ -131,7 +132,7 @@ def test_a_row_is_decoded_in_time_linear_in_its_length(make, text, chunk):
     row = ids[:2000] + hf("</answer>", add_special_tokens=False).input_ids
     decode = Counting(hf)
     assert in_chunks(StopSearch(("</answer>",), decode), row, [chunk] * len(row)) == len(row)
-    assert decode.tokens < 3 * BLOCK * len(row)
+    assert decode.tokens < 3 * BLOCK_TOKENS * len(row)
     assert decode.calls < 4 * len(row)
 
 
@@ -140,7 +141,7 @@ def test_a_row_of_no_characters_at_all_is_decoded_in_linear_time():
     half = hf("é", add_special_tokens=False).input_ids[1:]
     decode = Counting(hf)
     assert in_chunks(StopSearch(("x",), decode), half * 2000, [32] * 63) is None
-    assert decode.tokens < 3 * BLOCK * 2000
+    assert decode.tokens < 3 * BLOCK_TOKENS * 2000
 
 
 @pytest.mark.parametrize("make", [embedded, single_bytes])

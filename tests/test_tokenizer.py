@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (Cyrillic letters that look like Latin ones are meant)
-"""Text survives tokens, prompts end where answers begin, and masks come from lengths."""
+"""Checks tokenizers: text survives tokens, prompts end where answers begin, masks fit lengths."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def embedded():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the embedded model's tokenizer, to be spoiled."""
+    """Returns a copy of the embedded model's tokenizer, to be spoiled."""
     for path in hf_folder.EMBEDDED.glob("*token*"):
         shutil.copy(path, tmp_path)
     return tmp_path
@@ -64,9 +64,9 @@ def test_ids_may_be_an_array(embedded):
 
 
 def test_the_end_is_not_part_of_the_text(embedded):
-    for end in embedded.ends:
+    for end in embedded.eos_ids:
         assert embedded.decode([*embedded.encode("\\boxed{19}"), end]) == "\\boxed{19}"
-    assert embedded.decode([embedded.pad] * 3) == ""
+    assert embedded.decode([embedded.pad_id] * 3) == ""
 
 
 @pytest.mark.parametrize("piece", ["<think>", "</think>", "\\boxed{", "\n"])
@@ -84,30 +84,27 @@ def test_a_prompt_ends_where_its_answer_begins(embedded):
     ids = embedded.prompt("12 + 7?")
     assert embedded.hf.decode(ids).endswith("<|assistant|>\n")
     assert embedded.hf.decode(ids).count("12 + 7?") == 1
-    assert not set(ids) & set(embedded.ends)
+    assert not set(ids) & set(embedded.eos_ids)
     conversation = [{"role": "user", "content": "12 + 7?"}, {"role": "assistant", "content": "19"}]
     whole = embedded.hf.apply_chat_template(conversation, tokenize=False)
     assert whole.startswith(embedded.hf.decode(ids) + "19")
 
 
 def test_the_system_message_comes_first(embedded):
-    with_system, without = (
-        embedded.prompt("12 + 7?", "Answer in Korean."),
-        embedded.prompt("12 + 7?"),
-    )
-    assert embedded.hf.decode(with_system).index("Answer in Korean.") < embedded.hf.decode(
-        with_system
-    ).index("12 + 7?")
+    with_system = embedded.prompt("12 + 7?", "Answer in Korean.")
+    without = embedded.prompt("12 + 7?")
+    text = embedded.hf.decode(with_system)
+    assert text.index("Answer in Korean.") < text.index("12 + 7?")
     assert with_system[-len(without) :] == without
 
 
 def test_a_base_model_is_asked_in_the_problems_language(folder):
-    """Without a chat template; what is asked for is what think_then_answer looks for."""
+    """Without a chat template. The form that is asked for is what think_then_answer looks for."""
     change(folder, chat_template=...)
     base = tokenizer.load(folder)
     texts = {
         language: base.hf.decode(base.prompt("12 + {7}?", language=language))
-        for language in prompts.ASKED
+        for language in prompts.BASE_PROMPTS
     }
     assert set(texts) == {"en", "zh", "ko", "uk", "ja", "th", "ru", "de", "fr", "es"}
     for language, text in texts.items():
@@ -116,7 +113,7 @@ def test_a_base_model_is_asked_in_the_problems_language(folder):
         example = re.search(r"<think> [^<>]+ </think> \\boxed\{[^{}]+\}", text)
         assert think_then_answer(Problem("p", "", ""), example[0]) == 1.0
         words = language_of.target_word_ratio(
-            Problem("p", "", "", language=language), prompts.ASKED[language][0]
+            Problem("p", "", "", language=language), prompts.BASE_PROMPTS[language].instruction
         )
         assert words > 0.7, (language, words)
     assert base.prompt("12 + {7}?", language="zh-CN") == base.prompt("12 + {7}?", language="zh")
@@ -126,10 +123,8 @@ def test_a_base_model_is_asked_in_the_problems_language(folder):
 def test_a_system_message_says_what_is_wanted_in_place_of_that(folder):
     change(folder, chat_template=...)
     base = tokenizer.load(folder)
-    assert (
-        base.hf.decode(base.prompt("12 + 7?", "Answer {briefly}.", "ko"))
-        == "Answer {briefly}.\n\n12 + 7?\n"
-    )
+    text = base.hf.decode(base.prompt("12 + 7?", "Answer {briefly}.", "ko"))
+    assert text == "Answer {briefly}.\n\n12 + 7?\n"
 
 
 def test_a_chat_template_is_not_meddled_with(embedded):
@@ -140,16 +135,19 @@ def test_a_text_begins_as_the_tokenizer_has_it(folder):
     """A base model whose tokenizer begins texts with a token has never seen one without."""
     change(folder, chat_template=..., bos_token="<unk>", add_bos_token=True)
     base = tokenizer.load(folder)
-    assert base.begin == (base.hf.bos_token_id,)
-    assert base.prompt("12 + 7?") == [*base.begin, *base.encode(prompts.asked("12 + 7?", "en"))]
+    assert base.bos_ids == (base.hf.bos_token_id,)
+    assert base.prompt("12 + 7?") == [
+        *base.bos_ids,
+        *base.encode(prompts.base_model_prompt("12 + 7?", "en")),
+    ]
 
 
 def test_a_sentencepiece_model_alone_is_a_tokenizer(folder, embedded):
     """Its end token is the one the model names; there is no chat template."""
     (folder / "tokenizer_config.json").unlink()
     alone = tokenizer.load(folder)
-    assert alone.ends == embedded.ends
-    assert alone.asks
+    assert alone.eos_ids == embedded.eos_ids
+    assert alone.uses_base_prompt
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     for text in TEXTS:
         assert alone.encode(text) == pieces.encode(text)
@@ -162,13 +160,13 @@ def test_ends_are_the_tokenizers_and_the_generation_configs(folder, ends, expect
     (folder / "generation_config.json").write_text(
         json.dumps({} if ends is ... else {"eos_token_id": ends})
     )
-    assert tokenizer.load(folder).ends == expected
+    assert tokenizer.load(folder).eos_ids == expected
 
 
 def test_a_tokenizer_without_a_pad_token_pads_with_an_end(folder):
     change(folder, pad_token=...)
     loaded = tokenizer.load(folder)
-    assert loaded.pad in loaded.ends
+    assert loaded.pad_id in loaded.eos_ids
 
 
 def test_no_end_token_is_an_error_unless_the_generation_config_has_one(folder):
@@ -176,7 +174,7 @@ def test_no_end_token_is_an_error_unless_the_generation_config_has_one(folder):
     with pytest.raises(UserError, match="names no end token: set eos_token"):
         tokenizer.load(folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
-    assert tokenizer.load(folder).ends == (1,)
+    assert tokenizer.load(folder).eos_ids == (1,)
 
 
 def spoil(folder, name, text):
@@ -211,12 +209,13 @@ def test_what_cannot_be_loaded_is_one_line_that_names_the_folder(folder, wrong):
 
 
 def spoil_json(**changes):
-    """Changes parts of tokenizer.json, as a later version of the library may write it."""
-    return lambda folder: spoil(
-        folder,
-        "tokenizer.json",
-        json.dumps(json.loads((folder / "tokenizer.json").read_text()) | changes),
-    )
+    """Returns what changes parts of tokenizer.json, as a later version of the library may."""
+
+    def change_json(folder):
+        path = folder / "tokenizer.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change_json
 
 
 @pytest.mark.parametrize(
@@ -275,7 +274,8 @@ def test_a_vocabulary_that_has_no_text_is_one_line(tmp_path, vocab):
         tokenizer.load(tmp_path)
 
 
-END, TURN = "<|endoftext|>", "<|im_end|>"
+END = "<|endoftext|>"
+TURN = "<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,8 @@ END, TURN = "<|endoftext|>", "<|im_end|>"
             {"eos": END, "template": CHATML, "special": ("<|im_start|>",), "plain": (TURN,)},
             {END, TURN},
         ),
-        # An ordinary piece of text: left in config.json from another tokenizer; meant, in generation_config.json.
+        # "A" is an ordinary piece of text: in config.json it was left from another tokenizer, in
+        # generation_config.json it is meant.
         ({"eos": END, "config_ends": "A"}, {END}),
         ({"eos": END, "generation_ends": "A"}, {END, "A"}),
         (
@@ -328,8 +329,8 @@ def test_ends_are_those_of_every_file_and_of_the_template(tmp_path, given, expec
     loaded = tokenizer.load(
         make_chat_folder(tmp_path, **{"special": ("<|im_start|>", TURN)} | given)
     )
-    assert set(loaded.hf.convert_ids_to_tokens(list(loaded.ends))) == expected
-    for end in loaded.ends:
+    assert set(loaded.hf.convert_ids_to_tokens(list(loaded.eos_ids))) == expected
+    for end in loaded.eos_ids:
         assert loaded.decode([*loaded.encode("The answer is 4."), end]) == "The answer is 4."
 
 
@@ -371,18 +372,18 @@ def test_half_a_surrogate_pair_is_asked_as_no_character(tmp_path):
 
 
 def test_padding_is_on_the_left_and_masks_come_from_lengths():
-    tokens, mask = tokenizer.pad_left([[5, 6, 7], [], [8]], 3, pad=2)
+    tokens, mask = tokenizer.pad_left([[5, 6, 7], [], [8]], 3, pad_id=2)
     np.testing.assert_array_equal(tokens, [[5, 6, 7], [2, 2, 2], [2, 2, 8]])
     np.testing.assert_array_equal(mask, [[1, 1, 1], [0, 0, 0], [0, 0, 1]])
     assert (tokens.dtype, mask.dtype) == (np.int32, bool)
 
 
 def test_a_real_pad_token_keeps_its_mask():
-    tokens, mask = tokenizer.pad_left([[2, 5, 2]], 5, pad=2)
+    tokens, mask = tokenizer.pad_left([[2, 5, 2]], 5, pad_id=2)
     np.testing.assert_array_equal(tokens, [[2, 2, 2, 5, 2]])
     np.testing.assert_array_equal(mask, [[0, 0, 1, 1, 1]])
 
 
 def test_a_row_that_is_too_long_is_refused():
     with pytest.raises(ValueError, match="row 1 has 4 tokens, more than the width 3"):
-        tokenizer.pad_left([[1], [1, 2, 3, 4]], 3, pad=0)
+        tokenizer.pad_left([[1], [1, 2, 3, 4]], 3, pad_id=0)

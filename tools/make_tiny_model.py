@@ -179,7 +179,7 @@ def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
         if level > 1 and rng.random() < SHORTCUTS:
             completion = without_steps(completion)
         yield sft.Example(
-            tokens.prompt(problem.prompt), [*tokens.encode(completion), tokens.ends[0]]
+            tokens.prompt(problem.prompt), [*tokens.encode(completion), tokens.eos_ids[0]]
         )
 
 
@@ -208,10 +208,10 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
         "micro_batch": 8,
         "slots": 192,
     }
-    steps = compile_programs(config, optimizer, mesh, ends=tokens.ends, **shapes)
+    steps = compile_programs(config, optimizer, mesh, ends=tokens.eos_ids, **shapes)
     engine = Engine(steps, tokens, PROMPT_WIDTH, NEW_TOKENS, arguments.seed)
     params = transformer.init(config, jax.random.key(arguments.seed))
-    batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad)
+    batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad_id)
     progress = tqdm(total=arguments.steps, unit="step")
     report = {}
     learning = sft.train(steps, steps.init(params), itertools.islice(batches, arguments.steps))

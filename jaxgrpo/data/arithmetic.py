@@ -1,11 +1,12 @@
-"""Word problems made here, in four languages and six levels: the laboratory that needs no download. Pure Python.
+"""Makes word problems in four languages and six levels, without a download. Pure Python.
 
-A problem is a start, as many operations as its level, and a question. Numbers and operations are drawn first and words
-after, so every story exists in every language. A row at level 2 in each:
+A problem is a start, as many operations as its level, and a question. Numbers and operations are
+drawn first and words after, so every story exists in every language. A row at level 2 in each:
 
     en  Mia has 12 apples. She buys 7 more. She loses 5. How many apples does Mia have now?
     zh  小美一开始有12个苹果。她又买了7个。她弄丢了5个。小美现在有多少个苹果？
-    ko  미나는 사과를 12개 가지고 있다. 7개를 더 샀다. 5개를 잃어버렸다. 미나는 지금 사과를 몇 개 가지고 있을까?
+    ko  미나는 사과를 12개 가지고 있다. 7개를 더 샀다. 5개를 잃어버렸다.
+        미나는 지금 사과를 몇 개 가지고 있을까?
     uk  Марія має 12 яблук. Вона купує ще 7. Вона губить 5. Скільки яблук тепер має Марія?
 
 The chain of thought tells the story again and adds the equations. The completion of the first:
@@ -17,35 +18,67 @@ The chain of thought tells the story again and adds the equations. The completio
     </think>
     \\boxed{14}
 """
-# ruff: noqa: RUF001, RUF002  (letters of other scripts are the point here)
+# ruff: noqa: RUF002  (letters of other scripts are the point here)
 
 import hashlib
+import itertools
 import json
 import operator
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex, TypeVar
 
+from jaxgrpo.data.arithmetic_words import PHRASEBOOKS
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
 
-SMALLEST = 2
-"""Of the amounts that a story passes through; from 2 up, so that a noun is never singular in English."""
+T = TypeVar("T")
 
-LARGEST = {
-    1: (20, 9, 2),
-    2: (40, 15, 2),
-    3: (60, 25, 3),
-    4: (80, 35, 3),
-    5: (99, 45, 4),
-    6: (99, 49, 4),
+Story = dict[str, Any]
+"""A story without its words, JSON values. It is the Problem.meta of these problems.
+
+start: the first amount
+steps: [operation, operand] of each operation
+name, thing: indices of the person and the thing in a Phrasebook
+phrases: of each step, the index of the phrase that tells it
+"""
+
+
+class LevelLimits(NamedTuple):
+    """The largest numbers of a level's stories.
+
+    amount: of any amount that a story passes through
+    change: of a number that is added or taken away
+    factor: of a number that is multiplied or divided by
+    """
+
+    amount: int
+    change: int
+    factor: int
+
+
+LEVEL_LIMITS = {
+    1: LevelLimits(20, 9, 2),
+    2: LevelLimits(40, 15, 2),
+    3: LevelLimits(60, 25, 3),
+    4: LevelLimits(80, 35, 3),
+    5: LevelLimits(99, 45, 4),
+    6: LevelLimits(99, 49, 4),
 }
-"""Level -> the largest amount, the largest number added or taken away, the largest factor. Levels differ in how long a story is
-and in how hard its sums are, so that difficulty is spread wide."""
+"""Levels differ in how long a story is and in how hard its sums are: difficulty is spread wide."""
 
-LARGEST_START = 60
+LEVELS = tuple(LEVEL_LIMITS)
+LANGUAGES = tuple(PHRASEBOOKS)
+
+MIN_AMOUNT = 2
+"""The least amount that a story passes through: from 2 up, an English noun is never singular."""
+
+MAX_START = 60
+
 HELDOUT_BUCKETS = 8
+"""One story in so many is held out."""
+
 HELDOUT_SIZE = 1_200
 HELDOUT_SEED = 0
 
@@ -55,358 +88,243 @@ OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "*": operator.mul,
     "/": operator.floordiv,
 }
-ODDS = "++--*/"
-"""How often each operation is drawn, where the amount allows it."""
 
-
-# The words. All of it is parallel: the same index is the same person, thing or phrase in every language.
-
-
-@dataclass(frozen=True)
-class Language:
-    """The phrases of one language, as templates.
-
-    names: people; a girl and a boy in turn. pronouns: hers and his.
-    things: nouns, in the forms that `words` takes apart.
-    start, question: the first and the last sentence. phrases: for each operation, the ways to tell it, without a stop.
-    stop ends a phrase, colon leads on to its equation, space parts two sentences.
-    words: (name, pronoun, thing, start) -> what the templates may name, besides the operand {n}.
-    """
-
-    names: str
-    pronouns: str
-    things: tuple[str, ...]
-    start: str
-    phrases: dict[str, tuple[str, ...]]
-    question: str
-    words: Callable[[str, str, str, int], dict[str, str]]
-    stop: str = "."
-    colon: str = ": "
-    space: str = " "
-
-
-def english_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, str]:
-    """What stands for a template's words; thing: "apples"."""
-    return {
-        "name": name,
-        "She": pronoun,
-        "she": pronoun.lower(),
-        "counted": f"{start} {thing}",
-        "things": thing,
-    }
-
-
-def chinese_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, str]:
-    """What stands for a template's words; thing: its measure word and the noun, "个 苹果"."""
-    measure, noun = thing.split()
-    return {"name": name, "她": pronoun, "个": measure, "thing": noun, "start": str(start)}
-
-
-def korean_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, str]:
-    """What stands for a template's words, with the particles that their sounds ask for; thing: noun and counter."""
-    noun, counter = thing.split()
-    particles = {"name는": with_particle(name, "은는"), "thing를": with_particle(noun, "을를")}
-    particles |= {"thing가": with_particle(noun, "이가"), "개를": with_particle(counter, "을를")}
-    return {"개": counter, "start": str(start)} | particles
-
-
-def ukrainian_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, str]:
-    """What stands for a template's words; thing: its forms for one, for two to four and for many."""
-    one, few, many = thing.split()
-    counted = f"{start} {numeral_form(start, one, few, many)}"
-    return {"name": name, "Вона": pronoun, "counted": counted, "things": many}
-
-
-def with_particle(word: str, particles: str) -> str:
-    """A Korean word with the first of two particles after a final consonant, with the second after a vowel."""
-    ends_in_vowel = (ord(word[-1]) - ord("가")) % 28 == 0
-    return word + particles[ends_in_vowel]
-
-
-def numeral_form(number: int, one: str, few: str, many: str) -> str:
-    """The form of a Ukrainian noun after a number: 1, 21 яблуко; 2-4, 22-24 яблука; 5-20, 25-30 яблук."""
-    if number % 100 in range(11, 15):
-        return many
-    last = number % 10
-    return one if last == 1 else few if last in (2, 3, 4) else many
-
-
-LANGUAGES = {
-    "en": Language(
-        names="Mia Ben Anna Tom Lily Leo Emma Max",
-        pronouns="She He",
-        things=("apples", "books", "pencils", "candies", "coins", "stamps", "stickers", "walnuts"),
-        start="{name} has {counted}",
-        phrases={
-            "+": ("{She} buys {n} more", "{She} finds {n} more", "{She} gets {n} more"),
-            "-": ("{She} gives away {n}", "{She} loses {n}", "{She} sells {n}"),
-            "*": ("Soon {she} has {n} times as many", "Later {she} has {n} times as many"),
-            "/": ("{She} keeps one of {n} equal piles", "{She} keeps one of {n} equal shares"),
-        },
-        question="How many {things} does {name} have now?",
-        words=english_words,
-    ),
-    "zh": Language(
-        names="小美 小明 小红 小刚 小丽 小强 小雨 小龙",
-        pronouns="她 他",
-        things=(
-            "个 苹果",
-            "本 书",
-            "支 铅笔",
-            "颗 糖果",
-            "枚 硬币",
-            "张 邮票",
-            "张 贴纸",
-            "个 核桃",
-        ),
-        start="{name}一开始有{start}{个}{thing}",
-        phrases={
-            "+": ("{她}又买了{n}{个}", "{她}又找到了{n}{个}", "{她}又得到了{n}{个}"),
-            "-": ("{她}送给朋友{n}{个}", "{她}弄丢了{n}{个}", "{她}卖掉了{n}{个}"),
-            "*": ("不久{她}的{thing}变成了原来的{n}倍", "后来{她}的{thing}变成了原来的{n}倍"),
-            "/": ("{她}平均分成{n}堆，自己留一堆", "{她}平均分成{n}份，自己留一份"),
-        },
-        question="{name}现在有多少{个}{thing}？",
-        words=chinese_words,
-        stop="。",
-        colon="：",
-        space="",
-    ),
-    "ko": Language(
-        names="미나 준호 서연 민준 지수 현우 하은 태민",
-        pronouns="그녀 그",  # left out of every sentence, as Korean does
-        things=(
-            "사과 개",
-            "책 권",
-            "연필 자루",
-            "사탕 개",
-            "동전 개",
-            "우표 장",
-            "스티커 장",
-            "호두 개",
-        ),
-        start="{name는} {thing를} {start}{개} 가지고 있다",
-        phrases={
-            "+": ("{n}{개를} 더 샀다", "{n}{개를} 더 찾았다", "{n}{개를} 더 받았다"),
-            "-": ("{n}{개를} 친구에게 주었다", "{n}{개를} 잃어버렸다", "{n}{개를} 팔았다"),
-            "*": ("얼마 뒤 {thing가} {n}배로 늘었다", "나중에 {thing가} {n}배로 늘었다"),
-            "/": ("똑같이 나눈 {n}묶음 중 하나만 남겼다", "똑같이 나눈 {n}몫 중 하나만 가졌다"),
-        },
-        question="{name는} 지금 {thing를} 몇 {개} 가지고 있을까?",
-        words=korean_words,
-    ),
-    "uk": Language(
-        names="Марія Богдан Оксана Тарас Леся Андрій Ганна Максим",
-        pronouns="Вона Він",
-        things=(  # after має 1, 2-4, 5 and more: accusative singular, nominative plural, genitive plural
-            *(
-                "яблуко яблука яблук",
-                "книжку книжки книжок",
-                "олівець олівці олівців",
-                "цукерку цукерки цукерок",
-            ),
-            *(
-                "монету монети монет",
-                "марку марки марок",
-                "наліпку наліпки наліпок",
-                "горіх горіхи горіхів",
-            ),
-        ),
-        start="{name} має {counted}",
-        phrases={
-            "+": ("{Вона} купує ще {n}", "{Вона} знаходить ще {n}", "{Вона} отримує ще {n}"),
-            "-": ("{Вона} віддає друзям {n}", "{Вона} губить {n}", "{Вона} продає {n}"),
-            "*": ("Невдовзі їх стає в {n} рази більше", "Потім їх стає в {n} рази більше"),
-            "/": ("{Вона} лишає одну з {n} рівних купок", "{Вона} лишає одну з {n} рівних частин"),
-        },
-        question="Скільки {things} тепер має {name}?",
-        words=ukrainian_words,
-    ),
-}
+OPERATION_DRAWS = "++--*/"
+"""Each operation as often as it is drawn, where the amount allows it."""
 
 
 @dataclass
 class Arithmetic:
-    """The source of these problems: `config.data`. The held-out ones are the same for every `seed` and `size`."""
+    """The Source of these problems: `config.data`.
 
-    languages: tuple[str, ...] = ("en", "zh", "ko", "uk")
-    levels: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
+    languages: codes of the languages, of "en", "zh", "ko" and "uk".
+    levels: numbers of operations, from 1 to 6.
+    seed: of the training problems. The held-out ones are the same for every `seed` and `size`.
+    size: number of training problems.
+    """
+
+    languages: tuple[str, ...] = LANGUAGES
+    levels: tuple[int, ...] = LEVELS
     seed: int = 0
     size: int = 100_000
 
     def train(self) -> "ArithmeticProblems":
-        """The problems to learn from. Raises UserError as Problems does."""
+        """Returns the problems to learn from; raises UserError as ArithmeticProblems does."""
         return ArithmeticProblems(self.languages, self.levels, "train", self.seed, self.size)
 
     def heldout(self) -> "ArithmeticProblems":
-        """HELDOUT_SIZE problems of which none, in any language or wording, is a training one. Raises UserError."""
+        """Returns HELDOUT_SIZE problems, none of which is a training one in any language or words.
+
+        Raises UserError as ArithmeticProblems does.
+        """
         return ArithmeticProblems(
             self.languages, self.levels, "heldout", HELDOUT_SEED, HELDOUT_SIZE
         )
 
 
 class ArithmeticProblems(Sequence[Problem]):
-    """Problem i, made when asked for: a pure function of the arguments and i, the same in every process.
+    """A sequence whose problems are made when they are asked for.
 
-    Each run of len(languages) * len(levels) indexes has each pair of language and level once, in an order of its own.
+    Problem i is a pure function of the arguments and i, the same in every process. Each block of
+    len(languages) * len(levels) indices has each pair of language and level once, in an order of
+    its own.
 
-    Raises:
-      UserError: an unknown language or split, a level out of range, or nothing to choose from.
+    Raises UserError for an unknown language or split, a level out of range, or nothing to choose
+    from.
     """
 
     def __init__(
         self,
-        languages: Iterable[str] = ("en", "zh", "ko", "uk"),
-        levels: Iterable[int] = (1, 2, 3, 4, 5, 6),
+        languages: Iterable[str] = LANGUAGES,
+        levels: Iterable[int] = LEVELS,
         split: str = "train",
         seed: int = 0,
         size: int = 100_000,
     ):
-        self.languages, self.levels = tuple(languages), tuple(levels)
-        self.split, self.seed, self.size = split, seed, size
-        _check("languages", self.languages, tuple(LANGUAGES))
-        _check("levels", self.levels, (1, 2, 3, 4, 5, 6))
-        _check("split", (split,), ("train", "heldout"))
+        self.languages = tuple(languages)
+        self.levels = tuple(levels)
+        self.split = split
+        self.seed = seed
+        self.size = size
+        _check_choices("languages", self.languages, LANGUAGES)
+        _check_choices("levels", self.levels, LEVELS)
+        _check_choices("split", (split,), ("train", "heldout"))
         if size < 1:
             raise UserError(f"arithmetic: size is {size}; it must be at least 1")
 
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: SupportsIndex) -> Problem:  # type: ignore[override]  # one at a time: no slices
-        """Problem `index`, from the end where negative. Raises IndexError past either end."""
-        place = operator.index(index)
-        place = place + self.size if place < 0 else place
-        if not 0 <= place < self.size:
+    # One at a time: slices are not supported.
+    def __getitem__(self, index: SupportsIndex) -> Problem:  # type: ignore[override]
+        """Returns problem `index`, counted from the end if negative.
+
+        Raises IndexError past either end.
+        """
+        number = operator.index(index)
+        if number < 0:
+            number += self.size
+        if not 0 <= number < self.size:
             raise IndexError(f"problem {index} of {self.size}")
-        block, position = divmod(place, len(self.languages) * len(self.levels))
-        language, level = self._mix(block)[position]
-        meta = _story(_random(self.split, self.seed, place), level, self.split)
-        identity = f"arithmetic/{self.split}/{self.seed}/{place}"
+        block, offset = divmod(number, len(self.languages) * len(self.levels))
+        language, level = self._shuffled_pairs(block)[offset]
+        story = _draw_story(_make_random(self.split, self.seed, number), level, self.split)
         return Problem(
-            identity, _prompt(meta, language), str(_amounts(meta)[-1]), language, level, meta
+            id=f"arithmetic/{self.split}/{self.seed}/{number}",
+            prompt=_tell_prompt(story, language),
+            answer=str(_amounts(story)[-1]),
+            language=language,
+            level=level,
+            meta=story,
         )
 
-    def _mix(self, block: int) -> list[tuple[str, int]]:
-        pairs = [(language, level) for language in self.languages for level in self.levels]
-        random_order = _random("mix", self.split, self.seed, block)
-        return sorted(pairs, key=lambda _: random_order.random())
+    def _shuffled_pairs(self, block: int) -> list[tuple[str, int]]:
+        """Returns each pair of language and level once, in the order of a block of problems."""
+        rng = _make_random("mix", self.split, self.seed, block)
+        pairs = itertools.product(self.languages, self.levels)
+        # Sorted by random keys: random.shuffle may differ between versions of Python.
+        return sorted(pairs, key=lambda _: rng.random())
 
 
 def solution(problem: Problem, language: str | None = None) -> str:
-    """The completion that solves a problem of this module: its steps in <think>, then the boxed answer.
+    """Returns the completion that solves a problem: its steps in <think>, then the boxed answer.
 
-    The steps are in `language`, the problem's own by default; people and things take that language's words.
+    problem: one of this module
+    language: of the steps, with that language's people and things; None for the problem's own
 
-    Raises:
-      UserError: an unknown language.
+    Raises UserError for an unknown language.
     """
     language = language or problem.language
-    _check("language", (language,), tuple(LANGUAGES))
-    phrasebook, amounts = LANGUAGES[language], _amounts(problem.meta)
-    start, *told, _ = _sentences(problem.meta, language)
+    _check_choices("language", (language,), LANGUAGES)
+    phrasebook = PHRASEBOOKS[language]
+    amounts = _amounts(problem.meta)
+    start, *told_steps, _ = _tell_sentences(problem.meta, language)
     lines = [start + phrasebook.stop]
-    for said, (operation, n), before, after in zip(
-        told, problem.meta["steps"], amounts, amounts[1:], strict=False
+    for told, step, before, after in zip(
+        told_steps, problem.meta["steps"], amounts[:-1], amounts[1:], strict=True
     ):
-        lines.append(
-            f"{said}{phrasebook.colon}{before}{operation}{n}={after}"
-        )  # unspaced: a space is a token
-    return "<think>\n" + "\n".join(lines) + f"\n</think>\n\\boxed{{{amounts[-1]}}}"
+        operation, operand = step
+        # The equation has no spaces: each would be a token.
+        lines.append(f"{told}{phrasebook.colon}{before}{operation}{operand}={after}")
+    thoughts = "\n".join(lines)
+    return f"<think>\n{thoughts}\n</think>\n\\boxed{{{amounts[-1]}}}"
 
 
-def is_heldout(meta: dict[str, Any]) -> bool:
-    """Whether a story is kept for evaluation: by its numbers and operations alone, never by its words."""
-    return _digest(meta["start"], meta["steps"]) % HELDOUT_BUCKETS == 0
+def is_heldout(story: Mapping[str, Any]) -> bool:
+    """Returns whether a story is kept for evaluation.
+
+    Its numbers and operations alone decide, never its words: no training problem is a held-out one
+    told in another language.
+    """
+    return _digest(story["start"], story["steps"]) % HELDOUT_BUCKETS == 0
 
 
-def _story(rng: random.Random, level: int, split: str) -> dict[str, Any]:
+def _draw_story(rng: random.Random, level: int, split: str) -> Story:
+    """Draws numbers and operations until they belong to the split, then the words' indices."""
     while True:
-        start, steps = _sums(rng, level)
-        meta = {"start": start, "steps": steps}
-        if is_heldout(meta) == (split == "heldout"):
+        start, steps = _draw_sums(rng, level)
+        # Lists, not tuples, so that the story is equal to itself as JSON.
+        story: Story = {"start": start, "steps": [list(step) for step in steps]}
+        if is_heldout(story) == (split == "heldout"):
             break
-    english = LANGUAGES["en"]
-    meta["name"] = _choice(rng, range(len(english.names.split())))
-    meta["thing"] = _choice(rng, range(len(english.things)))
-    meta["phrases"] = [
-        _choice(rng, range(len(english.phrases[operation]))) for operation, _ in steps
+    # All languages have equally many words of each kind.
+    words = PHRASEBOOKS["en"]
+    story["name"] = _choose(rng, range(len(words.names)))
+    story["thing"] = _choose(rng, range(len(words.things)))
+    story["phrases"] = [
+        _choose(rng, range(len(words.phrases[operation]))) for operation, _ in steps
     ]
-    return meta
+    return story
 
 
-def _sums(rng: random.Random, level: int) -> tuple[int, list[list[Any]]]:
-    start = amount = _choice(rng, range(SMALLEST, min(LARGEST_START, LARGEST[level][0]) + 1))
-    steps: list[list[Any]] = []
+def _draw_sums(rng: random.Random, level: int) -> tuple[int, list[tuple[str, int]]]:
+    """Draws the first amount and the (operation, operand) steps of a story."""
+    limits = LEVEL_LIMITS[level]
+    start = _choose(rng, range(MIN_AMOUNT, min(MAX_START, limits.amount) + 1))
+    amount = start
+    steps = []
     for _ in range(level):
-        operands = _operands(amount, *LARGEST[level])
-        operation = _choice(rng, [one for one in ODDS if operands[one]])
-        n = _choice(rng, operands[operation])
-        amount = OPERATIONS[operation](amount, n)
-        steps.append([operation, n])
+        operands = _possible_operands(amount, limits)
+        possible = [operation for operation in OPERATION_DRAWS if operands[operation]]
+        operation = _choose(rng, possible)
+        operand = _choose(rng, operands[operation])
+        amount = OPERATIONS[operation](amount, operand)
+        steps.append((operation, operand))
     return start, steps
 
 
-def _operands(amount: int, most: int, change: int, factor: int) -> dict[str, Sequence[int]]:
-    """What each operation may be done with, so that the amount stays whole and within its bounds."""
-    factors = range(2, factor + 1)
+def _possible_operands(amount: int, limits: LevelLimits) -> dict[str, Sequence[int]]:
+    """Returns the operands by operation that keep the amount whole and within its limits."""
+    factors = range(2, limits.factor + 1)
+    max_added = min(limits.amount - amount, limits.change)
+    max_taken = min(amount - MIN_AMOUNT, limits.change)
     return {
-        "+": range(2, min(most - amount, change) + 1),
-        "-": range(2, min(amount - SMALLEST, change) + 1),
-        "*": [n for n in factors if amount * n <= most],
-        "/": [n for n in factors if amount % n == 0 and amount // n >= SMALLEST],
+        "+": range(2, max_added + 1),
+        "-": range(2, max_taken + 1),
+        "*": [n for n in factors if amount * n <= limits.amount],
+        "/": [n for n in factors if amount % n == 0 and amount // n >= MIN_AMOUNT],
     }
 
 
-def _amounts(meta: dict[str, Any]) -> list[int]:
-    amounts = [meta["start"]]
-    for operation, n in meta["steps"]:
-        amounts.append(OPERATIONS[operation](amounts[-1], n))
+def _amounts(story: Mapping[str, Any]) -> list[int]:
+    """Returns the first amount and the amount after each step."""
+    amounts = [story["start"]]
+    for operation, operand in story["steps"]:
+        amounts.append(OPERATIONS[operation](amounts[-1], operand))
     return amounts
 
 
-def _prompt(meta: dict[str, Any], language: str) -> str:
-    phrasebook = LANGUAGES[language]
-    *story, question = _sentences(meta, language)
-    return phrasebook.space.join([*(told + phrasebook.stop for told in story), question])
+def _tell_prompt(story: Mapping[str, Any], language: str) -> str:
+    """Returns the story and its question as one text."""
+    phrasebook = PHRASEBOOKS[language]
+    *told, question = _tell_sentences(story, language)
+    sentences = [phrase + phrasebook.stop for phrase in told]
+    return phrasebook.space.join([*sentences, question])
 
 
-def _sentences(meta: dict[str, Any], language: str) -> list[str]:
-    """The start, each step and the question, in the words of a language; no stops."""
-    phrasebook, name = LANGUAGES[language], meta["name"]
-    words = phrasebook.words(
-        phrasebook.names.split()[name],
-        phrasebook.pronouns.split()[name % 2],
-        phrasebook.things[meta["thing"]],
-        meta["start"],
+def _tell_sentences(story: Mapping[str, Any], language: str) -> list[str]:
+    """Returns the start, each step and the question, in the words of a language; no stops."""
+    phrasebook = PHRASEBOOKS[language]
+    name = story["name"]
+    words = phrasebook.template_words(
+        phrasebook.names[name],
+        phrasebook.pronouns[name % 2],
+        phrasebook.things[story["thing"]],
+        story["start"],
     )
-    told = [
-        phrasebook.phrases[operation][phrase].format(n=n, **words)
-        for (operation, n), phrase in zip(meta["steps"], meta["phrases"], strict=True)
+    told_steps = [
+        phrasebook.phrases[operation][phrase].format(n=operand, **words)
+        for (operation, operand), phrase in zip(story["steps"], story["phrases"], strict=True)
     ]
-    return [phrasebook.start.format(**words), *told, phrasebook.question.format(**words)]
+    start = phrasebook.start.format(**words)
+    question = phrasebook.question.format(**words)
+    return [start, *told_steps, question]
 
 
-def _check(field: str, values: Sequence[Any], known: Sequence[Any]) -> None:
+def _check_choices(field: str, values: Sequence[object], known: Sequence[object]) -> None:
+    """Raises UserError if there are no values, or one of them is not known."""
+    choices = ", ".join(map(str, known))
     if not values:
-        raise UserError(f"arithmetic: {field} is empty; choose from {', '.join(map(str, known))}")
+        raise UserError(f"arithmetic: {field} is empty; choose from {choices}")
     for value in values:
         if value not in known:
-            raise UserError(
-                f"arithmetic: {field} has {value!r}; choose from {', '.join(map(str, known))}"
-            )
+            raise UserError(f"arithmetic: {field} has {value!r}; choose from {choices}")
 
 
-def _digest(*parts: Any) -> int:
+# Only Random.random() is promised to be the same in every version of Python. All other draws are
+# made from it, and seeds are made by a hash that is the same in every process.
+
+
+def _digest(*parts: object) -> int:
+    """Returns a number of 64 bits that is a function of the parts, which are JSON values."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big")
 
 
-# Only Random.random() is promised to be the same in every version of Python; the rest is made from it.
-
-
-def _random(*parts: Any) -> random.Random:
+def _make_random(*parts: object) -> random.Random:
+    """Returns a random generator whose seed is a function of the parts."""
     return random.Random(_digest(*parts))
 
 
-def _choice(rng: random.Random, options: Sequence[Any]) -> Any:
+def _choose(rng: random.Random, options: Sequence[T]) -> T:
+    """Draws one of the options, all equally likely."""
     return options[int(rng.random() * len(options))]

@@ -1,33 +1,40 @@
-"""GSM8K: 7,473 training and 1,319 test problems of grade-school arithmetic (arXiv 2110.14168; MIT licence).
+"""Reads GSM8K: 7,473 training and 1,319 test problems of grade-school arithmetic.
 
-An example row of the official files; the gold answer is what follows the last "####":
+Source: arXiv 2110.14168; MIT licence. An example row of the official files; the gold answer is what
+follows the last "####":
 
-    {"question": "Natalia sold clips to 48 of her friends ...", "answer": "Natalia sold 48/2 = ... in May.\\n#### 72"}
+    {"question": "Natalia sold clips to 48 of her friends ...",
+     "answer": "Natalia sold 48/2 = ... in May.\\n#### 72"}
 
-From files that are already here, `GSM8K(path="train.jsonl", heldout_path="test.jsonl")`; without a path TFDS
-downloads the official ones once. Both give the same problems.
+From files that are already here, `GSM8K(path="train.jsonl", heldout_path="test.jsonl")`; without a
+path TFDS downloads the official ones once. Both give the same problems.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex, overload
+from typing import SupportsIndex, TypedDict, overload
 
 from jaxgrpo.data.jsonl import Row, read_split
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Problems
 
-MARK = "####"
+GOLD_MARK = "####"
+"""What stands between the solution and the gold answer."""
 
 
 @dataclass
 class GSM8K:
     """A Source: GSM8K, from JSON Lines files or through TFDS.
 
-    path, heldout_path: the official train.jsonl and test.jsonl, or files like them. With a path alone its last
-    `heldout_size` rows are held out. Without a path the official files come through TFDS, which downloads and prepares
-    them once, in `data_dir` ("": TFDS's own, ~/tensorflow_datasets); the test split is held out.
-    The prompt is the question as it is: say in `config.system` how the answer is to be written. The gold solution is
-    in Problem.meta["solution"].
+    path: the official train.jsonl, or a file like it; "" to get the official files through TFDS,
+      which downloads and prepares them once. Then the test split is held out.
+    heldout_path: the official test.jsonl, or a file like it; without one the last `heldout_size`
+      rows of `path` are held out.
+    data_dir: where TFDS keeps what it prepares; "" is TFDS's own folder, ~/tensorflow_datasets.
+    heldout_size: number of rows to hold out where there is a `path` and no `heldout_path`.
+
+    The prompt is the question as it is: say in `config.system` how the answer is to be written. The
+    gold solution is in Problem.meta["solution"].
     """
 
     path: str = ""
@@ -36,26 +43,41 @@ class GSM8K:
     heldout_size: int = 256
 
     def train(self) -> Problems:
-        """The training problems; UserError where they can be neither read nor downloaded."""
+        """Returns the training problems.
+
+        Raises UserError if they can be neither read nor downloaded.
+        """
         return self._split("train")
 
     def heldout(self) -> Problems:
-        """The held-out problems, none of them in train(); UserError where they can be neither read nor downloaded."""
+        """Returns the held-out problems, none of which is in train().
+
+        Raises UserError if they can be neither read nor downloaded.
+        """
         return self._split("heldout")
 
     def _split(self, split: str) -> Problems:
         if self.path or (self.heldout_path and split == "heldout"):
             return read_split(self.path, self.heldout_path, self.heldout_size, _from_row, split)
-        return Prepared(_data_source(self.data_dir, "train" if split == "train" else "test"), split)
+        tfds_split = "train" if split == "train" else "test"
+        return PreparedProblems(_data_source(self.data_dir, tfds_split), split)
 
 
-class Prepared(Sequence[Problem]):
+class Example(TypedDict):
+    """A row as TFDS gives it, texts in UTF-8. line: of the official file, from 1."""
+
+    question: bytes
+    answer: bytes
+    line: int
+
+
+class PreparedProblems(Sequence[Problem]):
     """The problems of a split that TFDS has prepared; each is read from disk when it is asked for.
 
-    examples: random access to {"question", "answer", "line"}, as `as_data_source` gives it.
+    examples: random access to the rows, as `as_data_source` gives it
     """
 
-    def __init__(self, examples: Sequence[dict[str, Any]], split: str):
+    def __init__(self, examples: Sequence[Example], split: str):
         self._examples = examples
         self._split = split
 
@@ -66,53 +88,62 @@ class Prepared(Sequence[Problem]):
     def __getitem__(self, index: SupportsIndex) -> Problem: ...
     @overload
     def __getitem__(self, index: slice) -> list[Problem]: ...
-    def __getitem__(self, index):
+    def __getitem__(self, index: SupportsIndex | slice) -> Problem | list[Problem]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        example = self._examples[
-            range(len(self))[index]
-        ]  # range: negative indices, and IndexError past the end
+        # Indexing a range takes negative indices, and raises IndexError past the end.
+        example = self._examples[range(len(self))[index]]
         line = int(example["line"])
-        solution, gold = split_answer(
-            example["answer"].decode(), f"GSM8K {self._split} line {line}"
-        )
-        return _problem(self._split, line, example["question"].decode(), solution, gold)
+        where = f"GSM8K {self._split} line {line}"
+        solution, gold = split_answer(example["answer"].decode(), where)
+        return _make_problem(self._split, line, example["question"].decode(), solution, gold)
 
 
 def split_answer(answer: str, where: str) -> tuple[str, str]:
-    """(solution, gold): the text before the last "####", and the rest of its line, a number, without thousands' commas.
+    """Returns (solution, gold) of an answer that ends in "#### " and a number.
 
-    UserError names `where` if there is no "####" or nothing after it.
+    The solution is the text before the last "####"; gold is the rest of the mark's line, without
+    commas between thousands.
+
+    where: what an error names
+
+    Raises UserError if there is no "####", or nothing after it.
     """
-    solution, mark, gold = answer.rpartition(MARK)
+    solution, mark, gold = answer.rpartition(GOLD_MARK)
     gold = gold.strip().partition("\n")[0].replace(",", "").strip()
     if not mark or not gold:
         raise UserError(
-            f'{where}: the answer has no "{MARK}" with the result after it, as in "{MARK} 42"; mend the line, '
-            "or read a file of another form with jaxgrpo.data.jsonl.Jsonl"
+            f'{where}: the answer has no "{GOLD_MARK}" with the result after it, as in '
+            f'"{GOLD_MARK} 42"; mend the line, or read a file of another form with '
+            "jaxgrpo.data.jsonl.Jsonl"
         )
     return solution.strip(), gold
 
 
 def _from_row(row: Row, split: str) -> Problem:
+    """Returns the problem of a row of the official files."""
     solution, gold = split_answer(row.text("answer", "path"), f"{row.path} line {row.line}")
-    return _problem(split, row.line, row.text("question", "path"), solution, gold)
+    return _make_problem(split, row.line, row.text("question", "path"), solution, gold)
 
 
-def _problem(split: str, line: int, question: str, solution: str, gold: str) -> Problem:
+def _make_problem(split: str, line: int, question: str, solution: str, gold: str) -> Problem:
     return Problem(
-        id=f"gsm8k:{split}:{line}", prompt=question, answer=gold, meta={"solution": solution}
+        id=f"gsm8k:{split}:{line}",
+        prompt=question,
+        answer=gold,
+        meta={"solution": solution},
     )
 
 
-def _data_source(data_dir: str, split: str) -> Sequence[dict[str, Any]]:
-    """TFDS's random access to a split, downloaded and prepared if it is not there yet."""
+def _data_source(data_dir: str, split: str) -> Sequence[Example]:
+    """Returns TFDS's random access to a split, downloaded and prepared if it is not there yet."""
     try:
         # Here and not at the top: files on disk are read without TFDS.
         from jaxgrpo.data.gsm8k_builder import prepare
     except ImportError as error:
         raise UserError(
-            f"GSM8K comes through TensorFlow Datasets, which does not import here ({error}); "
-            "pip install 'jaxgrpo[train]', or set --config.data.path=gsm8k_train.jsonl"
+            "GSM8K comes through TensorFlow Datasets, which does not import here "
+            f"({error}); pip install 'jaxgrpo[train]', or set "
+            "--config.data.path=gsm8k_train.jsonl"
         ) from error
     return prepare(data_dir).as_data_source(split=split)

@@ -1,10 +1,11 @@
-"""The TFDS builder of GSM8K, without TensorFlow: prepared as ArrayRecord, read with `as_data_source`.
+"""Builds GSM8K with TFDS, without TensorFlow: ArrayRecord files, read by `as_data_source`.
 
 Importing this module imports tensorflow_datasets and registers "gsm8k" with it.
 """
 
 import os
 import textwrap
+from collections.abc import Iterator
 
 import numpy as np
 import requests
@@ -20,20 +21,24 @@ FILES = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade
 URLS = {"train": f"{FILES}/train.jsonl", "test": f"{FILES}/test.jsonl"}
 
 DESCRIPTION = """\
-GSM8K: grade-school mathematics word problems of two to eight steps, written by people, 7,473 to train on and 1,319 to
-test on, each with a solution in words that ends in "#### " and the number.
+GSM8K: grade-school mathematics word problems of two to eight steps, written by people, 7,473 to
+train on and 1,319 to test on, each with a solution in words that ends in "#### " and the number.
 """
 
 CITATION = """\
 @article{cobbe2021gsm8k,
   title={Training Verifiers to Solve Math Word Problems},
-  author={Cobbe, Karl and Kosaraju, Vineet and Bavarian, Mohammad and Chen, Mark and Jun, Heewoo and Kaiser, Lukasz and
-          Plappert, Matthias and Tworek, Jerry and Hilton, Jacob and Nakano, Reiichiro and Hesse, Christopher and
-          Schulman, John},
+  author={Cobbe, Karl and Kosaraju, Vineet and Bavarian, Mohammad and Chen, Mark and Jun, Heewoo and
+          Kaiser, Lukasz and Plappert, Matthias and Tworek, Jerry and Hilton, Jacob and
+          Nakano, Reiichiro and Hesse, Christopher and Schulman, John},
   journal={arXiv preprint arXiv:2110.14168},
   year={2021}
 }
 """
+
+
+Rows = Iterator[tuple[int, dict[str, str | int]]]
+"""(key, example) pairs, as TFDS takes them from a builder."""
 
 
 def _url_info(size: int, sha256: str) -> UrlInfo:
@@ -41,12 +46,13 @@ def _url_info(size: int, sha256: str) -> UrlInfo:
 
 
 class GSM8KBuilder(tfds.core.GeneratorBasedBuilder):
-    """GSM8K's official files as question, answer ("... #### 42") and the line they stood on, from 1."""
+    """The official files of GSM8K as rows of question, answer ("... #### 42") and line, from 1."""
 
     name = "gsm8k"
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "The official files of 2021."}  # noqa: RUF012  TFDS's interface
-    # What the downloads must be: a file that was cut short or changed is refused.
+    # The size and checksum that each download must have: a file that was cut short or changed is
+    # refused.
     url_infos = {  # noqa: RUF012  TFDS's interface
         URLS["train"]: _url_info(
             4_166_206, "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"
@@ -70,35 +76,45 @@ class GSM8KBuilder(tfds.core.GeneratorBasedBuilder):
             license="MIT",
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Rows]:
         _check_reachable(URLS["train"])
         files = dl_manager.download(URLS)
         return {split: self._generate_examples(file) for split, file in files.items()}
 
-    def _generate_examples(self, path):
+    def _generate_examples(self, path: os.PathLike[str]) -> Rows:
         for row in read_rows(os.fspath(path)):
-            fields = {name: row.text(name, "path") for name in ("question", "answer")}
-            yield row.line, {**fields, "line": row.line}
+            example: dict[str, str | int] = {
+                "question": row.text("question", "path"),
+                "answer": row.text("answer", "path"),
+                "line": row.line,
+            }
+            yield row.line, example
 
 
 def _check_reachable(url: str) -> None:
-    """Raises OSError at once where there is no network; TFDS alone would retry, with a warning each, for minutes."""
+    """Raises OSError at once if there is no network.
+
+    TFDS alone would retry for minutes, with a warning each time.
+    """
     requests.head(url, timeout=10)
 
 
 def prepare(data_dir: str = "") -> GSM8KBuilder:
-    """The builder, its data downloaded and prepared in `data_dir` ("": TFDS's own folder) if they were not there.
+    """Returns the builder, after downloading and preparing its data if they were not there.
 
-    Raises UserError where the download or the folder fails, with the way round it.
+    data_dir: where the data are prepared; "" is TFDS's own folder
+
+    Raises UserError if the download or the folder fails, with the way round it.
     """
     try:
         builder = GSM8KBuilder(data_dir=data_dir or None, file_format="array_record")
         builder.download_and_prepare()
     except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
-        why = textwrap.shorten(str(error), 160)
+        reason = textwrap.shorten(str(error), 160)
         raise UserError(
-            f"GSM8K is not prepared in {data_dir or tfds.core.constants.DATA_DIR} and could not be downloaded "
-            f"({type(error).__name__}: {why}); fetch {URLS['train']} and test.jsonl beside it by other means and set "
-            "--config.data.path=gsm8k_train.jsonl --config.data.heldout_path=gsm8k_test.jsonl"
+            f"GSM8K is not prepared in {data_dir or tfds.core.constants.DATA_DIR} and could not be "
+            f"downloaded ({type(error).__name__}: {reason}); fetch {URLS['train']} and test.jsonl "
+            "beside it by other means and set --config.data.path=gsm8k_train.jsonl "
+            "--config.data.heldout_path=gsm8k_test.jsonl"
         ) from error
     return builder

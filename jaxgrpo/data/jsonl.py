@@ -1,4 +1,4 @@
-"""Problems from a JSON Lines file: one object a line, whatever its fields are called.
+"""Reads problems from a JSON Lines file: one object a line, whatever its fields are called.
 
 An example row, and the config that reads it:
 
@@ -13,13 +13,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import OTHER_ANSWERS, Problem, Problems
 from jaxgrpo.text.language_codes import LANGUAGE_CODES, language_code
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,46 +26,50 @@ class Row:
 
     line: from 1
     values: the object's fields
-    written: the same with fractions as texts, in the digits of the file; {} where there are none
+    verbatim: the same fields, with each fraction as text in the digits of the file, which a float
+      would not keep ("0.1000"); {} where there are no fractions
     """
 
     path: Path
     line: int
-    values: dict[str, Any]
-    written: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, object]
+    verbatim: dict[str, object] = field(default_factory=dict)
 
-    def error(self, what: str) -> UserError:
-        """The UserError that says `what` is wrong with this line."""
-        return UserError(f"{self.path} line {self.line}: {what}")
+    def error(self, complaint: str) -> UserError:
+        """Returns the UserError that says what is wrong with this line."""
+        return UserError(f"{self.path} line {self.line}: {complaint}")
 
-    def value(self, name: str, setting: str) -> Any:
-        """The field `name`; a UserError names the fields that are there and the setting that chooses another."""
+    def value(self, name: str, setting: str) -> object:
+        """Returns the field `name`.
+
+        Raises UserError if there is none, naming the fields that are there and the setting that
+        chooses another one.
+        """
         if name in self.values:
             return self.values[name]
         there = ", ".join(map(json.dumps, self.values)) or "no fields"
-        near = difflib.get_close_matches(name, self.values, n=1)
-        mend = (
-            f"--config.data.{setting}={near[0]}"
-            if near
-            else f"--config.data.{setting} to the field that is meant"
+        raise self.error(
+            f'there is no field "{name}", only {there}; set {self._field_hint(name, setting)}'
         )
-        if setting == "path":  # of a source whose fields have their names
-            mend = "--config.data.path to a file that has it"
-        raise self.error(f'there is no field "{name}", only {there}; set {mend}')
 
     def text(self, name: str, setting: str) -> str:
-        """The field `name` as text that is not blank; a number keeps the digits of the file."""
+        """Returns the field `name` as text; a number keeps the digits of the file.
+
+        Raises UserError if it is blank, or neither text nor a number.
+        """
         value = self.value(name, setting)
         if isinstance(value, float):
+            digits = self.verbatim[name]
             if math.isinf(value):
-                number = self.written[name]
                 raise self.error(
-                    f'"{name}" is {number}, too large for a number; write it as text, in quotes'
+                    f'"{name}" is {digits}, too large for a number; write it as text, in quotes'
                 )
-            value = self.written[name]
+            value = digits
+        # bool is a subclass of int
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self.error(
-                f'"{name}" is {_kind(value)}, not text or a number; mend it or set --config.data.{setting}'
+                f'"{name}" is {_json_kind(value)}, not text or a number; mend it or set '
+                f"--config.data.{setting}"
             )
         text = str(value)
         if not text.strip():
@@ -77,17 +79,24 @@ class Row:
         return text
 
     def level(self, name: str, setting: str) -> int:
-        """The field `name` as a whole number from 0 up: 3, "3" or "Level 3"."""
+        """Returns the field `name` as a whole number from 0 up: 3, "3" or "Level 3".
+
+        Raises UserError if it is none.
+        """
         text = self.text(name, setting)
-        found = re.fullmatch(r"\D*?(\d+)\s*", text, flags=re.ASCII)
-        if found is None or "-" in text:
+        match = re.fullmatch(r"\D*?(\d+)\s*", text, flags=re.ASCII)
+        if match is None or "-" in text:
             raise self.error(
-                f'"{name}" is {json.dumps(text)}, not a level like 3 or "Level 3"; mend it or set --config.data.{setting}'
+                f'"{name}" is {json.dumps(text)}, not a level like 3 or "Level 3"; mend it or set '
+                f"--config.data.{setting}"
             )
-        return int(found.group(1))
+        return int(match.group(1))
 
     def language(self, name: str) -> str:
-        """The field `name` as the code of a language that can be told."""
+        """Returns the field `name` as the code of a language that can be told from words.
+
+        Raises UserError if it names no such language.
+        """
         text = self.text(name, "language_field")
         code = language_code(text)
         if code is None:
@@ -98,41 +107,41 @@ class Row:
             )
         return code
 
-    def meta(self, used: set[str]) -> dict[str, Any]:
-        """The fields not used. Further gold answers keep their digits, as the answer does."""
+    def meta(self, used: set[str]) -> dict[str, object]:
+        """Returns the fields that are not used.
+
+        Further gold answers keep the digits of the file, as the answer does.
+        """
         meta = {name: value for name, value in self.values.items() if name not in used}
-        if OTHER_ANSWERS in meta and self.written:
-            meta[OTHER_ANSWERS] = self.written[OTHER_ANSWERS]
+        if OTHER_ANSWERS in meta and self.verbatim:
+            meta[OTHER_ANSWERS] = self.verbatim[OTHER_ANSWERS]
         return meta
+
+    def _field_hint(self, name: str, setting: str) -> str:
+        """Returns what to set so that another field, or another file, is read."""
+        if setting == "path":
+            # A source whose fields have fixed names: only another file can have them.
+            return "--config.data.path to a file that has it"
+        similar = difflib.get_close_matches(name, self.values, n=1)
+        if similar:
+            return f"--config.data.{setting}={similar[0]}"
+        return f"--config.data.{setting} to the field that is meant"
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """The objects of a UTF-8 JSON Lines file, in order; blank lines are skipped.
+    """Yields the objects of a UTF-8 JSON Lines file, in order; blank lines are skipped.
 
-    Raises UserError where the file is missing, is a folder or has no rows, and at a line that is not UTF-8, not JSON or
-    not an object.
+    Raises UserError if the file is missing, is a folder or has no rows, and at a line that is not
+    UTF-8, not JSON or not an object.
     """
     path = Path(path).expanduser()
-    rows = 0
-    for number, line in enumerate(_lines(path), start=1):
+    is_empty = True
+    for number, line in enumerate(_read_lines(path), start=1):
         if line.strip():
-            rows += 1
-            yield _row(path, number, line)
-    if not rows:
+            is_empty = False
+            yield _parse_row(path, number, line)
+    if is_empty:
         raise UserError(f"{path} has no rows; it should hold one JSON object a line")
-
-
-def split_tail(items: Sequence[T], size: int, path: str | Path) -> tuple[Sequence[T], Sequence[T]]:
-    """(train, heldout): all but the last `size` items, and those. UserError unless 0 <= size < len(items)."""
-    if not 0 <= size < len(items):
-        # With none held out there would be nothing to evaluate on.
-        mend = f"set it between 1 and {len(items) - 1}, or " if len(items) > 1 else ""
-        raise UserError(
-            f"{path} has {len(items):,} problems, and --config.data.heldout_size={size} of them cannot be held out; "
-            f"{mend}give --config.data.heldout_path"
-        )
-    cut = len(items) - size
-    return items[:cut], items[cut:]
 
 
 def read_split(
@@ -142,17 +151,21 @@ def read_split(
     to_problem: Callable[[Row, str], Problem],
     split: str,
 ) -> Problems:
-    """The problems of one split, "train" or "heldout", in file order.
+    """Returns the problems of one split, in file order.
 
-    Without a `heldout_path` the two share `path`: the last `heldout_size` rows are held out. `to_problem(row, split)`
-    makes a row a problem, with an id that is unique over both splits.
+    Without a `heldout_path` the two splits share `path`: the last `heldout_size` rows are held out.
+
+    to_problem: (row, split) -> the row's problem, with an id that is unique over both splits
+    split: "train" or "heldout"
+
+    Raises UserError if there is no file, it cannot be read or split, or two problems share an id.
     """
     if not path and (split == "train" or not heldout_path):
         raise UserError("the data has no file; set --config.data.path=train.jsonl")
     if heldout_path:
-        rows: Sequence[Row] = list(read_rows(path if split == "train" else heldout_path))
+        rows = list(read_rows(path if split == "train" else heldout_path))
     else:
-        train, heldout = split_tail(list(read_rows(path)), heldout_size, path)
+        train, heldout = _hold_out_tail(list(read_rows(path)), heldout_size, path)
         rows = train if split == "train" else heldout
     problems = [to_problem(row, split) for row in rows]
     _refuse_repeated_ids(rows, problems)
@@ -163,13 +176,20 @@ def read_split(
 class Jsonl:
     """A Source: problems from JSON Lines files.
 
-    path: the training file; heldout_path: the held-out one. Without it the last `heldout_size` rows of `path` are held
-    out and never trained on.
-    question, answer: the fields that hold them. An answer is text or a number, whose digits stay as
-    they are written; mathematics also takes one that is a box or a whole solution.
-    language_field, level_field, id_field: fields of the same meaning as Problem's; "" where the file has none. Then the
-    language is `language`, the level 0, and the id the file's name, the split and the line number.
+    path: the training file.
+    heldout_path: the held-out file; without one the last `heldout_size` rows of `path` are held out
+      and never trained on.
+    question: the field that holds the question.
+    answer: the field that holds the answer, text or a number, whose digits stay as they are
+      written; mathematics also takes an answer that is a box or a whole solution.
+    language_field: the field of Problem.language; "" where the file has none, then all problems are
+      in `language`.
+    level_field: the field of Problem.level; "" where the file has none, then the level is 0.
+    id_field: the field of Problem.id; "" where the file has none, then the id is the file's name,
+      the split and the line number.
     language: a code or a name, such as "pt", "pt-BR" or "Portuguese"; so in the language field.
+    heldout_size: number of rows to hold out where there is no `heldout_path`.
+
     A row's other fields travel in Problem.meta.
     """
 
@@ -184,11 +204,14 @@ class Jsonl:
     heldout_size: int = 256
 
     def train(self) -> Problems:
-        """The training problems; UserError where the file cannot be read as set."""
+        """Returns the training problems; raises UserError if the file cannot be read as set."""
         return self._split("train")
 
     def heldout(self) -> Problems:
-        """The held-out problems, none of them in train(); UserError where the file cannot be read as set."""
+        """Returns the held-out problems, none of which is in train().
+
+        Raises UserError if the file cannot be read as set.
+        """
         return self._split("heldout")
 
     def _split(self, split: str) -> Problems:
@@ -200,11 +223,12 @@ class Jsonl:
         return read_split(self.path, self.heldout_path, self.heldout_size, self._problem, split)
 
     def _problem(self, row: Row, split: str) -> Problem:
+        problem_id = f"{row.path.stem}:{split}:{row.line}"
+        if self.id_field:
+            problem_id = row.text(self.id_field, "id_field")
         used = {self.question, self.answer, self.language_field, self.level_field, self.id_field}
         return Problem(
-            id=row.text(self.id_field, "id_field")
-            if self.id_field
-            else f"{row.path.stem}:{split}:{row.line}",
+            id=problem_id,
             prompt=row.text(self.question, "question"),
             answer=row.text(self.answer, "answer"),
             language=row.language(self.language_field) if self.language_field else self.language,
@@ -213,8 +237,27 @@ class Jsonl:
         )
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """The file's lines. As bytes, for text splits lines at characters that JSON allows inside a string (U+2028)."""
+def _hold_out_tail(rows: list[Row], size: int, path: str | Path) -> tuple[list[Row], list[Row]]:
+    """Returns (train, heldout): all but the last `size` rows, and these.
+
+    Raises UserError unless 0 <= size < len(rows).
+    """
+    if not 0 <= size < len(rows):
+        # The hint leaves out 0, although it is allowed: there would be nothing to evaluate on.
+        hint = f"set it between 1 and {len(rows) - 1}, or " if len(rows) > 1 else ""
+        raise UserError(
+            f"{path} has {len(rows):,} problems, and --config.data.heldout_size={size} of them "
+            f"cannot be held out; {hint}give --config.data.heldout_path"
+        )
+    num_train = len(rows) - size
+    return rows[:num_train], rows[num_train:]
+
+
+def _read_lines(path: Path) -> Iterator[bytes]:
+    """Yields the file's lines as bytes.
+
+    Not as text: that also splits lines at characters that JSON allows in a string (U+2028).
+    """
     try:
         with path.open("rb") as file:
             yield from file
@@ -237,51 +280,68 @@ _ESCAPE = re.compile(
 """An escape of a JSON text: a surrogate pair, half of one, or another."""
 
 
-def _row(path: Path, number: int, line: bytes) -> Row:
-    """Returns the object of one line. A byte order mark, as some editors put first, is left out.
+def _parse_row(path: Path, number: int, line: bytes) -> Row:
+    """Returns the object of one line.
 
-    Half a surrogate pair, which neither tokenizers nor UTF-8 files take, becomes U+FFFD.
+    A byte order mark, as some editors put first, is left out. Half a surrogate pair, which neither
+    tokenizers nor UTF-8 files take, becomes U+FFFD.
+
+    Raises UserError if the line is not UTF-8, not JSON or not an object.
     """
     where = f"{path} line {number}"
     try:
-        text = line.decode("utf-8-sig")
-        text = _ESCAPE.sub(lambda escape: r"\ufffd" if escape["half"] else escape[0], text)
+        text = _ESCAPE.sub(_replace_half_pair, line.decode("utf-8-sig"))
         values = json.loads(
             text,
-            parse_int=_whole_number,
+            parse_int=_parse_whole_number,
             parse_constant=_refuse_constant,
-            object_pairs_hook=_without_repetition,
+            object_pairs_hook=_make_object,
         )
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8"
         ) from None
     except json.JSONDecodeError as error:
-        why = f"column {error.colno}: {error.msg}"
-        raise UserError(f"{where} is not JSON ({why}); one object a line is wanted") from None
+        reason = f"column {error.colno}: {error.msg}"
+        raise UserError(f"{where} is not JSON ({reason}); one object a line is wanted") from None
     except RecursionError as error:
         raise UserError(f"{where} is not JSON ({error}); one object a line is wanted") from None
     except ValueError as error:
+        # Raised by the three functions above that json.loads calls.
         raise UserError(f"{where}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(
-            f'{where} is {_kind(values)}, not an object; write {{"question": ..., "answer": ...}}'
+            f"{where} is {_json_kind(values)}, not an object; write "
+            '{"question": ..., "answer": ...}'
         )
-    has_fractions = any(isinstance(value, float) for value in values.values())
-    has_fractions |= OTHER_ANSWERS in values  # which may hold some
-    return Row(path, number, values, json.loads(text, parse_float=str) if has_fractions else {})
+    # Further answers are a list, which may hold fractions.
+    has_fractions = OTHER_ANSWERS in values or any(
+        isinstance(value, float) for value in values.values()
+    )
+    verbatim = json.loads(text, parse_float=str) if has_fractions else {}
+    return Row(path, number, values, verbatim)
 
 
-def _whole_number(text: str) -> int:
+def _replace_half_pair(escape: re.Match[str]) -> str:
+    """Returns an escape as it is, or that of U+FFFD if it is half a surrogate pair."""
+    return r"\ufffd" if escape["half"] else escape[0]
+
+
+def _parse_whole_number(text: str) -> int:
+    """Returns the number; raises ValueError if Python does not convert so many digits."""
     try:
         return int(text)
-    except ValueError:  # Python converts no more than some thousand digits
-        why = f"it has a number of {len(text):,} digits; write it as text, in quotes"
-        raise ValueError(why) from None
+    except ValueError:
+        # sys.get_int_max_str_digits(): some thousand digits
+        reason = f"it has a number of {len(text):,} digits; write it as text, in quotes"
+        raise ValueError(reason) from None
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these fields. JSON does not say which of two values of one field is meant."""
+def _make_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Returns the object of these fields; raises ValueError if two have the same name.
+
+    JSON does not say which of two values of one field is meant.
+    """
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -291,12 +351,12 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    """Python reads NaN and Infinity, which are not JSON and no answer."""
+    """Raises ValueError: Python reads NaN and Infinity, which are not JSON and no answer."""
     raise ValueError(f"{name} is not a JSON number; mend it or write it as text, in quotes")
 
 
-def _kind(value: object) -> str:
-    """What a JSON value is called in an error."""
+def _json_kind(value: object) -> str:
+    """Returns the name of a JSON value's kind, as errors call it."""
     names = {
         dict: "an object",
         list: "a list",
@@ -308,11 +368,12 @@ def _kind(value: object) -> str:
 
 
 def _refuse_repeated_ids(rows: Sequence[Row], problems: Problems) -> None:
-    """Randomness and visit counts are keyed by the id: two problems must not share one."""
-    first: dict[str, int] = {}
+    """Raises UserError if two problems share an id, by which randomness and visits are keyed."""
+    first_lines: dict[str, int] = {}
     for row, problem in zip(rows, problems, strict=True):
-        if first.setdefault(problem.id, row.line) != row.line:
+        first_line = first_lines.setdefault(problem.id, row.line)
+        if first_line != row.line:
             raise row.error(
-                f"the id {json.dumps(problem.id)} is that of line {first[problem.id]} too; make it unique or leave "
-                "--config.data.id_field empty"
+                f"the id {json.dumps(problem.id)} is that of line {first_line} too; make it unique "
+                "or leave --config.data.id_field empty"
             )

@@ -1,8 +1,7 @@
-"""The order in which problems are asked: pass after pass, each problem once a pass, each pass in a new order."""
+"""Orders the problems that are asked: each once a pass over the data, each pass in a new order."""
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Problems
@@ -11,9 +10,10 @@ from jaxgrpo.problems import Problem, Problems
 class ProblemOrder:
     """Hands out problems in an order that is a function of the seed and the position alone.
 
-    Grain permutes indices without a table of them, so a place far ahead costs what the first one does, and a problem is
-    made or read when it is its turn. The state is therefore a number: `order.restore(state)` goes on exactly where
-    `state = order.state()` was taken, in the middle of a pass too.
+    Grain permutes indices without a table of them, so a position far ahead costs no more than the
+    first one, and a problem is made or read when it is its turn. The state is therefore a number:
+    `order.restore(state)` goes on exactly where `state = order.state()` was taken, in the middle of
+    a pass too.
 
     Raises UserError without problems, or for a seed outside [0, 2**32), which is Grain's range.
     """
@@ -23,85 +23,95 @@ class ProblemOrder:
             raise UserError("there are no problems to ask; check --config.data")
         if not 0 <= seed < 2**32:
             raise UserError(f"the seed {seed} is not in [0, 2**32); set --config.seed=0")
-        # Here and not at the top: Grain imports jax, which a verifier's worker process must not. Only the process that
-        # trains makes an Order.
+        # Not at the top: Grain imports jax, which a verifier's worker process must not import. Only
+        # the process that trains makes a ProblemOrder.
         import grain
 
         self._problems = problems
         self._seed = seed
+        # An infinite dataset of indices: entry `position` is the problem of that position.
         self._indices = grain.MapDataset.source(range(len(problems))).seed(seed).shuffle().repeat()
         self._position = 0
 
     @property
     def position(self) -> int:
-        """How many problems have been handed out, over all passes."""
+        """Returns the number of problems that have been handed out, over all passes."""
         return self._position
 
     @property
     def epoch(self) -> int:
-        """The pass that the next problem belongs to, from 0."""
+        """Returns the pass that the next problem belongs to, from 0."""
         return self._position // len(self._problems)
 
     def take(self, count: int) -> list[Problem]:
-        """The next `count` problems; a count past the end of a pass goes on into the next."""
-        places = range(self._position, self._position + count)
-        problems = [self._problems[self._indices[place]] for place in places]
+        """Returns the next `count` problems; past the end of a pass it goes on into the next."""
+        positions = range(self._position, self._position + count)
+        problems = [self._problems[self._indices[position]] for position in positions]
+        # Only now: a problem that cannot be read leaves the position as it was.
         self._position += count
         return problems
 
     def seek(self, position: int) -> None:
-        """Goes on from where so many problems have been handed out."""
+        """Goes on as if `position` problems had been handed out."""
         self._position = position
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps; JSON values."""
+    def state(self) -> dict[str, int]:
+        """Returns the JSON values that a checkpoint keeps."""
         return {"position": self._position, "problems": len(self._problems), "seed": self._seed}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken. UserError if it is of another number of problems or another seed."""
-        here = self.state()
-        for name, mend in (
-            ("problems", "the same data"),
-            ("seed", f"--config.seed={state['seed']}"),
-        ):
-            if state[name] != here[name]:
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Goes on where `state` was taken.
+
+        Raises UserError if the state has another number of problems or another seed.
+        """
+        current = self.state()
+        hints = {"problems": "the same data", "seed": f"--config.seed={state['seed']}"}
+        for name, hint in hints.items():
+            if state[name] != current[name]:
                 raise UserError(
-                    f"the checkpoint's order of problems has {name}={state[name]} and this run's has "
-                    f"{name}={here[name]}; resume with {mend}, or start in a new --config.out"
+                    f"the checkpoint's order of problems has {name}={state[name]} and this run's "
+                    f"has {name}={current[name]}; resume with {hint}, or start in a new "
+                    "--config.out"
                 )
         self._position = state["position"]
 
 
 class ProblemStream:
-    """An iterator over an order's next problems whose prompts fit; the others are passed over.
+    """Iterates over an order's next problems, leaving out those that are not accepted.
 
-    It looks ahead: the order itself stands after the last problem that `use` says was used, which a checkpoint can keep.
+    It looks ahead of the order, which stays behind the last problem that `mark_used` counted: that
+    is the position that a checkpoint keeps.
+
+    accepts: returns whether a problem may be asked, such as whether its prompt fits
     """
 
-    def __init__(self, order: ProblemOrder, fits: Callable[[Problem], bool]):
+    def __init__(self, order: ProblemOrder, accepts: Callable[[Problem], bool]):
         self.used = 0
-        """Of the problems handed out since the last `rewind`."""
-        self._order, self._ahead, self._fits = order, copy.copy(order), fits
+        """Number of used problems of those handed out since the last `rewind`."""
+        self._order = order
+        self._order_ahead = copy.copy(order)
+        self._accepts = accepts
+        # Of each problem that was handed out and not used: the order's position just after it.
         self._positions: list[int] = []
 
     def __iter__(self) -> "ProblemStream":
         return self
 
     def __next__(self) -> Problem:
-        (problem,) = self._ahead.take(1)
-        while not self._fits(problem):
-            (problem,) = self._ahead.take(1)
-        self._positions.append(self._ahead.position)
+        (problem,) = self._order_ahead.take(1)
+        while not self._accepts(problem):
+            (problem,) = self._order_ahead.take(1)
+        self._positions.append(self._order_ahead.position)
         return problem
 
-    def use(self, count: int) -> None:
-        """The next `count` of those handed out have been used."""
+    def mark_used(self, count: int) -> None:
+        """Marks the next `count` of the problems that were handed out as used."""
         self.used += count
         self._order.seek(self._positions[count - 1])
         del self._positions[:count]
 
     def rewind(self) -> None:
-        """What was handed out and not used will be handed out again."""
+        """Goes back: problems that were handed out and not used will be handed out again."""
         self.used = 0
-        self._ahead.seek(self._order.position)
+        self._order_ahead.seek(self._order.position)
         self._positions.clear()

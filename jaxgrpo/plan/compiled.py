@@ -52,7 +52,7 @@ def network(model: str) -> Network:
         model, tokens = match_tokenizer(
             folder, hf_folder.load_config(folder), tokenizer.load(folder)
         )
-        return Network(model, tokens.ends, f"the folder {folder}")
+        return Network(model, tokens.eos_ids, f"the folder {folder}")
     path = known().get(folder.name) or known().get(folder.name.removesuffix("-Instruct"))
     if path is None:
         names = ", ".join(sorted(known()))

@@ -1,1 +1,1 @@
-"""Prompts, tokens and texts."""
+"""Turns problems into prompts and tokens, and tokens into text."""

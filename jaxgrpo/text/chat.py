@@ -1,7 +1,7 @@
 """Asks through the chat template of a model folder, in whatever way that template takes.
 
-What a template takes is found out once, by rendering conversations of probe texts: whether a
-system message may come first, whether contents are strings or parts, what stands between the turns,
+What a template takes is found out once, by rendering conversations of probe texts: whether a system
+message may come first, whether contents are strings or parts, what stands between the turns, and
 what the end of a prompt opens.
 """
 
@@ -9,12 +9,20 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.rewards.prose import closing_tag
 
-_TAG = re.compile(
+Message = dict[str, str | list[dict[str, str]]]
+"""One turn: {"role": ..., "content": ...}."""
+
+Render = Callable[[list[Message], bool], str]
+"""(messages, whether the assistant's turn is begun) -> text; raises what the template raises."""
+
+PROBES = ("first probe text", "second probe text", "third probe text", "fourth probe text")
+"""Contents that no template has in itself, so that they are found again in what it renders."""
+
+_OPENING_TAG = re.compile(
     r"""< (?!/) [^<>|\s] [^<>|]* >                        # <think>
       | \[ [A-Z] [A-Z_]* \]                               # [THINK]
       | ◁ [^◁▷/]+ ▷                                       # ◁think▷
@@ -22,20 +30,19 @@ _TAG = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-PROBES = ("first probe text", "second probe text", "third probe text", "fourth probe text")
 
 
 @dataclass(frozen=True)
-class Chat:
-    """Renders prompts with a chat template.
+class ChatTemplate:
+    """Renders prompts with the chat template of a model folder.
 
-    render: (messages, whether the assistant's turn is begun) -> text; raises what the template raises
+    render: renders a conversation
     folder: the model folder, which errors name
-    in_parts: whether a message's content is [{"type": "text", "text": ...}], else a string
+    in_parts: whether a message's content is [{"type": "text", "text": ...}]; else it is a string
     takes_system: whether a system message may come first; else its text opens the user's turn
     """
 
-    render: Callable[[list[dict[str, Any]], bool], str]
+    render: Render
     folder: Path
     in_parts: bool = False
     takes_system: bool = True
@@ -53,116 +60,127 @@ class Chat:
         try:
             text = self.render(self._messages(turns), True)
         except Exception as error:  # a template is a program: it can raise anything
-            raise self._refusal(one_line(error)) from error
+            raise self.refusal(first_line(error)) from error
+        # Templates may strip a content, so the question is looked for without spaces around it.
         if question.strip() not in text:
-            raise self._refusal(f"it leaves out the question {question[:40]!r}")
+            raise self.refusal(f"it leaves out the question {question[:40]!r}")
         return text
 
-    def around(self, *roles: str, begin: bool = False) -> list[str] | None:
-        """Returns what stands before, between and after the contents of a conversation.
+    def texts_around(self, *roles: str, begin_answer: bool = False) -> list[str] | None:
+        """Returns the texts before, between and after the contents of a conversation.
 
-        None if it cannot be rendered, or not with all contents in their order.
+        Returns None if it cannot be rendered, or not with all contents in their order.
 
         roles: who speaks, one message each
-        begin: whether the assistant's next turn is begun
+        begin_answer: whether the assistant's next turn is begun
         """
         probes = PROBES[: len(roles)]
+        turns = zip(roles, probes, strict=True)
         try:
-            rest = self.render(self._messages(zip(roles, probes, strict=True)), begin)
-        except Exception:  # as above
+            rest = self.render(self._messages(turns), begin_answer)
+        except Exception:  # a template is a program: it can raise anything
             return None
-        pieces = []
+        texts = []
         for probe in probes:
-            piece, found, rest = rest.partition(probe)
-            if not found:
+            before, separator, rest = rest.partition(probe)
+            if not separator:
                 return None
-            pieces.append(piece)
-        return [*pieces, rest]
+            texts.append(before)
+        return [*texts, rest]
 
-    def wrapping(self) -> str:
-        """Returns what the template wraps turns in: the texts before and between their contents."""
+    def turn_markup(self) -> str:
+        """Returns the texts that the template wraps turns in: before and between contents."""
         turns = ("user", "assistant", "user")
+        # Not every template takes a system message, or an assistant's. The longest conversation
+        # that can be rendered shows the most.
         for roles in (("system", *turns), turns, turns[:2], turns[:1]):
-            if pieces := self.around(*roles):
-                # What follows the last content may be the end of a prompt, which opens the answer.
-                return "\n".join(_without_blocks(piece) for piece in pieces[:-1])
+            if texts := self.texts_around(*roles):
+                # The last text is left out: it may be the end of a prompt, which opens the answer.
+                return "\n".join(_without_blocks(text) for text in texts[:-1])
         return ""
 
     def after_assistant(self) -> str:
-        """Returns what follows an assistant's content: first what ends the turn, if anything does."""
+        """Returns the text after an assistant's content: it begins with what ends the turn."""
         for roles in (("user", "assistant"), ("user", "assistant", "user")):
-            pieces = self.around(*roles)
-            if pieces and pieces[2].strip():
-                return pieces[2].lstrip()
+            texts = self.texts_around(*roles)
+            if texts and texts[2].strip():
+                return texts[2].lstrip()
         return ""
 
-    def opened(self) -> str:
+    def opened_block(self) -> str:
         """Returns the end of a prompt from the tag on that the answer is to close, or "".
 
-        For example "<think>\\n".
-        A tag that turns are wrapped in is none, and neither is one that the prompt itself closes.
+        For example "<think>\\n". A tag that turns are wrapped in does not count, nor does one that
+        the prompt itself closes.
         """
-        pieces = self.around("user", begin=True)
-        wrapping = self.wrapping()
-        end = pieces[-1] if pieces else ""
-        for tag in _TAG.finditer(end):
-            closed = closing_tag(tag[0]) in end[tag.end() :]
-            if tag[0] not in wrapping and not closed:
+        texts = self.texts_around("user", begin_answer=True)
+        if texts is None:
+            return ""
+        end = texts[-1]
+        markup = self.turn_markup()
+        for tag in _OPENING_TAG.finditer(end):
+            is_closed = closing_tag(tag[0]) in end[tag.end() :]
+            if tag[0] not in markup and not is_closed:
                 return end[tag.start() :]
         return ""
 
-    def _messages(self, turns: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-        as_content = lambda text: [{"type": "text", "text": text}] if self.in_parts else text
-        return [{"role": role, "content": as_content(text)} for role, text in turns]
-
-    def _refusal(self, reason: str) -> UserError:
+    def refusal(self, reason: str) -> UserError:
+        """Returns the error that the template cannot ask a question."""
         return UserError(
-            f"the chat template in {self.folder} cannot ask a question ({reason}): mend it there, in "
-            "chat_template.jinja or tokenizer_config.json, or remove it to ask without one"
+            f"the chat template in {self.folder} cannot ask a question ({reason}): mend it there, "
+            "in chat_template.jinja or tokenizer_config.json, or remove it to ask without one"
         )
 
+    def _messages(self, turns: Iterable[tuple[str, str]]) -> list[Message]:
+        return [{"role": role, "content": self._content(text)} for role, text in turns]
 
-def read(
-    template: Any, render: Callable[[list[dict[str, Any]], bool], str], folder: Path
-) -> Chat | None:
-    """Returns how to ask through a template, None where there is none.
+    def _content(self, text: str) -> str | list[dict[str, str]]:
+        return [{"type": "text", "text": text}] if self.in_parts else text
+
+
+def probe_template(template: object, render: Render, folder: Path) -> ChatTemplate | None:
+    """Returns how to ask through a template, or None if there is none.
 
     template: its text, or the texts of several by their names
-    render, folder: as of Chat
+    render: renders with it
+    folder: the model folder
 
-    Raises UserError for a template that cannot be asked with, whether contents are strings or parts.
+    Raises UserError if the template cannot be asked with, neither with strings nor with parts.
     """
     if not template:
         return None
-    chat = Chat(render, folder)
+    chat = ChatTemplate(render, folder)
     if isinstance(template, dict) and "default" not in template:
-        raise chat._refusal(f"there are {', '.join(sorted(template))}, and none is named default")
-    in_parts = Chat(render, folder, in_parts=True)
+        names = ", ".join(sorted(template))
+        raise chat.refusal(f"there are {names}, and none is named default")
     try:
         chat.prompt(PROBES[0])
     except UserError:
-        if not in_parts.around("user", begin=True):
+        # The first error is the one to show, if contents in parts do not help.
+        in_parts = ChatTemplate(render, folder, in_parts=True)
+        if not in_parts.texts_around("user", begin_answer=True):
             raise
         chat = in_parts
-    takes_system = chat.around("system", "user", begin=True) is not None
-    return Chat(render, folder, chat.in_parts, takes_system)
+    takes_system = chat.texts_around("system", "user", begin_answer=True) is not None
+    return ChatTemplate(render, folder, chat.in_parts, takes_system)
 
 
-def one_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its kind where it says nothing."""
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its class where it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def _without_blocks(text: str) -> str:
-    """Returns what stands between two contents without what is opened and closed there.
+    """Returns the text between two contents without the blocks that are opened and closed in it.
 
-    Empty thoughts, for example: they wrap neither content.
+    Such as empty thoughts, which wrap neither content.
     """
-    for tag in _TAG.finditer(text):
+    for tag in _OPENING_TAG.finditer(text):
         inside, closing, after = text[tag.end() :].partition(closing_tag(tag[0]))
-        # <|start_header_id|>user<|end_header_id|> does wrap what comes next.
+        # <|start_header_id|>user<|end_header_id|> does wrap the content that follows.
         is_header = tag[0].startswith("<|") and inside.strip()
         if closing and not is_header:
+            # There may be further blocks.
             return _without_blocks(text[: tag.start()] + after)
     return text

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (names in other scripts are the point here)
-"""The languages that can be told from words, and how data sets call them.
+"""Maps what data sets call a language to its code, for the languages that can be told from words.
 
 language_code("pt-BR")                   -> "pt"
 language_code("cmn")                     -> "zh"
@@ -127,9 +127,11 @@ _TABLE = {
     "Sinh": "si sin: Sinhala, Sinhalese, සිංහල",
     "Tibt": "bo bod tib: Tibetan, བོད་སྐད།",
 }
-"""By scripts (ISO 15924): the languages told apart, a line each. First the code that a language
-goes by here, then others of ISO 639, old ones and those of what it comprises; then its names, in
-English and its own."""
+"""The languages that are told apart, a line each, by the scripts they are written in (ISO 15924).
+
+First the code that a language goes by here, then its other codes of ISO 639, old ones and those of
+languages that it comprises; then its names, in English and its own.
+"""
 
 _SCRIPT_NAMES = {
     "latin": "latn",
@@ -153,10 +155,13 @@ _TAG = re.compile(r"(?P<code>[a-z]{2,3})(?P<subtags>(?:[-_.@][a-z0-9]+)*)\.?")
 
 
 def language_code(text: object) -> str | None:
-    """Returns the code of the language that a text names; None where that is none that can be told.
+    """Returns the code of the language that a text names, or None if it names none.
+
+    None as well for a language that cannot be told from words, and for one that is told in another
+    script alone ("sr-Latn").
 
     text: a tag ("pt-BR"), a locale ("zh_Hans"), a code of ISO 639 ("eng", "cmn") or a name, English
-      or the language's own. What is told in another script alone ("sr-Latn") is not told.
+      or the language's own
     """
     if not isinstance(text, str):
         return None
@@ -166,55 +171,72 @@ def language_code(text: object) -> str | None:
     tag = _TAG.fullmatch(folded)
     code: str | None
     if tag and tag["code"] in _CODES:
-        code, rest = _CODES[tag["code"]], _words(tag["subtags"])
+        code = _CODES[tag["code"]]
+        qualifiers = _split_words(tag["subtags"])
     else:
-        code, rest = _named(folded)
-        if _NAMES.get(" ".join(rest), code) != code:  # "English, French"
+        code, qualifiers = _parse_name(folded)
+        # "English, French" names two languages.
+        if _NAMES.get(" ".join(qualifiers), code) != code:
             return None
-    scripts = {_SCRIPT_NAMES.get(word, word) for word in rest} & _ALL_SCRIPTS
-    return code if code and scripts <= _SCRIPTS[code] else None
+    if code is None:
+        return None
+    scripts = {_SCRIPT_NAMES.get(word, word) for word in qualifiers} & _ALL_SCRIPTS
+    return code if scripts <= _SCRIPTS[code] else None
 
 
-def _named(folded: str) -> tuple[str | None, list[str]]:
-    """Returns a name's language, or None, and the words after it: of "serbian (latin)" ["latin"]."""
-    everything = " ".join(_words(folded))
-    if everything in _NAMES:
-        return _NAMES[everything], []
+def _parse_name(folded: str) -> tuple[str | None, list[str]]:
+    """Returns a name's language, or None, and the words after it.
+
+    "serbian (latin)" -> "sr", ["latin"]
+    """
+    full_name = " ".join(_split_words(folded))
+    if full_name in _NAMES:
+        return _NAMES[full_name], []
+    # The name ends at the first of these signs.
     name, _, rest = re.sub(r"[-_(\[,;/]", "\n", folded, count=1).partition("\n")
-    words = _words(name)
-    plain = [word for word in words if word not in _QUALIFIERS]
-    return _NAMES.get(" ".join(words)) or _NAMES.get(" ".join(plain)), _words(rest)
+    words = _split_words(name)
+    unqualified = [word for word in words if word not in _QUALIFIERS]
+    language = _NAMES.get(" ".join(words)) or _NAMES.get(" ".join(unqualified))
+    return language, _split_words(rest)
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text)
 
 
 def _fold(text: str) -> str:
-    """Without case, accents and the differences of typography."""
+    """Returns the text without case, accents and the differences of typography."""
     decomposed = unicodedata.normalize("NFKD", text)
-    return "".join(sign for sign in decomposed if unicodedata.category(sign) != "Mn").casefold()
+    # Mn: the accents, which NFKD has set apart from their letters
+    letters = [letter for letter in decomposed if unicodedata.category(letter) != "Mn"]
+    return "".join(letters).casefold()
 
 
-def _read(
+def _read_table(
     table: dict[str, str],
 ) -> tuple[dict[str, str], dict[str, str], dict[str, frozenset[str]]]:
-    """Returns the language by code and by folded name, and its scripts in small letters."""
-    codes: dict[str, str] = {}
-    names: dict[str, str] = {}
-    scripts: dict[str, frozenset[str]] = {}
-    for written_in, lines in table.items():
+    """Returns the language by code, the language by folded name, and scripts by language.
+
+    Scripts are in small letters.
+    """
+    languages_by_code: dict[str, str] = {}
+    languages_by_name: dict[str, str] = {}
+    scripts_by_language: dict[str, frozenset[str]] = {}
+    for script_names, lines in table.items():
+        scripts = frozenset(script_names.lower().split())
         for line in lines.strip().splitlines():
-            its_codes, _, its_names = line.partition(":")
-            language = its_codes.split()[0]
-            codes |= dict.fromkeys(its_codes.split(), language)
-            names |= {" ".join(_words(_fold(name))): language for name in its_names.split(",")}
-            scripts[language] = frozenset(written_in.lower().split())
-    return codes, names, scripts
+            codes, _, names = line.partition(":")
+            language = codes.split()[0]
+            scripts_by_language[language] = scripts
+            for code in codes.split():
+                languages_by_code[code] = language
+            for name in names.split(","):
+                languages_by_name[" ".join(_split_words(_fold(name)))] = language
+    return languages_by_code, languages_by_name, scripts_by_language
 
 
-_CODES, _NAMES, _SCRIPTS = _read(_TABLE)
-_ALL_SCRIPTS = frozenset(script for scripts in _SCRIPTS.values() for script in scripts)
+_CODES, _NAMES, _SCRIPTS = _read_table(_TABLE)
+_ALL_SCRIPTS = frozenset().union(*_SCRIPTS.values())
 
 LANGUAGE_CODES = frozenset(_SCRIPTS)
 """The codes by which languages go here: ISO 639-1, and ckb."""

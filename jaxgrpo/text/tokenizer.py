@@ -1,4 +1,7 @@
-"""Text <-> tokens through the model folder's own tokenizer and chat template. Host side: no jax."""
+"""Turns text into tokens and back, through a model folder's own tokenizer and chat template.
+
+Host side: no jax.
+"""
 
 import functools
 import json
@@ -11,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import whole_characters
+from jaxgrpo.problems import replace_lone_surrogates
 from jaxgrpo.text import chat, prompts
 
-NAMED = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
-"""Special tokens that a tokenizer has a name for."""
+HfTokenizer = Any
+"""A transformers.PreTrainedTokenizerBase. That import takes seconds, so it is not made here."""
+
+SPECIAL_TOKEN_NAMES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+"""Special tokens that a Hugging Face tokenizer has a name for."""
 
 
 @dataclass(frozen=True)
@@ -23,57 +29,65 @@ class Tokenizer:
     """Turns prompts into tokens and chosen tokens into text, as a model folder says.
 
     hf: the Hugging Face tokenizer
-    ends: ids that end a completion
-    pad: the id that fills columns no mask covers
-    begin: ids that a text begins with where no chat template says so
-    asks: whether, where there is none, a prompt asks for thoughts and an answer in the problem's
-        language (prompts.asked), unless a system message says what is wanted
-    template: how to ask through the chat template; None where there is none
-    control: ids that are no text besides the ends, such as those that turns are wrapped in
-    opened: what the end of a prompt opens for the completion to close, such as "<think>\\n"
+    eos_ids: ids that end a completion
+    pad_id: the id in columns that no mask covers
+    bos_ids: ids that the tokenizer puts before a text; a chat template has its own
+    uses_base_prompt: whether, without a chat template, a prompt asks for thoughts and an answer in
+      the problem's language (prompts.base_model_prompt); a system message takes its place
+    chat_template: how to ask through the chat template; None where there is none
+    control_ids: ids that are no text besides eos_ids, such as those that turns are wrapped in
+    completion_prefix: what the end of a prompt opens for the completion to close, such as
+      "<think>\\n"
     """
 
-    hf: Any
-    ends: tuple[int, ...]
-    pad: int
-    begin: tuple[int, ...] = ()
-    asks: bool = False
-    template: chat.Chat | None = None
-    control: frozenset[int] = frozenset()
-    opened: str = ""
+    hf: HfTokenizer
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    bos_ids: tuple[int, ...] = ()
+    uses_base_prompt: bool = False
+    chat_template: chat.ChatTemplate | None = None
+    control_ids: frozenset[int] = frozenset()
+    completion_prefix: str = ""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text that holds its own special tokens; none is added."""
-        return self.hf(whole_characters(text), add_special_tokens=False).input_ids
+        """Returns the ids of a text that holds its own special tokens; none is added."""
+        return self.hf(replace_lone_surrogates(text), add_special_tokens=False).input_ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of chosen tokens, without end and control tokens.
 
         Other special tokens stay: a tag such as <think> is text, whatever the tokenizer calls it.
         """
-        dropped = self.control.union(self.ends)
+        dropped = self.control_ids.union(self.eos_ids)
         return self.decode_all([int(i) for i in ids if i not in dropped])
 
     def decode_all(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Returns the text of chosen tokens with all special tokens: what stop strings are sought in."""
+        """Returns the text of chosen tokens with all special tokens.
+
+        Stop strings are looked for in this text.
+        """
         return self.hf.decode(
-            [int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            [int(i) for i in ids],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
         )
 
     def completion(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text that rewards see: what the prompt opened, then what was chosen."""
-        return self.opened + self.decode(ids)
+        return self.completion_prefix + self.decode(ids)
 
     def prompt(self, prompt: str, system: str = "", language: str = "en") -> list[int]:
         """Returns the ids of a prompt as the model expects it, up to where its answer begins.
 
         language: the problem's
         """
-        if self.template:
-            return self.encode(self.template.prompt(prompt, system))
-        asks = self.asks and not system
-        text = prompts.asked(prompt, language) if asks else prompts.plain(prompt, system)
-        return [*self.begin, *self.encode(text)]
+        if self.chat_template:
+            return self.encode(self.chat_template.prompt(prompt, system))
+        if self.uses_base_prompt and not system:
+            text = prompts.base_model_prompt(prompt, language)
+        else:
+            text = prompts.plain_prompt(prompt, system)
+        return [*self.bos_ids, *self.encode(text)]
 
 
 def load(folder: Path) -> Tokenizer:
@@ -89,45 +103,58 @@ def load(folder: Path) -> Tokenizer:
     hf = _load_hf(folder)
     hf.chat_template = hf.chat_template or _processor_template(folder)
     render = functools.partial(_render, hf)
-    template = chat.read(hf.chat_template, render, folder)
-    ends = {hf.eos_token_id, *_configured_ends(folder, hf)} - {None}
+    template = chat.probe_template(hf.chat_template, render, folder)
+    eos_ids = {hf.eos_token_id, *_configured_eos_ids(folder, hf)} - {None}
     if template:
-        ends |= _turn_ends(template, hf)
-    if not ends:
+        eos_ids |= _turn_end_ids(template, hf)
+    if not eos_ids:
         raise UserError(
-            f"the tokenizer in {folder} names no end token: set eos_token in its tokenizer_config.json"
+            f"the tokenizer in {folder} names no end token: set eos_token in its "
+            "tokenizer_config.json"
         )
-    pad = hf.pad_token_id if hf.pad_token_id is not None else min(ends)
     return Tokenizer(
         hf,
-        tuple(sorted(ends)),
-        pad,
-        begin=tuple(i for i in hf("").input_ids if i not in ends),
-        asks=True,
-        template=template,
-        control=_control(template, hf),
-        opened=template.opened() if template else "",
+        tuple(sorted(eos_ids)),
+        # Padding is masked, so without a pad token any id will do.
+        hf.pad_token_id if hf.pad_token_id is not None else min(eos_ids),
+        # Some tokenizers also end every text with a token.
+        bos_ids=tuple(i for i in hf("").input_ids if i not in eos_ids),
+        uses_base_prompt=True,
+        chat_template=template,
+        control_ids=_control_ids(template, hf),
+        completion_prefix=template.opened_block() if template else "",
     )
 
 
-def pad_left(rows: list[list[int]], width: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids -> (tokens Int[P W], attention_mask Bool[P W]) with the ids at the right end; masks come from lengths.
+def pad_left(rows: list[list[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (tokens Int[P W], attention_mask Bool[P W]) of rows of ids, at the right end.
 
-    Raises ValueError for a row that is longer than the width: problems too long are refused where they are read.
+    The mask comes from the rows' lengths: a pad id within a row is a token like any other.
+
+    rows: P rows of at most W ids
+    width: W
+
+    Raises ValueError for a row that is longer than the width: problems too long are refused where
+    they are read.
     """
-    tokens = np.full((len(rows), width), pad, np.int32)
+    tokens = np.full((len(rows), width), pad_id, np.int32)
     mask = np.zeros((len(rows), width), bool)
     for i, ids in enumerate(rows):
         if len(ids) > width:
             raise ValueError(f"row {i} has {len(ids)} tokens, more than the width {width}")
-        if ids:
-            tokens[i, width - len(ids) :] = ids
-            mask[i, width - len(ids) :] = True
+        start = width - len(ids)
+        tokens[i, start:] = ids
+        mask[i, start:] = True
     return tokens, mask
 
 
-def _load_hf(folder: Path) -> Any:
-    # Importing it prints that PyTorch is absent: here it always may be, and on stderr it would look like an error.
+def _load_hf(folder: Path) -> HfTokenizer:
+    """Returns the Hugging Face tokenizer of a folder.
+
+    Raises UserError if none can be loaded, or if it has no vocabulary.
+    """
+    # Importing transformers prints that PyTorch is absent. Here it always may be, and on stderr
+    # that would look like an error.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers
 
@@ -139,10 +166,12 @@ def _load_hf(folder: Path) -> Any:
         is_wordless = hf(chat.PROBES[0]).input_ids == hf("").input_ids
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # tokenizers raises Exception itself, and a panic that is none
+    except BaseException as error:
+        # The tokenizers library raises Exception itself, and its panics are no Exception at all.
         raise UserError(
-            f"no tokenizer can be loaded from {folder} ({chat.one_line(error)}): copy its tokenizer files there, or update "
-            "transformers and tokenizers if they are of a newer version"
+            f"no tokenizer can be loaded from {folder} ({chat.first_line(error)}): copy its "
+            "tokenizer files there, or update transformers and tokenizers if they are of a newer "
+            "version"
         ) from error
     files = hf.vocab_files_names.values()
     # Without these files transformers makes a tokenizer that knows no word.
@@ -153,33 +182,42 @@ def _load_hf(folder: Path) -> Any:
     return hf
 
 
-def _render(hf: Any, messages: list[dict[str, Any]], begin: bool) -> str:
-    return hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin)
+def _render(hf: HfTokenizer, messages: list[chat.Message], begin_answer: bool) -> str:
+    """Renders a conversation with the tokenizer's chat template."""
+    return hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin_answer)
 
 
-def _configured_ends(folder: Path, hf: Any) -> set[int]:
+def _configured_eos_ids(folder: Path, hf: HfTokenizer) -> set[int]:
     """Returns the end tokens that the model's files name.
 
     Those of config.json count only if they are added tokens: a number that was left from another
     tokenizer is an ordinary piece of text in this one, or none at all.
+
+    Raises UserError if generation_config.json names a token that the tokenizer does not have.
     """
     path = folder / "generation_config.json"
-    ends = _read_ends(path)
-    if unknown := ends - set(hf.get_vocab().values()):
+    eos_ids = _read_eos_ids(path)
+    if unknown := eos_ids - set(hf.get_vocab().values()):
         raise UserError(
-            f"{path} says eos_token_id {min(unknown)}, and the tokenizer has no such token: mend it, or copy the "
-            "tokenizer's files anew"
+            f"{path} says eos_token_id {min(unknown)}, and the tokenizer has no such token: mend "
+            "it, or copy the tokenizer's files anew"
         )
-    return ends | (_read_ends(folder / "config.json") & set(hf.added_tokens_decoder))
+    return eos_ids | (_read_eos_ids(folder / "config.json") & set(hf.added_tokens_decoder))
 
 
-def _processor_template(folder: Path) -> Any:
-    """Returns the chat template of a folder that has it where transformers' processors look alone."""
+def _processor_template(folder: Path) -> object:
+    """Returns the chat template in the file that only transformers' processors read, or None.
+
+    Models of text and images have it there.
+    """
     return _read_object(folder / "chat_template.json").get("chat_template")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """Returns the JSON object that a file holds; {} if there is no file."""
+def _read_object(path: Path) -> dict[str, object]:
+    """Returns the JSON object that a file holds; {} if there is no file.
+
+    Raises UserError if the file holds something else.
+    """
     if not path.is_file():
         return {}
     try:
@@ -193,36 +231,47 @@ def _read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_ends(path: Path) -> set[int]:
+def _read_eos_ids(path: Path) -> set[int]:
     """Returns the ids that a file calls eos_token_id.
 
     Raises UserError unless it is a whole number, a list of such numbers, or null.
     """
-    ends = _read_object(path).get("eos_token_id")
-    ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    value = _read_object(path).get("eos_token_id")
+    if value is None:
+        return set()
+    ids = value if isinstance(value, list) else [value]
     for i in ids:
+        # type() and not isinstance: True is an int, too.
         if type(i) is not int or i < 0:
             raise UserError(
-                f"{path} says eos_token_id {ends!r}: it must be a token's number, or a list of such numbers"
+                f"{path} says eos_token_id {value!r}: it must be a token's number, or a list of "
+                "such numbers"
             )
     return set(ids)
 
 
-def _turn_ends(template: chat.Chat, hf: Any) -> set[int]:
+def _turn_end_ids(template: chat.ChatTemplate, hf: HfTokenizer) -> set[int]:
     """Returns the added token with which the template ends an assistant's turn, if one does."""
     after = template.after_assistant()
-    added = [
+    candidates = [
         (len(text), i)
         for text, i in hf.get_added_vocab().items()
         if text.strip() and after.startswith(text)
     ]
-    return {max(added)[1]} if added else set()
+    if not candidates:
+        return set()
+    # The longest: one token's text may begin with another's.
+    _, longest = max(candidates)
+    return {longest}
 
 
-def _control(template: chat.Chat | None, hf: Any) -> frozenset[int]:
+def _control_ids(template: chat.ChatTemplate | None, hf: HfTokenizer) -> frozenset[int]:
     """Returns the special tokens that are no text: those with a name, and those around turns."""
-    wrapping = template.wrapping() if template else ""
-    special = [(i, token.content) for i, token in hf.added_tokens_decoder.items() if token.special]
-    wrappers = [i for i, content in special if content.strip() and content in wrapping]
-    named = [getattr(hf, f"{name}_token_id") for name in NAMED]
-    return frozenset(i for i in (*wrappers, *named) if i is not None)
+    markup = template.turn_markup() if template else ""
+    around_turns = [
+        i
+        for i, token in hf.added_tokens_decoder.items()
+        if token.special and token.content.strip() and token.content in markup
+    ]
+    named = [getattr(hf, f"{name}_token_id") for name in SPECIAL_TOKEN_NAMES]
+    return frozenset(i for i in (*around_turns, *named) if i is not None)

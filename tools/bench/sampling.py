@@ -116,13 +116,13 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
         prompt_width=arguments.prompt,
         new_tokens=arguments.new,
         micro_batch=micro_batch,
-        ends=tokens.ends,
+        ends=tokens.eos_ids,
         slots=slots,
         group_size=arguments.group_size,
         chunk=arguments.chunk,
         dtype=jnp.dtype(arguments.dtype),
     )
-    ids = Ids(tokens.hf, tokens.ends, tokens.pad)
+    ids = Ids(tokens.hf, tokens.eos_ids, tokens.pad_id)
     engine = Engine(steps, ids, arguments.prompt, arguments.new, seed=0)
     params = hf_folder.load_params(folder, steps.params_like)
     return Bench(
