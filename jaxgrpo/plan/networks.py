@@ -19,12 +19,12 @@ class Network:
     """A network to plan for.
 
     config: its layers and sizes
-    ends: the token ids that end a completion
+    eos_ids: the token ids that end a completion
     source: where both come from, in words
     """
 
     config: ModelConfig
-    ends: tuple[int, ...]
+    eos_ids: tuple[int, ...]
     source: str
 
 

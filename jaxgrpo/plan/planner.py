@@ -88,7 +88,7 @@ def make_target(config: Config, topology: str | None, memory_gib: float | None) 
         chip, devices = chips.topology_devices(topology)
         return Target(topology, devices, chip, limit or chip.hbm)
     network = find_network(config.model)
-    programs = build_programs(config, network.config, network.ends)
+    programs = build_programs(config, network.config, network.eos_ids)
     local = list(programs.rows.mesh.devices.flat)
     if limit is None:
         stats = local[0].memory_stats() or {}
@@ -113,7 +113,7 @@ def make_plan(
     Raises UserError as the run itself would.
     """
     network = find_network(config.model)
-    programs = build_programs(config, network.config, network.ends, target.devices)
+    programs = build_programs(config, network.config, network.eos_ids, target.devices)
     inputs = program_inputs(config, programs)
     compiled: dict[str, CompiledProgram] = {}
     phases = phase_memory(config, inputs, compiled)
