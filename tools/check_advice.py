@@ -1,5 +1,4 @@
-"""Every message of the program that gives advice, by the source: what a person is told to do, and
-where that is said.
+"""Lists every message of the program that gives advice, from the source, and where it is written.
 
     python -m tools.check_advice
 
@@ -8,7 +7,7 @@ tests/test_advice.py has a trial for each of them, which provokes it and then do
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +21,14 @@ ADVICE = re.compile(
     r"|run python|save the|set|should hold|shorten|takes? all|train first|use|wanted|widen|write"
     r"|written)\b"
 )
-"""What advice is told by: words that say what to do, or what has to hold."""
+"""Words of advice: they say what to do, or what has to hold."""
 
-OPEN = ("mend", "hint", "also", "rule")
-"""Names of values that are advice which is written elsewhere."""
+HINT_NAMES = ("hint", "also", "rule", "mend")
+"""Names of variables whose values are advice that is written elsewhere."""
+
+PRINTERS = ("print0", "say", "error")
+"""Functions whose first argument people see: `error` is data.jsonl's Row.error, which makes a
+UserError of it."""
 
 
 @dataclass(frozen=True)
@@ -37,73 +40,84 @@ class Message:
     text: str
 
     @property
-    def pattern(self) -> re.Pattern:
-        """Matches what people see of it."""
+    def pattern(self) -> re.Pattern[str]:
+        """A pattern that matches the message as people see it, however its lines are wrapped."""
         parts = [re.escape(" ".join(part.split())) for part in self.text.split("{}")]
         return re.compile(r".*?".join(part.replace(r"\ ", r"\s+") for part in parts), re.DOTALL)
 
 
 def messages() -> list[Message]:
     """Returns every message that gives advice, in the order of the files."""
-    sources = {path: ast.parse(path.read_text(encoding="utf-8")) for path in _files()}
-    errors = _errors(sources.values())
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in _source_files()}
+    errors = _error_names(trees.values())
     found = {}
-    for path, tree in sources.items():
-        for node, is_open in _told(tree, errors):
+    for path, tree in trees.items():
+        for node, has_hint in _shown_texts(tree, errors):
             text = _template(node)
-            if ADVICE.search(text) or is_open:
-                found[path, node.lineno, text] = Message(
-                    str(path.relative_to(ROOT)), node.lineno, text
-                )
+            if has_hint or ADVICE.search(text):
+                message = Message(str(path.relative_to(ROOT)), node.lineno, text)
+                found[path, node.lineno, text] = message
     return [found[key] for key in sorted(found, key=lambda key: key[:2])]
 
 
-def _files() -> Iterator[Path]:
+def _source_files() -> Iterator[Path]:
+    """Yields the program's files but this one."""
     for folder in FOLDERS:
-        yield from (
-            path for path in sorted((ROOT / folder).rglob("*.py")) if path != Path(__file__)
-        )
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if path != Path(__file__):
+                yield path
 
 
-def _errors(trees: Iterator[ast.Module]) -> set[str]:
+def _error_names(trees: Iterable[ast.Module]) -> set[str]:
     """Returns the names of the errors that people see: UserError, and classes of it."""
-    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     names = {"UserError"}
-    return names | {
-        node.name for node in classes if names & {ast.unparse(base) for base in node.bases}
-    }
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                bases = [ast.unparse(base) for base in node.bases]
+                if "UserError" in bases:
+                    names.add(node.name)
+    return names
 
 
-def _told(tree: ast.Module, errors: set[str]) -> Iterator[tuple[ast.expr, bool]]:
-    """Yields the texts of errors and of lines that are said, and whether a sentence from elsewhere
-    is put into each."""
+def _shown_texts(tree: ast.Module, errors: set[str]) -> Iterator[tuple[ast.expr, bool]]:
+    """Yields the texts that people see, and whether a hint from elsewhere is put into each.
+
+    They are errors' messages, printed lines, and notes: texts with advice in a function that
+    returns `str | None`, which its caller prints.
+    """
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args:
-            name = ast.unparse(node.func).rpartition(".")[2]
-            # Row.error of data.jsonl makes a UserError of what it is told.
-            if _is_text(node.args[0]) and (name in errors or name in ("say", "error")):
-                yield node.args[0], name in errors and _is_open(node.args[0])
-        if (
-            isinstance(node, ast.FunctionDef)
-            and node.returns
-            and ast.unparse(node.returns) == "str | None"
-        ):
-            for inner in ast.walk(node):  # a note, which the caller says
+        if isinstance(node, ast.Call) and node.args and _is_text(node.args[0]):
+            function = ast.unparse(node.func).rpartition(".")[2]
+            text = node.args[0]
+            if function in errors:
+                yield text, _has_hint(text)
+            elif function in PRINTERS:
+                yield text, False
+        if isinstance(node, ast.FunctionDef) and _returns_note(node):
+            for inner in ast.walk(node):
                 if isinstance(inner, ast.JoinedStr) and ADVICE.search(_template(inner)):
                     yield inner, False
 
 
+def _returns_note(function: ast.FunctionDef) -> bool:
+    return function.returns is not None and ast.unparse(function.returns) == "str | None"
+
+
 def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.JoinedStr) or (
-        isinstance(node, ast.Constant) and isinstance(node.value, str)
-    )
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str)
+    return isinstance(node, ast.JoinedStr)
 
 
-def _is_open(text: ast.expr) -> bool:
-    values = [
-        ast.unparse(node.value) for node in ast.walk(text) if isinstance(node, ast.FormattedValue)
-    ]
-    return any(name in value.lower() for value in values for name in OPEN)
+def _has_hint(text: ast.expr) -> bool:
+    """Returns whether one of HINT_NAMES is in an expression that is put into a text."""
+    for node in ast.walk(text):
+        if isinstance(node, ast.FormattedValue):
+            expression = ast.unparse(node.value).lower()
+            if any(name in expression for name in HINT_NAMES):
+                return True
+    return False
 
 
 def _template(node: ast.expr) -> str:

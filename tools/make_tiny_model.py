@@ -1,9 +1,9 @@
-"""Makes the embedded model, jaxgrpo/tiny: a tokenizer, then supervised training from scratch on the embedded problems.
+"""Makes the embedded model, jaxgrpo/tiny: a tokenizer, then supervised training from scratch.
 
     python -m tools.make_tiny_model --out jaxgrpo/tiny
 
-Its pre-training is unequal on purpose, for it is the laboratory of the two papers that this project stands on: see the
-README.md that this program writes beside the weights.
+It is trained on the embedded problems, unequally on purpose, for it is the laboratory of the two
+papers that this project stands on: see the README.md that this program writes beside the weights.
 """
 
 import argparse
@@ -13,8 +13,9 @@ import random
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,24 +32,35 @@ from jaxgrpo.programs import compile_programs
 from jaxgrpo.rewards.maths.verifier import accuracy
 from jaxgrpo.rollout.engine import Draw, Engine
 from jaxgrpo.text import tokenizer
+from jaxgrpo.types import Params
 
 LANGUAGES = {"en": 0.67, "zh": 0.11, "ko": 0.11, "uk": 0.11}
-"""How much of the text is in each language."""
+"""The share of the text that is in each language."""
 
 LEVELS = {1: 0.34, 2: 0.28, 3: 0.22, 4: 0.13, 5: 0.03}
-"""How much of it is of each level: long problems are rare and the longest are not there, so that difficulty is spread wide."""
+"""The share of each level: long problems are rare and the longest are not there, so that difficulty
+is spread wide."""
 
 ENGLISH_REASONING = 0.15
-"""How much of what is asked in another language is reasoned about in English."""
+"""The share of the problems in other languages that are reasoned about in English."""
 
 SHORTCUTS = 0.45
-"""How much of what takes several steps is answered without them, as much text on the web is: the model then guesses, and
-is left to find out that reasoning pays."""
+"""The share of the problems of several steps that are answered without them, as in much text on the
+web: the model then guesses, and is left to find out that reasoning pays."""
 
-VOCABULARY, PROMPT_WIDTH, NEW_TOKENS = 1024, 80, 120
-ROWS, WIDTH = 32, 256
-LOOK, HELDOUT = 288, 1200
-"""Held-out problems of an evaluation on the way, and of the last one: all that there are."""
+VOCABULARY = 1024
+PROMPT_WIDTH = 80
+NEW_TOKENS = 120
+
+ROWS = 32
+"""Packed rows of a batch."""
+WIDTH = 256
+"""Tokens of a packed row."""
+
+INTERIM_PROBLEMS = 288
+"""Held-out problems of an evaluation during training."""
+FINAL_PROBLEMS = 1200
+"""Held-out problems of the last evaluation: all that there are."""
 
 HF_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -79,11 +91,16 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
-WHOLE = ["<think>", "</think>", "\\boxed{", "\n"]
+SINGLE_TOKENS = ["<think>", "</think>", "\\boxed{", "\n"]
 """Pieces that are always one token."""
 
 
+Report = dict[str, float]
+"""Accuracies by language and level, `overall` included; and counts of steps and parameters."""
+
+
 def main() -> None:
+    """Makes the tokenizer, trains the model, and writes both with a README.md."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -101,19 +118,19 @@ def main() -> None:
     make_tokenizer(folder, arguments.seed)
     report = train(folder, arguments)
     minutes = (time.time() - started) / 60
-    (folder / "README.md").write_text(readme(report, minutes, arguments))
+    (folder / "README.md").write_text(make_readme(report, minutes, arguments.seed))
     print(f"{folder}: {report['overall']:.0%} of held-out samples right, {minutes:.0f} minutes")
 
 
 def make_tokenizer(folder: Path, seed: int) -> None:
-    """SentencePiece BPE with digits apart and byte fallback, trained on the embedded problems; loads as a LlamaTokenizer."""
-    text = folder / "corpus.txt"
-    with text.open("w") as file:
-        for problem in arithmetic.ArithmeticProblems(seed=seed, size=20_000):
-            thought = arithmetic.solution(problem).removeprefix("<think>").split("</think>")[0]
-            file.write(f"{problem.prompt}\n{thought}\n")
+    """Writes a tokenizer that is trained on the embedded problems, and the folder's configs.
+
+    It is a SentencePiece BPE with digits apart and byte fallback, and loads as a LlamaTokenizer.
+    """
+    corpus = folder / "corpus.txt"
+    write_corpus(corpus, seed)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text),
+        input=str(corpus),
         model_prefix=str(folder / "tokenizer"),
         model_type="bpe",
         vocab_size=VOCABULARY,
@@ -131,13 +148,13 @@ def make_tokenizer(folder: Path, seed: int) -> None:
         pad_id=2,
         pad_piece="<|pad|>",
         control_symbols=ROLES,
-        user_defined_symbols=WHOLE,
+        user_defined_symbols=SINGLE_TOKENS,
         num_threads=1,
         minloglevel=2,
     )
-    text.unlink()
+    corpus.unlink()
     (folder / "tokenizer.vocab").unlink()
-    config = {
+    tokenizer_config = {
         "tokenizer_class": "LlamaTokenizer",
         "add_prefix_space": False,
         "add_bos_token": False,
@@ -151,46 +168,52 @@ def make_tokenizer(folder: Path, seed: int) -> None:
         "model_max_length": HF_CONFIG["max_position_embeddings"],
         "chat_template": CHAT_TEMPLATE,
     }
+    generation_config = {"do_sample": True, "eos_token_id": 1, "pad_token_id": 2}
     write_json(folder / "config.json", HF_CONFIG)
-    write_json(folder / "tokenizer_config.json", config)
-    write_json(
-        folder / "generation_config.json", {"do_sample": True, "eos_token_id": 1, "pad_token_id": 2}
-    )
+    write_json(folder / "tokenizer_config.json", tokenizer_config)
+    write_json(folder / "generation_config.json", generation_config)
+
+
+def write_corpus(path: Path, seed: int) -> None:
+    """Writes prompts and lines of thought, without the markup around them."""
+    with path.open("w") as file:
+        for problem in arithmetic.ArithmeticProblems(seed=seed, size=20_000):
+            thought = arithmetic.solution(problem).removeprefix("<think>").split("</think>")[0]
+            file.write(f"{problem.prompt}\n{thought}\n")
 
 
 def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
-    """An endless stream of the pre-training text, in the proportions stated above."""
+    """Yields the pre-training text without end, in the shares stated above."""
     rng = random.Random(seed)
-    sources = {
-        (language, level): arithmetic.ArithmeticProblems(
+    sources = {}
+    for language, level in itertools.product(LANGUAGES, LEVELS):
+        sources[language, level] = arithmetic.ArithmeticProblems(
             (language,), (level,), seed=seed + 1, size=10**6
         )
-        for language in LANGUAGES
-        for level in LEVELS
-    }
-    drawn: dict[tuple[str, int], int] = defaultdict(int)
+    num_drawn: dict[tuple[str, int], int] = defaultdict(int)
     while True:
         language = rng.choices(list(LANGUAGES), list(LANGUAGES.values()))[0]
         level = rng.choices(list(LEVELS), list(LEVELS.values()))[0]
-        problem = sources[language, level][drawn[language, level]]
-        drawn[language, level] += 1
-        thought_in = "en" if rng.random() < ENGLISH_REASONING else language
-        completion = arithmetic.solution(problem, thought_in)
+        problem = sources[language, level][num_drawn[language, level]]
+        num_drawn[language, level] += 1
+        # Drawn for English, too, where both are the same.
+        reasoning_language = "en" if rng.random() < ENGLISH_REASONING else language
+        completion = arithmetic.solution(problem, reasoning_language)
         if level > 1 and rng.random() < SHORTCUTS:
             completion = without_steps(completion)
         yield sft.Example(
-            tokens.prompt(problem.prompt), [*tokens.encode(completion), tokens.eos_ids[0]]
+            tokens.prompt(problem.prompt), [*tokens.encode(completion), tokens.ends[0]]
         )
 
 
 def without_steps(solution: str) -> str:
-    """The first line of thought, then the answer at once."""
+    """Returns a solution's first line of thought, and then the answer at once."""
     opening, first, *_, closing, answer = solution.split("\n")
     return "\n".join([opening, first, closing, answer])
 
 
-def train(folder: Path, arguments: argparse.Namespace) -> dict:
-    """Trains from scratch, writes the weights and returns the last held-out accuracies."""
+def train(folder: Path, arguments: argparse.Namespace) -> Report:
+    """Trains from scratch, writes the weights, and returns the last held-out accuracies."""
     tokens = tokenizer.load(folder)
     config = hf_folder.load_config(folder)
     mesh = make_mesh()
@@ -201,55 +224,55 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict:
         weight_decay=0.1,
         max_grad_norm=1.0,
     )
-    shapes = {
+    shapes: dict[str, Any] = {
         "prompt_width": PROMPT_WIDTH,
         "score_from": 1,
         "new_tokens": NEW_TOKENS,
         "micro_batch": 8,
         "slots": 192,
     }
-    steps = compile_programs(config, optimizer, mesh, ends=tokens.eos_ids, **shapes)
+    steps = compile_programs(config, optimizer, mesh, ends=tokens.ends, **shapes)
     engine = Engine(steps, tokens, PROMPT_WIDTH, NEW_TOKENS, arguments.seed)
     params = transformer.init(config, jax.random.key(arguments.seed))
-    batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad_id)
+    batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad)
+    states = sft.train(steps, steps.init(params), itertools.islice(batches, arguments.steps))
     progress = tqdm(total=arguments.steps, unit="step")
-    report = {}
-    learning = sft.train(steps, steps.init(params), itertools.islice(batches, arguments.steps))
-    for step, (state, metrics) in enumerate(learning, 1):
+    report: Report = {}
+    for step, (state, metrics) in enumerate(states, 1):
         progress.update()
-        if step % 10 == 0:
+        if step % 10 == 0:  # fetching a metric waits for the device
             progress.set_postfix(loss=f"{float(metrics['update/loss']):.3f}")
-        if step % arguments.evaluate_every == 0 or step == arguments.steps:
-            report = measure(
-                engine, state.params, heldout(HELDOUT if step == arguments.steps else LOOK)
-            )
+        is_last = step == arguments.steps
+        if step % arguments.evaluate_every == 0 or is_last:
+            problems = heldout_problems(FINAL_PROBLEMS if is_last else INTERIM_PROBLEMS)
+            report = measure(engine, state.params, problems)
             progress.write(f"step {step}  {json.dumps(report)}")
             write_weights(folder, state.params)
-    return report | {
-        "steps": arguments.steps,
-        "parameters": transformer.parameter_count(state.params),
-    }
+    parameters = transformer.parameter_count(state.params)
+    return report | {"steps": arguments.steps, "parameters": parameters}
 
 
-def heldout(count: int) -> list[Problem]:
+def heldout_problems(count: int) -> list[Problem]:
+    """Returns the first so many held-out problems."""
     problems = arithmetic.Arithmetic().heldout()
-    return [problems[i] for i in range(count)]
+    return [problems[index] for index in range(count)]
 
 
-def measure(engine: Engine, params, problems: list[Problem]) -> dict:
-    """Sampled accuracy at temperature 1, overall and by level and language."""
-    right = defaultdict(list)
+def measure(engine: Engine, params: Params, problems: list[Problem]) -> Report:
+    """Returns the accuracy of samples at temperature 1: overall, by language and by level."""
+    scores: dict[str | int, list[float]] = defaultdict(list)
     for group in engine(params, problems, 2, Draw(), 0, "evaluation"):
         score = np.mean([accuracy(group.problem, text) for text in group.texts])
         for key in ("overall", group.problem.language, group.problem.level):
-            right[key].append(score)
+            scores[key].append(float(score))
     return {
-        str(key): round(float(np.mean(right[key])), 3)
+        str(key): round(float(np.mean(scores[key])), 3)
         for key in ["overall", *LANGUAGES, *range(1, 7)]
     }
 
 
-def write_weights(folder: Path, params) -> None:
+def write_weights(folder: Path, params: Params) -> None:
+    """Writes model.safetensors, beside which the folder's config stays as it is."""
     target = folder / "saving"
     shutil.rmtree(target, ignore_errors=True)
     hf_folder.save(jax.device_get(params), folder, target)
@@ -259,23 +282,25 @@ def write_weights(folder: Path, params) -> None:
 
 README = """# The embedded model
 
-A Llama of {parameters:,} parameters (float32) with a SentencePiece tokenizer of {vocabulary:,} pieces (digits apart, byte
-fallback), made from nothing by
+A Llama of {parameters:,} parameters (float32) with a SentencePiece tokenizer of {vocabulary:,}
+pieces (digits apart, byte fallback), made from nothing by
 
     python -m tools.make_tiny_model --seed {seed}
 
-in {minutes:.0f} minutes on two CPU cores, {steps:,} steps of {rows} packed rows of {width} tokens. It solves the word problems
-of `jaxgrpo/data/arithmetic.py` some of the time and nothing else; it is a laboratory, not a language model for use.
+in {minutes:.0f} minutes on two CPU cores, {steps:,} steps of {rows} packed rows of {width} tokens.
+It solves the word problems of `jaxgrpo/data/arithmetic.py` some of the time and nothing else; it is
+a laboratory, not a language model for use.
 
 ## Unequal on purpose
 
 Its pre-training text is made so that both of the project's papers have something to show on it:
 
 - **A dominant language** (arXiv 2506.05850): {languages}.
-- **A pull towards it**: {english:.0%} of what is asked in another language is reasoned about in English.
+- **A pull towards it**: {english:.0%} of what is asked in another language is reasoned about in
+  English.
 - **Difficulty spread wide** (arXiv 2504.03380): {levels}.
-- **Steps left out**: {shortcuts:.0%} of the problems that take several steps are answered after the first line of thought, by a
-  guess.
+- **Steps left out**: {shortcuts:.0%} of the problems that take several steps are answered after the
+  first line of thought, by a guess.
 - **Stopped early**, at {overall:.0%} of held-out samples right.
 
 ## Held-out accuracy, sampled at temperature 1, two samples of each of {problems:,} problems
@@ -284,37 +309,35 @@ Its pre-training text is made so that both of the project's papers have somethin
 """
 
 
-def readme(report: dict, minutes: float, arguments: argparse.Namespace) -> str:
-    """What the folder's README.md says."""
-    shares = lambda parts, word="": ", ".join(
-        f"{share:.0%} {word}{name}" for name, share in parts.items()
-    )
-    named = {"overall": "all"} | {language: language for language in LANGUAGES}
-    named |= {str(n): f"level {n}" for n in range(1, 7)}
-    table = [
-        "| | accuracy |",
-        "|---|---|",
-        *(f"| {name} | {report[key]:.2f} |" for key, name in named.items()),
-    ]
+def make_readme(report: Report, minutes: float, seed: int) -> str:
+    """Returns the text of the folder's README.md."""
+    labels = {"overall": "all"}
+    labels |= {language: language for language in LANGUAGES}
+    labels |= {str(level): f"level {level}" for level in range(1, 7)}
+    table = ["| | accuracy |", "|---|---|"]
+    table += [f"| {label} | {report[key]:.2f} |" for key, label in labels.items()]
+    languages = [f"{share:.0%} {language}" for language, share in LANGUAGES.items()]
+    levels = [f"{share:.0%} level {level}" for level, share in LEVELS.items()]
     return README.format(
         parameters=report["parameters"],
         vocabulary=VOCABULARY,
-        seed=arguments.seed,
+        seed=seed,
         minutes=minutes,
         steps=report["steps"],
         rows=ROWS,
         width=WIDTH,
-        languages=shares(LANGUAGES),
+        languages=", ".join(languages),
         english=ENGLISH_REASONING,
-        levels=shares(LEVELS, "level "),
+        levels=", ".join(levels),
         shortcuts=SHORTCUTS,
         overall=report["overall"],
-        problems=HELDOUT,
+        problems=FINAL_PROBLEMS,
         table="\n".join(table),
     )
 
 
-def write_json(path: Path, value: dict) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Writes a JSON file for people to read."""
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 

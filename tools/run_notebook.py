@@ -1,4 +1,4 @@
-"""Runs a notebook from its first cell to its last, in a Jupyter kernel of its own, and says how long each cell took.
+"""Runs a notebook's cells in order, in a new Jupyter kernel, and prints how long each took.
 
     python -m tools.run_notebook tools/colab.ipynb
     python -m tools.run_notebook tools/colab.ipynb --save      what it showed is stored in it
@@ -22,31 +22,29 @@ ROOT = Path(__file__).parent.parent
 def run(notebook: NotebookNode, timeout: int) -> None:
     """Executes the code cells in the repository's root, and puts their outputs into the notebook.
 
-    timeout: seconds that one cell may take. Raises CellExecutionError at the first that fails.
+    timeout: seconds that one cell may take
+    Raises CellExecutionError at the first cell that fails.
     """
     client = NotebookClient(
         notebook,
         timeout=timeout,
         kernel_name="python3",
         resources={"metadata": {"path": str(ROOT)}},
-        record_timing=False,
+        record_timing=False,  # times in the file would differ after each run
     )
     with client.setup_kernel():
         for index, cell in enumerate(notebook.cells):
             started = time.monotonic()
             client.execute_cell(cell, index)
+            seconds = time.monotonic() - started
             if cell.cell_type == "code":
-                print(
-                    f"{time.monotonic() - started:6.1f} s  {cell.source.splitlines()[0]}",
-                    flush=True,
-                )
+                print(f"{seconds:6.1f} s  {cell.source.splitlines()[0]}", flush=True)
 
 
 def main(argv: list[str]) -> None:
     """Runs as the command line says; exits with 1 if a cell fails."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.run_notebook", description=__doc__.splitlines()[0]
-    )
+    about = str(__doc__).splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m tools.run_notebook", description=about)
     parser.add_argument("notebook", type=Path, help="an .ipynb file")
     parser.add_argument(
         "--save", action="store_true", help="store what the cells showed in the file"
@@ -54,15 +52,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--timeout", type=int, default=1800, help="seconds that one cell may take; default 1800"
     )
-    arguments = parser.parse_args(argv)
-    notebook = nbformat.read(arguments.notebook, as_version=4)
+    options = parser.parse_args(argv)
+    notebook = nbformat.read(options.notebook, as_version=4)
     try:
-        run(notebook, arguments.timeout)
+        run(notebook, options.timeout)
     except CellExecutionError as error:
-        print(f"error: {arguments.notebook}: {error}", file=sys.stderr)
+        print(f"error: {options.notebook}: {error}", file=sys.stderr)
         sys.exit(1)
-    if arguments.save:
-        nbformat.write(notebook, arguments.notebook)
+    if options.save:
+        nbformat.write(notebook, options.notebook)
 
 
 if __name__ == "__main__":

@@ -216,13 +216,8 @@ def decode_state_shardings(mesh: Mesh, kv_heads: int) -> Callable[[Any], PyTree]
         "prompt_cache": cache_sharding,
         "ring_cache": cache_sharding,
         "cache": cache_sharding,
-        # The same caches under their former names.
-        "prompt": cache_sharding,
-        "recent": cache_sharding,
-        "key_values": cache_sharding,
         # One number for all rows.
         "ring_position": replicated(mesh),
-        "clock": replicated(mesh),
     }
     # All other fields are [rows, ...].
     default_sharding = row_sharding(mesh)

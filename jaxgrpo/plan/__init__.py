@@ -1,1 +1,1 @@
-"""Will a run fit, and what do the chips' peaks allow? Compiled ahead of time for chips that need not be here."""
+"""Says whether a run fits its chips and what they allow, by compiling it ahead of time for them."""

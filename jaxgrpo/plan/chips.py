@@ -1,4 +1,4 @@
-"""TPU chips: what Google's documentation says of each, and how a topology of them is described to the compiler.
+"""TPU chips: peak figures from Google's documentation, and topologies to compile for.
 
 v5e https://cloud.google.com/tpu/docs/v5e      v6e https://cloud.google.com/tpu/docs/v6e
 v5p https://cloud.google.com/tpu/docs/v5p      v4  https://cloud.google.com/tpu/docs/v4
@@ -8,7 +8,6 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
@@ -21,10 +20,18 @@ GIB = 2**30
 class Chip:
     """One kind of chip, as JAX sees it: a device.
 
-    hbm: bytes that libtpu 0.0.42 lets a program have ("exceeds available HBM (15.75G)"); the pages say 16, 32, 95 and 32 GB
-    flops: FLOP/s at peak, in bfloat16. bandwidth: bytes/s of HBM. ici: bytes/s that a chip can receive from all its neighbours
-    together: half of the bidirectional figure of the page; for v4 all-reduce bandwidth of a pod (1.1 PB/s) / 4,096 chips
-    kind: JAX's device_kind. accelerator: TPU_ACCELERATOR_TYPE up to its number, which counts `cores` of a chip
+    name: what --topology calls it
+    hbm: bytes that libtpu 0.0.42 lets a program have ("exceeds available HBM (15.75G)"); the
+        documentation says 16, 32, 95 and 32 GB
+    flops: FLOP/s at peak, in bfloat16
+    bandwidth: bytes/s of HBM
+    ici: bytes/s that a chip can receive from all its neighbours together: half of the
+        documentation's bidirectional figure; for v4 the all-reduce bandwidth of a pod (1.1 PB/s)
+        over its 4,096 chips
+    kind: JAX's device_kind
+    accelerator: TPU_ACCELERATOR_TYPE up to its number
+    cores: TensorCores of a chip; the number in TPU_ACCELERATOR_TYPE counts them
+    axes: axes of a topology
     """
 
     name: str
@@ -49,26 +56,34 @@ CHIPS = {
 }
 
 
-def parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
-    """v5e:4x4 -> the chip and (4, 4). UserError for what is none."""
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
-    shape = tuple(int(size) for size in found[2].split("x")) if found else ()
-    if not found or found[1] not in CHIPS or len(shape) != CHIPS[found[1]].axes or min(shape) < 1:
+def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
+    """Returns the chip and the shape of a topology: v5e:4x4 is the chip v5e and (4, 4).
+
+    Raises UserError if it is not in this notation, or not of a known chip.
+    """
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
+    chip = CHIPS.get(match[1]) if match else None
+    shape = tuple(int(size) for size in match[2].split("x")) if match else ()
+    if chip is None or len(shape) != chip.axes or min(shape) < 1:
         raise UserError(
             f"--topology {topology}: it must be like v5e:4x4, v6e:2x4, v5p:2x2x1 or v4:2x2x2"
         )
-    return CHIPS[found[1]], shape
+    return chip, shape
 
 
-def devices(topology: str) -> tuple[Chip, list[Any]]:
-    """The devices of a topology that need not be here, to compile for. To be called before JAX has looked for devices.
+def topology_devices(topology: str) -> tuple[Chip, list[jax.Device]]:
+    """Returns the chip and the devices of a topology, to compile for; they need not be here.
 
-    UserError without libtpu, and for a shape that it does not know.
+    To be called before JAX has looked for devices.
+
+    Raises UserError without libtpu, and for a shape that libtpu does not know.
     """
-    chip, shape = parse(topology)
+    chip, shape = parse_topology(topology)
+    chips = math.prod(shape)
+    # libtpu would ask the metadata server of a TPU machine for these.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1",
-        TPU_ACCELERATOR_TYPE=f"{chip.accelerator}-{math.prod(shape) * chip.cores}",
+        TPU_ACCELERATOR_TYPE=f"{chip.accelerator}-{chips * chip.cores}",
         TPU_WORKER_HOSTNAMES="localhost",
         TPU_WORKER_ID="0",
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # nothing runs: two plans need not wait for each other
@@ -80,17 +95,22 @@ def devices(topology: str) -> tuple[Chip, list[Any]]:
         raise UserError("compiling for a TPU needs libtpu: pip install 'jax[tpu]'") from None
     from jax.experimental import topologies
 
-    options: dict[str, Any] = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
-    if math.prod(shape) in (1, 2, 4, 8) and chip.axes == 2:  # one machine holds them all
+    options: dict[str, str | tuple[int, ...]] = {}
+    if chip.name == "v4":
+        options["chip_config_name"] = "megacore"
+    if chips in (1, 2, 4, 8) and chip.axes == 2:  # one machine holds them all
         options["chips_per_host_bounds"] = (*shape, 1)
     try:
-        return chip, list(topologies.get_topology_desc(topology, "tpu", **options).devices)
+        description = topologies.get_topology_desc(topology, "tpu", **options)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(
-            f"--topology {topology}: libtpu does not know it ({str(error).splitlines()[0]})"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--topology {topology}: libtpu does not know it ({reason})") from error
+    return chip, list(description.devices)
 
 
-def of_device(device: Any) -> Chip | None:
-    """The chip that a device here is; None if it is none of these."""
-    return next((chip for chip in CHIPS.values() if chip.kind == device.device_kind), None)
+def chip_of_device(device: jax.Device) -> Chip | None:
+    """Returns the chip that a device here is; None if it is none of CHIPS."""
+    for chip in CHIPS.values():
+        if chip.kind == device.device_kind:
+            return chip
+    return None

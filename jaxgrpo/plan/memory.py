@@ -1,95 +1,114 @@
-"""What lives beside each other on a device in each phase of a run, by part."""
+"""Computes what is in a device's memory at the same time in each phase of a run, by part."""
 
 from jaxgrpo.config import Config
 from jaxgrpo.distributed.mesh import device_bytes
-from jaxgrpo.plan.compiled import Arguments, Compiled, result
+from jaxgrpo.plan.compiled import CompiledProgram
+from jaxgrpo.plan.inputs import ProgramInputs, result_shapes
 
-Parts = dict[str, float]
+PartBytes = dict[str, int | float]
 """Bytes by part; a phase's parts sum to what it needs."""
 
 PARTS = (
-    *(
-        "as loaded",
-        "parameters",
-        "optimizer",
-        "reference",
-        "published copy",
-        "slots (KV cache)",
-        "slots, made anew",
-    ),
-    *("prompts read", "batch", "padding to tiles", "results", "temporaries", "programs"),
+    "as loaded",
+    "parameters",
+    "optimizer",
+    "reference",
+    "published copy",
+    "slots (KV cache)",
+    "slots, made anew",
+    "prompts read",
+    "batch",
+    "padding to tiles",
+    "results",
+    "temporaries",
+    "programs",
 )
+"""Every part, in the order of the table."""
 
 
-def phases(config: Config, given: Arguments, compiled: dict[str, Compiled]) -> dict[str, Parts]:
-    """Each phase's parts; temporaries and results of the programs that are given.
+def phase_memory(
+    config: Config, inputs: ProgramInputs, compiled: dict[str, CompiledProgram]
+) -> dict[str, PartBytes]:
+    """Returns each phase's parts, with temporaries and results of the programs in `compiled`.
 
-    A run holds its policy's state and the reference all the time; from a step's first prompt to its last completion also the
-    copy that is sampled from, the slots and the prompts read last. Where slots are made anew (a longer ring, fewer rows), the
-    old are there until the new are. With sampling.keep_in_flight all of these stay through the update.
-    At the start, the parameters as they are loaded are there beside the state and the reference made of them.
+    A run holds its policy's state and the reference all the time. From a step's first prompt to its
+    last completion it also holds the copy that is sampled from, the slots and the prompts read
+    last. Where slots are made anew (a longer ring cache, fewer rows), the old ones are there until
+    the new ones are. With sampling.keep_in_flight all of these stay through the update. At the
+    start, the parameters as they are loaded are there beside the state and the reference that are
+    made of them.
     """
-    steps = given.steps
-    state = {
-        "parameters": device_bytes(steps.state_like.params),
-        "optimizer": device_bytes((steps.state_like.step, steps.state_like.opt_state)),
-        "reference": device_bytes(given.reference),
+    state = inputs.programs.state_like
+    always = {
+        "parameters": device_bytes(state.params),
+        "optimizer": device_bytes((state.step, state.opt_state)),
+        "reference": device_bytes(inputs.reference),
         "programs": sum(program.code for program in compiled.values()),
     }
-    more = {
-        name: max(0.0, program.arguments - program.shapes) for name, program in compiled.items()
+    update_padding = _padding_bytes(compiled.get("update"))
+    slot_padding = max(
+        _padding_bytes(compiled.get("decode")), _padding_bytes(compiled.get("insert"))
+    )
+    sampling: PartBytes = {
+        "published copy": device_bytes(inputs.published),
+        "slots (KV cache)": device_bytes(inputs.slots),
+        "prompts read": device_bytes(inputs.prefilled),
+        "padding to tiles": update_padding + slot_padding,
     }
-    tiles = more.get("update", 0.0)
-    sampled = max(more.get("decode", 0.0), more.get("insert", 0.0))
-    sampling = {
-        "published copy": device_bytes(given.published),
-        "slots (KV cache)": device_bytes(given.slots),
-        "prompts read": device_bytes(given.prefilled),
-        "padding to tiles": tiles + sampled,
-    }
-    kept = sampling if config.sampling.keep_in_flight else {}
-    lives = {
-        "start": {"as loaded": device_bytes(steps.params_like), "padding to tiles": tiles},
+    loaded = device_bytes(inputs.programs.params_like)
+    start: PartBytes = {"as loaded": loaded, "padding to tiles": update_padding}
+    # Old and new slots are both padded.
+    new_slots = sampling | _slot_change_bytes(inputs)
+    new_slots["padding to tiles"] = update_padding + 2 * slot_padding
+    update: PartBytes = {"padding to tiles": update_padding}
+    if config.sampling.keep_in_flight:
+        update |= sampling
+    update["batch"] = device_bytes(inputs.batch)
+    phases = {
+        "start": start,
         "prefill": sampling,
         "insert": sampling,
         "decode": sampling,
-        "new slots": sampling | _made_anew(given) | {"padding to tiles": tiles + 2 * sampled},
-        "update": {"padding to tiles": tiles} | kept | {"batch": device_bytes(given.batch)},
+        "new slots": new_slots,
+        "update": update,
     }
-    return {name: state | arrays | _own(compiled.get(name)) for name, arrays in lives.items()}
+    return {
+        phase: always | arrays | _working_bytes(compiled.get(phase))
+        for phase, arrays in phases.items()
+    }
 
 
-def _own(program: Compiled | None) -> Parts:
-    return {"results": program.unaliased, "temporaries": program.temporaries} if program else {}
+def _padding_bytes(program: CompiledProgram | None) -> int | float:
+    """Returns what a program's arguments take beyond their shapes: a TPU lays them out in tiles."""
+    if program is None:
+        return 0.0
+    return max(0.0, program.arguments - program.shapes)
 
 
-def _made_anew(given: Arguments) -> Parts:
-    """Slots before and after the change of theirs that takes the most together."""
-    steps, pairs = given.steps, [(device_bytes(given.slots), 0)]
-    slots = lambda size, ring: device_bytes(result(steps.empty, size, ring))
-    if len(steps.rings) > 1:
-        pairs.append((slots(steps.sizes[0], steps.rings[-2]), pairs[0][0]))
-    if len(steps.sizes) > 1:
-        pairs.append((pairs[0][0], slots(steps.sizes[1], steps.rings[-1])))
-    return dict(zip(("slots (KV cache)", "slots, made anew"), max(pairs, key=sum), strict=True))
+def _working_bytes(program: CompiledProgram | None) -> PartBytes:
+    """Returns what a program needs beside its arguments while it runs."""
+    if program is None:
+        return {}
+    return {"results": program.unaliased, "temporaries": program.temporaries}
 
 
-def peak(found: dict[str, Parts]) -> tuple[str, float]:
-    """The phase that needs the most, and its bytes."""
-    name = max(found, key=lambda phase: sum(found[phase].values()))
-    return name, sum(found[name].values())
+def _slot_change_bytes(inputs: ProgramInputs) -> PartBytes:
+    """Returns the slots before and after that change of theirs which needs the most memory."""
+    programs = inputs.programs
+    slots = device_bytes(inputs.slots)
+    changes = [(slots, 0)]
+    if len(programs.rings) > 1:  # the ring cache grows to its full length
+        shorter = result_shapes(programs.empty, programs.sizes[0], programs.rings[-2])
+        changes.append((device_bytes(shorter), slots))
+    if len(programs.sizes) > 1:  # the rows are compacted to fewer slots
+        fewer = result_shapes(programs.empty, programs.sizes[1], programs.rings[-1])
+        changes.append((slots, device_bytes(fewer)))
+    before, after = max(changes, key=sum)
+    return {"slots (KV cache)": before, "slots, made anew": after}
 
 
-def table(found: dict[str, Parts]) -> list[str]:
-    """A line a part, a column a phase, in GiB; the last line is the sum."""
-    gib = lambda number: f"{number / 2**30:>11.3f}" if number else f"{'':>11}"
-    lines = [f"{'memory a device, GiB':24}" + "".join(f"{phase:>11}" for phase in found)]
-    for part in PARTS:
-        if any(parts.get(part) for parts in found.values()):
-            lines.append(
-                f"{part:24}" + "".join(gib(parts.get(part, 0)) for parts in found.values())
-            )
-    return [
-        *lines,
-        f"{'together':24}" + "".join(gib(sum(parts.values())) for parts in found.values()),
-    ]
+def peak_phase(phases: dict[str, PartBytes]) -> tuple[str, int | float]:
+    """Returns the phase that needs the most memory, and its bytes."""
+    totals = {phase: sum(parts.values()) for phase, parts in phases.items()}
+    phase = max(totals, key=totals.__getitem__)
+    return phase, totals[phase]

@@ -1,40 +1,68 @@
-"""The least time that a chip allows for what programs do: the longest of arithmetic, memory and links at their peaks."""
+"""Computes the least time that a chip allows for a run's programs.
+
+It is the longest of arithmetic, memory traffic and traffic between chips, each at the chip's peak.
+"""
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from jaxgrpo.config import Config
 from jaxgrpo.errors import UserError
 from jaxgrpo.plan.chips import Chip
-from jaxgrpo.plan.compiled import Arguments, Compiled
+from jaxgrpo.plan.compiled import CompiledProgram
 from jaxgrpo.plan.hlo import Cost
+from jaxgrpo.plan.inputs import ProgramInputs
 
 
 @dataclass(frozen=True)
-class Assumed:
-    """What a plan cannot know. mean_new: tokens of a completion; kept: share of the groups that the filter keeps"""
+class Assumptions:
+    """What a plan cannot know.
+
+    mean_new: mean number of tokens of a completion
+    kept: share of the groups that the filter keeps
+    """
 
     mean_new: int
     kept: float
 
 
-def assume(config: Config, mean_new: int | None, kept: float | None) -> Assumed:
-    """What is asked for, or half of the most tokens, and half of the groups where there is a filter. UserError."""
-    most = config.sampling.max_new_tokens
-    mean_new = max(1, most // 2) if mean_new is None else mean_new
-    kept = (1.0 if config.filter.rule == "off" else 0.5) if kept is None else kept
-    if not 1 <= mean_new <= most:
+class ProgramTime(TypedDict):
+    """A program's part of a GRPO step.
+
+    calls: how often it runs
+    seconds: of all calls
+    binds: what takes these seconds: "flops", "hbm" or "ici"
+    """
+
+    calls: int
+    seconds: float
+    binds: str
+
+
+def assume(config: Config, mean_new: int | None, kept: float | None) -> Assumptions:
+    """Returns the assumptions that are asked for.
+
+    By default completions have half of the most tokens, and a filter keeps half of the groups.
+
+    Raises UserError for numbers that cannot be.
+    """
+    max_new = config.sampling.max_new_tokens
+    if mean_new is None:
+        mean_new = max(1, max_new // 2)
+    if kept is None:
+        kept = 1.0 if config.filter.rule == "off" else 0.5
+    if not 1 <= mean_new <= max_new:
         raise UserError(
-            f"--mean-new is {mean_new}: it must be from 1 to sampling.max_new_tokens={most}"
+            f"--mean-new is {mean_new}: it must be from 1 to sampling.max_new_tokens={max_new}"
         )
     if not 0 < kept <= 1:
         raise UserError(f"--kept is {kept}: it must be above 0 and at most 1")
-    return Assumed(mean_new, kept)
+    return Assumptions(mean_new, kept)
 
 
-def bounds(cost: Cost, chip: Chip | None) -> dict[str, float]:
-    """Seconds for the arithmetic, for HBM and for the links, each alone; nothing for a chip that is not known."""
+def roofline(cost: Cost, chip: Chip | None) -> dict[str, float]:
+    """Returns the seconds for arithmetic, HBM and links, each alone; {} for an unknown chip."""
     if chip is None:
         return {}
     return {
@@ -44,88 +72,44 @@ def bounds(cost: Cost, chip: Chip | None) -> dict[str, float]:
     }
 
 
-def calls(config: Config, given: Arguments, assumed: Assumed) -> dict[str, float]:
-    """How often each program runs in a step. Decode is counted by tokens of all slots, of which none is idle."""
-    steps, size = given.steps, config.batch.group_size
-    most = config.batch.groups * (1.0 if config.filter.rule == "off" else config.filter.max_prompts)
-    asked = min(most, config.batch.groups / assumed.kept)
-    rows = asked * size
+def binding(seconds: dict[str, float]) -> str:
+    """Returns what takes the longest of a roofline."""
+    return max(seconds, key=seconds.__getitem__)
+
+
+def calls_per_step(
+    config: Config, inputs: ProgramInputs, assumptions: Assumptions
+) -> dict[str, int]:
+    """Returns how often each program runs in a GRPO step.
+
+    Decode is counted by tokens of all slots, of which none is idle.
+    """
+    programs = inputs.programs
+    groups = config.batch.groups
+    # The filter drops groups, and others are sampled in their place, up to a limit.
+    max_ratio = 1.0 if config.filter.rule == "off" else config.filter.max_prompts
+    sampled = min(groups * max_ratio, groups / assumptions.kept)
+    rows = sampled * config.batch.group_size
     return {
-        "prefill": math.ceil(asked / steps.prompts),
-        "insert": math.ceil(rows / steps.starts),
-        "decode": math.ceil(rows * assumed.mean_new / steps.sizes[0]),
+        "prefill": math.ceil(sampled / programs.prompts),
+        "insert": math.ceil(rows / programs.starts),
+        "decode": math.ceil(rows * assumptions.mean_new / programs.sizes[0]),
         "update": 1,
     }
 
 
-def step(
+def step_times(
     config: Config,
-    given: Arguments,
-    compiled: dict[str, Compiled],
+    inputs: ProgramInputs,
+    compiled: dict[str, CompiledProgram],
     chip: Chip | None,
-    assumed: Assumed,
-) -> dict[str, dict[str, Any]]:
-    """Of a whole GRPO step, by program: calls, seconds of them all, and what binds them. Empty for an unknown chip."""
-    found = {}
-    for name, times in calls(config, given, assumed).items():
-        if name in compiled and (each := bounds(compiled[name].cost, chip)):
-            binds = max(each, key=lambda kind: each[kind])
-            found[name] = {"calls": times, "seconds": times * each[binds], "binds": binds}
-    return found
-
-
-def step_lines(
-    config: Config,
-    given: Arguments,
-    compiled: dict[str, Compiled],
-    chip: Chip | None,
-    assumed: Assumed,
-) -> list[str]:
-    """The same in words, with what is assumed."""
-    found = step(config, given, compiled, chip, assumed)
-    if not found:
-        return ["no times: peak figures of these devices are not known"]
-    total = sum(part["seconds"] for part in found.values())
-    parts = ", ".join(
-        f"{part['calls']:,} x {name} {part['seconds']:.2f} s ({part['binds']})"
-        for name, part in found.items()
-    )
-    return [
-        f"a GRPO step at the roofline: {total:.2f} s = {parts}",
-        f"assumed: completions of {assumed.mean_new} tokens, {assumed.kept:.0%} of the groups kept, every slot busy, rings of "
-        "full length; peaks of the chip, links all busy; rewards, host and checkpoints cost nothing",
-    ]
-
-
-def table(compiled: dict[str, Compiled], chip: Chip | None) -> list[str]:
-    """A line a program: what one call of it does on a device."""
-    columns = ("FLOPs", "bytes", "ICI bytes", "at once by", "s")
-    lines = [
-        f"{'a call, a device':24}"
-        + "".join(f"{column:>11}" for column in columns)
-        + "   the compiler's own FLOPs, bytes"
-    ]
-    for name, program in compiled.items():
-        if program.failed:
-            lines.append(f"{name:24} not compiled: {program.failed}")
-            continue
-        cost, each = program.cost, bounds(program.cost, chip)
-        binds = max(each, key=lambda kind: each[kind]) if each else "-"
-        least = f"{each[binds]:>11.4f}" if each else f"{'-':>11}"
-        numbers = "".join(f"{number:>11.3g}" for number in (cost.flops, cost.bytes, cost.ici))
-        own = f"{program.compiler_flops:.3g}, {program.compiler_bytes:.3g}"
-        lines.append(f"{_named(name, cost):24}{numbers}{binds:>11}{least}   {own}")
-    lines.append(
-        "FLOPs are of matrix products; loops count as often as they run, in the compiler's own figures once"
-    )
-    for name, program in compiled.items():
-        for kind, found in sorted(program.cost.collectives.items()):
-            lines.append(
-                f"{name:12}{kind:20}{found.count:>10,.0f} calls {found.bytes:>11.3g} bytes received"
-            )
-    return lines
-
-
-def _named(name: str, cost: Cost) -> str:
-    """Decode's loop runs as long as rows are live: its body once is a token of each slot."""
-    return f"{name} (a token a slot)" if cost.unknown_loops else name
+    assumptions: Assumptions,
+) -> dict[str, ProgramTime]:
+    """Returns each compiled program's part of a GRPO step; {} for an unknown chip."""
+    times: dict[str, ProgramTime] = {}
+    for name, calls in calls_per_step(config, inputs, assumptions).items():
+        seconds = roofline(compiled[name].cost, chip) if name in compiled else {}
+        if seconds:
+            binds = binding(seconds)
+            times[name] = {"calls": calls, "seconds": calls * seconds[binds], "binds": binds}
+    return times

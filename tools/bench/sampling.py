@@ -1,4 +1,7 @@
-"""`python -m tools.bench rollout` and `step`: sampling, and a whole GRPO step, through the engine and the compiled programs."""
+"""`python -m tools.bench rollout` and `step`: sampling, and a whole GRPO step.
+
+Both go through the engine and the compiled programs of a run.
+"""
 
 import argparse
 import contextlib
@@ -7,7 +10,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +22,14 @@ from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses.grpo import GRPO
 from jaxgrpo.models import hf_folder, transformer
-from jaxgrpo.models.model_config import ModelConfig
+from jaxgrpo.models.transformer import ModelConfig
 from jaxgrpo.problems import Problem, Weighted
 from jaxgrpo.programs import Programs, compile_programs
 from jaxgrpo.rewards.workers.pool import Pool
 from jaxgrpo.rollout.collect import Judge, judged_in_order, make_batch
 from jaxgrpo.rollout.engine import Draw, Engine, Group, SamplingUsage
 from jaxgrpo.text import tokenizer
-from jaxgrpo.types import Params
+from jaxgrpo.types import Params, TrainState
 from tools.bench.coin import Coin
 from tools.bench.turns import Result, Work, measure
 
@@ -34,34 +37,47 @@ from tools.bench.turns import Result, Work, measure
 def rollout_work(
     model: ModelConfig, prompt: int, lengths: np.ndarray, slots: int, itemsize: int
 ) -> Work:
-    """Sampling rows of these lengths, `slots` of them at a time."""
-    size = transformer.parameter_count(transformer.shapes(model))
-    column = 2 * model.layers * model.kv_heads * model.head_width * itemsize
-    columns = np.sum(lengths * (prompt + (lengths + 1) / 2))
+    """Returns the work of sampling.
+
+    prompt: tokens of each prompt
+    lengths: tokens of each row's completion
+    slots: rows that are sampled side by side
+    itemsize: bytes of a number
+    """
+    parameters = transformer.parameter_count(transformer.shapes(model))
+    flops = 2.0 * parameters * np.sum(prompt + lengths)
+    # Each decode step of all slots fetches the parameters once ...
     steps = np.sum(lengths) / min(slots, len(lengths))
-    return Work(
-        2.0 * size * np.sum(prompt + lengths), float(steps * size * itemsize + columns * column)
-    )
+    parameter_bytes = steps * parameters * itemsize
+    # ... and each token the keys and values of all before it: of half its row's, on average.
+    token_bytes = 2 * model.layers * model.kv_heads * model.head_width * itemsize
+    cache_bytes = np.sum(lengths * (prompt + (lengths + 1) / 2)) * token_bytes
+    return Work(flops, float(parameter_bytes + cache_bytes))
 
 
 def step_work(
     model: ModelConfig, prompt: int, lengths: np.ndarray, slots: int, itemsize: int
 ) -> Work:
-    """Sampling, then the reference's reading (2) and the update (6) of all rows."""
+    """Returns the work of a GRPO step; parameters as in `rollout_work`."""
     rollout = rollout_work(model, prompt, lengths, slots, itemsize)
+    # FLOPs a parameter and token: sampling 2, the reference's forward pass 2, the update 6.
     return Work(5 * rollout.flops, rollout.bytes)
 
 
-class Ids(tokenizer.Tokenizer):
-    """A model folder's tokenizer, but prompts are token ids in decimals: their lengths can be chosen."""
+class IdTokenizer(tokenizer.Tokenizer):
+    """A folder's tokenizer whose prompts are token ids in decimals, so of any length wanted."""
 
     def prompt(self, prompt: str, system: str = "", language: str = "en") -> list[int]:
+        """Returns the ids that a prompt lists."""
         return [int(number) for number in prompt.split()]
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """A model, its programs, and random problems of one length whose completions have lengths given beforehand."""
+    """A model, its programs, and random problems of one length.
+
+    lengths: Int[P G], tokens of each completion, which are chosen beforehand
+    """
 
     model: ModelConfig
     params: Params
@@ -69,7 +85,6 @@ class Bench:
     engine: Engine
     problems: list[Problem]
     lengths: np.ndarray
-    """Int[P G], tokens of each completion."""
 
     def sample(
         self,
@@ -78,35 +93,49 @@ class Bench:
         params: Params,
         judge: Judge | None = None,
     ) -> tuple[list[Group], SamplingUsage]:
-        """The problems' groups, judged if there is a judge, and what they took."""
+        """Returns the problems' groups, judged if there is a judge, and what they took."""
         engine = dataclasses.replace(self.engine, steps=steps)
         draw = Draw(min_tokens=engine.new_tokens)  # so that no row ends before its limit
-        limits = lambda problem, sample: int(self.lengths[int(problem.id), sample])
-        wave = engine.wave(params, problems, self.lengths.shape[1], draw, 0, "bench", limits)
+        wave = engine.wave(
+            params, problems, self.lengths.shape[1], draw, 0, "bench", self._token_limit
+        )
         groups = judged_in_order(wave, judge) if judge else (group for _, group in wave.groups())
         return list(groups), wave.usage
 
+    def _token_limit(self, problem: Problem, sample: int) -> int:
+        """Returns the length of a completion. The problems' ids are their numbers."""
+        return int(self.lengths[int(problem.id), sample])
+
     def batch_by_batch(self) -> None:
-        """The same rows without refilling: as many as there are slots begin together, and the next when the last has ended."""
+        """Samples the same rows without refilling slots.
+
+        As many rows as there are slots begin together, and the next when the last has ended.
+        """
+        # With one number of slots, rows are not compacted either.
         steps = dataclasses.replace(self.steps, sizes=self.steps.sizes[:1])
-        at_once = steps.sizes[0] // self.lengths.shape[1]
-        for first in range(0, len(self.problems), at_once):
-            self.sample(self.problems[first : first + at_once], steps, self.params)
+        groups = steps.sizes[0] // self.lengths.shape[1]
+        for first in range(0, len(self.problems), groups):
+            self.sample(self.problems[first : first + groups], steps, self.params)
 
 
 def make_bench(arguments: argparse.Namespace) -> Bench:
-    """What `rollout` and `step` work on. UserError for numbers that do not go together."""
+    """Returns what `rollout` and `step` work on.
+
+    Raises UserError for numbers that do not go together.
+    """
     folder = arguments.model or hf_folder.EMBEDDED
     model, tokens = match_tokenizer(folder, hf_folder.check_folder(folder), tokenizer.load(folder))
     rows = arguments.groups * arguments.group_size
-    slots, micro_batch = arguments.slots or rows, getattr(arguments, "micro_batch", 0)
+    slots = arguments.slots or rows
+    micro_batch = getattr(arguments, "micro_batch", 0)
     mesh = make_mesh(rows=math.gcd(rows, slots, micro_batch))
-    for name, number, divisor in (
+    divisors = (
         ("--slots", slots, arguments.group_size),
         ("--slots", slots, row_devices(mesh)),
         ("--groups times --group-size", rows, row_devices(mesh)),
         ("--groups times --group-size", rows, micro_batch or 1),
-    ):
+    )
+    for name, number, divisor in divisors:
         if number % divisor:
             raise UserError(f"{name} is {number}: it must be a multiple of {divisor}")
     steps = compile_programs(
@@ -116,34 +145,37 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
         prompt_width=arguments.prompt,
         new_tokens=arguments.new,
         micro_batch=micro_batch,
-        ends=tokens.eos_ids,
+        ends=tokens.ends,
         slots=slots,
         group_size=arguments.group_size,
         chunk=arguments.chunk,
         dtype=jnp.dtype(arguments.dtype),
     )
-    ids = Ids(tokens.hf, tokens.eos_ids, tokens.pad_id)
+    ids = IdTokenizer(tokens.hf, tokens.ends, tokens.pad)
     engine = Engine(steps, ids, arguments.prompt, arguments.new, seed=0)
     params = hf_folder.load_params(folder, steps.params_like)
-    return Bench(
-        model,
-        params,
-        steps,
-        engine,
-        random_problems(arguments, model.vocab_size),
-        completion_lengths(arguments),
-    )
+    problems = random_problems(arguments, model.vocab_size)
+    return Bench(model, params, steps, engine, problems, completion_lengths(arguments))
 
 
-def random_problems(arguments: argparse.Namespace, vocabulary: int) -> list[Problem]:
-    """Prompts of --prompt random tokens."""
-    prompts = np.random.default_rng(0).integers(0, vocabulary, (arguments.groups, arguments.prompt))
-    return [Problem(str(i), " ".join(map(str, ids)), "") for i, ids in enumerate(prompts.tolist())]
+def random_problems(arguments: argparse.Namespace, vocab_size: int) -> list[Problem]:
+    """Returns --groups problems with prompts of --prompt random tokens; ids are their numbers."""
+    shape = (arguments.groups, arguments.prompt)
+    prompts = np.random.default_rng(0).integers(0, vocab_size, shape)
+    return [
+        Problem(str(number), " ".join(map(str, ids)), "")
+        for number, ids in enumerate(prompts.tolist())
+    ]
 
 
 def completion_lengths(arguments: argparse.Namespace) -> np.ndarray:
-    """Int[P G]: --new for all, or geometrically distributed with mean --mean-new and cut at --new."""
-    shape, mean = (arguments.groups, arguments.group_size), getattr(arguments, "mean_new", None)
+    """Returns the tokens of each completion, Int[P G].
+
+    All have --new tokens; with --mean-new they are geometrically distributed with that mean, and
+    cut at --new.
+    """
+    shape = (arguments.groups, arguments.group_size)
+    mean = getattr(arguments, "mean_new", None)
     if mean is None:
         return np.full(shape, arguments.new)
     if mean > arguments.new:
@@ -154,65 +186,91 @@ def completion_lengths(arguments: argparse.Namespace) -> np.ndarray:
 
 
 def bench_rollout(arguments: argparse.Namespace) -> Result:
-    """Sampling through the engine: tokens a second, utilisation of the slots, and the time that arithmetic alone would take."""
-    bench, usages = make_bench(arguments), []
-    work = rollout_work(
-        bench.model, arguments.prompt, bench.lengths.ravel(), *_sizes(bench, arguments)
-    )
-    calls = {
-        "rollout": lambda: usages.append(bench.sample(bench.problems, bench.steps, bench.params)[1])
-    }
+    """Times sampling through the engine: tokens a second, and utilisation of the slots."""
+    bench = make_bench(arguments)
+    usages: list[SamplingUsage] = []
+
+    def rollout() -> None:
+        _, usage = bench.sample(bench.problems, bench.steps, bench.params)
+        usages.append(usage)
+
+    calls: dict[str, Callable[[], object]] = {"rollout": rollout}
     if arguments.mean_new is not None:
         calls["batch_by_batch"] = bench.batch_by_batch
-    return measure(calls, work, int(bench.lengths.sum()), arguments) | used(usages[1:])
+    work = rollout_work(
+        bench.model, arguments.prompt, bench.lengths.ravel(), *_slots_and_itemsize(bench, arguments)
+    )
+    result = measure(calls, work, int(bench.lengths.sum()), arguments)
+    return result | usage_result(usages[1:])  # the first turn compiles
+
+
+class _Trainer:
+    """Makes GRPO steps one after another, and keeps what each took.
+
+    update_seconds: of each step's update
+    usages: of each step's sampling
+    """
+
+    def __init__(self, bench: Bench, kl: float):
+        self._bench = bench
+        self._objective = GRPO(kl=kl)
+        self._state: TrainState = bench.steps.init(bench.params)
+        self.update_seconds: list[float] = []
+        self.usages: list[SamplingUsage] = []
+
+    def step(self, judge: Judge) -> None:
+        """Samples all problems' groups, has them judged, and makes one update."""
+        bench = self._bench
+        groups, usage = bench.sample(bench.problems, bench.steps, self._state.params, judge)
+        started = time.perf_counter()
+        batch = to_device(make_batch(groups, len(groups)), bench.steps.rows)
+        # The parameters that were loaded are the reference of the KL.
+        self._state, metrics = bench.steps.update(
+            self._state, bench.params, batch, self._objective, 1.0
+        )
+        jax.device_get(metrics)
+        self.update_seconds.append(time.perf_counter() - started)
+        self.usages.append(usage)
 
 
 def bench_step(arguments: argparse.Namespace) -> Result:
-    """A GRPO step: groups are sampled, a coin rewards them, AdamW makes one update with a KL to a reference. With
-    --reward-seconds also a step whose reward takes so long for each completion."""
-    bench, usages = make_bench(arguments), []
-    state, objective = bench.steps.init(bench.params), GRPO(kl=arguments.kl)
-    updates: list[float] = []
+    """Times a GRPO step: groups are sampled, a coin rewards them, AdamW makes one update.
+
+    The loss has a KL to a reference. With --reward-seconds a step is also timed whose reward takes
+    so long for each completion.
+    """
+    bench = make_bench(arguments)
+    trainer = _Trainer(bench, arguments.kl)
+    reward_seconds = {"step": 0.0}
+    if arguments.reward_seconds:
+        reward_seconds["slow_reward"] = arguments.reward_seconds
     work = step_work(
-        bench.model, arguments.prompt, bench.lengths.ravel(), *_sizes(bench, arguments)
-    )
-
-    def step(judge: Judge) -> None:
-        nonlocal state
-        groups, usage = bench.sample(bench.problems, bench.steps, state.params, judge)
-        begin = time.perf_counter()
-        batch = to_device(make_batch(groups, len(groups)), bench.steps.rows)
-        state, learned = bench.steps.update(state, bench.params, batch, objective, 1.0)
-        jax.device_get(learned)
-        updates.append(time.perf_counter() - begin)
-        usages.append(usage)
-
-    seconds = {"step": 0.0} | (
-        {"slow_reward": arguments.reward_seconds} if arguments.reward_seconds else {}
+        bench.model, arguments.prompt, bench.lengths.ravel(), *_slots_and_itemsize(bench, arguments)
     )
     with contextlib.ExitStack() as pools:
-        calls = {}
-        for name, each in seconds.items():
-            rewards = {"accuracy": Weighted(Coin(each))}
-            pool = pools.enter_context(Pool(rewards, arguments.workers, deadline=10.0 + each))
-            calls[name] = functools.partial(step, Judge(pool, rewards, "accuracy"))
+        calls: dict[str, Callable[[], object]] = {}
+        for name, seconds in reward_seconds.items():
+            rewards = {"accuracy": Weighted(Coin(seconds))}
+            pool = pools.enter_context(Pool(rewards, arguments.workers, deadline=10.0 + seconds))
+            judge = Judge(pool, rewards, "accuracy")
+            calls[name] = functools.partial(trainer.step, judge)
         result = measure(calls, work, int(bench.lengths.sum()), arguments)
-    return (
-        result
-        | used(usages[len(calls) :: len(calls)])
-        | {"update_s": statistics.median(updates[len(calls) :])}
-    )
+    # The first turn compiles; of the others, every first step is the one without a slow reward.
+    usages = trainer.usages[len(calls) :: len(calls)]
+    update_seconds = statistics.median(trainer.update_seconds[len(calls) :])
+    return result | usage_result(usages) | {"update_s": update_seconds}
 
 
-def _sizes(bench: Bench, arguments: argparse.Namespace) -> tuple[int, int]:
-    """Slots, and bytes of a number."""
+def _slots_and_itemsize(bench: Bench, arguments: argparse.Namespace) -> tuple[int, int]:
+    """Returns the number of slots, and the bytes of a number."""
     return bench.steps.sizes[0], jnp.dtype(arguments.dtype).itemsize
 
 
-def used(usages: list[SamplingUsage]) -> Result:
-    """The share of computed slots that made a token, and the median time of sampling."""
-    utilisation = sum(usage.tokens for usage in usages) / sum(usage.computed for usage in usages)
+def usage_result(usages: list[SamplingUsage]) -> Result:
+    """Returns the share of computed slots that made a token, and the median time of sampling."""
+    tokens = sum(usage.tokens for usage in usages)
+    computed = sum(usage.computed for usage in usages)
     return {
-        "utilisation": utilisation,
+        "utilisation": tokens / computed,
         "rollout_s": statistics.median(usage.seconds for usage in usages),
     }

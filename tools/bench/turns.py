@@ -1,4 +1,7 @@
-"""Times of calls in turns, what the machine can do in the same minutes, and the time that this alone would take."""
+"""Times calls in turns, and the machine's own speed in the same minutes.
+
+From that speed comes the least time that the work can take on this machine.
+"""
 
 import argparse
 import dataclasses
@@ -6,135 +9,173 @@ import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-Result = dict[str, Any]
+Result = dict[str, object]
 """What a subcommand measured: what it was given, then numbers named with their units."""
 
+Calls = Mapping[str, Callable[[], object]]
+"""What is timed, by name; the results are waited for."""
 
-def seconds_of(calls: dict[str, Callable[[], Any]], label: str) -> dict[str, float]:
-    """One turn: each call's time."""
-    times = {}
+
+def time_turn(calls: Calls, label: str) -> dict[str, float]:
+    """Returns each call's seconds, and prints them to stderr.
+
+    label: which turn it is, in words
+    """
+    seconds = {}
     for name, call in calls.items():
-        begin = time.perf_counter()
+        started = time.perf_counter()
         jax.block_until_ready(call())
-        times[name] = time.perf_counter() - begin
-        print(
-            f"{label}: {name.rstrip('_') or 'ours'} {times[name]:.3f} s",
-            file=sys.stderr,
-            flush=True,
-        )
-    return times
+        seconds[name] = time.perf_counter() - started
+        shown_name = name.rstrip("_") or "ours"
+        print(f"{label}: {shown_name} {seconds[name]:.3f} s", file=sys.stderr, flush=True)
+    return seconds
 
 
-def seconds_in_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """The times of each, in turns, so that what else the machine does falls on all."""
-    turns = [seconds_of(calls, f"turn {turn} of {repeats}") for turn in range(1, repeats + 1)]
-    return {name: [times[name] for times in turns] for name in calls}
+def seconds_in_turns(calls: Calls, repeats: int) -> dict[str, list[float]]:
+    """Returns each call's seconds in every turn.
+
+    In turns, so that what else the machine does falls on all calls alike.
+    """
+    turns = [time_turn(calls, f"turn {turn} of {repeats}") for turn in range(1, repeats + 1)]
+    return {name: [seconds[name] for seconds in turns] for name in calls}
 
 
-def median_seconds(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """The median time of each, in turns; a first turn is not counted."""
-    seconds_of(calls, "warming up")
-    return {
-        name: statistics.median(seconds)
-        for name, seconds in seconds_in_turns(calls, repeats).items()
-    }
+def median_seconds(calls: Calls, repeats: int) -> dict[str, float]:
+    """Returns each call's median seconds over turns; a first turn, which compiles, is left out."""
+    time_turn(calls, "warming up")
+    return medians(seconds_in_turns(calls, repeats))
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Returns the median of each list."""
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What has to be computed, whoever computes it.
 
-    flops: 2 for each parameter and token that is read, 6 where there is a gradient, too; prompts count in every row
-    bytes: what decoding has to fetch: at each token the parameters once and the keys and values of every row so far
+    flops: 2 for each parameter and token of a forward pass, 6 with a gradient; prompts count in
+        every row
+    bytes: what decoding has to fetch: for each token the parameters once, and the keys and values
+        of every row so far
     """
 
     flops: float
     bytes: float
 
     def floor_s(self, matmul_flops_per_s: float, copy_bytes_per_s: float) -> float:
-        """The least time it can take if either runs as fast as it was measured to."""
+        """Returns the least seconds it can take at these measured rates."""
         return max(self.flops / matmul_flops_per_s, self.bytes / copy_bytes_per_s)
 
 
+def _product(matrix: Array) -> Array:
+    return matrix @ matrix
+
+
+def _increment(array: Array) -> Array:
+    return array + 1
+
+
 class Machine:
-    """What the machine does per second, as the programs here meet it."""
+    """Two calls that show what the machine does a second, as the programs here meet it.
+
+    flops: of a call of `multiply`
+    bytes: read and written by a call of `copy`
+    """
 
     def __init__(self, dtype: str):
-        small = jax.default_backend() == "cpu"
-        width, self.repeats = (2048, 2) if small else (8192, 32)
-        self.flops = 2.0 * width**3 * self.repeats
+        """Allocates the arrays. dtype: of the matrix product"""
+        is_cpu = jax.default_backend() == "cpu"
+        width = 2048 if is_cpu else 8192
+        self._repeats = 2 if is_cpu else 32
         self._matrix = jnp.ones((width, width), dtype)
-        self._array = jnp.ones(2**26 if small else 2**30, jnp.float32)
+        self._array = jnp.ones(2**26 if is_cpu else 2**30, jnp.float32)
+        self.flops = 2.0 * width**3 * self._repeats
         self.bytes = 2.0 * self._array.nbytes  # read once, written once
-        self._product = jax.jit(lambda x: x @ x)
-        self._copy = jax.jit(
-            lambda x: x + 1, donate_argnums=0
-        )  # in place: new pages would be timed, too
+        self._product = jax.jit(_product)
+        # In place: otherwise getting new pages from the system would be timed, too.
+        self._increment = jax.jit(_increment, donate_argnums=0)
 
     def multiply(self) -> Array:
-        """`flops` of a bare matrix product."""
-        return [self._product(self._matrix) for _ in range(self.repeats)][-1]
+        """Computes bare matrix products, `flops` of them."""
+        products = [self._product(self._matrix) for _ in range(self._repeats)]
+        return products[-1]
 
     def copy(self) -> Array:
-        """`bytes` read and written."""
-        self._array = self._copy(self._array)
+        """Reads and writes `bytes`."""
+        self._array = self._increment(self._array)
         return self._array
 
 
-class Compiles:
+class CompileCounter:
     """Counts what JAX compiles in this process, and the seconds it takes."""
 
     def __init__(self) -> None:
-        self.count, self.seconds = 0, 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._note)
+        """Starts counting."""
+        self.count = 0
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._record)
 
-    def _note(self, event: str, seconds: float, **_: Any) -> None:
+    def _record(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            self.count, self.seconds = self.count + 1, self.seconds + seconds
+            self.count += 1
+            self.seconds += duration_secs
 
 
 @functools.cache
-def compiles() -> Compiles:
-    """This process's only one: JAX offers no way to take a listener back."""
-    return Compiles()
+def compile_counter() -> CompileCounter:
+    """Returns this process's only counter: JAX offers no way to take a listener back."""
+    return CompileCounter()
 
 
-def measure(
-    calls: dict[str, Callable[[], Any]], work: Work, tokens: int, arguments: argparse.Namespace
-) -> Result:
-    """Times of the first call, the medians of the others, the machine's rates, and the floor that they set for the work.
+def measure(calls: Calls, work: Work, tokens: int, arguments: argparse.Namespace) -> Result:
+    """Returns times, the machine's rates, and the floor that these set for the work.
 
-    Compiles are those of a first turn, which is not timed; `recompiles` those that came later, of which there should be none.
+    calls: the first is what is measured; of the others only the median is returned
+    work: of the first call
+    tokens: that the first call makes
+
+    Compiles are those of a first turn, which is not timed; `recompiles` are those that came later,
+    of which there should be none.
     """
-    machine, counter = Machine(arguments.dtype), compiles()
-    before = counter.count, counter.seconds
-    seconds_of(calls, "warming up")
-    warm = counter.count, counter.seconds
+    machine = Machine(arguments.dtype)
+    counter = compile_counter()
+
+    # 1. Compile everything, and count it.
+    count_before = counter.count
+    seconds_before = counter.seconds
+    time_turn(calls, "warming up")
+    compiles = counter.count - count_before
+    compile_seconds = counter.seconds - seconds_before
     machine_calls = {"multiply": machine.multiply, "copy": machine.copy}
-    seconds_of(machine_calls, "warming up")
-    cold = counter.count
-    times = seconds_in_turns(machine_calls | calls, arguments.repeats)
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    rates = machine.flops / medians["multiply"], machine.bytes / medians["copy"]
+    time_turn(machine_calls, "warming up")
+
+    # 2. Time the machine and the calls in turns.
+    count_warm = counter.count
+    seconds = seconds_in_turns({**machine_calls, **calls}, arguments.repeats)
+    median = medians(seconds)
+
+    matmul_flops_per_s = machine.flops / median["multiply"]
+    copy_bytes_per_s = machine.bytes / median["copy"]
     first, *others = calls
     return {
         "what": first,
-        "seconds": times[first],
-        "median_s": medians[first],
-        "tokens_per_s": tokens / medians[first],
-        "matmul_flops_per_s": rates[0],
-        "copy_bytes_per_s": rates[1],
+        "seconds": seconds[first],
+        "median_s": median[first],
+        "tokens_per_s": tokens / median[first],
+        "matmul_flops_per_s": matmul_flops_per_s,
+        "copy_bytes_per_s": copy_bytes_per_s,
         "flops": work.flops,
-        "floor_s": work.floor_s(*rates),
-        "compiles": warm[0] - before[0],
-        "compile_s": warm[1] - before[1],
-        "recompiles": counter.count - cold,
-        **{f"{name}_s": medians[name] for name in others},
+        "floor_s": work.floor_s(matmul_flops_per_s, copy_bytes_per_s),
+        "compiles": compiles,
+        "compile_s": compile_seconds,
+        "recompiles": counter.count - count_warm,
+        **{f"{name}_s": median[name] for name in others},
     }

@@ -1,0 +1,124 @@
+"""The arguments of a run's programs, as shapes with shardings: nothing is allocated."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxgrpo.config import Config
+from jaxgrpo.device.sampler import DecodeState, Prefilled
+from jaxgrpo.models import lora
+from jaxgrpo.programs import Program, Programs
+from jaxgrpo.types import Params, TrainBatch
+
+
+@dataclass(frozen=True)
+class ProgramCall:
+    """A program, and the arguments that a run calls it with."""
+
+    program: Program
+    arguments: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class ProgramInputs:
+    """Everything that a run's programs work on; each leaf is a jax.ShapeDtypeStruct.
+
+    programs: the run's programs
+    published: the copy of the policy that is sampled from
+    slots: the decode state with the most slots and the longest ring cache
+    prefilled: the result of a prefill
+    reference: the reference policy
+    batch: what an update learns from
+    calls: each program's call, by the program's name
+    """
+
+    programs: Programs
+    published: Params
+    slots: DecodeState
+    prefilled: Prefilled
+    reference: Params
+    batch: TrainBatch
+    calls: dict[str, ProgramCall]
+
+
+def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
+    """Returns what a run of this config gives its programs."""
+    # What a program returns is traced, not written down here: its layout is the program's.
+    reference = result_shapes(programs.refer, programs.params_like)
+    published = result_shapes(programs.publish, lora.attach(reference, programs.state_like.params))
+    slots = result_shapes(programs.empty, programs.sizes[0], programs.rings[-1])
+    width = config.sampling.prompt_width
+    tokens = _host_array(jnp.int32, programs.prompts, width)
+    mask = _host_array(bool, programs.prompts, width)
+    prefilled = result_shapes(programs.prefill, published, tokens, mask)
+    batch = _batch_shapes(config, programs)
+
+    # The sampler's arguments that the host sends with each call.
+    row_numbers = _host_array(jnp.int32, programs.starts)
+    row_keys = _host_array(jnp.uint32, programs.starts, 2)
+    starts = (row_numbers, row_numbers, row_numbers, row_keys)
+    halt = _host_array(bool, programs.sizes[0])
+    how = (config.sampling.temperature, 0, 1.0, 0.0, 0)
+    scalar = _host_array(jnp.int32)
+
+    prefill = (published, tokens, mask)
+    insert = (slots, prefilled, starts)
+    decode = (published, slots, halt, how, scalar, scalar)
+    update = (programs.state_like, reference, batch, config.objective, config.sampling.temperature)
+    calls = {
+        "prefill": ProgramCall(programs.prefill, prefill),
+        "insert": ProgramCall(programs.insert, insert),
+        "decode": ProgramCall(programs.decode, decode),
+        "update": ProgramCall(programs.update, update),
+    }
+    return ProgramInputs(programs, published, slots, prefilled, reference, batch, calls)
+
+
+def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:
+    """Returns the shapes of the batch that an update learns from."""
+    rows = config.batch.groups * config.batch.group_size
+    length = config.sampling.prompt_width + config.sampling.max_new_tokens
+
+    def row_array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=programs.rows)
+
+    return TrainBatch(
+        tokens=row_array(jnp.int32, rows, length),
+        segments=row_array(jnp.int32, rows, length),
+        completion_mask=row_array(bool, rows, length),
+        rewards=row_array(jnp.float32, rows),
+        sampler_logprobs=row_array(jnp.float32, rows, length),
+        trained=row_array(bool, rows),
+    )
+
+
+def _host_array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
+    """Returns the shape of an array that comes from the host with each call."""
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def result_shapes(program: Any, *arguments: object) -> Any:
+    """Returns what a program returns, as shapes with the shardings that the compiler gives it.
+
+    program: a Program or a jitted function
+    """
+    traced = program.trace(*arguments)
+    return jax.tree.map(_keep_sharding, traced.lower().out_info)
+
+
+def _keep_sharding(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Returns a leaf without what is not shape, dtype or sharding."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def leaves_on_device(arguments: object) -> list[Any]:
+    """Returns the leaves of a program's arguments that live on devices; others are the host's."""
+    return [leaf for leaf in jax.tree.leaves(arguments) if getattr(leaf, "sharding", None)]
+
+
+def count_devices(arguments: object) -> int:
+    """Returns over how many devices a program's arguments are spread."""
+    return max(len(leaf.sharding.device_set) for leaf in leaves_on_device(arguments))
