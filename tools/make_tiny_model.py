@@ -15,7 +15,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,14 +24,16 @@ from tqdm import tqdm
 from jaxgrpo import sft
 from jaxgrpo.data import arithmetic
 from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import hf_folder, transformer
 from jaxgrpo.problems import Problem
 from jaxgrpo.programs import compile_programs
 from jaxgrpo.rewards.maths.verifier import accuracy
-from jaxgrpo.rollout.engine import Draw, Engine
+from jaxgrpo.rollout.engine import Engine
+from jaxgrpo.rollout.groups import SamplingRequest
 from jaxgrpo.text import tokenizer
-from jaxgrpo.types import Params
+from jaxgrpo.types import Params, SamplingParams
 
 LANGUAGES = {"en": 0.67, "zh": 0.11, "ko": 0.11, "uk": 0.11}
 """The share of the text that is in each language."""
@@ -224,18 +225,16 @@ def train(folder: Path, arguments: argparse.Namespace) -> Report:
         weight_decay=0.1,
         max_grad_norm=1.0,
     )
-    shapes: dict[str, Any] = {
-        "prompt_width": PROMPT_WIDTH,
-        "score_from": 1,
-        "new_tokens": NEW_TOKENS,
-        "micro_batch": 8,
-        "slots": 192,
-    }
-    steps = compile_programs(config, optimizer, mesh, ends=tokens.ends, **shapes)
-    engine = Engine(steps, tokens, PROMPT_WIDTH, NEW_TOKENS, arguments.seed)
+    sampling = SamplingSpec(PROMPT_WIDTH, NEW_TOKENS, slots=192, eos_ids=tokens.eos_ids)
+    # Rows are packed: each is read by itself, and scored from its second token on.
+    update = UpdateSpec(micro_batch=8, score_from=1)
+    programs = compile_programs(ModelSpec(config, mesh), sampling, update, optimizer)
+    engine = Engine(programs, tokens, PROMPT_WIDTH, NEW_TOKENS, arguments.seed)
     params = transformer.init(config, jax.random.key(arguments.seed))
-    batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad)
-    states = sft.train(steps, steps.init(params), itertools.islice(batches, arguments.steps))
+    batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad_id)
+    states = sft.train(
+        programs, programs.init_state(params), itertools.islice(batches, arguments.steps)
+    )
     progress = tqdm(total=arguments.steps, unit="step")
     report: Report = {}
     for step, (state, metrics) in enumerate(states, 1):
@@ -261,7 +260,8 @@ def heldout_problems(count: int) -> list[Problem]:
 def measure(engine: Engine, params: Params, problems: list[Problem]) -> Report:
     """Returns the accuracy of samples at temperature 1: overall, by language and by level."""
     scores: dict[str | int, list[float]] = defaultdict(list)
-    for group in engine(params, problems, 2, Draw(), 0, "evaluation"):
+    request = SamplingRequest(2, SamplingParams(), purpose="evaluation")
+    for group in engine(params, problems, request, step=0):
         score = np.mean([accuracy(group.problem, text) for text in group.texts])
         for key in ("overall", group.problem.language, group.problem.level):
             scores[key].append(float(score))

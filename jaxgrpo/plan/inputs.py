@@ -11,7 +11,7 @@ from jaxgrpo.config import Config
 from jaxgrpo.device.sampler import DecodeState, Prefilled
 from jaxgrpo.models import lora
 from jaxgrpo.programs import Program, Programs
-from jaxgrpo.types import Params, TrainBatch
+from jaxgrpo.types import NewRows, Params, SamplingParams, TrainBatch
 
 
 @dataclass(frozen=True)
@@ -47,26 +47,26 @@ class ProgramInputs:
 def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
     """Returns what a run of this config gives its programs."""
     # What a program returns is traced, not written down here: its layout is the program's.
-    reference = result_shapes(programs.refer, programs.params_like)
+    reference = result_shapes(programs.make_reference, programs.params_like)
     published = result_shapes(programs.publish, lora.attach(reference, programs.state_like.params))
-    slots = result_shapes(programs.empty, programs.sizes[0], programs.rings[-1])
+    slots = result_shapes(programs.empty_state, programs.slot_counts[0], programs.ring_lengths[-1])
     width = config.sampling.prompt_width
-    tokens = _host_array(jnp.int32, programs.prompts, width)
-    mask = _host_array(bool, programs.prompts, width)
+    tokens = _host_array(jnp.int32, programs.prompts_per_prefill, width)
+    mask = _host_array(bool, programs.prompts_per_prefill, width)
     prefilled = result_shapes(programs.prefill, published, tokens, mask)
     batch = _batch_shapes(config, programs)
 
     # The sampler's arguments that the host sends with each call.
-    row_numbers = _host_array(jnp.int32, programs.starts)
-    row_keys = _host_array(jnp.uint32, programs.starts, 2)
-    starts = (row_numbers, row_numbers, row_numbers, row_keys)
-    halt = _host_array(bool, programs.sizes[0])
-    how = (config.sampling.temperature, 0, 1.0, 0.0, 0)
+    row_numbers = _host_array(jnp.int32, programs.rows_per_insert)
+    row_keys = _host_array(jnp.uint32, programs.rows_per_insert, 2)
+    new_rows = NewRows(row_numbers, row_numbers, row_numbers, row_keys)
+    stopped = _host_array(bool, programs.slot_counts[0])
+    sampling = SamplingParams(config.sampling.temperature).as_arrays()
     scalar = _host_array(jnp.int32)
 
     prefill = (published, tokens, mask)
-    insert = (slots, prefilled, starts)
-    decode = (published, slots, halt, how, scalar, scalar)
+    insert = (slots, prefilled, new_rows)
+    decode = (published, slots, stopped, sampling, scalar, scalar)
     update = (programs.state_like, reference, batch, config.objective, config.sampling.temperature)
     calls = {
         "prefill": ProgramCall(programs.prefill, prefill),
@@ -83,7 +83,7 @@ def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:
     length = config.sampling.prompt_width + config.sampling.max_new_tokens
 
     def row_array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=programs.rows)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=programs.row_sharding)
 
     return TrainBatch(
         tokens=row_array(jnp.int32, rows, length),

@@ -97,11 +97,15 @@ def _slot_change_bytes(inputs: ProgramInputs) -> PartBytes:
     programs = inputs.programs
     slots = device_bytes(inputs.slots)
     changes = [(slots, 0)]
-    if len(programs.rings) > 1:  # the ring cache grows to its full length
-        shorter = result_shapes(programs.empty, programs.sizes[0], programs.rings[-2])
+    if len(programs.ring_lengths) > 1:  # the ring cache grows to its full length
+        shorter = result_shapes(
+            programs.empty_state, programs.slot_counts[0], programs.ring_lengths[-2]
+        )
         changes.append((device_bytes(shorter), slots))
-    if len(programs.sizes) > 1:  # the rows are compacted to fewer slots
-        fewer = result_shapes(programs.empty, programs.sizes[1], programs.rings[-1])
+    if len(programs.slot_counts) > 1:  # the rows are compacted to fewer slots
+        fewer = result_shapes(
+            programs.empty_state, programs.slot_counts[1], programs.ring_lengths[-1]
+        )
         changes.append((slots, device_bytes(fewer)))
     before, after = max(changes, key=sum)
     return {"slots (KV cache)": before, "slots, made anew": after}

@@ -89,7 +89,7 @@ def make_target(config: Config, topology: str | None, memory_gib: float | None) 
         return Target(topology, devices, chip, limit or chip.hbm)
     network = find_network(config.model)
     programs = build_programs(config, network.config, network.eos_ids)
-    local = list(programs.rows.mesh.devices.flat)
+    local = list(programs.row_sharding.mesh.devices.flat)
     if limit is None:
         stats = local[0].memory_stats() or {}
         # Devices of a CPU say nothing, and share the machine's memory.

@@ -63,7 +63,7 @@ def plan_json(plan: Plan, attempts: list[Attempt], assumptions: Assumptions) -> 
     report = {
         "place": target.name,
         "devices": len(target.devices),
-        "mesh": dict(plan.inputs.programs.rows.mesh.shape),
+        "mesh": dict(plan.inputs.programs.row_sharding.mesh.shape),
         "memory": target.memory,
         "parameters": count_parameters(plan.network.config),
         "network": plan.network.source,
@@ -87,7 +87,7 @@ def _attempt_json(attempt: Attempt) -> dict[str, object]:
 
 def _heading(plan: Plan) -> list[str]:
     """Returns lines about the target and the network."""
-    mesh = plan.inputs.programs.rows.mesh.shape
+    mesh = plan.inputs.programs.row_sharding.mesh.shape
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
     parameters = count_parameters(plan.network.config)
     return [

@@ -91,9 +91,9 @@ def calls_per_step(
     sampled = min(groups * max_ratio, groups / assumptions.kept)
     rows = sampled * config.batch.group_size
     return {
-        "prefill": math.ceil(sampled / programs.prompts),
-        "insert": math.ceil(rows / programs.starts),
-        "decode": math.ceil(rows * assumptions.mean_new / programs.sizes[0]),
+        "prefill": math.ceil(sampled / programs.prompts_per_prefill),
+        "insert": math.ceil(rows / programs.rows_per_insert),
+        "decode": math.ceil(rows * assumptions.mean_new / programs.slot_counts[0]),
         "update": 1,
     }
 

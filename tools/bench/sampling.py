@@ -18,18 +18,21 @@ import numpy as np
 
 from jaxgrpo.build import match_tokenizer
 from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses.grpo import GRPO
 from jaxgrpo.models import hf_folder, transformer
-from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.problems import Problem, Weighted
-from jaxgrpo.programs import Programs, compile_programs
+from jaxgrpo.programs import Programs, SamplingPrograms, compile_programs
 from jaxgrpo.rewards.workers.pool import Pool
-from jaxgrpo.rollout.collect import Judge, judged_in_order, make_batch
-from jaxgrpo.rollout.engine import Draw, Engine, Group, SamplingUsage
+from jaxgrpo.rollout.batch import make_batch
+from jaxgrpo.rollout.engine import Engine, SamplingSession, SamplingUsage
+from jaxgrpo.rollout.groups import Group, JudgedGroup, SamplingRequest
+from jaxgrpo.rollout.judge import Judge, judged_in_order
 from jaxgrpo.text import tokenizer
-from jaxgrpo.types import Params, TrainState
+from jaxgrpo.types import Params, SamplingParams, TrainState
 from tools.bench.coin import Coin
 from tools.bench.turns import Result, Work, measure
 
@@ -81,26 +84,38 @@ class Bench:
 
     model: ModelConfig
     params: Params
-    steps: Programs
+    programs: Programs
     engine: Engine
     problems: list[Problem]
     lengths: np.ndarray
 
     def sample(
-        self,
-        problems: Iterable[Problem],
-        steps: Programs,
-        params: Params,
-        judge: Judge | None = None,
+        self, problems: Iterable[Problem], programs: SamplingPrograms, params: Params
     ) -> tuple[list[Group], SamplingUsage]:
-        """Returns the problems' groups, judged if there is a judge, and what they took."""
-        engine = dataclasses.replace(self.engine, steps=steps)
-        draw = Draw(min_tokens=engine.new_tokens)  # so that no row ends before its limit
-        wave = engine.wave(
-            params, problems, self.lengths.shape[1], draw, 0, "bench", self._token_limit
+        """Returns the problems' groups, and what they took."""
+        session = self._session(problems, programs, params)
+        return [group for _, group in session.groups()], session.usage
+
+    def sample_and_judge(
+        self, params: Params, judge: Judge
+    ) -> tuple[list[JudgedGroup], SamplingUsage]:
+        """Returns the judged groups of all problems, and what their sampling took."""
+        session = self._session(self.problems, self.programs, params)
+        groups = list(judged_in_order(session, judge, judge.initial_weights()))
+        return groups, session.usage
+
+    def _session(
+        self, problems: Iterable[Problem], programs: SamplingPrograms, params: Params
+    ) -> SamplingSession:
+        engine = dataclasses.replace(self.engine, programs=programs)
+        request = SamplingRequest(
+            group_size=self.lengths.shape[1],
+            # So that no row ends before its limit.
+            sampling=SamplingParams(min_tokens=engine.new_tokens),
+            purpose="bench",
+            max_tokens_of=self._token_limit,
         )
-        groups = judged_in_order(wave, judge) if judge else (group for _, group in wave.groups())
-        return list(groups), wave.usage
+        return engine.session(params, problems, request, step=0)
 
     def _token_limit(self, problem: Problem, sample: int) -> int:
         """Returns the length of a completion. The problems' ids are their numbers."""
@@ -112,10 +127,11 @@ class Bench:
         As many rows as there are slots begin together, and the next when the last has ended.
         """
         # With one number of slots, rows are not compacted either.
-        steps = dataclasses.replace(self.steps, sizes=self.steps.sizes[:1])
-        groups = steps.sizes[0] // self.lengths.shape[1]
+        slots = self.programs.slot_counts[0]
+        programs = dataclasses.replace(self.programs, slot_counts=(slots,))
+        groups = slots // self.lengths.shape[1]
         for first in range(0, len(self.problems), groups):
-            self.sample(self.problems[first : first + groups], steps, self.params)
+            self.sample(self.problems[first : first + groups], programs, self.params)
 
 
 def make_bench(arguments: argparse.Namespace) -> Bench:
@@ -138,24 +154,29 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     for name, number, divisor in divisors:
         if number % divisor:
             raise UserError(f"{name} is {number}: it must be a multiple of {divisor}")
-    steps = compile_programs(
-        model,
+    precision = Precision(compute=jnp.dtype(arguments.dtype))
+    programs = compile_programs(
+        ModelSpec(model, mesh, precision),
+        SamplingSpec(
+            prompt_width=arguments.prompt,
+            new_tokens=arguments.new,
+            slots=slots,
+            eos_ids=tokens.eos_ids,
+            group_size=arguments.group_size,
+            chunk=arguments.chunk,
+        ),
+        UpdateSpec(
+            micro_batch=micro_batch,
+            group_size=arguments.group_size,
+            prompt_width=arguments.prompt,
+        ),
         adamw(schedule("constant", 1e-6, 0, 1), 0.9, 0.999, 0.0, 1.0),
-        mesh,
-        prompt_width=arguments.prompt,
-        new_tokens=arguments.new,
-        micro_batch=micro_batch,
-        ends=tokens.ends,
-        slots=slots,
-        group_size=arguments.group_size,
-        chunk=arguments.chunk,
-        dtype=jnp.dtype(arguments.dtype),
     )
-    ids = IdTokenizer(tokens.hf, tokens.ends, tokens.pad)
-    engine = Engine(steps, ids, arguments.prompt, arguments.new, seed=0)
-    params = hf_folder.load_params(folder, steps.params_like)
+    id_tokenizer = IdTokenizer(tokens.hf, tokens.eos_ids, tokens.pad_id)
+    engine = Engine(programs, id_tokenizer, arguments.prompt, arguments.new, seed=0)
+    params = hf_folder.load_params(folder, programs.params_like)
     problems = random_problems(arguments, model.vocab_size)
-    return Bench(model, params, steps, engine, problems, completion_lengths(arguments))
+    return Bench(model, params, programs, engine, problems, completion_lengths(arguments))
 
 
 def random_problems(arguments: argparse.Namespace, vocab_size: int) -> list[Problem]:
@@ -191,7 +212,7 @@ def bench_rollout(arguments: argparse.Namespace) -> Result:
     usages: list[SamplingUsage] = []
 
     def rollout() -> None:
-        _, usage = bench.sample(bench.problems, bench.steps, bench.params)
+        _, usage = bench.sample(bench.problems, bench.programs, bench.params)
         usages.append(usage)
 
     calls: dict[str, Callable[[], object]] = {"rollout": rollout}
@@ -214,18 +235,18 @@ class _Trainer:
     def __init__(self, bench: Bench, kl: float):
         self._bench = bench
         self._objective = GRPO(kl=kl)
-        self._state: TrainState = bench.steps.init(bench.params)
+        self._state: TrainState = bench.programs.init_state(bench.params)
         self.update_seconds: list[float] = []
         self.usages: list[SamplingUsage] = []
 
     def step(self, judge: Judge) -> None:
         """Samples all problems' groups, has them judged, and makes one update."""
         bench = self._bench
-        groups, usage = bench.sample(bench.problems, bench.steps, self._state.params, judge)
+        groups, usage = bench.sample_and_judge(self._state.params, judge)
         started = time.perf_counter()
-        batch = to_device(make_batch(groups, len(groups)), bench.steps.rows)
+        batch = to_device(make_batch(groups, len(groups)), bench.programs.row_sharding)
         # The parameters that were loaded are the reference of the KL.
-        self._state, metrics = bench.steps.update(
+        self._state, metrics = bench.programs.update(
             self._state, bench.params, batch, self._objective, 1.0
         )
         jax.device_get(metrics)
@@ -263,13 +284,13 @@ def bench_step(arguments: argparse.Namespace) -> Result:
 
 def _slots_and_itemsize(bench: Bench, arguments: argparse.Namespace) -> tuple[int, int]:
     """Returns the number of slots, and the bytes of a number."""
-    return bench.steps.sizes[0], jnp.dtype(arguments.dtype).itemsize
+    return bench.programs.slot_counts[0], jnp.dtype(arguments.dtype).itemsize
 
 
 def usage_result(usages: list[SamplingUsage]) -> Result:
     """Returns the share of computed slots that made a token, and the median time of sampling."""
     tokens = sum(usage.tokens for usage in usages)
-    computed = sum(usage.computed for usage in usages)
+    computed = sum(usage.slot_steps for usage in usages)
     return {
         "utilisation": tokens / computed,
         "rollout_s": statistics.median(usage.seconds for usage in usages),
