@@ -10,7 +10,7 @@ import pytest
 
 from jaxgrpo.problems import Completion, Problem, Weighted, batched, is_batched
 from jaxgrpo.rewards.workers.pool import Missing, Pool, reward_name
-from jaxgrpo.rewards.workers.worker import calls, find_reward
+from jaxgrpo.rewards.workers.worker import find_reward, list_calls
 
 PROBLEM = Problem("1", "question", "42")
 
@@ -130,7 +130,7 @@ def test_one_deadline_holds_for_the_whole_call():
     "rewards", [[], [rarity], [hostile_rewards.length], [rarity, hostile_rewards.length, tokens]]
 )
 def test_the_calls_of_a_ticket_are_every_reward_of_every_text_once(rewards, texts):
-    todo = calls(rewards, texts)
+    todo = list_calls(rewards, texts)
     pairs = [(which, text) for which, on in todo for text in on]
     assert sorted(pairs) == [
         (which, text) for which in range(len(rewards)) for text in range(texts)

@@ -189,7 +189,7 @@ def test_a_lost_worker_is_replaced_by_another_with_the_same_imports():
 @linux
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
 def test_a_reward_that_strikes_its_parent_costs_its_own_verdict(monkeypatch, name):
-    monkeypatch.setattr(process, "_BURY_SECONDS", 0.5)
+    monkeypatch.setattr(process, "_REAP_SECONDS", 0.5)
     with start("strike_the_parent_on_request", "length") as pool:
         values = pool.result(pool.submit(PROBLEM, ["a", name, "b"]))
     assert [value["strike_the_parent_on_request"] for value in values] == [
@@ -342,22 +342,22 @@ def test_a_module_that_starts_a_thread_is_imported_by_every_worker_afresh(tmp_pa
 LEAVES_NO_FORK = """
 import mmap, os, signal, sys, threading
 sys.path[:] = {path!r}
-from jaxgrpo.rewards.workers.worker import may_fork
-assert may_fork({{0, 1, 2}})
+from jaxgrpo.rewards.workers.worker import is_fork_safe
+assert is_fork_safe({{0, 1, 2}})
 file = open(os.devnull)
-assert not may_fork({{0, 1, 2}})
-assert may_fork({{0, 1, 2, file.fileno()}})
+assert not is_fork_safe({{0, 1, 2}})
+assert is_fork_safe({{0, 1, 2, file.fileno()}})
 file.close()
 shared = mmap.mmap(-1, 4096)
-assert not may_fork({{0, 1, 2}})
+assert not is_fork_safe({{0, 1, 2}})
 shared.close()
 process = os.fork() or signal.pause()
-assert not may_fork({{0, 1, 2}})
+assert not is_fork_safe({{0, 1, 2}})
 os.kill(process, signal.SIGKILL)
 os.waitpid(process, 0)
-assert may_fork({{0, 1, 2}})
+assert is_fork_safe({{0, 1, 2}})
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-assert not may_fork({{0, 1, 2}})
+assert not is_fork_safe({{0, 1, 2}})
 """
 
 
