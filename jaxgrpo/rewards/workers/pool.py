@@ -1,4 +1,4 @@
-"""A pool of worker processes that compute rewards, with a deadline for every call.
+r"""A pool of worker processes that compute rewards, with a deadline for every call.
 
 A reward is somebody's code run on a model's text. It may hang, hold the GIL, crash, print or eat
 memory. So it runs in a process that can be killed from outside. An alarm inside the process would
@@ -11,19 +11,24 @@ The processes. Each arrow is a fork, or a start, by the process at its tail:
        | starts
        v
     fork server              imports the rewards, once; never runs one
-       |          \\
-       | forks     \\ forks
-       v            v
-    template 1   template 2  one for each supervisor; never runs a reward
-       |            |
-       | forks      | forks
-       v            v
-    worker 1     worker 2    runs the rewards; is killed, and replaced by another fork
+       |         \
+       | forks    \ forks
+       v           v
+    template 1  template 2   one for each supervisor; never runs a reward
+       |           |
+       | forks     | forks
+       v           v
+    worker 1    worker 2     runs the rewards; is killed, and replaced by another fork
 
-The trainer talks to every one of these processes directly, over a socketpair of its own. This file
-holds the trainer's queue and its threads, `process` starts and kills the processes, and `worker` is
-what runs in them. Where an imported module makes forks unsafe (`worker.is_fork_safe`), the fork
-server becomes the worker itself, and every replacement starts and imports afresh.
+The trainer talks to every one of these processes directly, over a socketpair of its own.
+
+Fork-unsafe rewards. Where a module that a reward imports makes forks unsafe, with threads for
+example (`worker.is_fork_safe`), there are no templates: the fork server becomes the worker itself,
+and each worker, and each replacement, is a fresh process with imports of its own.
+
+The files. This one holds the trainer's queue and its threads. `process` starts and kills the
+processes, `channel` is the trainer's end of a socketpair, `worker` is what runs in the processes,
+and `reward_names` tells them what to import.
 
 The life of one job:
 
@@ -55,7 +60,6 @@ Who ends whom:
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import queue
@@ -66,13 +70,10 @@ from dataclasses import dataclass, field
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import BatchedReward, Completion, Problem, Reward, Weighted, is_batched
-from jaxgrpo.rewards.workers.process import (
-    ForkServer,
-    PoolClosedError,
-    ProcessLostError,
-    WorkerProcess,
-)
-from jaxgrpo.rewards.workers.worker import find_reward, list_calls
+from jaxgrpo.rewards.workers.channel import PoolClosedError, ProcessLostError
+from jaxgrpo.rewards.workers.process import ForkServer, WorkerProcess
+from jaxgrpo.rewards.workers.reward_names import reward_name
+from jaxgrpo.rewards.workers.worker import list_calls
 
 _MAX_DEADLINE = 1e6
 """Seconds. poll(2) takes milliseconds in 32 bits, which end at about twice as many."""
@@ -96,51 +97,6 @@ Verdicts = dict[str, float | Missing]
 
 CallVerdicts = list[float | str]
 """The verdicts of one call, one a text; a string is the reason of a missing one."""
-
-
-# --- Names by which the workers import the rewards ---
-
-
-def reward_name(function: Reward | BatchedReward) -> str:
-    """Returns the "module:qualname" by which another process can import a reward.
-
-    The name of a dataclass's instance is its class's, with its settings in JSON behind it; settings
-    that are rewards are given by their names. `worker.find_reward` is the inverse.
-
-    Raises UserError if no name leads to the reward.
-    """
-    has_settings = dataclasses.is_dataclass(function) and not isinstance(function, type)
-    named_object = type(function) if has_settings else function
-    module = getattr(named_object, "__module__", None)
-    qualname = getattr(named_object, "__qualname__", None)
-    # "<" is part of <lambda> and <locals>.
-    if not module or not qualname or module == "__main__" or "<" in qualname:
-        raise UserError(
-            f"reward {function!r} cannot be imported by a worker process: make it a function at "
-            "the top level of a module that is not the main program (no lambda, no nested "
-            "function, no partial)"
-        )
-    name = f"{module}:{qualname}"
-    if has_settings:
-        name += json.dumps(vars(function), default=_encode_setting)
-    if find_reward(name) != function:
-        raise UserError(
-            f"reward {name}: importing that name finds another object than the one given"
-        )
-    return name
-
-
-def _encode_setting(value: object) -> dict[str, str]:
-    """Returns the JSON form of a setting that is a reward. Raises UserError for anything else."""
-    if not callable(value):
-        raise UserError(
-            f"a reward's setting is {value!r}: it must be a JSON value, a tuple of them, or "
-            "another reward"
-        )
-    return {"reward": reward_name(value)}
-
-
-# --- The pool ---
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,9 @@ text is a string, or [text, tokens, finished]. Every reply is one line of JSON.
 import contextlib
 import ctypes
 import gc
-import importlib
 import json
 import math
 import numbers
-import operator
 import os
 import queue
 import resource
@@ -46,11 +44,15 @@ from typing import NamedTuple
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Completion, Problem, is_batched
+from jaxgrpo.rewards.workers.reward_names import find_reward
 
 _PR_SET_PDEATHSIG = 1
 """prctl's "send me this signal when my parent dies", from <linux/prctl.h>."""
 
 _RECEIVE_BYTES = 1 << 16
+
+
+# --- Calls and verdicts ---
 
 
 class Call(NamedTuple):
@@ -62,62 +64,6 @@ class Call(NamedTuple):
 
     reward: int
     texts: list[int]
-
-
-# --- Rewards by name ---
-
-
-def find_reward(name: str) -> Callable:
-    """Imports a reward by its name, "module:qualname".
-
-    A reward that is an instance of a class is named with its settings,
-    'module:qualname{"tolerance": 0.01}'. Settings are JSON, and nothing in them is executed. Lists
-    become tuples, for settings have no lists. {"reward": name} becomes the reward of that name, for
-    a reward may be made of others.
-
-    Raises UserError if there is no such reward.
-    """
-    path, brace, settings = name.partition("{")
-    module_name, _, qualname = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except BaseException as error:  # a user's module can raise anything, SystemExit too
-        reason = _one_line(error)
-        raise UserError(f"reward {name}: importing {module_name} failed with {reason}") from error
-    try:
-        reward = operator.attrgetter(qualname)(module)
-    except AttributeError:
-        raise UserError(
-            f"reward {name}: {module_name} has no {qualname} at its top level"
-        ) from None
-    if brace:
-        values = json.loads(brace + settings)
-        try:
-            reward = reward(**{field: _decode_setting(value) for field, value in values.items()})
-        except Exception as error:
-            reason = _one_line(error)
-            raise UserError(f"reward {name} cannot be made from its settings: {reason}") from error
-    if not callable(reward):
-        raise UserError(
-            f"reward {name} is a {type(reward).__name__}, not a function of (problem, text)"
-        )
-    return reward
-
-
-def _one_line(error: BaseException) -> str:
-    """Returns an error's name and message without line breaks."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _decode_setting(value: object) -> object:
-    if isinstance(value, list):
-        return tuple(map(_decode_setting, value))
-    if isinstance(value, dict) and value.keys() == {"reward"}:
-        return find_reward(value["reward"])
-    return value
-
-
-# --- Calls and verdicts ---
 
 
 def list_calls(rewards: Sequence[Callable], num_texts: int) -> list[Call]:
