@@ -1,33 +1,33 @@
 r"""Language-consistency rewards: how many of a completion's words are in the problem's language.
 
-The first of them is the share of the chain of thought's words that are in the problem's language, as
-in DeepSeek-R1 (arXiv 2501.12948, section 2.3.2: "the proportion of target language words in the
-CoT"). That paper says no more, nor does the one on cross-lingual collapse (arXiv 2506.05850). What
-follows is our definition:
+The first of them is the share of the chain of thought's words that are in the problem's language,
+as in DeepSeek-R1 (arXiv 2501.12948, section 2.3.2: "the proportion of target language words in
+the CoT"). That paper says no more, nor does the one on cross-lingual collapse (arXiv 2506.05850).
+What follows is our definition:
 
-1. The part. The chain of thought is the think block; without one, it is the whole text. The answer is
-   what follows it.
+1. The part. The chain of thought is the think block; without one, it is the whole text. The
+   answer is what follows it.
 2. What is not language is removed: formulas ($..$, \(..\), \[..\], \boxed{..}), code, addresses,
    tags, commands. A formula that holds four words in a row is kept: nothing may hide there
    (`prose.strip_formulas`).
-3. A word is a segment with letters of Unicode's word segmentation (UAX 29). Chinese, Japanese, Thai,
-   Lao, Khmer and Burmese have no spaces between words, and are segmented with ICU's dictionaries:
-   "我们用 average speed 计算" is 3 Chinese words and 2 English ones. A word of two scripts belongs to
-   the script of its last letter. Not words are: numbers; single letters (Latin or Greek); signs of
-   units ("km"); and what is written together with digits or an underscore in a script that variables
-   are written in ("x1", "5kg").
-4. A script that one language uses decides (Hangul is Korean, kana are Japanese). Where languages share
-   a script, all words of a sentence are in the language that is likeliest by three things:
+3. A word is a segment with letters of Unicode's word segmentation (UAX 29). Chinese, Japanese,
+   Thai, Lao, Khmer and Burmese have no spaces between words, and are segmented with ICU's
+   dictionaries: "我们用 average speed 计算" is 3 Chinese words and 2 English ones. A word of two
+   scripts belongs to the script of its last letter. These are not words: numbers; single letters
+   (Latin or Greek); signs of units ("km"); and what is written together with digits or an
+   underscore in a script that variables are written in ("x1", "5kg").
+4. A script that one language uses decides (Hangul is Korean, kana are Japanese). Where languages
+   share a script, all words of a sentence are in the language that is likeliest by three things:
    - fastText's lid.176;
    - clues: letters that a language never uses, and some words that only English or Swahili has;
    - how much of the text is in that language, as if 30 letters more were in the target language and
      30 in English.
    So a few words go with the rest of the text, and many words are believed. `identify` has the
    formulas.
-5. Han characters are Japanese in a sentence with a tenth of hiragana. Else the characters decide that
-   one language's standards alone have (们 in Chinese, 円 in Japanese). Else they are Japanese if there
-   is katakana in the sentence, and Chinese if there are ten of them. Else they are in the language of
-   the text's Han characters.
+5. Han characters are Japanese in a sentence with a tenth as much hiragana. Else those characters
+   decide that the standards of one language alone have (们 in Chinese, 円 in Japanese). Else they
+   are Japanese if there is katakana in the sentence, and Chinese if there are ten of them. Else
+   they are in the language of all Han characters of the text.
 
 So a foreign word in a sentence of the same script counts as that sentence's language, and a name in
 another script counts as a word of the language that it looks like, mostly English.
@@ -88,7 +88,7 @@ def english_word_ratio(problem: Problem, text: str) -> float:
 class Ratio:
     """A reward: the share of words in a language, from 0.0 to 1.0; 0.0 without words.
 
-    part: what is read of a completion: think (all of it where there is no think block), answer or all
+    part: what is read: think (all of the text where there is no think block), answer or all
     language: a language's code or name, such as en for the share of English; empty: the problem's
     """
 
@@ -110,7 +110,7 @@ class Threshold:
 
     Without words it is 0.0.
 
-    part: what is read of a completion: think (all of it where there is no think block), answer or all
+    part: what is read: think (all of the text where there is no think block), answer or all
     at_least: the share, above 0 and at most 1
     """
 
@@ -132,7 +132,7 @@ class Threshold:
 class Match:
     """A reward: 1.0 if more words are in the problem's language than in any other, else 0.0.
 
-    part: what is read of a completion: think (all of it where there is no think block), answer or all
+    part: what is read: think (all of the text where there is no think block), answer or all
     """
 
     part: str = "think"
@@ -164,10 +164,10 @@ class WordRatios:
 
 
 def word_ratios(text: str, target: str, part: str = "think") -> WordRatios:
-    """Returns how much of a part of a completion is in the target language, and how much in English.
+    """Returns the shares of a completion's words that are in the target language and in English.
 
     target: code or name of a language
-    part: one of PARTS
+    part: which part of the completion is read, one of PARTS
 
     Raises UserError if `target` is no language that can be told apart, for its ratio would be 0.0
     for ever, or if `part` is none of PARTS.
@@ -175,7 +175,8 @@ def word_ratios(text: str, target: str, part: str = "think") -> WordRatios:
     target = _checked_code(target)
     counts = _count_words_of_part(text, target, _check_part(part))
     words = counts.total()
-    return WordRatios(words, counts[target] / max(words, 1), counts["en"] / max(words, 1))
+    divisor = max(words, 1)  # without words all counts are 0, and so are the shares
+    return WordRatios(words, counts[target] / divisor, counts["en"] / divisor)
 
 
 # A text's rewards are computed one after the other, and most of them need the same counts.
@@ -196,6 +197,7 @@ def count_words(text: str, target: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     all_sentences = list(sentences(text))
     scripts = {script for sentence in all_sentences for script in sentence}
+    # A sentence may have words of several scripts, and each script's words a language of their own.
     for script in scripts:
         with_script = [sentence for sentence in all_sentences if script in sentence]
         languages = identify_sentences(script, with_script, target)

@@ -1,21 +1,22 @@
 """Tells which language the words of each sentence are in, among the languages of one script.
 
 The rules are stated at the head of `consistency`. This is the model behind rule 4, a mixture of
-languages whose weights are estimated with the sentences (expectation maximization with pseudo-counts).
-For sentence s and language l:
+languages whose weights are estimated with the sentences (expectation maximization with
+pseudo-counts). For sentence s and language l:
 
-    likelihood(s, l) = fastText's probability of l for s, at least 0.003
+    likelihood(s, l) = fastText's probability of l for s, or 0.003 where it names no such language
                        * 10 for each word of s that is common in l alone  (at most three count)
                        / 10 for each letter of s that l never uses        (at most three count)
     posterior(s, l)  = likelihood(s, l) * share(l) / (sum of the same over all l)
     share(l)         = sum over s of letters(s) * posterior(s, l)
                        + 30 letters if l is the target language or English
 
-It begins with posterior = likelihood, and each is computed from the other three times. A sentence is
-then in the language of its largest posterior. So a short sentence goes with the rest of the text, and
-the 30 letters decide only where there is little text.
+The first shares are computed from likelihoods in place of posteriors, and only of languages that
+fastText or a clue speaks for. Then posteriors and shares are computed from each other, in three
+rounds. A sentence is in the language of its largest posterior. So a short sentence goes with the
+rest of the text, and the 30 letters decide only where there is little text.
 
-Han characters follow rule 5 instead.
+Han characters are told apart by rule 5 instead, without this model.
 """
 
 from collections import Counter, defaultdict
@@ -28,13 +29,13 @@ import regex as re
 from jaxgrpo.rewards.languages.words import LANGUAGES, WordsByScript
 
 MIN_LETTERS = 30
-"""Letters by which the target language and English are expected: fewer letters of text say little."""
+"""Letters that are expected in the target language and in English; a shorter text says little."""
 
 _ROUNDS = 3
-"""How often shares and posteriors are computed from each other; more rounds change hardly anything."""
+"""How often shares and posteriors are computed from each other; more rounds change little."""
 
 _MIN_LIKELIHOOD = 3e-3
-"""The likelihood of a language that fastText does not name; not 0, so that clues and shares count."""
+"""The likelihood of a language that fastText does not name. Above 0, so that clues can raise it."""
 
 _CLUE_FACTOR = 10.0
 """How many times likelier, or less likely, one clue makes a language."""
@@ -96,7 +97,7 @@ They are for the two languages that fastText knows too little of: Swahili, and E
 _HIRAGANA = re.compile(r"\p{Hiragana}")
 
 _MIN_CHINESE = 10
-"""So many Han characters in a sentence without kana are Chinese; fewer may be a Japanese heading."""
+"""As many Han characters without kana are Chinese; fewer may be a Japanese heading."""
 
 
 def identify_sentences(script: str, sentences: Sequence[WordsByScript], target: str) -> list[str]:
@@ -168,6 +169,7 @@ def _shares(
     """
     shares: defaultdict[str, float] = defaultdict(float, expected)
     for posterior, count in zip(posteriors, num_letters, strict=True):
+        # A sentence's letters are spread over the languages, in proportion to its posterior.
         total = sum(posterior.values())
         for language, weight in posterior.items():
             shares[language] += count * weight / total
@@ -197,6 +199,7 @@ def _likelihood(script: str, words: Sequence[str]) -> dict[str, float]:
             for language, probability in guesses
             if language in LANGUAGES[script]
         }
+    # The tables of clues are in lower case.
     lower = text.lower()
     unused_letters = _UNUSED_LETTERS.get(script, {})
     common_words = _COMMON_WORDS.get(script, {})

@@ -16,8 +16,10 @@ import regex as re
 from icu4py.breakers import WordBreaker
 
 _LANGUAGES = {
-    "Latin": "en de fr es pt it nl ca gl ro pl cs sk sl hr bs sq da no nn sv is fi et lv lt hu tr az uz tk vi id ms tl"
-    " jv su sw af ht eo eu cy ga gd la mt lb so mg yo",
+    "Latin": (
+        "en de fr es pt it nl ca gl ro pl cs sk sl hr bs sq da no nn sv is fi et lv lt hu tr az uz"
+        " tk vi id ms tl jv su sw af ht eo eu cy ga gd la mt lb so mg yo"
+    ),
     "Cyrillic": "ru uk be bg mk sr kk ky tg tt mn ba cv",
     "Arabic": "ar fa ur ps ug sd ckb",
     "Devanagari": "hi mr ne sa",
@@ -54,7 +56,7 @@ languages, which cost accuracy.
 WordsByScript = dict[str, list[str]]
 """The words of one sentence, by their script."""
 
-MAX_SENTENCES = 2000
+_MAX_SENTENCES = 2000
 """About how many sentences of a text are kept apart; in a longer text neighbours are merged."""
 
 MAX_WORDS = 50_000
@@ -71,18 +73,17 @@ _SENTENCE_ENDS = frozenset(".!?\n。！？．｡।॥؟۔…") | {"\r\n", "\u20
 _SENTENCE_END = "end"
 """The kind of a segment that ends a sentence, where a word's kind is its script."""
 
-_UNITS = frozenset(
-    "mm cm dm km mg kg ml cl dl kl lb lbs oz ft yd sq"
-    " kW kWh mph kmh Hz kHz MHz GHz KB MB GB TB".split()
-)
+_SMALL_LETTER_UNITS = "mm cm dm km mg kg ml cl dl kl lb lbs oz ft yd sq"
+_OTHER_UNITS = "kW kWh mph kmh Hz kHz MHz GHz KB MB GB TB"
+_UNITS = frozenset(_SMALL_LETTER_UNITS.split() + _OTHER_UNITS.split())
 _VARIABLE_SCRIPTS = ("Latin", "Greek")
 """Scripts in which a single letter is a variable, not a word."""
 
 _UNIT_SCRIPTS = ("Latin", "Greek", "Cyrillic")
 """Scripts of units and of variables with digits: "km", "5kg", "x_1"."""
 
-# Matches one letter; the name of the group that matched is the letter's script. Hiragana and katakana
-# together are "Kana"; "other" holds the letters of scripts that LANGUAGES does not have.
+# Matches one letter; the name of the group that matched is the letter's script. Hiragana and
+# katakana together are "Kana"; "other" holds the letters of scripts that LANGUAGES does not have.
 _SCRIPT_OF_LETTER = re.compile(
     r"(?P<Kana>[\p{Hiragana}\p{Katakana}&&\p{L}])|"
     + "|".join(
@@ -97,12 +98,13 @@ def sentences(text: str) -> Iterator[WordsByScript]:
     """Yields the words of each sentence that has words."""
     text = _normalize(text)
     # A sentence of fewer letters is merged with the next one, in texts of many sentences.
-    min_letters = len(text) // MAX_SENTENCES
+    min_letters = len(text) // _MAX_SENTENCES
     words: defaultdict[str, list[str]] = defaultdict(list)
     num_letters = 0
     for segment in WordBreaker(text, "root"):
         kind = _classify(segment[-_MAX_LETTERS:])
         if kind == _SENTENCE_END:
+            # Without words, an ellipsis or an empty line for example, there is nothing to yield.
             if words and num_letters >= min_letters:
                 yield words
                 words = defaultdict(list)
