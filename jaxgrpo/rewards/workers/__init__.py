@@ -1,1 +1,1 @@
-"""Rewards computed in worker processes, with deadlines."""
+"""Rewards computed in worker processes, with deadlines. Begin to read at `pool`."""

@@ -1,281 +1,281 @@
-"""Processes that answer in JSON lines, as their parent sees them: killed at any moment, and replaced in milliseconds.
+"""The trainer's side of the fork server, the templates and the workers: starts, kills, replaces.
 
-    parent -> process that imports -> template of each worker -> child, which answers
+The drawing of these processes is at the head of `pool`; what they do inside is in `worker`.
 
-What imports is started afresh: a fork of the parent would inherit the hold on the accelerator; `multiprocessing` would import
-the parent's main program, and jax with it, and unpickle what the other side sends. But a fresh process takes a second to
-import what rewards need. So one imports, for all workers, and forks. A child that is killed is replaced by another fork. A
-reward that kills its child's parent, too, has met a template: that of the other workers is another.
+Why a fork server. A worker is killed at any moment, and its replacement must not cost a second of
+imports: a fork takes milliseconds. The trainer itself cannot be forked, for a fork would inherit
+its hold on the accelerator. `multiprocessing` has a fork server, too, but it imports the trainer's
+main program, and with it jax, and it unpickles what the other side sends. So a fresh process
+imports the rewards, once for all workers, and forks from there.
 
-Where a fork would not be as good as a fresh process (`worker.may_fork`), every worker has one of its own, which answers
-itself, and what replaces it is fresh.
+Why templates. A reward can kill or stop its own parent process. That costs one worker its template,
+and no other: each worker has its own, and the fork server is never a worker's parent.
 
-Whoever answers does so on a socket of its own: what somebody killed has left behind is never read. A dead child stays a
-zombie until the parent has it buried, so that whom the parent kills is never another process of the same id.
+Why sockets. Each process has a socketpair of its own, so what a killed process has left half
+written is never read. The fork server gets its end as stdin; a child's end is sent to the parent
+that forks it, over that parent's own socket (SCM_RIGHTS).
+
+Who waits for whom. A dead child is a zombie, and its process id is not used again, until its parent
+waits for it. The trainer decides when the parent does (`_reap`), after it has killed the child. So
+it never kills an unrelated process that was given the same id.
+
+Fork-unsafe rewards. Where an imported module has started threads, or holds files or shared memory,
+a fork would not be as good as a fresh process (`worker.is_fork_safe`). The fork server then becomes
+a worker itself when it is asked for a fork, and the next worker gets a fresh fork server.
 """
 
 import contextlib
-import json
+import dataclasses
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-from typing import Any
+from dataclasses import dataclass
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.rewards.workers.channel import Channel, ProcessLostError
 
 _START_SECONDS = 120.0
-_BURY_SECONDS = 20.0
-"""A template that takes longer to see that its child is dead has been stopped, by a reward: it is replaced."""
+"""Longest wait for the fork server's imports, and for a fork."""
 
-# The path is set before anything is imported, so that the process finds each module where the parent found it.
-_START = "import sys; sys.path[:] = sys.argv[1:]; from jaxgrpo.rewards.workers.worker import main; main()"
+_REAP_SECONDS = 20.0
+"""A template that takes longer to wait for its dead child has been stopped by a reward."""
 
-
-class LostError(Exception):
-    """The process died ("crash") or was too slow ("timeout")."""
-
-
-class StoppedError(Exception):
-    """The pool is being closed."""
+# The path is set before anything is imported, so that each module is found where the trainer found
+# it.
+_PROGRAM = (
+    "import sys; sys.path[:] = sys.argv[1:]; "
+    "from jaxgrpo.rewards.workers.worker import main; main()"
+)
 
 
-class Line:
-    """JSON lines over a socket, with a time limit for each; StoppedError as soon as the descriptor `stop` can be read."""
+@dataclass(frozen=True)
+class Process:
+    """A process and the channel to it.
 
-    def __init__(self, ours: socket.socket, stop: int):
-        self.socket, self.stop, self._heard = ours, stop, b""
-        self.socket.setblocking(False)
-
-    def close(self) -> None:
-        self.socket.close()
-
-    def is_open(self) -> bool:
-        """Whether somebody is at the other end."""
-        try:
-            return bool(self.socket.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-
-    def send(self, line: bytes, seconds: float) -> None:
-        """Raises LostError."""
-        until = time.monotonic() + seconds
-        while line:
-            self._wait(select.POLLOUT, until)
-            try:
-                line = line[self.socket.send(line) :]
-            except ConnectionError:
-                raise LostError("crash") from None
-
-    def hand_over(self, theirs: socket.socket) -> None:
-        """Give the other end a descriptor of its own. Raises LostError."""
-        try:
-            socket.send_fds(self.socket, [b"s"], [theirs.fileno()])
-        except OSError:
-            raise LostError("crash") from None
-
-    def receive(self, seconds: float) -> Any:
-        """The next line's JSON value. Raises LostError, also if it is none: a reward wrote to descriptors it does not own."""
-        until = time.monotonic() + seconds
-        try:
-            while b"\n" not in self._heard:
-                self._wait(select.POLLIN, until)
-                heard = self.socket.recv(1 << 16)
-                if not heard:
-                    raise LostError("crash")
-                self._heard += heard
-            line, _, self._heard = self._heard.partition(b"\n")
-            return json.loads(line)
-        except (ConnectionError, ValueError):
-            raise LostError("crash") from None
-
-    def _wait(self, event: int, until: float) -> None:
-        """Return when the socket is ready. What is ready by now is never late, however long this thread was held up."""
-        poll = select.poll()
-        poll.register(self.socket, event)
-        poll.register(self.stop, select.POLLIN)
-        ready = dict(poll.poll(max(0.0, until - time.monotonic()) * 1000))
-        if self.stop in ready:
-            raise StoppedError
-        if not ready:
-            raise LostError("timeout")
-
-
-class Supply:
-    """Gives each of several threads a process that has imported the rewards: a fork of one that all of them share, or,
-    where that cannot be, a fresh one.
-
-    setup: the line that a process is told first. stop: a descriptor that can be read once nobody needs any more.
-    All the threads must live until `close`: Linux takes the end of the one that started a process for its parent's death.
+    pid: its process id, and that of its process group
+    channel: the trainer's end of its socketpair
+    popen: its handle if the trainer started it; None for a fork of another process
     """
 
-    def __init__(self, setup: bytes, stop: int):
-        self.stop, self._setup, self._lock = stop, setup, threading.Lock()
-        self._command = [sys.executable, "-c", _START, *map(os.path.abspath, sys.path)]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def load(self) -> None:
-        """Have a process that has imported the rewards. Raises UserError if it cannot."""
-        with self._lock:
-            self._load()
-
-    def _load(self) -> None:
-        if self._process:
-            return
-        self._control, theirs = _pair(self.stop)
-        with theirs:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,  # until the process makes it its stderr
-                start_new_session=True,  # a process group to kill as a whole; and Ctrl-C is for the parent to handle
-                env=_environment(),
-            )
-        try:
-            self._control.send(self._setup, _START_SECONDS)
-            problem = self._control.receive(_START_SECONDS)
-        except LostError as lost:
-            problem = f"a worker process did not get through importing the rewards ({lost}); see what it printed above"
-        if problem:
-            self._end()
-            raise UserError(problem)
-
-    def take(self) -> tuple[int, Line, subprocess.Popen | None]:
-        """A process's id and the line to it: a template's, or, with its handle, one that answers itself. Raises UserError."""
-        with self._lock:
-            for _ in range(2):
-                self._load()
-                try:
-                    taken, line = _ask(self._control)
-                except LostError:  # somebody has killed it, or stopped it
-                    self._end()
-                    continue
-                if not self._process or taken != self._process.pid:
-                    return taken, line, None
-                alone, self._process = self._process, None
-                self._control.close()
-                return taken, line, alone
-        raise UserError(
-            "a worker process imported the rewards and then ended by itself; see what it printed above"
-        )
-
-    def bury(self, taken: int) -> None:
-        """See the end of a template that was taken and is dead."""
-        with self._lock:
-            if self._process and not _bury(self._control, taken):
-                self._end()
-
-    def close(self) -> None:
-        with self._lock:
-            self._end()
-
-    def _end(self) -> None:
-        if self._process:
-            _kill_group(self._process.pid)
-            self._process.wait()
-            self._control.close()
-            self._process = None
+    pid: int
+    channel: Channel
+    popen: subprocess.Popen | None = None
 
 
-class Process:
-    """What answers, from `start`, on `line`, until `kill` or the next start. It belongs to one thread."""
+class ForkServer:
+    """The process that imports the rewards, once for all workers, and forks their templates.
 
-    line: Line
+    It is shared by the supervisor threads, and started again when it dies. All of these threads
+    must live until `close`: the process asks to be killed when its parent dies, and for Linux its
+    parent is the thread that started it.
 
-    def __init__(self, supply: Supply):
-        self._supply = supply
-        self._template: tuple[int, Line] | None = None
-        self._alone: subprocess.Popen | None = None
-        self._answering: int | None = None
+    setup: the line that the process reads first, see `worker`
+    stop_fd: a file descriptor that can be read as soon as the pool is being closed
+    """
+
+    def __init__(self, setup: bytes, stop_fd: int):
+        self._setup = setup
+        self._stop_fd = stop_fd
+        self._lock = threading.Lock()
+        self._command = [sys.executable, "-c", _PROGRAM, *map(os.path.abspath, sys.path)]
+        self._server: Process | None = None
 
     def start(self) -> None:
-        """Have somebody new answer. Raises UserError if that cannot be."""
-        self.kill()
-        while self._answering is None:
-            if self._template is None:
-                taken, line, self._alone = self._supply.take()
-                if self._alone:
-                    self._answering, self.line = taken, line
-                    return
-                self._template = taken, line
-            try:
-                self._answering, self.line = _ask(self._template[1])
-            except LostError:  # what was killed has killed the template, or stopped it
-                self._drop_template()
+        """Starts the process if there is none. Raises UserError if it cannot import the rewards."""
+        with self._lock:
+            self._running_server()
 
-    def answers(self) -> bool:
-        """Whether somebody does, as far as is known."""
-        return self._answering is not None and self.line.is_open()
+    def fork(self) -> Process:
+        """Returns a new template.
 
-    def kill(self) -> None:
-        """Kill what answers, and whatever it started, and wait until it is gone."""
-        answering, self._answering = self._answering, None
-        if answering is None:
-            return
-        _kill_group(answering)
-        self.line.close()
-        if self._alone:
-            self._alone.wait()
-            self._alone = None
-        elif self._template and not _bury(self._template[1], answering):
-            self._drop_template()
+        Where forks are not safe it returns a worker instead, which has a `popen`: the fork server
+        has become that worker, and the next call starts another fork server.
+
+        Raises UserError if the process does not start.
+        """
+        with self._lock:
+            for _ in range(2):
+                server = self._running_server()
+                try:
+                    child = _request_fork(server.channel)
+                except ProcessLostError:  # a reward has killed the fork server, or stopped it
+                    self._kill_server()
+                    continue
+                if child.pid != server.pid:
+                    return child
+                self._server = None
+                server.channel.close()
+                return dataclasses.replace(child, popen=server.popen)
+        raise UserError(
+            "a worker process imported the rewards and then ended by itself; "
+            "see what it printed above"
+        )
+
+    def reap(self, template: int) -> None:
+        """Has the fork server wait for a template, by its id, that has been killed."""
+        with self._lock:
+            if self._server and not _reap(self._server.channel, template):
+                self._kill_server()
 
     def close(self) -> None:
-        """Kill all there is, and wait until it is gone."""
-        self.kill()
-        self._drop_template()
+        """Kills the process and waits until it is gone."""
+        with self._lock:
+            self._kill_server()
 
-    def _drop_template(self) -> None:
-        if self._template:
-            template, line = self._template
-            _kill_group(template)
-            line.close()
-            self._supply.bury(template)
+    def _running_server(self) -> Process:
+        """Returns the process, after its imports. The caller holds the lock."""
+        if self._server:
+            return self._server
+        channel, child_socket = _make_channel(self._stop_fd)
+        with child_socket:
+            popen = subprocess.Popen(
+                self._command,
+                stdin=child_socket.fileno(),
+                stdout=subprocess.DEVNULL,  # until the process makes it its stderr
+                # A process group that can be killed as a whole. Ctrl-C then goes to the trainer
+                # alone, which closes the pool.
+                start_new_session=True,
+                env=_environment(),
+            )
+        server = Process(popen.pid, channel, popen)
+        self._server = server  # before anything can raise, so that `close` kills it
+        try:
+            channel.send(self._setup, _START_SECONDS)
+            problem = channel.receive(_START_SECONDS)
+        except ProcessLostError as lost:
+            problem = (
+                f"a worker process did not get through importing the rewards ({lost}); "
+                "see what it printed above"
+            )
+        if problem:
+            self._kill_server()
+            raise UserError(problem)
+        return server
+
+    def _kill_server(self) -> None:
+        server = self._server
+        if server and server.popen:
+            _kill_group(server.pid)
+            server.popen.wait()
+            server.channel.close()
+            self._server = None
+
+
+class WorkerProcess:
+    """One worker, from each `start` until `kill` or the next start, and its template.
+
+    It belongs to one supervisor thread.
+    """
+
+    def __init__(self, fork_server: ForkServer):
+        self._fork_server = fork_server
+        self._template: Process | None = None
+        self._worker: Process | None = None
+
+    @property
+    def channel(self) -> Channel:
+        """The channel to the worker, which must have been started."""
+        assert self._worker is not None
+        return self._worker.channel
+
+    def is_running(self) -> bool:
+        """Returns True if there is a worker, as far as is known."""
+        return self._worker is not None and self._worker.channel.is_connected()
+
+    def start(self) -> None:
+        """Replaces the worker by a new one. Raises UserError if none can be started."""
+        self.kill()
+        while self._worker is None:
+            # 1. A template, unless the last worker has left one.
+            if self._template is None:
+                process = self._fork_server.fork()
+                if process.popen:  # forks are not safe: this is a worker already
+                    self._worker = process
+                    return
+                self._template = process
+            # 2. A worker, forked by the template.
+            try:
+                self._worker = _request_fork(self._template.channel)
+            except ProcessLostError:  # the last worker has killed the template, or stopped it
+                self._kill_template()
+
+    def kill(self) -> None:
+        """Kills the worker and all that it has started, and waits until it is gone."""
+        worker = self._worker
+        self._worker = None
+        if worker is None:
+            return
+        _kill_group(worker.pid)
+        worker.channel.close()
+        if worker.popen:
+            worker.popen.wait()
+        elif self._template and not _reap(self._template.channel, worker.pid):
+            self._kill_template()
+
+    def close(self) -> None:
+        """Kills the worker and its template, and waits until they are gone."""
+        self.kill()
+        self._kill_template()
+
+    def _kill_template(self) -> None:
+        template = self._template
+        if template:
+            _kill_group(template.pid)
+            template.channel.close()
+            self._fork_server.reap(template.pid)
             self._template = None
 
 
-def _ask(template: Line) -> tuple[int, Line]:
-    """The id of a process that a template forks, and the line to it. Raises LostError."""
-    line, theirs = _pair(template.stop)
+def _request_fork(parent: Channel) -> Process:
+    """Has the fork server or a template fork, and returns the child.
+
+    The child has the id of its parent where the fork server becomes a worker itself. Raises
+    ProcessLostError.
+    """
+    channel, child_socket = _make_channel(parent.stop_fd)
     try:
-        with theirs:
-            template.hand_over(theirs)
-        return template.receive(_START_SECONDS), line
+        with child_socket:
+            parent.send_socket(child_socket)
+        return Process(parent.receive(_START_SECONDS), channel)
     except BaseException:
-        line.close()
+        channel.close()
         raise
 
 
-def _bury(template: Line, process: int) -> bool:
-    """Whether a template has seen the end of a process that it forked and that is dead."""
+def _reap(parent: Channel, child: int) -> bool:
+    """Has the fork server or a template wait for a child, by its id, that has been killed.
+
+    Returns False if the parent does not say that it has done so.
+    """
     try:
-        template.socket.settimeout(
-            _BURY_SECONDS
-        )  # even when `stop` can be read: a closed pool leaves no zombie
-        template.socket.sendall(b"%d" % process)
-        buried = template.socket.recv(16) == b"null\n"
-        template.socket.setblocking(False)
-        return buried
+        # Not `Channel.send`: it would not wait when the pool is being closed, and a closed pool is
+        # to leave no zombie.
+        parent.socket.settimeout(_REAP_SECONDS)
+        parent.socket.sendall(b"%d" % child)
+        has_reaped = parent.socket.recv(16) == b"null\n"
+        parent.socket.setblocking(False)
+        return has_reaped
     except OSError:
         return False
 
 
-def _pair(stop: int) -> tuple[Line, socket.socket]:
-    """Our end and theirs."""
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(True)  # whatever the default in this program
-    return Line(ours, stop), theirs
+def _make_channel(stop_fd: int) -> tuple[Channel, socket.socket]:
+    """Returns a channel, and the socket that is its other end."""
+    trainer_socket, child_socket = socket.socketpair()
+    child_socket.setblocking(True)  # this program may have set another default
+    return Channel(trainer_socket, stop_fd), child_socket
 
 
 def _environment() -> dict[str, str]:
-    """Whatever a reward imports, the accelerator is the trainer's. Workers share the cores already, and a library that starts
-    threads when it is imported keeps a process from being a template; who wants them says so."""
+    """Returns the environment variables of the fork server.
+
+    JAX_PLATFORMS: whatever a reward imports, the accelerator is the trainer's.
+    *_NUM_THREADS: workers share the cores already, and a library that starts threads when it is
+      imported makes forks unsafe. A user who wants threads sets the variable.
+    """
     return {
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
@@ -284,6 +284,6 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _kill_group(process: int) -> None:
+def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
