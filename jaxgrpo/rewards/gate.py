@@ -1,7 +1,7 @@
-"""Rewards made of rewards: one that is earned only where another is won.
+"""Rewards made of rewards: one reward that counts only where another one gives 1.0.
 
-Gate(languages.target_word_ratio, when=maths.accuracy)    the language counts only in right answers
-Gate(maths.accuracy, when=languages.Threshold())          the answer counts only in the problem's language
+Gate(languages.target_word_ratio, when=maths.accuracy)    language counts in right answers only
+Gate(maths.accuracy, when=languages.Threshold())          answers count in the language only
 """
 
 import math
@@ -14,35 +14,44 @@ from jaxgrpo.problems import Problem, Reward, is_batched
 
 @dataclass(frozen=True)
 class Gate:
-    """A reward: what `reward` gives where `when` gives exactly 1.0, else 0.0. Missing if either verdict cannot be had.
+    """A reward that gives the value of `reward` where `when` gives exactly 1.0, and else 0.0.
 
-    Where `when` is not won, `reward` is not computed.
+    Where `when` gives another value, `reward` is not computed. Where either of the two raises an
+    error or takes too long, the verdict is missing.
 
-    reward: what is earned
-    when: what has to be won for that
+    reward: the reward whose value is given
+    when: the reward that has to be 1.0 for that
     """
 
     reward: Reward
     when: Reward
 
     def __post_init__(self) -> None:
-        check_single("a gate's reward", self.reward)
-        check_single("a gate's when", self.when)
+        check_unbatched("a gate's reward", self.reward)
+        check_unbatched("a gate's when", self.when)
 
     def __call__(self, problem: Problem, text: str) -> float:
-        return self.reward(problem, text) if is_won(self.when, problem, text) else 0.0
+        if not is_satisfied(self.when, problem, text):
+            return 0.0
+        return self.reward(problem, text)
 
 
-def check_single(what: str, reward: Callable) -> None:
-    """Raises UserError for what is no reward that scores one completion at a time."""
+def check_unbatched(name: str, reward: Callable) -> None:
+    """Raises UserError unless the reward is a function that scores one completion at a time.
+
+    name: the setting that holds the reward, for the message
+    """
     if not callable(reward) or is_batched(reward):
         raise UserError(
-            f"{what} is {reward!r}: it must be a function of (problem, text), and not a batched one"
+            f"{name} is {reward!r}: it must be a function of (problem, text), and not a batched one"
         )
 
 
-def is_won(reward: Reward, problem: Problem, text: str) -> bool:
-    """Whether a reward gives exactly 1.0. ValueError or TypeError where it gives no finite number: that is no verdict."""
+def is_satisfied(reward: Reward, problem: Problem, text: str) -> bool:
+    """Returns whether a reward gives exactly 1.0.
+
+    Raises ValueError or TypeError if it gives no finite number: then there is no verdict.
+    """
     value = reward(problem, text)
     if not math.isfinite(value):
         raise ValueError(f"{reward!r} gave {value}")

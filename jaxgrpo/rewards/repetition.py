@@ -1,4 +1,4 @@
-"""Does the completion say the same again and again?"""
+"""A penalty for completions that say the same again and again."""
 
 import math
 from dataclasses import dataclass
@@ -10,16 +10,17 @@ from jaxgrpo.rewards.languages.words import split
 
 @dataclass(frozen=True)
 class Repetition:
-    """A reward from max_penalty to 0.0: max_penalty times the share of n-grams that came before (arXiv 2502.03373, C.2).
+    """A reward from max_penalty to 0.0: max_penalty times the share of n-grams that came before.
 
-        max_penalty * (1 - different n-grams / n-grams); 0.0 of a text with fewer than n words
+        max_penalty * (1 - different n-grams / n-grams); 0.0 for a text with fewer than n words
 
-    As in the paper's code and in open-r1, but for what a word is: there, what stands between spaces, so that a Chinese,
-    Japanese or Thai text is hardly a word; here, a segment of Unicode's word segmentation (see words.split), so that it
-    has as many as they have. Signs are words, too: a model can be caught in "= = =".
+    This is the penalty of arXiv 2502.03373, section C.2, and of open-r1, but for the words. There,
+    a word is what stands between spaces, so that a Chinese, Japanese or Thai text has hardly any.
+    Here, it is a segment of Unicode's word segmentation (see `words.split`), so that these texts
+    have as many as others. Signs are words, too: a model can be caught in "= = =".
 
     n: words of an n-gram
-    max_penalty: for nothing but repetition; at most 0
+    max_penalty: the value for nothing but repetition; at most 0
     """
 
     n: int = 20
@@ -33,5 +34,9 @@ class Repetition:
 
     def __call__(self, problem: Problem, text: str) -> float:
         words = split(text)
-        grams = [tuple(words[start : start + self.n]) for start in range(len(words) - self.n + 1)]
-        return self.max_penalty * (len(grams) - len(set(grams))) / len(grams) if grams else 0.0
+        starts = range(len(words) - self.n + 1)
+        ngrams = [tuple(words[start : start + self.n]) for start in starts]
+        if not ngrams:
+            return 0.0
+        num_repeated = len(ngrams) - len(set(ngrams))
+        return self.max_penalty * num_repeated / len(ngrams)

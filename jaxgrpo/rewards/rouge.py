@@ -1,4 +1,4 @@
-"""How much of a reference text does the completion say, in its order?"""
+"""A reward for saying what a reference text says, in its order."""
 
 from dataclasses import dataclass
 
@@ -13,19 +13,22 @@ from jaxgrpo.rewards.prose import PARTS
 
 @dataclass(frozen=True)
 class RougeL:
-    """A reward from 0.0 to 1.0: the F1 of ROUGE-L (Lin 2004), as for training on whole summaries (arXiv 1909.08752).
+    """A reward from 0.0 to 1.0: the F1 of ROUGE-L (Lin 2004) against a reference.
 
-        2 L / (words of the completion + words of the reference), L: words of their longest common subsequence
+        2 L / (words of the completion + words of the reference)
 
-    Words are what Unicode's word segmentation and ICU's dictionaries say (see words.split), in any language, without regard
-    to case, and not stemmed; numbers are words, signs are none. 0.0 where either has no word.
+    L is the number of words of their longest common subsequence. Training on whole summaries uses
+    the same (arXiv 1909.08752). Words are those of Unicode's word segmentation and ICU's
+    dictionaries (see `words.split`), in any language, without regard to case, and not stemmed;
+    numbers are words, signs are not. The reward is 0.0 where either text has no word.
 
-    The subsequence is RapidFuzz's, exact and of 64 words at a time: texts of words.MAX_WORDS words, where reading ends, take
-    tenths of a second. Google's rouge-score fills a table in Python, drops all letters but a-z, and needs NLTK.
+    RapidFuzz computes the subsequence, exactly and 64 words at a time: texts of words.MAX_WORDS
+    words, where reading ends, take tenths of a second. Google's rouge-score fills a table in
+    Python, drops all letters but a-z, and needs NLTK.
 
-    People may think little of what it rates highly (arXiv 1909.01214): look at what is written, not at it alone.
+    People may think little of texts that it rates highly (arXiv 1909.01214): read them, too.
 
-    part: what is read of a completion: think, answer (all of it where there is no think block) or all
+    part: what is read of a completion: think, answer (all of it without a think block) or all
     reference: the field of Problem.meta that holds the reference; empty: problem.answer
     """
 
@@ -37,16 +40,19 @@ class RougeL:
             raise UserError(f"part is {self.part!r}: it must be one of {', '.join(PARTS)}")
 
     def __call__(self, problem: Problem, text: str) -> float:
-        wanted = problem.meta[self.reference] if self.reference else problem.answer
-        return rouge_l(prose.part(text, self.part), wanted)
+        # A problem without the field raises KeyError: the verdict is missing then, and not 0.
+        reference = problem.meta[self.reference] if self.reference else problem.answer
+        return rouge_l(prose.part(text, self.part), reference)
 
 
 def rouge_l(text: str, reference: str) -> float:
-    """The F1 of the longest common subsequence of two texts' words."""
-    first, second = _words(text), _words(reference)
-    if not first or not second:
+    """Returns the F1 of the longest common subsequence of two texts' words."""
+    text_words = _words(text)
+    reference_words = _words(reference)
+    if not text_words or not reference_words:
         return 0.0
-    return 2 * LCSseq.similarity(first, second) / (len(first) + len(second))
+    num_common = LCSseq.similarity(text_words, reference_words)
+    return 2 * num_common / (len(text_words) + len(reference_words))
 
 
 def _words(text: str) -> list[str]:

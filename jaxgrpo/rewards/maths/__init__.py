@@ -1,4 +1,13 @@
-"""Is the answer right? `accuracy` is the reward; the other files are what it is made of."""
+"""Rewards for right answers: `accuracy`, and `Accuracy` with settings.
+
+extraction.py      finds the final answer in a completion
+normalization.py   removes differences of typography, and reads the number styles of languages
+quantities.py      reads numbers and compares them exactly
+units.py           separates and converts units
+sets.py            reads tuples, sets, lists, intervals and unions
+symbolic.py        compares formulas by computer algebra
+verifier.py        compares two answers by all of these
+"""
 
 from jaxgrpo.rewards.maths.verifier import Accuracy, accuracy
 
