@@ -135,27 +135,27 @@ class Driven(Weighted):
     """A reward whose weight is driven by its own mean, until that meets a target: a Lagrange multiplier of the constraint
     "mean >= target", found by dual ascent beside the policy (arXiv 1805.11074).
 
-        weight <- weight + rate (target - mean), and never outside 0 .. most
+        weight <- weight + rate (target - mean), and never outside 0 .. max_weight
 
     `weight` is what it begins with. A checkpoint holds what it has become.
     """
 
     target: float = 1.0
     rate: float = 0.1
-    most: float = 10.0
+    max_weight: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= self.most or self.rate <= 0:
+        if not 0 <= self.weight <= self.max_weight or self.rate <= 0:
             raise UserError(
-                f"a driven weight has weight={self.weight}, most={self.most} and rate={self.rate}: it must hold "
-                "0 <= weight <= most and rate > 0"
+                f"a driven weight has weight={self.weight}, max_weight={self.max_weight} and "
+                f"rate={self.rate}: it must hold 0 <= weight <= max_weight and rate > 0"
             )
 
     def next_weight(self, step: int, last: float, measured: float) -> float:
         return (
             last
             if math.isnan(measured)
-            else min(self.most, max(0.0, last + self.rate * (self.target - measured)))
+            else min(self.max_weight, max(0.0, last + self.rate * (self.target - measured)))
         )
 
 
