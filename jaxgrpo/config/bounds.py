@@ -33,10 +33,10 @@ class Marks(TypedDict, total=False):
     measures: an evaluation of the same policy depends on it
     """
 
-    at_least: float
-    above: float
-    at_most: float
-    below: float
+    at_least: int | float
+    above: int | float
+    at_most: int | float
+    below: int | float
     one_of: tuple[str, ...]
     why: str
     may_change: bool
@@ -64,7 +64,7 @@ def marks_of(field: dataclasses.Field) -> Marks:
     return cast(Marks, known)
 
 
-def bounds_of(marks: Marks) -> dict[str, float]:
+def bounds_of(marks: Marks) -> dict[str, int | float]:
     """Returns the marks that are bounds of a number, lower ones first."""
     return {mark: marks[mark] for mark in BOUNDS if mark in marks}
 

@@ -121,7 +121,7 @@ def _check_number(name: str, setting: overrides.Field) -> None:
         raise UserError(f"{name} is {value}: it must be {required}{or_none}{why}")
 
 
-def _bound_text(mark: str, bound: float) -> str:
+def _bound_text(mark: str, bound: int | float) -> str:
     """Returns a bound as people say it: "at least 0"."""
     number = "2**32" if bound == 2**32 else str(bound)
     return f"{mark.replace('_', ' ')} {number}"
