@@ -165,24 +165,24 @@ class Driven(Weighted):
     The weight is the Lagrange multiplier of the constraint "mean >= target", found by dual ascent
     beside the policy (arXiv 1805.11074):
 
-        weight <- weight + rate (target - mean), clipped to 0 .. most
+        weight <- weight + rate (target - mean), clipped to 0 .. max_weight
 
     `weight` is where it begins; a checkpoint holds its current value.
 
     target: the mean reward that is asked for.
     rate: step size of the dual ascent.
-    most: the largest weight.
+    max_weight: the largest weight.
     """
 
     target: float = 1.0
     rate: float = 0.1
-    most: float = 10.0
+    max_weight: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= self.most or self.rate <= 0:
+        if not 0 <= self.weight <= self.max_weight or self.rate <= 0:
             raise UserError(
-                f"a driven weight has weight={self.weight}, most={self.most} and rate={self.rate}: "
-                "it must hold 0 <= weight <= most and rate > 0"
+                f"a driven weight has weight={self.weight}, max_weight={self.max_weight} and "
+                f"rate={self.rate}: it must hold 0 <= weight <= max_weight and rate > 0"
             )
 
     def next_weight(self, step: int, previous_weight: float, mean_reward: float) -> float:
@@ -191,7 +191,7 @@ class Driven(Weighted):
             # Without a verdict nothing is known of the constraint.
             return previous_weight
         weight = previous_weight + self.rate * (self.target - mean_reward)
-        return min(self.most, max(0.0, weight))
+        return min(self.max_weight, max(0.0, weight))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxgrpo.config import Config
-from jaxgrpo.console import table
+from jaxgrpo.console import format_table
 from jaxgrpo.distributed.processes import gather_json, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
@@ -53,7 +53,7 @@ def _table(key: str, names: list[str], reports: dict[str, Report]) -> str:
         group = "reward" if name == "accuracy" else "language"
         total[TABLE_METRICS[name] + when] = reports[when][f"{group}/{name}"]
     rows.append(total)
-    return table(rows, list(total))
+    return format_table(rows, list(total))
 
 
 def summarise(before: Report, after: Report, **others: object) -> Report:

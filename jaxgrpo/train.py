@@ -359,7 +359,7 @@ def peak_memory() -> Metrics:
 def memory_line(update_metrics: Mapping[str, float]) -> str:
     """Returns `memory a device: parameters 1.2 GB, optimizer 2.4 GB, reference 0.6 GB, ...`."""
     parts = [
-        f"{name.removeprefix('memory/')} {console.size(value)}"
+        f"{name.removeprefix('memory/')} {console.format_bytes(value)}"
         for name, value in update_metrics.items()
         if name.startswith("memory/")
     ]

@@ -40,6 +40,7 @@ from jaxgrpo.config import (
     parse_command_line,
     validate,
 )
+from jaxgrpo.config.loader import call_get_config, find_file
 from jaxgrpo.data import arithmetic, jsonl
 from jaxgrpo.data.gsm8k import GSM8K, split_answer
 from jaxgrpo.data.order import ProblemOrder
@@ -72,13 +73,19 @@ Step = Callable[[Path, str], Any]
 TRIALS: dict[str, tuple[Step, tuple[Step, ...]]] = {}
 
 ELSEWHERE = {
-    "{} is {}: it must be a multiple of {}": "test_bench.py::test_numbers_that_do_not_go_together_are_refused",
+    "{} is {}: it must be a multiple of {}": (
+        "test_bench.py::test_numbers_that_do_not_go_together_are_refused"
+    ),
     "could not be downloaded": "test_data.py::test_gsm8k_without_a_network_says_what_to_do",
-    "do not see it: give an --config.out": "test_processes.py::test_a_run_goes_on_with_another_number_of_processes",
+    "do not see it: give an --config.out": (
+        "test_processes.py::test_a_run_goes_on_with_another_number_of_processes"
+    ),
     "leave out --adapter": "test_export.py::test_where_everything_is_trained_there_is_no_adapter",
     "leave out one of the two": "test_export.py::test_adapters_are_in_float32_alone",
     "multiple of the {} slices": "test_mesh.py::test_data_that_the_slices_do_not_divide_is_named",
-    "it must divide the {} devices of a process": "test_mesh.py::test_the_tensor_axis_stays_within_a_process",
+    "it must divide the {} devices of a process": (
+        "test_mesh.py::test_the_tensor_axis_stays_within_a_process"
+    ),
     "choose a mesh.{} that divides": "test_mesh.py::test_a_tensor_that_does_not_divide_is_named",
     "the same command goes on": "test_train.py::test_a_signal_ends_the_run_after_a_whole_step",
 }
@@ -149,33 +156,39 @@ trial(
 )
 trial(
     "there is no such file; {}",
-    lambda folder, said: (
-        named_file(folder),
-        command_line.call(str(folder / "tini.py"), "get_config"),
-    ),
-    lambda folder, said: command_line.call(named(said, r"did you mean (.*)\?"), "get_config"),
+    lambda folder, said: (named_file(folder), find_file(str(folder / "tini.py"))),
+    lambda folder, said: call_get_config(find_file(named(said, r"did you mean (.*)\?"))),
+    lambda folder, said: call_get_config(find_file(named_file(folder, "given.py"))),
 )
 trial(
     "define it at the top level of the file",
-    lambda folder, said: command_line.call(named_file(folder, text="x = 1\n"), "get_config"),
-    lambda folder, said: command_line.call(named_file(folder), "get_config"),
+    lambda folder, said: call_get_config(Path(named_file(folder, text="x = 1\n"))),
+    lambda folder, said: call_get_config(Path(named_file(folder))),
 )
 trial(
     "its name must end in .py",
-    lambda folder, said: command_line.call(named_file(folder, "tiny.txt"), "get_config"),
-    lambda folder, said: command_line.call(named_file(folder, "tiny.py"), "get_config"),
+    lambda folder, said: call_get_config(Path(named_file(folder, "tiny.txt"))),
+    lambda folder, said: call_get_config(Path(named_file(folder, "tiny.py"))),
 )
 trial(
     "; mend the file",
-    lambda folder, said: command_line.call(
-        named_file(folder, text="def get_config():\n    1 / 0\n"), "get_config"
+    lambda folder, said: call_get_config(
+        Path(named_file(folder, text="def get_config():\n    1 / 0\n"))
     ),
-    lambda folder, said: command_line.call(named_file(folder), "get_config"),
+    lambda folder, said: call_get_config(Path(named_file(folder))),
 )
 trial(
     "a setting is written --config.name=value",
     give(overrides.override, make(), ["--config.steps"]),
     lambda folder, said: overrides.override(make(), [named(said, r"for example (.*)")]),
+)
+DRIVEN = {"rewards": {"accuracy": Driven(right)}}
+trial(
+    "is now called --config.{}; use that name",
+    lambda folder, said: overrides.override(changed(DRIVEN), ["--config.rewards.accuracy.most=5"]),
+    lambda folder, said: overrides.override(
+        changed(DRIVEN), [f"{named(said, r'is now called ([^;]*)')}=5"]
+    ),
 )
 trial(
     "is a group of settings; set one of",
@@ -738,7 +751,7 @@ trial(
     give(Scheduled, right, 1.0, 0.0, 2),
 )
 trial(
-    "it must hold 0 <= weight <= most",
+    "it must hold 0 <= weight <= max_weight",
     give(Driven, right, -1.0),
     give(Driven, right, 0.0),
     give(Driven, right, 10.0),

@@ -1,4 +1,7 @@
-"""Bad input ends in one line that says what, where and the mend; before anything is computed or written."""
+"""Bad input ends in one line that says what, where and what to do.
+
+That is before anything is computed or written.
+"""
 
 import json
 import shutil
@@ -11,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxgrpo import train
 from jaxgrpo.build import Run
+from jaxgrpo.config import load, save
 from jaxgrpo.config.command_line import run_main
 from tests.tiny_runs import TEXT, config_file, model_folder, share_programs, start
 
@@ -31,7 +35,7 @@ def _nothing_is_computed(monkeypatch):
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """Calls the program and gives the one line with which it refuses."""
+    """Returns a call of the program, which returns the one line with which it refuses."""
 
     def call(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
@@ -50,20 +54,21 @@ def refused(monkeypatch, capsys):
 
 @pytest.fixture
 def path(tmp_path):
-    """A good config file; what a refused run leaves beside it is nothing."""
+    """Returns a good config file; a refused run leaves nothing beside it."""
     yield config_file(tmp_path)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
 def model(tmp_path):
-    """A model folder to be spoilt."""
+    """Returns a model folder to be spoilt."""
     return shutil.copytree(model_folder(), tmp_path / "spoilt")
 
 
 def test_no_config(refused):
     assert refused() == (
-        "no config file given; run python -m jaxgrpo.train --config FILE, for example configs/quickstart.py"
+        "no config file given; run python -m jaxgrpo.train --config FILE, "
+        "for example configs/quickstart.py"
     )
 
 
@@ -105,7 +110,8 @@ def test_a_config_file_without_get_config(refused, tmp_path, path):
         ),
         (
             "--config.batch.micro_batch=3",
-            "batch.micro_batch is 3: it must divide groups * group_size = 2 * 4 = 8; the nearest that do are 2 and 4",
+            "batch.micro_batch is 3: it must divide groups * group_size = 2 * 4 = 8; "
+            "the nearest that do are 2 and 4",
         ),
         ("--config.sampling.slots=-1", "sampling.slots is -1: it must be at least 0"),
         ("--config.sampling.chunk=0", "sampling.chunk is 0: it must be at least 1"),
@@ -122,11 +128,13 @@ def test_a_config_file_without_get_config(refused, tmp_path, path):
         ),
         (
             "--config.sampling.prompt_width=5",
-            "24 of 24 training prompts are longer than sampling.prompt_width=5 tokens, the shortest ",
+            "24 of 24 training prompts are longer than sampling.prompt_width=5 tokens, "
+            "the shortest ",
         ),
         (
             "--steps=3",
-            "--steps=3: the flags are --config FILE, --config.name=value and --help; did you mean --config.steps=3?",
+            "--steps=3: the flags are --config FILE, --config.name=value and --help; "
+            "did you mean --config.steps=3?",
         ),
     ],
 )
@@ -138,7 +146,8 @@ def test_a_model_of_another_kind(refused, path, model):
     hf = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(hf | {"architectures": ["MambaForCausalLM"]}))
     assert refused("--config", path, f"--config.model={model}").startswith(
-        f"{model}/config.json says architecture MambaForCausalLM; those known here are LlamaForCausalLM"
+        f"{model}/config.json says architecture MambaForCausalLM; "
+        "those known here are LlamaForCausalLM"
     )
 
 
@@ -179,7 +188,7 @@ def test_a_chat_template_that_cannot_ask(refused, path, model):
 
 
 def data_file(tmp_path: Path, text: str | None) -> tuple[str, str]:
-    """A config that reads problems from a file with this text, and the file."""
+    """Returns a config that reads problems from a file with this text, and the file."""
     data = tmp_path / "data.jsonl"
     if text is not None:
         data.write_text(text)
@@ -251,6 +260,11 @@ def get_config"""
     assert said.startswith("the problem 'p2' has the language 'Klingon', which cannot be told; ")
 
 
+def _stop(run):
+    """Ends a run where it would put parameters on a device: so far, and no further."""
+    sys.exit(0)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -264,7 +278,7 @@ def test_odd_data_that_can_be_read(tmp_path, monkeypatch, text):
     path, _ = data_file(tmp_path, text)
     flags = ["--config", path, "--config.data.language_field=lang"]
     monkeypatch.setattr(sys, "argv", ["train", *flags])
-    monkeypatch.setattr(Run, "load_params", lambda run: sys.exit(0))  # so far, and no further
+    monkeypatch.setattr(Run, "load_params", _stop)
     with pytest.raises(SystemExit) as stopped:
         run_main(train.main)
     assert stopped.value.code == 0
@@ -275,7 +289,7 @@ def test_long_prompts_are_dropped_with_a_count(tmp_path, monkeypatch, capsys):
         tmp_path, as_lines([*ROWS[:2], {"question": "and so on " * 50, "answer": 1}, *ROWS[2:]])
     )
     monkeypatch.setattr(sys, "argv", ["train", "--config", path])
-    monkeypatch.setattr(Run, "load_params", lambda run: sys.exit(0))  # so far, and no further
+    monkeypatch.setattr(Run, "load_params", _stop)
     with pytest.raises(SystemExit):
         run_main(train.main)
     assert capsys.readouterr().out.startswith(
@@ -286,12 +300,12 @@ def test_long_prompts_are_dropped_with_a_count(tmp_path, monkeypatch, capsys):
 def test_the_folder_of_another_run(refused, tmp_path):
     path = config_file(tmp_path)
     out = tmp_path / "out"
-    train.settings.save(train.settings.load(path), str(out))
+    save(load(path), str(out))
     before = (out / "config.json").read_text()
     said = refused("--config", path, "--config.seed=3", "--config.batch.groups=4")
     assert said == (
-        f"{out} holds a run with other settings: seed (then 0, now 3), batch.groups (then 2, now 4); "
-        "give another --config.out, or go back"
+        f"{out} holds a run with other settings: seed (then 0, now 3), "
+        "batch.groups (then 2, now 4); give another --config.out, or go back"
     )
     assert (out / "config.json").read_text() == before
     assert [file.name for file in out.iterdir()] == ["config.json"]
@@ -312,26 +326,34 @@ def test_a_reward_that_is_a_lambda(refused, tmp_path, path):
 def test_a_reward_of_a_module_that_is_not_there(refused, tmp_path, path):
     path = config_file(
         tmp_path,
-        TEXT.replace("import language, math", "import language, math\nfrom no_rewards import mine"),
+        TEXT.replace(
+            "import languages, maths", "import languages, maths\nfrom no_rewards import mine"
+        ),
     )
     said = refused("--config", path)
     assert said.startswith(f"{path}, line ")
     assert "No module named 'no_rewards'" in said
 
 
+MADE_HERE = """
+import sys, types
+made = types.ModuleType('made_here')
+exec('def mine(problem, text): return 1.0', vars(made))
+sys.modules['made_here'] = made
+made.mine.__module__ = 'made_here'
+"""
+
+
 def test_a_reward_of_a_module_that_workers_do_not_find(refused, tmp_path, path):
-    """A module made on the spot: this process has it, another cannot import it."""
-    made = "\nimport sys, types\nmade = types.ModuleType('made_here')\nexec('def mine(problem, text): return 1.0', vars(made))\n"
-    made += "sys.modules['made_here'] = made\nmade.mine.__module__ = 'made_here'\n"
-    text = TEXT.replace("\n\ndef get_config", made + "\n\ndef get_config").replace(
-        "maths.accuracy", "made.mine"
-    )
+    """This process has a module that was made on the spot; another cannot import it."""
+    text = TEXT.replace("\n\ndef get_config", f"\n{MADE_HERE}\n\ndef get_config")
+    text = text.replace("maths.accuracy", "made.mine")
     assert "made_here" in refused("--config", config_file(tmp_path, text))
 
 
 @pytest.mark.parametrize("case", ["setting", "data"])
 def test_as_a_process(tmp_path, case):
-    """As a person sees it: nothing of the libraries' own on stderr either."""
+    """Looks at it as a person does: nothing of the libraries' own is on stderr either."""
     path, data = data_file(tmp_path, as_lines(ROWS) + "oops\n")
     process = start(
         "jaxgrpo.train",

@@ -1,27 +1,38 @@
-"""What a person gets wrong is said in one line, with the mend; what is right reaches the config with its type."""
+"""Mistakes are told in one line that says what to do; what is right reaches the config typed."""
 
 import dataclasses
+import importlib
 import json
+import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from jaxgrpo import config as configs
+import jaxgrpo
 from jaxgrpo import losses
 from jaxgrpo.config import (
+    Batch,
     Config,
+    Sampling,
     check_same,
     compare,
     describe,
     load,
     overrides,
     parse_command_line,
+    save,
     validate,
 )
+from jaxgrpo.config.bounds import marked
 from jaxgrpo.config.command_line import run_main
+from jaxgrpo.config.loader import find_file, shipped_configs
+from jaxgrpo.config.resume import MOVED
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import Weighted
+from jaxgrpo.problems import Driven, Weighted
+
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Data:
-    """languages: those of the problems"""
+    """Problems of nobody's.
+
+    languages: those of the problems,
+        of all of them
+    levels: theirs
+    """
 
     languages: tuple[str, ...] = ("en",)
     levels: tuple[int, ...] = (1, 2)
@@ -69,9 +85,8 @@ def get_config():
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(
-        str(tmp_path)
-    )  # restores sys.path, to which load adds the file's folder
+    # Restores sys.path, to which load adds the file's folder.
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(sys.modules, "test_config", sys.modules[__name__])
     path = tmp_path / "run_config.py"
     path.write_text(FILE)
@@ -80,6 +95,7 @@ def file(tmp_path, monkeypatch):
 
 
 def message(function, *arguments):
+    """Returns what the UserError of a call says."""
     with pytest.raises(UserError) as error:
         function(*arguments)
     assert "\n" not in str(error.value)
@@ -112,7 +128,8 @@ def message(function, *arguments):
     ],
 )
 def test_an_override_changes_one_setting(file, flag, name, expected):
-    before, after = (overrides.fields(load(file, flags)) for flags in ([], [f"--config.{flag}"]))
+    before = overrides.fields(load(file))
+    after = overrides.fields(load(file, [f"--config.{flag}"]))
     assert after[name].value == expected
     assert type(after[name].value) is type(expected)
     assert {key for key in before if before[key].value != after[key].value} <= {name}
@@ -193,10 +210,55 @@ def test_a_missing_file(file):
 
 
 def test_a_file_is_read_anew(file, tmp_path):
-    """Not from the bytecode of what it said a moment ago, which has the same size and time."""
+    """The bytecode of what it said a moment ago, of the same size and time, is not taken."""
     for steps in ("11", "12"):
         (tmp_path / "run_config.py").write_text(FILE.replace("make()", f"make(steps={steps})"))
         assert load(file).steps == int(steps)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.py", "configs/quickstart.py"])
+def test_a_shipped_config_is_found_by_its_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert find_file(name).samefile(ROOT / "configs" / "quickstart.py")
+    config = load(name, ["--config.steps=3"])
+    assert (config.out, config.steps) == ("out/quickstart", 3)
+    sys.modules.pop("quickstart", None)
+
+
+@pytest.mark.parametrize("is_package", [True, False])
+def test_a_shipped_config_is_found_where_the_package_holds_them(tmp_path, monkeypatch, is_package):
+    """As packaging lays them out: jaxgrpo/configs/*.py, with or without an __init__.py."""
+    folder = tmp_path / "jaxgrpo" / "configs"
+    folder.mkdir(parents=True)
+    (folder / "shipped.py").write_text(FILE)
+    if is_package:
+        (folder / "__init__.py").write_text("")
+    monkeypatch.setattr(jaxgrpo, "__path__", [str(folder.parent)])
+    monkeypatch.delitem(sys.modules, "jaxgrpo.configs", raising=False)
+    importlib.invalidate_caches()
+    try:
+        assert shipped_configs() == {"shipped": folder / "shipped.py"}
+        assert find_file("configs/shipped.py") == folder / "shipped.py"
+    finally:
+        sys.modules.pop("jaxgrpo.configs", None)
+        vars(jaxgrpo).pop("configs", None)
+
+
+def test_every_shipped_config_has_a_name():
+    paths = (ROOT / "configs").glob("*.py")
+    assert set(shipped_configs()) == {path.stem for path in paths} - {"__init__"}
+
+
+def test_a_file_comes_before_a_shipped_config_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart.py").write_text(FILE)
+    assert find_file("quickstart.py") == Path("quickstart.py")
+    (tmp_path / "quickstart.py").unlink()
+    # A path that says where the file is means that file alone.
+    assert "no such file" in message(find_file, "./quickstart.py")
+    assert "no such file" in message(find_file, str(tmp_path / "quickstart.py"))
+    assert message(find_file, "quickstrat").endswith("did you mean quickstart?")
 
 
 def test_rewards_in_a_config_file_can_be_imported_by_name(file, tmp_path):
@@ -250,6 +312,7 @@ def test_rewards_in_a_config_file_can_be_imported_by_name(file, tmp_path):
         ({"keep_checkpoints": 0}, ["at least 1"]),
         ({"steps": "20"}, ["steps is '20'", "a whole number"]),
         ({"seed": True}, ["seed is True", "a whole number"]),
+        ({"sampling.stop": 1}, ["sampling.stop is 1", "a tuple of str"]),
         ({"batch": 8}, ["batch is 8", "jaxgrpo.config:Batch"]),
         ({"data": None}, ["data is a builtins:NoneType", "train(), heldout()"]),
         ({"objective": "grpo"}, ["objective is a builtins:str", "token_loss()"]),
@@ -271,6 +334,41 @@ def test_the_defaults_are_valid():
     validate(make())
 
 
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        (
+            "batch.group_size=1",
+            "at least 2: GRPO compares the completions of a prompt with each other",
+        ),
+        ("optimizer.b1=1", "below 1 and at least 0"),
+        ("optimizer.b1=-1", "at least 0 and below 1"),
+        ("evaluation.top_p=2", "at most 1 and above 0"),
+        ("seed=4294967296", "below 2**32 and at least 0"),
+        ("sampling.max_logprob_gap=0", "above 0, or None"),
+        ("lora.alpha=0", "above 0"),
+        ("lora.rank=-1", "at least 0"),
+    ],
+)
+def test_the_bounds_beside_a_field_are_told_in_full(file, flag, says):
+    assert message(load, file, [f"--config.{flag}"]).endswith(f"it must be {says}")
+
+
+@losses.frozen_pytree
+class Bounded(losses.GRPO):
+    """An objective of somebody's own, which says the bounds of a setting."""
+
+    sharpness: float = dataclasses.field(
+        default=1.0, metadata={"above": 0, "why": "it divides", "unit": "nats"}
+    )
+
+
+def test_a_class_of_somebody_elses_can_have_bounds_beside_its_fields():
+    validate(make(objective=Bounded()))
+    said = message(validate, make(objective=Bounded(sharpness=0.0)))
+    assert said == "objective.sharpness is 0.0: it must be above 0: it divides"
+
+
 NAMES = {
     "mean": "call it 'mean_reward'",
     "language/target_word_ratio": "call it 'language_target_word_ratio'",
@@ -287,7 +385,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_reward_must_not_be_called(name):
-    """What the metrics or the command line take for something else."""
+    """Names that the metrics or the command line take for something else are refused."""
     rewards = {"right": Weighted(right), "taken": Weighted(right), name: Weighted(right, 0.5)}
     said = message(validate, make(rewards=rewards, solved_by="right"))
     assert said.startswith(f"rewards has a {name!r}: ")
@@ -333,7 +431,8 @@ class Mine(losses.GRPO):
 
 Corrected, Regularised = losses.Corrected, losses.Regularised
 NARROW = losses.GSPO()
-FLIGHT = [  # objective, old_logprobs, dtype, keep_in_flight, what is said (None: accepted)
+# (objective, old_logprobs, dtype, keep_in_flight, what is said, None where it is accepted)
+FLIGHT = [
     (losses.GRPO(), "sampler", "bfloat16", True, None),
     (losses.GRPO(), "trainer", "bfloat16", False, None),
     (
@@ -383,7 +482,8 @@ FLIGHT = [  # objective, old_logprobs, dtype, keep_in_flight, what is said (None
 @pytest.mark.parametrize(("objective", "old", "dtype", "keep", "says"), FLIGHT)
 def test_what_the_ratio_is_taken_to_suits_the_objective(objective, old, dtype, keep, says):
     def config(objective, old):
-        batch, sampling = configs.Batch(old_logprobs=old), configs.Sampling(keep_in_flight=keep)
+        batch = Batch(old_logprobs=old)
+        sampling = Sampling(keep_in_flight=keep)
         return make(objective=objective, dtype=dtype, batch=batch, sampling=sampling)
 
     if says is None:
@@ -438,12 +538,11 @@ def test_help_lists_every_setting_with_its_value(file, capsys):
     assert "--config FILE" in text
     assert "--config.steps=7 " in text
     assert "--config.data.languages='(\"en\",)'" in text
-    assert "those of the problems" in text
+    assert "  those of the problems, of all of them\n" in text
     documented = [line.split()[0] for line in text.splitlines() if len(line.split()) == 1]
     ours = {f"--config.{field.name}" for field in dataclasses.fields(Config)}
-    assert not [flag for flag in documented if flag.split("=")[0] in ours], (
-        "a setting without a line of documentation"
-    )
+    undocumented = [flag for flag in documented if flag.split("=")[0] in ours]
+    assert not undocumented
     with pytest.raises(SystemExit):
         parse_command_line(["--help"])
 
@@ -473,14 +572,14 @@ def test_describe_survives_json_and_names_functions_and_classes():
 
 def test_half_a_surrogate_pair_is_saved_as_it_is(tmp_path):
     halves = make(system="Think\ud83d\\ first.")
-    configs.save(halves, str(tmp_path))
+    save(halves, str(tmp_path))
     check_same(halves, str(tmp_path))
 
 
 def test_check_same(tmp_path):
     out = str(tmp_path / "out")
     check_same(make(), out)
-    configs.save(make(), out)
+    save(make(), out)
     check_same(make(), out)
     check_same(
         make(out="elsewhere", steps=7, save_every=1, keep_checkpoints=9, show_rollouts_every=0), out
@@ -510,7 +609,7 @@ def test_check_same(tmp_path):
     ],
 )
 def test_check_same_names_what_differs(tmp_path, changes, fragments):
-    configs.save(make(), str(tmp_path))
+    save(make(), str(tmp_path))
     text = message(
         check_same,
         overrides.override(make(), [f"--config.{change}" for change in changes]),
@@ -530,7 +629,7 @@ def test_check_same_names_what_differs(tmp_path, changes, fragments):
     ],
 )
 def test_an_evaluation_reads_the_policy_as_the_run_does(tmp_path, change, fragment):
-    configs.save(make(), str(tmp_path))
+    save(make(), str(tmp_path))
     said = message(compare, overrides.override(make(), [f"--config.{change}"]), str(tmp_path))
     assert said.startswith(f"{tmp_path} holds a run whose policy has other settings: {fragment}")
     assert said.endswith("give another --config.out, or go back")
@@ -538,7 +637,7 @@ def test_an_evaluation_reads_the_policy_as_the_run_does(tmp_path, change, fragme
 
 def test_an_evaluation_says_what_else_it_measures(tmp_path):
     assert compare(make(system="x"), str(tmp_path)) is None
-    configs.save(make(), str(tmp_path))
+    save(make(), str(tmp_path))
     assert compare(make(), str(tmp_path)) is None
     changes = [
         "steps=7",
@@ -563,6 +662,71 @@ def test_an_evaluation_says_what_else_it_measures(tmp_path):
     }.items():
         line = compare(overrides.override(make(), [f"--config.{change}"]), str(tmp_path))
         assert line == f"measured with other settings than the run in {tmp_path}: {fragment}"
+
+
+def test_every_mark_is_of_a_setting_that_is_there():
+    names = {"rewards", *describe(make())} | set(overrides.fields(make()))
+    for mark in ("may_change", "reads_policy", "measures"):
+        assert marked(Config, mark)
+        assert marked(Config, mark) <= names
+
+
+def as_before(description):
+    """A config.json's text with the names that classes and functions had before they moved."""
+    text = json.dumps(description)
+    for old, new in MOVED.items():
+        text = text.replace(f'"{new}:', f'"{old}:')
+    return text
+
+
+def test_a_run_of_before_modules_moved_goes_on(tmp_path):
+    config = load(str(ROOT / "configs" / "quickstart.py"))
+    text = as_before(describe(config))
+    assert text != json.dumps(describe(config))
+    assert "jaxgrpo.config:Batch" in text
+    assert "jaxgrpo.rewards.math:accuracy" in text
+    (tmp_path / "config.json").write_text(text)
+    check_same(config, str(tmp_path))
+    assert compare(config, str(tmp_path)) is None
+    config.rewards["accuracy"].function = right
+    said = message(check_same, config, str(tmp_path))
+    assert "(then 'jaxgrpo.rewards.maths.verifier:accuracy', now " in said
+
+
+def test_what_was_moved_is_where_it_is_said_to_be():
+    for new in MOVED.values():
+        module, _, name = new.partition(":")
+        found = importlib.import_module(module)
+        assert not name or hasattr(found, name)
+
+
+def with_driven_weight():
+    config = make()
+    config.rewards["accuracy"] = Driven(right)
+    return config
+
+
+def test_a_setting_that_was_renamed_is_named_by_its_error():
+    config = with_driven_weight()
+    said = message(overrides.override, config, ["--config.rewards.accuracy.most=5"])
+    new = re.search(r"is now called (\S+);", said)[1]
+    assert new == "--config.rewards.accuracy.max_weight"
+    changed = overrides.override(config, [f"{new}=5"])
+    assert changed.rewards["accuracy"].max_weight == 5.0
+    said = message(overrides.override, config, ["--config.rewards.my-language.most=5"])
+    assert "no such setting" in said
+
+
+def test_a_run_of_before_a_setting_was_renamed_goes_on(tmp_path):
+    described = describe(with_driven_weight())
+    reward = described["rewards"]["accuracy"]
+    reward["most"] = reward.pop("max_weight")
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    check_same(with_driven_weight(), str(tmp_path))
+    other = with_driven_weight()
+    other.rewards["accuracy"].max_weight = 5.0
+    said = message(check_same, other, str(tmp_path))
+    assert "rewards.accuracy.max_weight (then 10.0, now 5.0)" in said
 
 
 def test_a_run_of_before_a_setting_was_made_goes_on_with_its_default(tmp_path):

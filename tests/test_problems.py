@@ -95,7 +95,7 @@ def test_a_scheduled_weight_goes_evenly_to_its_end_and_stays():
 
 
 def test_a_driven_weight_grows_below_its_target_and_falls_above_it():
-    reward = Driven(len, 0.5, target=0.9, rate=2.0, most=1.0)
+    reward = Driven(len, 0.5, target=0.9, rate=2.0, max_weight=1.0)
     assert reward.next_weight(2, 0.5, 0.8) == pytest.approx(0.7)
     assert reward.next_weight(2, 0.5, 0.95) == pytest.approx(0.4)
     assert reward.next_weight(2, 0.5, 0.9) == 0.5
@@ -118,7 +118,7 @@ def test_a_driven_weight_settles_where_the_target_is_met():
     [
         lambda: Scheduled(len, steps=1),
         lambda: Driven(len, -0.1),
-        lambda: Driven(len, 2.0, most=1.0),
+        lambda: Driven(len, 2.0, max_weight=1.0),
         lambda: Driven(len, rate=0.0),
     ],
     ids=["steps", "weight", "most", "rate"],

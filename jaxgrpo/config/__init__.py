@@ -1,8 +1,15 @@
-"""A run's settings: the dataclasses, reading a config file, overriding it, checking it."""
+"""Settings of a run: the dataclasses, reading a config file, overriding it, checking it.
 
+schema.py has the dataclasses, bounds.py what stands beside their fields, loader.py config files,
+overrides.py and command_line.py flags, checks.py what is refused, resume.py OUT/config.json.
+"""
+
+from jaxgrpo.config.bounds import GAPS, ROUNDING
+from jaxgrpo.config.checks import validate
+from jaxgrpo.config.loader import load, parse_command_line
+from jaxgrpo.config.overrides import describe, override
+from jaxgrpo.config.resume import check_same, compare, save
 from jaxgrpo.config.schema import (
-    GAPS,
-    ROUNDING,
     Batch,
     Compute,
     Config,
@@ -13,13 +20,6 @@ from jaxgrpo.config.schema import (
     Optimizer,
     Sampling,
     Verifier,
-    check_same,
-    compare,
-    describe,
-    load,
-    parse_command_line,
-    save,
-    validate,
 )
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "compare",
     "describe",
     "load",
+    "override",
     "parse_command_line",
     "save",
     "validate",

@@ -1,25 +1,32 @@
-"""Programs' command lines: `--config FILE --config.name=value ... --help`; the file; a UserError as one line."""
+"""Command lines of the programs: `--config FILE --config.name=value ... --help`.
 
-import difflib
-import importlib.util
+`split` reads one, `help_text` answers --help, and `run_main` turns a UserError into one line on
+stderr and exit code 2.
+"""
+
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-from jaxgrpo.config import overrides as settings
+from jaxgrpo.config import overrides
 from jaxgrpo.distributed import processes
 from jaxgrpo.errors import UserError
 
+MAX_FLAG_WIDTH = 48
+"""Columns of --help that flags may take before their meanings are no longer aligned."""
+
 
 def split(argv: list[str]) -> tuple[str | None, list[str], bool]:
-    """The config file, the flags in the notation `--config.name=value`, and whether help is wanted; UserError."""
-    path, overrides, wants_help = None, [], False
+    """Returns the config file, the flags `--config.name=value`, and whether help is wanted.
+
+    The file is None where --config is not given. A flag's value may also be the next argument.
+
+    Raises UserError for anything else.
+    """
+    path: str | None = None
+    flags: list[str] = []
+    wants_help = False
     arguments = iter(argv)
     for argument in arguments:
         if argument in ("--help", "-h"):
@@ -27,104 +34,53 @@ def split(argv: list[str]) -> tuple[str | None, list[str], bool]:
         elif re.match(r"--config(=|$)", argument):
             if path is not None:
                 raise UserError(f"{argument}: --config is given twice; {path} came first")
-            path = argument.partition("=")[2] or _next(argument, arguments, "FILE")
+            path = argument.partition("=")[2] or _next_value(argument, arguments, "FILE")
         elif argument.startswith("--config."):
-            overrides.append(
-                argument if "=" in argument else f"{argument}={_next(argument, arguments, 'VALUE')}"
-            )
+            if "=" not in argument:
+                argument = f"{argument}={_next_value(argument, arguments, 'VALUE')}"
+            flags.append(argument)
         else:
             name = argument.lstrip("-")
-            mend = f"; did you mean --config.{name}?" if argument.startswith("--") and name else ""
+            hint = f"; did you mean --config.{name}?" if argument.startswith("--") and name else ""
             raise UserError(
-                f"{argument}: the flags are --config FILE, --config.name=value and --help{mend}"
+                f"{argument}: the flags are --config FILE, --config.name=value and --help{hint}"
             )
-    return path, overrides, wants_help
+    return path, flags, wants_help
 
 
-def _next(argument: str, arguments: Iterator[str], what: str) -> str:
-    """The next argument as this one's value."""
+def _next_value(flag: str, arguments: Iterator[str], kind: str) -> str:
+    """Returns the next argument, as the value of a flag.
+
+    kind: FILE or VALUE, for the message
+
+    Raises UserError if there is none, or if it is a flag itself.
+    """
     value = next(arguments, None)
     if value is None or value.startswith("--"):
-        raise UserError(f"{argument}: nothing comes after it; write {argument.rstrip('=')}={what}")
+        raise UserError(f"{flag}: nothing comes after it; write {flag.rstrip('=')}={kind}")
     return value
 
 
-def help_text(program: str, config: Any = None) -> str:
-    """How to call a program, and every setting of a config with its value and its line of documentation."""
+def help_text(program: str, config: object = None) -> str:
+    """Returns how to call a program, and every setting of a config with its value and meaning."""
     usage = f"usage: python -m {program} --config FILE [--config.name=value ...]"
     if config is None:
         return f"{usage}\n\nWith --config FILE, --help lists that file's settings."
-    known = {
-        f"--config.{name}={settings.shown(field.value)}": field.doc
-        for name, field in settings.fields(config).items()
+    docs = {
+        f"--config.{name}={overrides.shown(field.value)}": field.doc
+        for name, field in overrides.fields(config).items()
     }
-    width = min(max(map(len, known)), 48)
-    return "\n".join(
-        [usage, "", *(f"  {flag:{width}}  {doc}".rstrip() for flag, doc in known.items())]
-    )
-
-
-def call(path: str, name: str) -> Any:
-    """What a function of a Python file returns. The file is the user's own code and runs; its errors are UserErrors."""
-    file = Path(path)
-    if not file.is_file():
-        near = difflib.get_close_matches(
-            file.name, [other.name for other in file.parent.glob("*.py")], n=1
-        )
-        mend = (
-            f"did you mean {file.parent / near[0]}?"
-            if near
-            else f"give the path of a file with {name}()"
-        )
-        raise UserError(f"--config {path}: there is no such file; {mend}")
-    with _blaming(file):
-        function = getattr(_execute(file), name, None)
-    if not callable(function):
-        raise UserError(f"{path}: it has no {name}(); define it at the top level of the file")
-    with _blaming(file):
-        return function()
-
-
-def _execute(file: Path) -> ModuleType:
-    """The file as a module. Not a plain import: that may take a compiled copy of what the file said a second ago."""
-    path = file.resolve()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or not isinstance(spec.loader, SourceFileLoader):
-        raise UserError(f"{file}: a config is a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    # Verifier workers import reward functions by name: those of this file, and of files beside it.
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    if getattr(sys.modules.get(path.stem, module), "__file__", None) == module.__file__:
-        sys.modules[path.stem] = module
-    exec(spec.loader.source_to_code(path.read_bytes(), path), module.__dict__)
-    return module
-
-
-@contextmanager
-def _blaming(file: Path) -> Iterator[None]:
-    """Turns an exception of the user's code into a UserError that names the line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        path = str(file.resolve())
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == path
-        ]
-        if isinstance(error, SyntaxError) and error.filename == path:
-            lines.append(error.lineno)
-        where = f"{file}, line {lines[-1]}" if lines else str(file)
-        what = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{where}: {type(error).__name__}: {what}; mend the file") from error
+    width = min(max(map(len, docs)), MAX_FLAG_WIDTH)
+    lines = [f"  {flag:{width}}  {doc}".rstrip() for flag, doc in docs.items()]
+    return "\n".join([usage, "", *lines])
 
 
 def run_main(main: Callable[[list[str]], object]) -> None:
-    """Calls main(arguments). A UserError becomes one line on stderr and exit code 2; Ctrl-C exits with 130. What ends one of
-    several processes ends them all."""
+    """Calls main(arguments), and exits with the code that its error stands for.
+
+    A UserError becomes one line on stderr and exit code 2; Ctrl-C exits with 130. Where several
+    processes train together, an error of one ends them all.
+    """
     try:
         main(sys.argv[1:])
     except UserError as error:
@@ -134,6 +90,7 @@ def run_main(main: Callable[[list[str]], object]) -> None:
         print("interrupted", file=sys.stderr)
         processes.exit_process(130)
     except Exception:
+        # Alone, Python's own way: the traceback, and exit code 1.
         if processes.is_alone():
             raise
         traceback.print_exc()

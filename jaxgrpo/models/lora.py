@@ -5,7 +5,7 @@ without them: the policy's tree is the base's own arrays with the adapters put b
 that finds a pair adds (x A) B. A leading axis of layers, as of kernels [L, in, out], goes through all of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ class Lora:
     targets: which matrices change, of query, key, value, out, gate, up, down
     """
 
-    rank: int = 0
-    alpha: float = 32.0
+    rank: int = field(default=0, metadata={"at_least": 0})
+    alpha: float = field(default=32.0, metadata={"above": 0})
     targets: tuple[str, ...] = TARGETS
 
     @property

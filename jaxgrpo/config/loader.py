@@ -1,0 +1,173 @@
+"""Config files: finding one, running it, and the config that a command line asks for.
+
+A config file is Python with a function `get_config()` that returns a `Config`. The command line
+changes values (`--config.sampling.temperature=0.8`); files change code.
+"""
+
+import difflib
+import importlib.resources
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+
+from jaxgrpo.config.checks import shown_class, validate
+from jaxgrpo.config.command_line import help_text, split
+from jaxgrpo.config.overrides import override
+from jaxgrpo.config.schema import Config
+from jaxgrpo.errors import UserError
+
+SHIPPED = "jaxgrpo.configs"
+"""The package that holds the shipped configs. In a checkout they are in configs/ instead."""
+
+
+def parse_command_line(argv: list[str], program: str = "jaxgrpo.train") -> Config:
+    """Returns the config that `--config FILE --config.name=value ...` asks for.
+
+    --help prints the settings and exits with 0.
+
+    Raises UserError for anything that `load` refuses, an unknown flag, and no --config.
+    """
+    path, flags, wants_help = split(argv)
+    if path is None and wants_help:
+        print(help_text(program))
+        sys.exit(0)
+    if path is None:
+        raise UserError(
+            f"no config file given; run python -m {program} --config FILE, "
+            "for example configs/quickstart.py"
+        )
+    if wants_help:
+        # Not validated, so that --help can be read where a setting is refused.
+        print(help_text(program, override(_read(path), flags)))
+        sys.exit(0)
+    return load(path, flags)
+
+
+def load(path: str, flags: Sequence[str] = ()) -> Config:
+    """Returns the config of a file, with flags `--config.name=value` applied, validated.
+
+    path: of a file, or the name of a shipped config, such as "quickstart"
+
+    Raises UserError for whatever is wrong with the file, a flag or a setting.
+    """
+    config = override(_read(path), flags)
+    validate(config)
+    return config
+
+
+def _read(path: str) -> Config:
+    """Returns the config of a file as it is, not validated."""
+    file = find_file(path)
+    config = call_get_config(file)
+    if not isinstance(config, Config):
+        raise UserError(
+            f"{file}: get_config() returned a {type(config).__name__}; "
+            f"it must return a {shown_class(Config)}"
+        )
+    return config
+
+
+# 1. Finding the file.
+
+
+def find_file(path: str) -> Path:
+    """Returns the config file with a path, or the shipped config with a name.
+
+    `quickstart`, `quickstart.py` and `configs/quickstart.py` are names of a shipped config, in a
+    folder where no file has that path.
+
+    Raises UserError if there is neither.
+    """
+    file = Path(path)
+    if file.is_file():
+        return file
+    shipped: dict[str, Path] = {}
+    # Of any other path, such as ./quickstart.py, a file is meant and nothing else.
+    if match := re.fullmatch(r"(?:configs/)?([\w-]+)(?:\.py)?", path):
+        shipped = shipped_configs()
+        if match[1] in shipped:
+            return shipped[match[1]]
+    beside = [other.name for other in file.parent.glob("*.py")]
+    near = difflib.get_close_matches(file.name, beside, n=1)
+    near_shipped = difflib.get_close_matches(file.stem, shipped, n=1)
+    if near:
+        hint = f"did you mean {file.parent / near[0]}?"
+    elif near_shipped:
+        hint = f"did you mean {near_shipped[0]}?"
+    else:
+        hint = "give the path of a file with get_config()"
+    raise UserError(f"--config {path}: there is no such file; {hint}")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Returns the config files that come with the package, by name."""
+    try:
+        entries = [*importlib.resources.files(SHIPPED).iterdir()]
+    except ModuleNotFoundError:
+        # A checkout: the folder lies beside the package. Anywhere else it would not be ours.
+        root = Path(__file__).parents[2]
+        entries = [*(root / "configs").glob("*.py")] if (root / "pyproject.toml").is_file() else []
+    # Not in an archive: worker processes import the rewards of a config file by its folder.
+    files = [file for file in entries if isinstance(file, Path) and file.suffix == ".py"]
+    return {file.stem: file for file in files if not file.stem.startswith("_")}
+
+
+# 2. Running it.
+
+
+def call_get_config(file: Path) -> object:
+    """Returns what get_config() of a file returns.
+
+    The file is the user's own code and runs; its errors become UserErrors.
+    """
+    with _blaming(file):
+        function = getattr(_execute(file), "get_config", None)
+    if not callable(function):
+        raise UserError(f"{file}: it has no get_config(); define it at the top level of the file")
+    with _blaming(file):
+        return function()
+
+
+def _execute(file: Path) -> ModuleType:
+    """Returns the file as a module, executed anew.
+
+    A plain import might take a compiled copy of what the file said a second ago.
+    """
+    path = file.resolve()
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or not isinstance(spec.loader, SourceFileLoader):
+        raise UserError(f"{file}: a config is a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    # Verifier workers import reward functions by name: those of this file, and of files beside it.
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    # A module of that name that is another file's stays.
+    if getattr(sys.modules.get(path.stem, module), "__file__", None) == module.__file__:
+        sys.modules[path.stem] = module
+    exec(spec.loader.source_to_code(path.read_bytes(), path), module.__dict__)
+    return module
+
+
+@contextmanager
+def _blaming(file: Path) -> Iterator[None]:
+    """Turns an exception of the user's code into a UserError that names the line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        path = str(file.resolve())
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        # Code that cannot be parsed has no frame.
+        if isinstance(error, SyntaxError) and error.filename == path:
+            lines.append(error.lineno)
+        where = f"{file}, line {lines[-1]}" if lines else str(file)
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{where}: {type(error).__name__}: {reason}; mend the file") from error
