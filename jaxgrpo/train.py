@@ -254,7 +254,7 @@ def run_step(
     for group in collected.asked:
         run_state.history.record(group.problem.id, group.solved, group.judged)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
-        writer.rollouts(step, shown_rollouts(collected))
+        writer.write_rollouts(step, shown_rollouts(collected))
 
     # 2. The update.
     update_started_at = time.perf_counter()
@@ -318,7 +318,7 @@ def _update(
     if not programs.update.sealed:  # the first update of this process
         check_agreement(config, update_metrics)
         update_metrics |= programs.memory(reference, batch, objective, temperature)
-        writer.say(memory_line(update_metrics))
+        writer.print_line(memory_line(update_metrics))
         programs.update.seal()
     return update_metrics
 

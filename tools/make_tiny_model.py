@@ -203,7 +203,7 @@ def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
         if level > 1 and rng.random() < SHORTCUTS:
             completion = without_steps(completion)
         yield sft.Example(
-            tokens.prompt(problem.prompt), [*tokens.encode(completion), tokens.ends[0]]
+            tokens.prompt(problem.prompt), [*tokens.encode(completion), tokens.eos_ids[0]]
         )
 
 

@@ -4,6 +4,7 @@ Left to itself, XLA would move the matrices, or have every device compute all ro
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -40,7 +41,7 @@ def for_decode(mesh: Mesh) -> ActivationShardings:
     if mesh.shape["fsdp"] == 1:
         return UNCONSTRAINED
 
-    def at(*axes: str | tuple[str, ...] | None) -> Constraint:
+    def at(*axes: Any) -> Constraint:
         return _constraint(NamedSharding(mesh, PartitionSpec(*axes)))
 
     any_axis = PartitionSpec.UNCONSTRAINED

@@ -6,6 +6,8 @@ in bfloat16, most of an update would be lost: with 8 bits a number moves by 0.4 
 (arXiv 2010.06192).
 """
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,7 +18,7 @@ from jaxgrpo.distributed.mesh import matrix_mask
 from jaxgrpo.errors import UserError
 from jaxgrpo.types import OptimizerState, Params
 
-Optimizer = optax.GradientTransformation
+Optimizer: TypeAlias = optax.GradientTransformation
 
 
 def schedule(kind: str, peak: float, warmup_steps: int, steps: int) -> optax.Schedule:

@@ -68,6 +68,7 @@ class LayerCache(NamedTuple):
     prompt: LayerKeyValues
     ring: LayerKeyValues | None = None
     ring_position: Int[Array, ""] | int | None = None
+    """Where there is a ring, its column that is written."""
 
 
 class LayerInputs(NamedTuple):
@@ -112,8 +113,8 @@ class Dense(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
         out = checkpoint_name(matmul(x, kernel), PRODUCT)
         if self.has_variable("params", "lora_a"):
-            lora_a = self.get_variable("params", "lora_a")
-            lora_b = self.get_variable("params", "lora_b")
+            lora_a: Array = self.get_variable("params", "lora_a")
+            lora_b: Array = self.get_variable("params", "lora_b")
             low_rank = checkpoint_name(matmul(x, lora_a), PRODUCT)  # [B, T, rank]
             out = out + matmul(low_rank, lora_b)
         if self.bias:
@@ -148,7 +149,7 @@ class Attention(nn.Module):
         values = self._project("value", x, config.kv_heads)  # [B, K, T, E]
         parts = [(keys, values)]
         if cache is not None:
-            if cache.ring is not None:
+            if cache.ring is not None and cache.ring_position is not None:
                 # The new token's keys and values become one column of the ring, in place.
                 ring_keys, ring_values = cache.ring
                 keys = _write_column(ring_keys, keys, cache.ring_position, axis=3)
@@ -203,7 +204,7 @@ class Attention(nn.Module):
         return jax.lax.switch(constants.window_index, kernels, queries, parts)
 
 
-def _write_column(ring: Array, column: Array, position: Array | int | None, axis: int) -> Array:
+def _write_column(ring: Array, column: Array, position: Array | int, axis: int) -> Array:
     """Returns a ring with one column of it replaced."""
     return jax.lax.dynamic_update_slice_in_dim(ring, column.astype(ring.dtype), position, axis)
 

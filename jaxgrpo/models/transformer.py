@@ -9,7 +9,7 @@ of each layer, `layers_3/mlp/up/kernel`, or one of all layers, `layers/mlp/up/ke
 
 from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxgrpo.models.attention import (
     AttentionFn,
     KeyValues,
     KVCache,
+    LayerKeyValues,
     RotaryTable,
     rotary_table,
 )
@@ -126,8 +127,9 @@ class Transformer(nn.Module):
         for i in range(self.config.layers):
             layer_cache = None
             if cache is not None:
-                ring = None if cache.ring is None else cache.ring[i]
-                layer_cache = LayerCache(cache.prompt[i], ring, cache.ring_position)
+                prompt = cast(LayerKeyValues, cache.prompt[i])
+                ring = cast(LayerKeyValues, cache.ring[i]) if cache.ring is not None else None
+                layer_cache = LayerCache(prompt, ring, cache.ring_position)
             module = layer(self.config, self.attention_fns, self.shardings, name=f"layers_{i}")
             own_constants = jax.tree.map(itemgetter(i), constants)
             hidden, layer_key_values = module(hidden, sequences, layer_cache, own_constants)
@@ -154,7 +156,9 @@ class Transformer(nn.Module):
             length=self.config.layers,
         )
         module = scanned(self.config, self.attention_fns, self.shardings, name="layers")
-        layer_cache = None if cache is None else LayerCache(cache.prompt)
+        layer_cache = None
+        if cache is not None:
+            layer_cache = LayerCache(cast(LayerKeyValues, cache.prompt))
         return module(hidden, sequences, layer_cache, layer_constants(self.config))
 
 

@@ -45,7 +45,7 @@ def find_network(model: str) -> Network:
         config, tokens = match_tokenizer(
             folder, hf_folder.load_config(folder), tokenizer.load(folder)
         )
-        return Network(config, tokens.ends, f"the folder {folder}")
+        return Network(config, tokens.eos_ids, f"the folder {folder}")
     known = known_networks()
     path = known.get(folder.name) or known.get(folder.name.removesuffix("-Instruct"))
     if path is None:

@@ -10,10 +10,9 @@ while the device decodes.
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -21,45 +20,14 @@ import numpy as np
 from jaxgrpo.problems import Completion, Problem
 from jaxgrpo.rollout.groups import FinishedCompletion, Group, SamplingRequest
 from jaxgrpo.rollout.pending import PendingGroup, PendingRow, new_rows
+from jaxgrpo.rollout.protocols import (
+    DeviceState,
+    Event,
+    SamplingPrograms,
+    SamplingUsage,
+)
 from jaxgrpo.text.tokenizer import Tokenizer, pad_left
 from jaxgrpo.types import DecodeOutput, Params, SamplingParams
-
-Event = FinishedCompletion | tuple[int, Group]
-"""A completion that has ended; or a group whose last completion has, after its index."""
-
-
-@runtime_checkable
-class SamplingPrograms(Protocol):
-    """The compiled programs that an engine calls; programs.SamplingPrograms has them."""
-
-    publish: Callable[[Params], Params]
-    prefill: Any
-    empty_state: Callable[[int, int], Any]
-    insert: Any
-    decode: Any
-    grow: Callable[[Any, int], Any]
-    compact: Any
-    slot_counts: tuple[int, ...]
-    ring_lengths: tuple[int, ...]
-    prompts_per_prefill: int
-    rows_per_insert: int
-    chunk: int
-
-
-@dataclass
-class SamplingUsage:
-    """Counts of what sampling by one policy took.
-
-    tokens: those that were chosen, in all calls that have come back
-    slot_steps: slots times steps of these calls
-    seconds: from before the policy is published to the end of its last call that has come back
-    idle_seconds: host seconds between two calls of decode, during which the device was idle
-    """
-
-    tokens: int = 0
-    slot_steps: int = 0
-    seconds: float = 0.0
-    idle_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -174,7 +142,7 @@ class SamplingSession:
         self._stopped = np.zeros(self._slots, bool)
         # Rows of the prompts that were prefilled last, with the place of their prompt there.
         self._waiting: deque[tuple[int, PendingRow]] = deque()
-        self._prefilled: Any = None
+        self._prefilled: DeviceState = None
 
     def set_policy(self, params: Params, step: int) -> None:
         """Has another policy sample from now on, and counts usage anew.

@@ -16,8 +16,8 @@ import numpy as np
 from jaxgrpo.distributed.processes import gather_json
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rewards.workers.pool import Missing, Pool, Ticket
-from jaxgrpo.rollout.engine import Event
 from jaxgrpo.rollout.groups import FinishedCompletion, Group, JudgedGroup
+from jaxgrpo.rollout.protocols import Event
 
 RewardWeights = Mapping[str, float]
 """The weight of each reward, by its name, in the sum that advantages are made of."""

@@ -5,6 +5,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jaxgrpo.rollout.groups import JudgedGroup
 MAX_SAVED_TEXTS = 100
 """The number of texts that are saved, at most, whose verdicts are missing."""
 
-Json = dict[str, object]
+Json = dict[str, Any]
 """JSON values by name."""
 
 

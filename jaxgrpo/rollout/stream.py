@@ -1,52 +1,16 @@
 """Judged groups for one step after another, from a session that may go on across steps."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol, runtime_checkable
 
 import jax
 
 from jaxgrpo.data.order import ProblemStream
-from jaxgrpo.problems import Problem
-from jaxgrpo.rollout.engine import Event, SamplingUsage
 from jaxgrpo.rollout.groups import JudgedGroup, SamplingRequest
 from jaxgrpo.rollout.judge import Judge, JudgingQueue, RewardWeights, judged_in_order
+from jaxgrpo.rollout.protocols import Event, SamplingEngine, Session
 from jaxgrpo.types import Params
-
-
-@runtime_checkable
-class Session(Protocol):
-    """The part of a SamplingSession that a stream needs."""
-
-    launched: int
-    max_launched: int | None
-    usage: SamplingUsage
-
-    def __iter__(self) -> Iterator[Event | None]: ...
-
-    def set_policy(self, params: Params, step: int) -> None:
-        """Has another policy sample from now on."""
-        ...
-
-    def take_events(self) -> Iterator[Event]:
-        """Yields what has happened and was not told yet."""
-        ...
-
-    def wait_for_call(self) -> None:
-        """Waits for the device's call under way."""
-        ...
-
-
-@runtime_checkable
-class SamplingEngine(Protocol):
-    """The part of an Engine that a stream needs."""
-
-    def session(
-        self, params: Params, problems: Iterable[Problem], request: SamplingRequest, step: int
-    ) -> Session:
-        """Returns a session that samples groups of the problems."""
-        ...
 
 
 @dataclass
@@ -55,7 +19,7 @@ class RolloutStream:
 
     keep_in_flight: what is in flight when a step has its batch goes on at the next step, under that
         one's policy. Else it is stopped, and its problems are as if they had not been asked.
-    max_age: with keep_in_flight, the greatest age in steps of a token that is trained on; at least 1
+    max_age: with keep_in_flight, the greatest age in steps of a token that is trained on, from 1 up
 
     What a step trains on is a function of the seed and of the verdicts, never of the time that a
     verdict takes. Without keep_in_flight the order of launch suffices for that. With it the moment

@@ -1,0 +1,119 @@
+"""What the rollout's stages need of each other, so that any of them can be faked in a test."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import PyTree
+
+from jaxgrpo.problems import Problem
+from jaxgrpo.rollout.groups import FinishedCompletion, Group, SamplingRequest
+from jaxgrpo.types import Params
+
+Event = FinishedCompletion | tuple[int, Group]
+"""A completion that has ended; or a group whose last completion has, after its index."""
+
+DeviceState = PyTree
+"""The sampler's state on the device, which the host only passes on."""
+
+
+@runtime_checkable
+class CompiledProgram(Protocol):
+    """A compiled program that can be sealed against further compiles."""
+
+    def __call__(self, *arguments: Any) -> Any: ...
+
+    def seal(self) -> None:
+        """Makes every further compile an error."""
+        ...
+
+
+@runtime_checkable
+class SamplingPrograms(Protocol):
+    """The compiled programs that an engine calls, as programs.SamplingPrograms documents them."""
+
+    @property
+    def publish(self) -> Callable[[Params], Params]: ...
+
+    @property
+    def prefill(self) -> CompiledProgram: ...
+
+    @property
+    def empty_state(self) -> Callable[[int, int], DeviceState]: ...
+
+    @property
+    def insert(self) -> CompiledProgram: ...
+
+    @property
+    def decode(self) -> CompiledProgram: ...
+
+    @property
+    def grow(self) -> Callable[[DeviceState, int], DeviceState]: ...
+
+    @property
+    def compact(self) -> CompiledProgram: ...
+
+    @property
+    def slot_counts(self) -> tuple[int, ...]: ...
+
+    @property
+    def ring_lengths(self) -> tuple[int, ...]: ...
+
+    @property
+    def prompts_per_prefill(self) -> int: ...
+
+    @property
+    def rows_per_insert(self) -> int: ...
+
+    @property
+    def chunk(self) -> int: ...
+
+
+@dataclass
+class SamplingUsage:
+    """Counts of what sampling by one policy took.
+
+    tokens: those that were chosen, in all calls that have come back
+    slot_steps: slots times steps of these calls
+    seconds: from before the policy is published to the end of its last call that has come back
+    idle_seconds: host seconds between two calls of decode, during which the device was idle
+    """
+
+    tokens: int = 0
+    slot_steps: int = 0
+    seconds: float = 0.0
+    idle_seconds: float = 0.0
+
+
+@runtime_checkable
+class Session(Protocol):
+    """The part of a SamplingSession that a stream needs."""
+
+    launched: int
+    max_launched: int | None
+    usage: SamplingUsage
+
+    def __iter__(self) -> Iterator[Event | None]: ...
+
+    def set_policy(self, params: Params, step: int) -> None:
+        """Has another policy sample from now on."""
+        ...
+
+    def take_events(self) -> Iterator[Event]:
+        """Yields what has happened and was not told yet."""
+        ...
+
+    def wait_for_call(self) -> None:
+        """Waits for the device's call under way."""
+        ...
+
+
+@runtime_checkable
+class SamplingEngine(Protocol):
+    """The part of an Engine that a stream needs."""
+
+    def session(
+        self, params: Params, problems: Iterable[Problem], request: SamplingRequest, step: int
+    ) -> Session:
+        """Returns a session that samples groups of the problems."""
+        ...
