@@ -139,7 +139,7 @@ def compile_programs(
     state_dtype: DTypeLike = jnp.float32,
     scan_layers: bool = False,
     remat: str = "none",
-    adapters: Lora = lora.OFF,
+    adapters: Lora = lora.NO_LORA,
 ) -> Programs:
     """The programs of a run. Temperature and the objective's coefficients are traced: changing them compiles nothing.
 
@@ -296,12 +296,12 @@ def _exact(dtype: DTypeLike, function: Callable) -> Callable:
 
 def _with_adapters(adapters: Lora, params: Params) -> Params:
     """Returns parameters with adapters beside their matrices, if there are any."""
-    return lora.attach(params, lora.init(adapters, params, jax.random.key(0)))
+    return lora.attach(params, lora.init_trainable(adapters, params, jax.random.key(0)))
 
 
 def _publish(dtype: DTypeLike, scale: float, policy: Params) -> Params:
     """Returns a copy of a policy for forward passes: matrices in `dtype`; the rest is small, and exact. scale: of adapters."""
-    params = transformer.unstack(lora.scaled(policy, scale))
+    params = transformer.unstack(lora.scale_adapters(policy, scale))
     return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else jnp.copy(x), params)
 
 

@@ -67,7 +67,7 @@ def sample(arguments: argparse.Namespace, prompt: str) -> Group:
             f"the prompt holds a token past the model's {model.vocab_size:,} rows: leave that token out"
         )
     width = prompt_width(folder, len(ids), arguments.max_tokens)
-    adapters = of_run.get("lora", lora.OFF)
+    adapters = of_run.get("lora", lora.NO_LORA)
     steps = make_steps(model, tokens, width, arguments, of_run.get("stacked", False), adapters)
     engine = Engine(steps, tokens, width, arguments.max_tokens, arguments.seed, system)
     a = arguments

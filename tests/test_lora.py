@@ -108,7 +108,7 @@ def test_at_first_the_policy_is_the_base(steps, base):
 
 
 def test_adapters_stand_beside_their_targets_alone(base):
-    adapters = lora.init(Lora(3, targets=("key", "gate")), base, jax.random.key(0))
+    adapters = lora.init_trainable(Lora(3, targets=("key", "gate")), base, jax.random.key(0))
     assert {name: leaf.shape for name, leaf in named_leaves(adapters).items()} == {
         "layers_0/attention/key/lora_a": (16, 3),
         "layers_0/attention/key/lora_b": (3, 8),
@@ -135,7 +135,7 @@ def test_the_first_adapters_are_a_function_of_the_seed_and_each_its_own(steps, b
 
 def test_first_adapters_are_uniform_as_pefts():
     """torch's kaiming_uniform_(a=sqrt(5)) on a matrix that takes n numbers: within +-1 / sqrt(n)."""
-    adapters = lora.init(
+    adapters = lora.init_trainable(
         Lora(64, targets=("up",)), {"up": {"kernel": jnp.zeros((100, 7))}}, jax.random.key(0)
     )
     drawn = np.asarray(adapters["up"]["lora_a"]) * 10.0
@@ -146,7 +146,7 @@ def test_first_adapters_are_uniform_as_pefts():
 def test_merged_and_beside_are_the_same_policy(base, trained):
     scale = ADAPTERS.scale
     beside, merged = (
-        lora.attach(base, lora.scaled(trained, scale)),
+        lora.attach(base, lora.scale_adapters(trained, scale)),
         lora.merge(lora.attach(base, trained), scale),
     )
     assert scale == 1.5
@@ -162,7 +162,7 @@ def test_layers_may_be_an_axis():
     """Stacked, each layer has its own pair."""
     rng = np.random.default_rng(0)
     kernels = jnp.asarray(rng.normal(size=(3, 5, 4)), jnp.float32)
-    pair = lora.init(ADAPTERS, {"up": {"kernel": kernels}}, jax.random.key(0))["up"]
+    pair = lora.init_trainable(ADAPTERS, {"up": {"kernel": kernels}}, jax.random.key(0))["up"]
     assert {name: leaf.shape for name, leaf in pair.items()} == {
         "lora_a": (3, 5, 2),
         "lora_b": (3, 2, 4),
@@ -180,7 +180,7 @@ def test_layers_may_be_an_axis():
 def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(steps, base, trained):
     """dL/dA = scale * G B^T and dL/dB = scale * A^T G, where G is the gradient of the matrix that they are merged into."""
     policy, before = lora.attach(base, trained), jax.device_get(base)
-    whole = make_steps(lora.OFF)
+    whole = make_steps(lora.NO_LORA)
     merged = lora.merge(policy, ADAPTERS.scale)
     moved, metrics = whole.update(whole.init(merged), base, make_batch(), GRPO(kl=0.1), 1.0)
     gradient = named_leaves(jax.tree.map(jnp.subtract, merged, moved.params))

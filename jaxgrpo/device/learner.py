@@ -79,7 +79,7 @@ def init(
 ) -> TrainState:
     """The state that a run begins with. layout: how its parameters are laid out, transformer.stack or unstack; seed: of the
     adapters, if those are what is trained. params_dtype, state_dtype: what parameters and moments are stored in."""
-    trained = lora.init(adapters, layout(params), jax.random.key(seed))
+    trained = lora.init_trainable(adapters, layout(params), jax.random.key(seed))
     return TrainState(
         jnp.int32(0), cast(trained, params_dtype), cast(optimizer.init(trained), state_dtype)
     )
@@ -117,7 +117,7 @@ def update(
 
     def loss(params: Params, rows: tuple) -> tuple[Array, tuple]:
         batch, ref_logprobs, advantages, token_weights = rows
-        policy = lora.attach(reference or {}, lora.scaled(params, scale))
+        policy = lora.attach(reference or {}, lora.scale_adapters(params, scale))
         logprobs, entropy = score(policy, batch, temperature, entropy=True)
         constant = jax.lax.stop_gradient(logprobs)
         inputs = TokenInputs(
