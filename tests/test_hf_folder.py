@@ -113,13 +113,13 @@ def test_each_tensor_is_read_to_where_it_belongs(original, dtype):
 
 def test_any_part_of_a_tensor_can_be_read(tmp_path, monkeypatch):
     """In blocks of one or two rows, with a part of the columns, turned or not; and nothing else of the file is."""
-    monkeypatch.setattr(tensors, "BLOCK", 64)
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", 64)
     matrix = np.random.default_rng(0).normal(size=(11, 7)).astype(np.float32)
     save_file(
         {"other": np.ones(5, np.float32), "matrix": matrix, "one": matrix[0]},
         tmp_path / "model.safetensors",
     )
-    found = tensors.found_in(tmp_path)
+    found = tensors.find_tensors(tmp_path)
     for rows, columns in [
         (slice(None), slice(None)),
         (slice(3, 9), slice(None)),
@@ -127,7 +127,7 @@ def test_any_part_of_a_tensor_can_be_read(tmp_path, monkeypatch):
     ]:
         part = found["matrix"].read((rows, columns), np.float32)
         np.testing.assert_array_equal(part, matrix[rows, columns])
-        turned = found["matrix"].read((columns, rows), np.float16, turned=True)
+        turned = found["matrix"].read((columns, rows), np.float16, transposed=True)
         np.testing.assert_array_equal(turned, matrix.T[columns, rows].astype(np.float16))
         assert part.flags.c_contiguous
         assert turned.flags.c_contiguous
@@ -136,7 +136,7 @@ def test_any_part_of_a_tensor_can_be_read(tmp_path, monkeypatch):
 
 def test_a_large_model_is_saved_in_several_files(original, tmp_path):
     params = hf_folder.load_params(original)
-    hf_folder.save(params, original, tmp_path / "target", limit=4000)
+    hf_folder.save(params, original, tmp_path / "target", max_file_bytes=4000)
     files = sorted(path.name for path in (tmp_path / "target").glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
     index = json.loads((tmp_path / "target" / tensors.INDEX).read_text())
@@ -156,8 +156,8 @@ def test_a_large_model_is_saved_in_several_files(original, tmp_path):
 def test_tensors_are_taken_to_the_host_one_by_one(original, tmp_path, monkeypatch):
     """Each is written before the next is asked for."""
     events = []
-    to_host = hf_folder._to_host
-    monkeypatch.setattr(hf_folder, "_to_host", lambda *a: events.append("host") or to_host(*a))
+    to_host = hf_folder._fetch
+    monkeypatch.setattr(hf_folder, "_fetch", lambda *a: events.append("host") or to_host(*a))
     contiguous = np.ascontiguousarray
     monkeypatch.setattr(
         np, "ascontiguousarray", lambda *a, **k: events.append("write") or contiguous(*a, **k)
@@ -528,7 +528,7 @@ def test_the_rotary_settings_are_read_as_transformers_does(folder, family, way):
     theirs = getattr(transformers, f"{family}Config")(
         max_position_embeddings=2048, **copy.deepcopy(said)
     ).rope_parameters
-    assert hf_folder.load_config(folder).rope == rope.from_hf({}, theirs, math.nan)
+    assert hf_folder.load_config(folder).rope == rope.from_settings({}, theirs, math.nan)
 
 
 NESTED = {
@@ -577,6 +577,6 @@ def test_gemma3s_rotary_settings_are_read_as_transformers_does(folder, said, ref
     ).rope_parameters
     config = hf_folder.load_config(folder)
     expected = [
-        rope.from_hf({}, theirs[kind], math.nan) for kind in ("full_attention", "sliding_attention")
+        rope.from_settings({}, theirs[kind], math.nan) for kind in ("full_attention", "sliding_attention")
     ]
     assert [config.rope, config.local_rope] == expected

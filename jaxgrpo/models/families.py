@@ -1,13 +1,14 @@
 """The model families by the architectures of config.json, and the names of their tensors."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxgrpo.models import gemma2, gemma3, llama, mistral, olmo2, qwen2, qwen3
 from jaxgrpo.models.hf_config import HfConfig
 from jaxgrpo.models.transformer import ModelConfig
 
 
+@runtime_checkable
 class Family(Protocol):
     """The interface of a model family's file."""
 
