@@ -1,17 +1,18 @@
-"""A run's newest checkpoint -> a Hugging Face folder that transformers loads, or a LoRA run's adapters for PEFT.
+"""Writes a run's newest checkpoint as a Hugging Face folder, or a LoRA run's adapters for PEFT.
 
-    python -m tools.export --run OUT --to DIR
-    python -m tools.export --run OUT --to DIR --adapter
+    python -m jaxgrpo.export --run OUT --to DIR
+    python -m jaxgrpo.export --run OUT --to DIR --adapter
 
-Every parameter is written in the dtype that it has in the run's model. Of a LoRA run, the merged model is written in float32:
-W lies on bfloat16's grid, where rounding W + scale A B would lose most of a small change. --dtype bfloat16 does it all the same
-and says how much is lost; --adapter loses nothing and is small.
+Every parameter is written in the dtype that it has in the run's model. A LoRA run's merged model is
+written in float32: W is rounded to bfloat16, and rounding W + scale A B in the same way would lose
+most of a small change. --dtype bfloat16 does it all the same and says how much is lost; --adapter
+loses nothing and is small.
 """
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,27 @@ from jaxgrpo.models.lora import Lora
 from jaxgrpo.types import Params
 
 
-def read_run(run: Path) -> dict[str, Any]:
-    """A run's settings, the model it began with as `folder`, whether its layers are `stacked`, its Lora as `lora`. UserError if
-    there is no run."""
+@dataclass(frozen=True)
+class SavedRun:
+    """What a run's checkpoints are read by.
+
+    folder: of the model that the run began with
+    adapters: LoRA's, if those were trained
+    is_stacked: its checkpoints hold stacked layers
+    system: the system message before every prompt
+    """
+
+    folder: Path
+    adapters: Lora
+    is_stacked: bool
+    system: str
+
+
+def read_run(run: Path) -> SavedRun:
+    """Returns what a run's config.json says of its checkpoints.
+
+    Raises UserError if there is no run.
+    """
     path = run / "config.json"
     if not path.is_file():
         raise UserError(
@@ -38,11 +57,14 @@ def read_run(run: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text())
-        folder = model_folder(config["model"])
-        stacked = config.get("compute", {}).get("scan_layers", False)
-        adapters = config.get("lora", overrides.describe(lora.OFF))
-        adapters = Lora(adapters["rank"], adapters["alpha"], tuple(adapters["targets"]))
-        return {**config, "folder": folder, "stacked": stacked, "lora": adapters}
+        # Older runs have none of these settings but `model`.
+        adapters = config.get("lora", overrides.describe(lora.NO_LORA))
+        return SavedRun(
+            folder=model_folder(config["model"]),
+            adapters=Lora(adapters["rank"], adapters["alpha"], tuple(adapters["targets"])),
+            is_stacked=config.get("compute", {}).get("scan_layers", False),
+            system=config.get("system", ""),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is no run's ({type(error).__name__}: {error}): give the --config.out of one"
@@ -52,60 +74,80 @@ def read_run(run: Path) -> dict[str, Any]:
 def export(
     run: Path, target: Path, adapter: bool = False, dtype: str | None = None
 ) -> tuple[int, float]:
-    """Writes the folder; returns the step it is of, and the share of a LoRA run's change that rounding to dtype lost.
+    """Writes the folder `target` from a run's newest checkpoint.
 
-    adapter: write the adapters alone, not merged into the model's matrices
-    dtype: of all tensors (None: float32 for merged adapters, else each as it is in the run's model)
+    adapter: writes the adapters alone, not merged into the model's matrices
+    dtype: of all tensors; None: float32 for merged adapters, else each as it is in the run's model
 
-    Raises UserError if there is no run, no checkpoint, or the folder exists.
+    Returns the checkpoint's step, and the share of a LoRA run's change that rounding to dtype lost.
+    Raises UserError if there is no run, if it has no checkpoint, or if the folder exists.
     """
-    config = read_run(run)
-    source, adapters = config["folder"], config["lora"]
+    saved = read_run(run)
+    source = saved.folder
+    adapters = saved.adapters
     if adapter and not adapters.rank:
         raise UserError(
-            f"{run} trained every parameter (lora.rank is 0), so that there is no adapter: leave out --adapter"
+            f"{run} trained every parameter (lora.rank is 0), so that there is no adapter: "
+            "leave out --adapter"
         )
     if adapter and dtype not in (None, "float32"):
         raise UserError(
             f"--adapter writes float32, which --dtype {dtype} is not: leave out one of the two"
         )
-    shapes = transformer.shapes(hf_folder.load_config(source))
-    layout = transformer.stack if config["stacked"] else transformer.unstack
-    like = jax.eval_shape(lambda base: lora.init(adapters, layout(base), jax.random.key(0)), shapes)
-    with Checkpoints(run) as checkpoints:
-        restored = jax.device_get(checkpoints.restore_params(sharded_shapes(make_mesh(), like)))
-        step = checkpoints.latest()
-    trained = transformer.unstack(restored)
+
+    step, trained = _restore_trained(run, source, saved.is_stacked, adapters)
     if adapter:
         hf_folder.save_adapters(trained, adapters, source, target)
         return step, 0.0
     if not adapters.rank:
         hf_folder.save(trained, source, target, dtype=dtype)
         return step, 0.0
+
     base = hf_folder.load_params(source)
     merged = lora.merge(lora.attach(base, trained), adapters.scale)
-    hf_folder.save(merged, source, target, dtype=dtype or "float32")
-    return step, lost_by_rounding(base, merged, dtype or "float32")
+    merged_dtype = dtype or "float32"
+    hf_folder.save(merged, source, target, dtype=merged_dtype)
+    return step, lost_by_rounding(base, merged, merged_dtype)
+
+
+def _restore_trained(run: Path, source: Path, stacked: bool, adapters: Lora) -> tuple[int, Params]:
+    """Returns the newest checkpoint's step and its trained parameters on the host, not stacked."""
+    layout = transformer.stack if stacked else transformer.unstack
+
+    def init(base: Params) -> Params:
+        return lora.init_trainable(adapters, layout(base), jax.random.key(0))
+
+    # Shapes alone: a checkpoint is restored into a tree like the one that was trained.
+    like = jax.eval_shape(init, transformer.shapes(hf_folder.load_config(source)))
+    with Checkpoints(run) as checkpoints:
+        restored = jax.device_get(checkpoints.restore_params(sharded_shapes(make_mesh(), like)))
+        step = checkpoints.latest()
+    assert step is not None  # else nothing could have been restored
+    return step, transformer.unstack(restored)
 
 
 def lost_by_rounding(base: Params, merged: Params, dtype: str) -> float:
-    """Returns |round(merged) - merged| / |merged - base|: the share of a change that is lost where it is stored in dtype."""
-    lost = changed = 0.0
-    before = named_leaves(base)
-    for name, leaf in named_leaves(merged).items():
-        change = np.asarray(leaf, np.float32) - np.asarray(before[name], np.float32)
-        if change.any():
-            lost += float(
-                np.sum(np.square(np.asarray(leaf.astype(jnp.dtype(dtype)), np.float32) - leaf))
-            )
-            changed += float(np.sum(np.square(change)))
+    """Returns the share of a change that is lost where the result is stored in dtype.
+
+    It is |round(merged) - merged| / |merged - base| over all parameters that changed.
+    """
+    lost = 0.0
+    changed = 0.0
+    base_leaves = named_leaves(base)
+    for path, leaf in named_leaves(merged).items():
+        change = np.asarray(leaf, np.float32) - np.asarray(base_leaves[path], np.float32)
+        if not change.any():
+            continue
+        rounded = np.asarray(leaf.astype(jnp.dtype(dtype)), np.float32)
+        lost += float(np.sum(np.square(rounded - leaf)))
+        changed += float(np.sum(np.square(change)))
     return (lost / changed) ** 0.5 if changed else 0.0
 
 
-def main(argv: list[str]) -> None:
-    """Exports as the command line says."""
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Returns the command line's arguments: run, to, adapter, dtype."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.export", description=__doc__.splitlines()[0]
+        prog="python -m jaxgrpo.export", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
         "--run", type=Path, required=True, help="the --config.out of a training run"
@@ -121,15 +163,22 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="of all tensors; by default float32 for a LoRA run, else each as it is in the run's model",
+        help="of all tensors; by default float32 for a LoRA run, "
+        "else each as it is in the run's model",
     )
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Exports as the command line says, and prints what was written and lost."""
+    arguments = parse(argv)
     step, lost = export(arguments.run, arguments.to, arguments.adapter, arguments.dtype)
     print(f"{arguments.to}: step {step} of {arguments.run}, {jax.device_count()} device(s)")
     if lost > 0.01:
-        mend = "--dtype float32 keeps it, --adapter writes the adapters alone"
+        hint = "--dtype float32 keeps it, --adapter writes the adapters alone"
         print(
-            f"rounding to {arguments.dtype} lost {lost:.0%} of what the adapters had changed; {mend}"
+            f"rounding to {arguments.dtype} lost {lost:.0%} of what the adapters had changed; "
+            f"{hint}"
         )
 
 

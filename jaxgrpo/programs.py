@@ -184,7 +184,7 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
         return model.layout(_forward_copy(params, dtype))
 
     def publish(policy: Params) -> Params:
-        return _forward_copy(lora.scaled(policy, model.adapters.scale), dtype)
+        return _forward_copy(lora.scale_adapters(policy, model.adapters.scale), dtype)
 
     def prefill(params: Params, tokens: Array, mask: Array) -> Prefilled:
         return sampler.prefill(
@@ -362,7 +362,7 @@ def _shardings(like: PyTree) -> PyTree:
 
 def _trained_float32(model: ModelSpec, params: Params, seed: int | Array = 0) -> Params:
     """Returns what is trained, before it is rounded to the dtype it is stored in."""
-    return lora.init(model.adapters, model.layout(params), jax.random.key(seed))
+    return lora.init_trainable(model.adapters, model.layout(params), jax.random.key(seed))
 
 
 def _trained(model: ModelSpec, params: Params) -> Params:
@@ -372,7 +372,7 @@ def _trained(model: ModelSpec, params: Params) -> Params:
 
 def _with_adapters(model: ModelSpec, params: Params) -> Params:
     """Returns parameters with adapters beside their matrices, if there are any."""
-    return lora.attach(params, lora.init(model.adapters, params, jax.random.key(0)))
+    return lora.attach(params, lora.init_trainable(model.adapters, params, jax.random.key(0)))
 
 
 def _forward_copy(params: Params, dtype: DTypeLike) -> Params:

@@ -134,7 +134,7 @@ def compile_for(
     model = ModelSpec(
         network=network,
         mesh=mesh,
-        adapters=run.adapters if run else lora.OFF,
+        adapters=run.adapters if run else lora.NO_LORA,
         scan_layers=run.is_stacked if run else False,
     )
     sampling = SamplingSpec(

@@ -1,4 +1,4 @@
-"""A run's parameters leave as a Hugging Face folder; what is wrong with a run is one line and exit code 2."""
+"""A run's parameters leave as a Hugging Face folder; errors are one line and exit code 2."""
 
 import json
 import sys
@@ -29,10 +29,9 @@ def lora_run(request, tmp_path_factory):
 
 
 def call(monkeypatch, run: Path, target: Path, *flags: str):
-    """The program's exit code."""
-    monkeypatch.setattr(
-        sys, "argv", ["tools.export", "--run", str(run), "--to", str(target), *flags]
-    )
+    """Runs the program; returns its exit code."""
+    command = ["tools.export", "--run", str(run), "--to", str(target), *flags]
+    monkeypatch.setattr(sys, "argv", command)
     try:
         run_main(export.main)
     except SystemExit as end:
@@ -45,8 +44,9 @@ def test_what_is_exported_is_what_was_trained(run, tmp_path, monkeypatch, capsys
     target = tmp_path / "exported"
     assert call(monkeypatch, out, target) == 0
     assert f"{target}: step 3 of {out}" in capsys.readouterr().out
+    expected = named_leaves(params)
     for path, leaf in named_leaves(hf_folder.load_params(target)).items():
-        np.testing.assert_array_equal(leaf, named_leaves(params)[path], err_msg=path)
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
     model = Path(json.loads((out / "config.json").read_text())["model"])
     for name in ("config.json", "tokenizer_config.json", "tokenizer.model"):
         assert (target / name).read_bytes() == (model / name).read_bytes()
@@ -55,46 +55,41 @@ def test_what_is_exported_is_what_was_trained(run, tmp_path, monkeypatch, capsys
 def test_adapters_are_merged_unless_they_are_asked_for(lora_run, tmp_path, monkeypatch):
     out, params = lora_run
     assert call(monkeypatch, out, tmp_path / "merged") == 0
+    expected = named_leaves(params)
     for path, leaf in named_leaves(hf_folder.load_params(tmp_path / "merged")).items():
-        np.testing.assert_allclose(
-            leaf, named_leaves(params)[path], rtol=0, atol=1e-6, err_msg=path
-        )
+        np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=1e-6, err_msg=path)
 
 
 def test_an_adapter_folder_is_what_peft_calls_one(lora_run, tmp_path, monkeypatch):
-    """tests/parity has PEFT itself read it."""
+    """PEFT itself reads it in tests/parity."""
     out, params = lora_run
     assert call(monkeypatch, out, tmp_path / "adapter", "--adapter") == 0
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    peft_config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     model = Path(json.loads((out / "config.json").read_text())["model"])
-    assert (described["r"], described["lora_alpha"], described["base_model_name_or_path"]) == (
-        2,
-        3.0,
-        str(model),
-    )
-    assert described["target_modules"] == ["down_proj", "q_proj"]
+    assert peft_config["r"] == 2
+    assert peft_config["lora_alpha"] == 3.0
+    assert peft_config["base_model_name_or_path"] == str(model)
+    assert peft_config["target_modules"] == ["down_proj", "q_proj"]
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert len(tensors) == 2 * 2 * 2  # A and B of two matrices in two layers
     for place, module in (("attention/query", "self_attn.q_proj"), ("mlp/down", "mlp.down_proj")):
         path = f"layers_1/{place}/kernel"
-        a, b = (
-            tensors[f"base_model.model.model.layers.1.{module}.lora_{which}.weight"]
-            for which in "AB"
-        )
+        prefix = f"base_model.model.model.layers.1.{module}"
+        a = tensors[f"{prefix}.lora_A.weight"]
+        b = tensors[f"{prefix}.lora_B.weight"]
         change = named_leaves(params)[path] - named_leaves(hf_folder.load_params(model))[path]
         np.testing.assert_allclose(1.5 * (b @ a).T, change, rtol=0, atol=1e-6)
 
 
-def copied(out, folder, **config):
-    """Another run's config.json, without checkpoints."""
+def copied(out, folder, **changes):
+    """Copies a run's config.json, changed, without its checkpoints."""
     folder.mkdir()
-    (folder / "config.json").write_text(
-        json.dumps(json.loads((out / "config.json").read_text()) | config)
-    )
+    config = json.loads((out / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -137,8 +132,8 @@ def test_adapters_are_in_float32_alone(lora_run, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, lora_run[0], tmp_path / "new", *flags) == 2
     assert "which --dtype bfloat16 is not" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
-    for number, left in enumerate((flags[:1], flags[1:])):
-        assert call(monkeypatch, lora_run[0], tmp_path / f"new {number}", *left) == 0
+    for number, one_of_them in enumerate((flags[:1], flags[1:])):
+        assert call(monkeypatch, lora_run[0], tmp_path / f"new {number}", *one_of_them) == 0
 
 
 def test_a_damaged_config_is_one_line_too(run, tmp_path, monkeypatch, capsys):

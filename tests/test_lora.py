@@ -1,4 +1,4 @@
-"""LoRA: adapters that change nothing at first, learn alone, and are the same merged into their matrices or beside them."""
+"""LoRA: adapters change nothing at first, learn alone, and may be merged into their matrices."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ ROWS, WIDTH, LENGTH = 8, 5, 11
 
 
 def make_steps(adapters=ADAPTERS, mesh=None):
-    """Plain gradient descent at rate 1: an update is the gradient."""
+    """Compiles programs with plain gradient descent at rate 1: an update is the gradient."""
     shapes = {
         "prompt_width": WIDTH,
         "new_tokens": LENGTH - WIDTH,
@@ -64,7 +64,7 @@ def trained(steps):
 
 
 def random_adapters(steps):
-    """Adapters that have learned something."""
+    """Returns adapters that have learned something."""
     rng = np.random.default_rng(1)
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype),
@@ -73,7 +73,7 @@ def random_adapters(steps):
 
 
 def make_batch():
-    """Groups of two of which the first was right; whoever sampled them."""
+    """Returns groups of two completions of which the first was right."""
     shape = (ROWS, LENGTH)
     tokens = np.random.default_rng(0).integers(0, NETWORK.vocab_size, shape, dtype=np.int32)
     tokens[1::2, :WIDTH] = tokens[0::2, :WIDTH]
@@ -90,14 +90,20 @@ def make_batch():
 def hidden(params):
     tokens = jnp.asarray(make_batch().tokens)
     segments = jnp.ones_like(tokens)
-    positions, mask = attention.sequence_positions(segments), attention.sequence_mask(segments)
+    positions = attention.sequence_positions(segments)
+    mask = attention.sequence_mask(segments)
     return transformer.forward(NETWORK, params, tokens, positions, mask)[0]
 
 
-def same(a, b):
-    a, b = named_leaves(a), named_leaves(b)
-    return a.keys() == b.keys() and all(
-        np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes() for name in a
+def same(tree, other):
+    """Returns whether two trees have the same leaves bit for bit."""
+    leaves = named_leaves(tree)
+    other_leaves = named_leaves(other)
+    if leaves.keys() != other_leaves.keys():
+        return False
+    return all(
+        np.asarray(leaf).tobytes() == np.asarray(other_leaves[name]).tobytes()
+        for name, leaf in leaves.items()
     )
 
 
@@ -109,7 +115,7 @@ def test_at_first_the_policy_is_the_base(steps, base):
 
 
 def test_adapters_stand_beside_their_targets_alone(base):
-    adapters = lora.init(Lora(3, targets=("key", "gate")), base, jax.random.key(0))
+    adapters = lora.init_trainable(Lora(3, targets=("key", "gate")), base, jax.random.key(0))
     assert {name: leaf.shape for name, leaf in named_leaves(adapters).items()} == {
         "layers_0/attention/key/lora_a": (16, 3),
         "layers_0/attention/key/lora_b": (3, 8),
@@ -121,22 +127,16 @@ def test_adapters_stand_beside_their_targets_alone(base):
 def test_the_first_adapters_are_a_function_of_the_seed_and_each_its_own(steps, base):
     draws = [steps.init(base, np.uint32(seed)).params for seed in (0, 0, 2**32 - 1)]
     assert same(draws[0], draws[1])
-    leaves = [
-        leaf
-        for draw in draws[1:]
-        for name, leaf in named_leaves(draw).items()
-        if name.endswith("lora_a")
-    ]
-    assert (
-        len({np.asarray(leaf).tobytes() for leaf in leaves})
-        == len(leaves)
-        == 2 * len(ADAPTERS.targets)
-    )
+    leaves = []
+    for draw in draws[1:]:
+        leaves += [leaf for name, leaf in named_leaves(draw).items() if name.endswith("lora_a")]
+    distinct = {np.asarray(leaf).tobytes() for leaf in leaves}
+    assert len(distinct) == len(leaves) == 2 * len(ADAPTERS.targets)
 
 
 def test_first_adapters_are_uniform_as_pefts():
-    """torch's kaiming_uniform_(a=sqrt(5)) on a matrix that takes n numbers: within +-1 / sqrt(n)."""
-    adapters = lora.init(
+    """torch's kaiming_uniform_(a=sqrt(5)) for a matrix with n inputs: within +-1 / sqrt(n)."""
+    adapters = lora.init_trainable(
         Lora(64, targets=("up",)), {"up": {"kernel": jnp.zeros((100, 7))}}, jax.random.key(0)
     )
     drawn = np.asarray(adapters["up"]["lora_a"]) * 10.0
@@ -146,42 +146,38 @@ def test_first_adapters_are_uniform_as_pefts():
 
 def test_merged_and_beside_are_the_same_policy(base, trained):
     scale = ADAPTERS.scale
-    beside, merged = (
-        lora.attach(base, lora.scaled(trained, scale)),
-        lora.merge(lora.attach(base, trained), scale),
-    )
+    beside = lora.attach(base, lora.scale_adapters(trained, scale))
+    merged = lora.merge(lora.attach(base, trained), scale)
     assert scale == 1.5
     assert jax.tree.structure(merged) == jax.tree.structure(base)
     np.testing.assert_allclose(hidden(beside), hidden(merged), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(
-        hidden(transformer.stack(beside)), hidden(merged), rtol=0, atol=1e-5
-    )  # layers scanned
+    scanned = hidden(transformer.stack(beside))
+    np.testing.assert_allclose(scanned, hidden(merged), rtol=0, atol=1e-5)
     assert np.abs(hidden(merged) - hidden(base)).max() > 0.1
 
 
 def test_layers_may_be_an_axis():
-    """Stacked, each layer has its own pair."""
+    """Each of the stacked layers has its own pair."""
     rng = np.random.default_rng(0)
     kernels = jnp.asarray(rng.normal(size=(3, 5, 4)), jnp.float32)
-    pair = lora.init(ADAPTERS, {"up": {"kernel": kernels}}, jax.random.key(0))["up"]
+    pair = lora.init_trainable(ADAPTERS, {"up": {"kernel": kernels}}, jax.random.key(0))["up"]
     assert {name: leaf.shape for name, leaf in pair.items()} == {
         "lora_a": (3, 5, 2),
         "lora_b": (3, 2, 4),
     }
     a, b = (rng.normal(size=leaf.shape).astype(np.float32) for leaf in pair.values())
-    merged = lora.merge(
-        lora.attach({"up": {"kernel": kernels}}, {"up": {"lora_a": a, "lora_b": b}}), 0.5
-    )["up"]["kernel"]
+    policy = lora.attach({"up": {"kernel": kernels}}, {"up": {"lora_a": a, "lora_b": b}})
+    merged = lora.merge(policy, 0.5)["up"]["kernel"]
     for layer in range(3):
-        np.testing.assert_allclose(
-            merged[layer], kernels[layer] + 0.5 * a[layer] @ b[layer], atol=1e-6
-        )
+        expected = kernels[layer] + 0.5 * a[layer] @ b[layer]
+        np.testing.assert_allclose(merged[layer], expected, atol=1e-6)
 
 
 def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(steps, base, trained):
-    """dL/dA = scale * G B^T and dL/dB = scale * A^T G, where G is the gradient of the matrix that they are merged into."""
-    policy, before = lora.attach(base, trained), jax.device_get(base)
-    whole = make_steps(lora.OFF)
+    """dL/dA = scale * G B^T and dL/dB = scale * A^T G, G being that of the merged matrix."""
+    policy = lora.attach(base, trained)
+    before = jax.device_get(base)
+    whole = make_steps(lora.NO_LORA)
     merged = lora.merge(policy, ADAPTERS.scale)
     moved, metrics = whole.update(whole.init(merged), base, make_batch(), GRPO(kl=0.1), 1.0)
     gradient = named_leaves(jax.tree.map(jnp.subtract, merged, moved.params))
@@ -190,11 +186,10 @@ def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(steps, b
     steps_taken = named_leaves(jax.tree.map(jnp.subtract, trained, state.params))
     assert len(steps_taken) == 2 * len(ADAPTERS.targets)
     for name, step in steps_taken.items():
-        place = name.rpartition("/")[0]
-        g, a, b = (
-            gradient[f"{place}/kernel"],
-            *(named_leaves(trained)[f"{place}/lora_{which}"] for which in "ab"),
-        )
+        module = name.rpartition("/")[0]
+        g = gradient[f"{module}/kernel"]
+        a = named_leaves(trained)[f"{module}/lora_a"]
+        b = named_leaves(trained)[f"{module}/lora_b"]
         expected = g @ b.T if name.endswith("lora_a") else a.T @ g
         assert np.abs(expected).max() > 1e-3
         np.testing.assert_allclose(step, ADAPTERS.scale * expected, rtol=0, atol=2e-6, err_msg=name)
@@ -204,7 +199,10 @@ def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(steps, b
 
 
 def learn_on_meshes():
-    """Run in a process with eight devices: adapters are divided as their matrices are, and learn what one device learns."""
+    """Checks that adapters are divided as their matrices are, and learn what one device learns.
+
+    It runs in a process with eight devices.
+    """
     expected = None
     for sizes in ((1, 1, 1), (2, 2, 2)):
         steps = make_steps(mesh=make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)]))
@@ -219,11 +217,12 @@ def learn_on_meshes():
                 state, base, to_device(make_batch(), steps.rows), GRPO(kl=0.1), 1.0
             )
         for name, leaf in named_leaves(state.params).items():
-            first, second = kernels[name.rpartition("/")[0] + "/kernel"].sharding.spec
-            spec = PartitionSpec(first, None) if name.endswith("a") else PartitionSpec(None, second)
-            assert leaf.sharding.is_equivalent_to(
-                NamedSharding(leaf.sharding.mesh, spec), leaf.ndim
-            ), name
+            kernel = kernels[name.rpartition("/")[0] + "/kernel"]
+            inputs, outputs = kernel.sharding.spec
+            is_a = name.endswith("lora_a")
+            spec = PartitionSpec(inputs, None) if is_a else PartitionSpec(None, outputs)
+            sharding = NamedSharding(leaf.sharding.mesh, spec)
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), name
         result = named_leaves(
             to_host((state.params, steps.publish(lora.attach(base, state.params)), metrics))
         )
@@ -265,13 +264,13 @@ SETTINGS = (
     "steps=3",
     "seed=1",
     "evaluation.problems=2",
+    "sampling.slots=5",  # an odd number is never halved: one program decodes
 )
-SETTINGS += ("sampling.slots=5",)  # an odd number is never halved: one program decodes
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The config of a run with LoRA that nobody interrupted, and what it yielded."""
+    """Yields the config of a run with LoRA that nobody interrupted, and what it yielded."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         share_programs(monkeypatch)
         config = make_config(tmp_path_factory.mktemp("lora"), *SETTINGS)
@@ -292,15 +291,14 @@ def test_a_run_begins_at_its_reference_and_learns(run):
 
 def test_a_checkpoint_holds_adapters_alone(run):
     state = restored(run[0])
-    places = [
-        f"layers_0/{matrix}/lora_{which}"
-        for matrix in ("attention/value", "mlp/up")
-        for which in "ab"
+    assert sorted(named_leaves(state.params)) == [
+        "layers_0/attention/value/lora_a",
+        "layers_0/attention/value/lora_b",
+        "layers_0/mlp/up/lora_a",
+        "layers_0/mlp/up/lora_b",
     ]
-    assert sorted(named_leaves(state.params)) == places
-    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 4 * sum(
-        leaf.size for leaf in jax.tree.leaves(state.params)
-    )
+    trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 4 * trained
 
 
 def test_going_on_changes_nothing(run, tmp_path):
@@ -321,11 +319,9 @@ def test_what_reads_a_run_finds_the_policy(run, tmp_path, capsys):
         assert which.endswith("step 3")
         assert evaluate.evaluate(prepared, params) == summary["after"]
     export.export(Path(config.out), tmp_path / "merged")
-    published = lora.merge(prepared.steps.publish(params), 1.0)
+    published = named_leaves(lora.merge(prepared.steps.publish(params), 1.0))
     for name, leaf in named_leaves(hf_folder.load_params(tmp_path / "merged")).items():
-        np.testing.assert_allclose(
-            leaf, named_leaves(published)[name], rtol=0, atol=1e-6, err_msg=name
-        )
+        np.testing.assert_allclose(leaf, published[name], rtol=0, atol=1e-6, err_msg=name)
     with_sample = sample.load_params(
         prepared.model_folder, Path(config.out), prepared.steps, config.lora
     )

@@ -76,7 +76,7 @@ def on_the_grid(network):
 
 
 def gradient(
-    network, params, dtype, adapters=lora.OFF, batch=None, **changes
+    network, params, dtype, adapters=lora.NO_LORA, batch=None, **changes
 ) -> dict[str, np.ndarray]:
     """The gradient of the mean -log p of all completion tokens, by parameter; with adapters, theirs."""
     steps = make_steps(network, dtype, adapters=adapters, **changes)

@@ -1,4 +1,7 @@
-"""Laws of the splash kernel's use: it reads what `attend` reads. Its steps are interpreted here; they are compiled on TPUs."""
+"""Splash attention computes what `transformer.attend` computes.
+
+The kernel's steps are interpreted here; on TPUs they are compiled.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,57 +16,69 @@ LENGTH = 128
 
 
 def inputs(length):
-    """Queries of 4 heads, keys and values of 2; a row padded on the left, and one of two texts padded on the right."""
-    keys = jax.random.split(jax.random.key(0), 3)
+    """Returns (queries of 4 heads, keys and values of 2) and segments.
+
+    One row is padded on the left, the other holds two texts and is padded on the right.
+    """
+    rng_keys = jax.random.split(jax.random.key(0), 3)
     shapes = [(2, heads, length, 16) for heads in (4, 2, 2)]
     columns = np.arange(length)
-    segments = jnp.array(
-        [columns >= 37, np.where(columns < 50, 1, np.where(columns < 101, 2, 0))], jnp.int32
-    )
-    return [
-        jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)
-    ], segments
+    left_padded = columns >= 37
+    packed = np.where(columns < 50, 1, np.where(columns < 101, 2, 0))
+    segments = jnp.array([left_padded, packed], jnp.int32)
+    arrays = [jax.random.normal(key, shape) for key, shape in zip(rng_keys, shapes, strict=True)]
+    return arrays, segments
 
 
 CAPPED = {"window": 20, "scale": 0.4, "softcap": 1.5}
 
 
-@pytest.mark.parametrize(("prompt", "how"), [(0, {}), (LENGTH, {}), (LENGTH, CAPPED)])
-def test_values_and_gradients_are_those_of_dense_attention(prompt, how):
-    """Of whole sequences, and of what goes on from a prompt that has been read: then keys and values come in two parts."""
-    (queries, *key_values), segments = inputs(prompt + LENGTH)
-    arrays = [queries[:, :, prompt:], *key_values]
-    cuts = (slice(0, prompt), slice(prompt, None))[not prompt :]
-    parts = lambda k, v: [(k[:, :, at].swapaxes(2, 3), v[:, :, at]) for at in cuts]
+@pytest.mark.parametrize(("offset", "settings"), [(0, {}), (LENGTH, {}), (LENGTH, CAPPED)])
+def test_values_and_gradients_are_those_of_dense_attention(offset, settings):
+    """Over whole sequences, and after a prompt: then keys and values come in two parts."""
+    (queries, keys, values), segments = inputs(offset + LENGTH)
+    arrays = (queries[:, :, offset:], keys, values)
+    cuts = [slice(0, offset), slice(offset, None)] if offset else [slice(0, None)]
+
+    def parts(keys, values):
+        return [(keys[:, :, cut].swapaxes(2, 3), values[:, :, cut]) for cut in cuts]
+
     attend = splash.attention(
-        make_mesh(devices=jax.devices()[:1]), segments, prompt, interpret=True
+        make_mesh(devices=jax.devices()[:1]), segments, offset, interpret=True
     )
-    whole = lambda q, k, v: attend(q, parts(k, v), **how)
-    columns = np.arange(prompt + LENGTH)
-    near = columns[:, None] - columns < how.get("window", LENGTH * 2)
-    mask = (attention.sequence_mask(segments) & near)[:, prompt:]
-    dense = lambda q, k, v: attention.attend(
-        q, parts(k, v), mask, how.get("scale"), how.get("softcap")
-    )
-    weights = (
-        jax.random.normal(jax.random.key(1), arrays[0].shape)
-        * (segments != 0)[:, None, prompt:, None]
-    )
-    with_gradients = lambda f: jax.jit(
-        jax.value_and_grad(lambda *a: jnp.sum(weights * f(*a)), argnums=(0, 1, 2))
-    )(*arrays)
-    (value, gradients), (expected, expected_gradients) = (
-        with_gradients(whole),
-        with_gradients(dense),
-    )
+
+    def sparse(queries, keys, values):
+        return attend(queries, parts(keys, values), **settings)
+
+    columns = np.arange(offset + LENGTH)
+    in_window = columns[:, None] - columns < settings.get("window", LENGTH * 2)
+    mask = (attention.sequence_mask(segments) & in_window)[:, offset:]
+    scale = settings.get("scale")
+    softcap = settings.get("softcap")
+
+    def dense(queries, keys, values):
+        return attention.attend(queries, parts(keys, values), mask, scale, softcap)
+
+    # What padding reads does not count.
+    is_token = (segments != 0)[:, None, offset:, None]
+    weights = jax.random.normal(jax.random.key(1), arrays[0].shape) * is_token
+
+    def with_gradients(attention):
+        def loss(*arrays):
+            return jnp.sum(weights * attention(*arrays))
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*arrays)
+
+    value, gradients = with_gradients(sparse)
+    expected, expected_gradients = with_gradients(dense)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for gradient, other in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(gradient, other, atol=2e-5)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, atol=2e-5)
         assert float(jnp.abs(gradient).max()) > 0.1
 
 
 @pytest.mark.parametrize(("length", "interpret"), [(LENGTH, False), (LENGTH + 8, True)])
 def test_without_a_kernel_there_is_none(length, interpret):
-    """No TPU; no multiple of 128."""
+    """Neither off TPUs nor for a length that is no multiple of 128."""
     mesh = make_mesh(devices=jax.devices()[:1])
     assert splash.attention(mesh, jnp.ones((1, length), jnp.int32), interpret=interpret) is None

@@ -13,7 +13,7 @@ from jaxgrpo.models import transformer
 from jaxgrpo.models.rope import Linear, Llama3, Rope, Yarn
 from tests.tiny_models import NETWORK, random_params
 
-SLIDING = replace(NETWORK, windows=(3, 0), local_rope=Llama3(100.0, original=16))
+SLIDING = replace(NETWORK, windows=(3, 0), local_rope=Llama3(100.0, original_positions=16))
 """Layers that differ."""
 
 VARIED = replace(
@@ -129,12 +129,12 @@ def test_scalings_leave_fast_pairs_and_slow_the_others():
     plain = Rope(1e4).frequencies(32)
     np.testing.assert_allclose(plain, 1e4 ** (-np.arange(16) / 16), rtol=1e-7)
     np.testing.assert_allclose(Linear(1e4, 4.0).frequencies(32), plain / 4, rtol=1e-6)
-    for scaled in (Llama3(1e4, 4.0, original=64), Yarn(1e4, 4.0, original=64)):
+    for scaled in (Llama3(1e4, 4.0, original_positions=64), Yarn(1e4, 4.0, original_positions=64)):
         share = scaled.frequencies(32) / plain
         np.testing.assert_allclose(share[[0, -1]], [1.0, 0.25], rtol=1e-6)
         assert np.all(np.diff(share) <= 1e-6)
     assert Yarn(1e4, 4.0).magnitude() == pytest.approx(1.0 + 0.1 * np.log(4.0))
-    assert Yarn(1e4, 4.0, attention=1.5).magnitude() == 1.5
+    assert Yarn(1e4, 4.0, attention_factor=1.5).magnitude() == 1.5
 
 
 def test_rotation_depends_on_the_distance_alone():

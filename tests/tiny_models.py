@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxgrpo.distributed.mesh import path_name
+from jaxgrpo.distributed.mesh import named_leaves, path_name
 from jaxgrpo.models import hf_folder, transformer
 from jaxgrpo.models.model_config import ModelConfig
 
@@ -27,12 +27,13 @@ NETWORK = ModelConfig(
 
 
 def random_params(config: ModelConfig, seed: int = 0):
-    """Random parameters of a size at which distributions are far from uniform and norms and biases matter."""
+    """Returns random parameters, large enough for peaked distributions, and for norms and biases
+    to matter."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf) -> jax.Array:
-        middle = 1.0 if path_name(path).endswith("scale") else 0.0
-        return jnp.asarray(rng.normal(middle, 0.3, leaf.shape), leaf.dtype)
+        mean = 1.0 if path_name(path).endswith("scale") else 0.0
+        return jnp.asarray(rng.normal(mean, 0.3, leaf.shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, transformer.shapes(config))
 
@@ -40,7 +41,10 @@ def random_params(config: ModelConfig, seed: int = 0):
 def make_folder(
     folder: Path, architecture: str = "LlamaForCausalLM", seed: int = 0, **changes
 ) -> Path:
-    """A Hugging Face folder with the embedded model's tokenizer and a random network 16 wide."""
+    """Writes a Hugging Face folder with the embedded model's tokenizer and a random network.
+
+    changes: fields of config.json; by default the network is 16 wide and has 2 layers
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.model", "tokenizer_config.json", "tokenizer.json"):
         if (hf_folder.EMBEDDED / name).exists():
@@ -58,20 +62,11 @@ def make_folder(
     }
     (folder / "config.json").write_text(json.dumps(hf))
     config = hf_folder.load_config(folder)
-    params = jax.device_get(random_params(config, seed))
-    names = {path: name for name, (path, _) in hf_folder.wanted_tensors(folder, config).items()}
-    tensors = {
-        name: np.ascontiguousarray(
-            leaf.T if path.endswith("kernel") else leaf, dtype=jnp.dtype(hf["dtype"])
-        )
-        for path, name in names.items()
-        for leaf in [_at(params, path)]
-    }
+    params = named_leaves(jax.device_get(random_params(config, seed)))
+    tensors = {}
+    for name, expected in hf_folder.expected_tensors(folder, config).items():
+        leaf = params[expected.path]
+        stored = leaf.T if expected.transposed else leaf
+        tensors[name] = np.ascontiguousarray(stored, dtype=jnp.dtype(hf["dtype"]))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-def _at(tree, path: str):
-    for part in path.split("/"):
-        tree = tree[part]
-    return tree

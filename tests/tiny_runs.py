@@ -100,7 +100,7 @@ def share_programs(monkeypatch) -> None:
 def leave_run(
     folder: Path,
     architecture: str = "LlamaForCausalLM",
-    adapters: Lora = lora.OFF,
+    adapters: Lora = lora.NO_LORA,
     stacked: bool = False,
 ) -> tuple[Path, dict]:
     """(OUT, parameters): what a run leaves behind, config.json and a checkpoint of step 3, and what the policy then was.

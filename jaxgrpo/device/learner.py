@@ -100,7 +100,7 @@ class Updater:
 
         # 2. The gradient, a micro-batch at a time.
         def loss(params: Params, rows: _ScoredRows) -> tuple[Array, _LossParts]:
-            scaled = lora.scaled(params, self.adapter_scale)
+            scaled = lora.scale_adapters(params, self.adapter_scale)
             policy = lora.attach(reference or {}, scaled)
             return self._loss(policy, rows, objective, temperature, micro_batches)
 

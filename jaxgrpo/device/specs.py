@@ -43,7 +43,7 @@ class ModelSpec:
     network: ModelConfig
     mesh: Mesh
     precision: Precision = Precision()
-    adapters: Lora = lora.OFF
+    adapters: Lora = lora.NO_LORA
     scan_layers: bool = False
 
     def layout(self, params: Params) -> Params:

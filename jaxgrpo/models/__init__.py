@@ -1,1 +1,5 @@
-"""Model families: Hugging Face folders in, one transformer out. A family is a small file beside `transformer.py`."""
+"""Model families: a Hugging Face folder in, one transformer out.
+
+A family (llama.py, gemma3.py, ...) is a small file that translates a config.json and names the
+checkpoint's tensors; transformer.py computes all of them.
+"""

@@ -1,53 +1,72 @@
-"""Gemma 3's text models (arXiv 2503.19786): `Gemma3ForCausalLM`. Gemma 2 with each head's queries and keys normed in the place
-of the cap on their products, five layers with a window to one without, and a rotary base for each of the two."""
+"""Gemma 3's text models (arXiv 2503.19786): `Gemma3ForCausalLM`.
 
-from typing import Any
+Gemma 2, except that each head's queries and keys are normed instead of their products capped,
+five layers have a window to one without, and the two kinds of layers have rotary bases of their
+own.
+"""
+
+from dataclasses import replace
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.models import gemma2, llama, rope
+from jaxgrpo.models import gemma2, rope
+from jaxgrpo.models.hf_config import HfConfig, layer_windows, require_supported
 from jaxgrpo.models.model_config import ModelConfig
+from jaxgrpo.models.rope import Rope
 
 WEIGHTS = gemma2.WEIGHTS
 
+GLOBAL_THETA = 1_000_000.0
+"""Rotary base of layers without a window, where config.json names none."""
 
-def config_from_hf(hf: dict[str, Any]) -> ModelConfig:
-    """config.json -> ModelConfig; errors as llama's."""
-    llama.refuse(hf, "attn_logit_softcapping", None, {None: "no cap on attention"})
+LOCAL_THETA = 10_000.0
+"""Rotary base of layers with a window, where config.json names none."""
+
+
+def config_from_hf(hf: HfConfig) -> ModelConfig:
+    """Returns the network that a config.json describes. Raises as llama.config_from_hf."""
+    require_supported(hf, "attn_logit_softcapping", None, {None: "no cap on attention"})
+    # Layer numbers that are multiples of the pattern, counted from 1, read the whole text.
     pattern = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 6
-    slides = [(i + 1) % pattern != 0 for i in range(hf["num_hidden_layers"])]
-    whole, local = _ropes(hf)
-    return gemma2.base(
-        hf,
-        theta=whole.theta,
-        rope=whole,
-        local_rope=local,
-        windows=llama.windows(hf, hf.get("sliding_window", 4096), slides),
+    has_window = [(layer + 1) % pattern != 0 for layer in range(hf["num_hidden_layers"])]
+    global_rope, local_rope = _read_ropes(hf)
+    return replace(
+        gemma2.gemma_config(hf, global_rope),
+        local_rope=local_rope,
+        windows=layer_windows(hf, hf.get("sliding_window", 4096), has_window),
         head_norm="head",
         logit_softcap=hf.get("final_logit_softcapping"),
     )
 
 
-def _ropes(hf: dict[str, Any]) -> tuple[rope.Rope, rope.Rope]:
-    """Returns the scaling of the layers without a window, and that of those with one.
+def _read_ropes(hf: HfConfig) -> tuple[Rope, Rope]:
+    """Returns the rotary positions of layers without a window, and those of layers with one.
 
-    As in transformers 5, a rope_scaling is the former's alone, and goes before what
-    rope_parameters says of them.
+    As in transformers 5, a rope_scaling applies to layers without a window alone, and overrides
+    what rope_parameters says of them.
     """
-    parameters, scaling = hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}
-    apart = sorted(parameters.keys() - {"full_attention", "sliding_attention"})
-    if apart:
+    parameters = hf.get("rope_parameters") or {}
+    scaling = hf.get("rope_scaling") or {}
+    not_nested = sorted(parameters.keys() - {"full_attention", "sliding_attention"})
+    if not_nested:
         raise UserError(
-            f"rope_parameters has {apart[0]!r} for all layers; for this family it is "
+            f"rope_parameters has {not_nested[0]!r} for all layers; for this family it is "
             '{"full_attention": {...}, "sliding_attention": {...}}'
         )
-    whole, local = parameters.get("full_attention") or {}, parameters.get("sliding_attention") or {}
-    spelled = scaling.get("type")
-    if spelled and "rope_type" not in scaling and spelled != whole.get("rope_type", "default"):
+    global_settings = parameters.get("full_attention") or {}
+    local_settings = parameters.get("sliding_attention") or {}
+
+    # transformers does not read the old spelling `type` for this family: it would be lost.
+    old_type = scaling.get("type")
+    global_type = global_settings.get("rope_type", "default")
+    if old_type and "rope_type" not in scaling and old_type != global_type:
         raise UserError(
-            f"rope_scaling has type {spelled!r}, which for this family goes by the name of "
+            f"rope_scaling has type {old_type!r}, which for this family goes by the name of "
             "rope_type: rename it"
         )
+
+    global_theta = hf.get("rope_theta") or GLOBAL_THETA
+    local_theta = hf.get("rope_local_base_freq") or LOCAL_THETA
     return (
-        rope.from_hf(hf, whole | scaling, hf.get("rope_theta") or 1_000_000.0),
-        rope.from_hf(hf, local, hf.get("rope_local_base_freq") or 10_000.0),
+        rope.from_settings(hf, global_settings | scaling, global_theta),
+        rope.from_settings(hf, local_settings, local_theta),
     )

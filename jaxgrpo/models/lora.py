@@ -1,8 +1,9 @@
-"""LoRA (arXiv 2106.09685): what is trained is a low-rank change of some matrices, W + alpha / rank * A B; the rest is frozen.
+"""LoRA (arXiv 2106.09685): trains a low-rank change of some matrices, W + alpha / rank * A B.
 
-Adapters are a tree of their own, {"layers_0": {"attention": {"query": {"lora_a": A, "lora_b": B}}}}. The reference is the base
-without them: the policy's tree is the base's own arrays with the adapters put beside its kernels, and a `transformer.Dense`
-that finds a pair adds (x A) B. A leading axis of layers, as of kernels [L, in, out], goes through all of it.
+Adapters are a tree of their own, {"layers_0": {"mlp": {"up": {"lora_a": A, "lora_b": B}}}}. The
+frozen base without adapters is the reference. The policy's tree holds the base's own arrays with
+the adapters beside its kernels; a `transformer.Dense` that finds a pair adds (x A) B. Everything
+here also works on stacked layers, whose kernels are [L, in, out].
 """
 
 from dataclasses import dataclass, field
@@ -32,34 +33,45 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """What A B is multiplied by."""
+        """Returns the factor of A B, alpha / rank."""
         return self.alpha / max(self.rank, 1)
 
 
-OFF = Lora()
+NO_LORA = Lora()
+"""No adapters: every parameter is trained."""
 
 
-def init(lora: Lora, base: Params, key: Array) -> Params:
-    """What is trained: adapters, or with rank 0 a copy of the base.
+def init_trainable(lora: Lora, base: Params, key: Array) -> Params:
+    """Returns the parameters to train: new adapters, or with rank 0 a copy of the base.
 
-    A is uniform within +-1 / sqrt(in), as PEFT draws it, and B zero: at first the policy is the base.
+    A is uniform within +-1 / sqrt(in), as in PEFT, and B is zero: at first the policy equals the
+    base.
     """
-    return _adapters(lora, base, key) if lora.rank else jax.tree.map(jnp.copy, base)
+    if not lora.rank:
+        return jax.tree.map(jnp.copy, base)
+    return _init_adapters(lora, base, key)
 
 
-def _adapters(lora: Lora, base: Params, key: Array, name: str = "") -> Params:
-    """Those for the part of a base that is called `name`."""
+def _init_adapters(lora: Lora, base: Params, key: Array, module: str = "") -> Params:
+    """Returns adapters for the targets within a part of the base.
+
+    module: the part's name, such as "query"; only parts with a kernel can be targets
+    """
     if "kernel" in base:
-        return _pair(base["kernel"], lora.rank, key) if name in lora.targets else {}
-    parts = {
-        name: _adapters(lora, part, jax.random.fold_in(key, number), name)
-        for number, (name, part) in enumerate(sorted(base.items()))
-        if isinstance(part, dict)
-    }
-    return {name: part for name, part in parts.items() if part}
+        return _init_pair(base["kernel"], lora.rank, key) if module in lora.targets else {}
+    adapters: Params = {}
+    for number, (name, part) in enumerate(sorted(base.items())):
+        if not isinstance(part, dict):
+            continue
+        # A key for every place in the tree: each pair draws its own numbers.
+        part_adapters = _init_adapters(lora, part, jax.random.fold_in(key, number), name)
+        if part_adapters:
+            adapters[name] = part_adapters
+    return adapters
 
 
-def _pair(kernel: Array, rank: int, key: Array) -> Params:
+def _init_pair(kernel: Array, rank: int, key: Array) -> Params:
+    """Returns A [in, rank] and B [rank, out] of a kernel [in, out]; stacked ones if it is."""
     *layers, inputs, outputs = kernel.shape
     bound = inputs**-0.5
     return {
@@ -74,33 +86,45 @@ def zero_adapters(adapters: Params) -> Params:
 
 
 def attach(base: Params, trained: Params) -> Params:
-    """A policy's parameters: the base's, with those that are trained beside them or, where all are, in their place. The same
-    arrays: nothing is copied."""
-    joined = lambda name, part: attach(base.get(name, {}), part) if isinstance(part, dict) else part
-    return {**base, **{name: joined(name, part) for name, part in trained.items()}}
+    """Returns a policy's parameters: the base's, with the trained ones added or in their place.
+
+    trained: adapters, which stand beside the base's kernels, or all parameters, which replace them
+
+    No array is copied.
+    """
+    policy = dict(base)
+    for name, part in trained.items():
+        policy[name] = attach(base.get(name, {}), part) if isinstance(part, dict) else part
+    return policy
 
 
-def scaled(adapters: Params, scale: float) -> Params:
-    """The same with `scale` times each B, and so each A B."""
-    times = lambda name, part: part * scale if name == "lora_b" else part
-    return {
-        name: scaled(part, scale) if isinstance(part, dict) else times(name, part)
-        for name, part in adapters.items()
-    }
+def scale_adapters(adapters: Params, scale: float) -> Params:
+    """Returns the adapters with each B, and so each A B, multiplied by `scale`."""
+    scaled: Params = {}
+    for name, part in adapters.items():
+        if isinstance(part, dict):
+            scaled[name] = scale_adapters(part, scale)
+        else:
+            scaled[name] = part * scale if name == "lora_b" else part
+    return scaled
 
 
 def merge(policy: Params, scale: float) -> Params:
-    """A joined tree -> one of the base's shape, with W + scale * A B in the place of W, in float32; the rest as it is."""
+    """Returns parameters of the base's shape, with W + scale * A B in float32 in the place of W.
+
+    policy: the base with its adapters, as `attach` returns it; what has none stays as it is
+    """
     if "lora_a" not in policy:
         return {
             name: merge(part, scale) if isinstance(part, dict) else part
             for name, part in policy.items()
         }
-    rest = {name: leaf for name, leaf in policy.items() if not name.startswith("lora_")}
-    product = jnp.einsum(
+    merged = {name: leaf for name, leaf in policy.items() if not name.startswith("lora_")}
+    change = jnp.einsum(
         "...ir,...ro->...io",
         policy["lora_a"],
         policy["lora_b"],
         precision=jax.lax.Precision.HIGHEST,
     )
-    return rest | {"kernel": policy["kernel"].astype(jnp.float32) + scale * product}
+    merged["kernel"] = policy["kernel"].astype(jnp.float32) + scale * change
+    return merged

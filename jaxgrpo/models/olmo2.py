@@ -1,8 +1,12 @@
-"""OLMo 2 (arXiv 2501.00656): `Olmo2ForCausalLM`. Norms stand behind attention and MLP, and behind queries and keys."""
+"""OLMo 2 (arXiv 2501.00656): `Olmo2ForCausalLM`.
 
-from typing import Any
+Llama, except that norms come after attention and MLP, and queries and keys are normed.
+"""
 
-from jaxgrpo.models import llama
+from dataclasses import replace
+
+from jaxgrpo.models import llama, rope
+from jaxgrpo.models.hf_config import HfConfig, require_supported
 from jaxgrpo.models.model_config import ModelConfig
 
 WEIGHTS = llama.WEIGHTS | {
@@ -11,9 +15,15 @@ WEIGHTS = llama.WEIGHTS | {
 }
 
 
-def config_from_hf(hf: dict[str, Any]) -> ModelConfig:
-    """config.json -> ModelConfig; errors as llama's."""
-    llama.refuse(hf, "hidden_act", "silu", {"silu": "silu"})
-    bias = bool(hf.get("attention_bias"))
-    own = {"head_norm": "all", "norms": "after", "norm_epsilon": hf.get("rms_norm_eps", 1e-5)}
-    return llama.base(hf, theta=10_000.0, qkv_bias=bias, out_bias=bias, **own)
+def config_from_hf(hf: HfConfig) -> ModelConfig:
+    """Returns the network that a config.json describes. Raises as llama.config_from_hf."""
+    require_supported(hf, "hidden_act", "silu", {"silu": "silu"})
+    has_bias = bool(hf.get("attention_bias"))
+    return replace(
+        llama.common_config(hf, rope.from_hf(hf)),
+        qkv_bias=has_bias,
+        out_bias=has_bias,
+        head_norm="all",
+        norms="after",
+        norm_epsilon=hf.get("rms_norm_eps", 1e-5),
+    )

@@ -1,16 +1,26 @@
-"""Qwen3 (arXiv 2505.09388), the dense ones: `Qwen3ForCausalLM`. Llama with each head's queries and keys normed."""
+"""Qwen3's dense models (arXiv 2505.09388): `Qwen3ForCausalLM`.
 
-from typing import Any
+Llama, except that each head's queries and keys are normed and upper layers may have a window.
+"""
 
-from jaxgrpo.models import llama, qwen2
+from dataclasses import replace
+
+from jaxgrpo.models import llama, qwen2, rope
+from jaxgrpo.models.hf_config import HfConfig, require_supported
 from jaxgrpo.models.model_config import ModelConfig
 
 WEIGHTS = llama.WEIGHTS
 
 
-def config_from_hf(hf: dict[str, Any]) -> ModelConfig:
-    """config.json -> ModelConfig; errors as llama's."""
-    llama.refuse(hf, "hidden_act", "silu", {"silu": "silu"})
-    bias = bool(hf.get("attention_bias"))
-    own = {"head_width": hf["head_dim"], "head_norm": "head", "windows": qwen2.windows(hf)}
-    return llama.base(hf, theta=10_000.0, qkv_bias=bias, out_bias=bias, **own)
+def config_from_hf(hf: HfConfig) -> ModelConfig:
+    """Returns the network that a config.json describes. Raises as llama.config_from_hf."""
+    require_supported(hf, "hidden_act", "silu", {"silu": "silu"})
+    has_bias = bool(hf.get("attention_bias"))
+    return replace(
+        llama.common_config(hf, rope.from_hf(hf)),
+        head_width=hf["head_dim"],
+        head_norm="head",
+        qkv_bias=has_bias,
+        out_bias=has_bias,
+        windows=qwen2.upper_layer_windows(hf),
+    )

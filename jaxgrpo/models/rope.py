@@ -1,39 +1,48 @@
-"""Rotary positions (arXiv 2104.09864): how fast each pair of a head's numbers turns, and how far contexts are stretched.
+"""Rotary position embeddings (arXiv 2104.09864): frequencies, and scalings for longer contexts.
 
-A scaling is a frozen dataclass with two methods: `frequencies`, made in float64 and rounded once, and `magnitude`, what cosine
-and sine are multiplied by.
+A scaling is a frozen dataclass. Its `frequencies` are computed in float64 and rounded once; its
+`magnitude` is the factor of cosine and sine.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.models.hf_config import HfConfig
+
+DEFAULT_THETA = 10_000.0
+"""The rotary base where config.json names none."""
 
 
 @dataclass(frozen=True)
 class Rope:
-    """No scaling: pair i of n turns by theta ** (-i / n) from one token to the next."""
+    """Rotary positions without scaling.
 
-    theta: float = 10_000.0
+    theta: the rotary base; pair i of n turns by theta ** (-i / n) radians a token
+    """
+
+    theta: float = DEFAULT_THETA
 
     def frequencies(self, head_width: int) -> Float[np.ndarray, "half"]:
-        """Radians a token of each pair of numbers."""
-        return self._plain(head_width).astype(np.float32)
+        """Returns how far each pair of a head's numbers turns, in radians a token."""
+        return self._unscaled(head_width).astype(np.float32)
 
     def magnitude(self) -> float:
-        """What queries and keys are stretched by."""
+        """Returns the factor by which rotated queries and keys grow."""
         return 1.0
 
-    def stretched(self, positions: int) -> int:
-        """Returns how many positions a model has that config.json says so many of, by how it was
-        trained or as scaled."""
+    def max_positions(self, positions: int) -> int:
+        """Returns how many positions the model has after scaling.
+
+        positions: config.json's max_position_embeddings, counted before or after scaling as the
+            family does
+        """
         return positions
 
-    def _plain(self, head_width: int) -> Float[np.ndarray, "half"]:
+    def _unscaled(self, head_width: int) -> Float[np.ndarray, "half"]:
         half = head_width // 2
         return self.theta ** (-np.arange(half) / half)
 
@@ -45,156 +54,200 @@ class Linear(Rope):
     factor: float = 1.0
 
     def frequencies(self, head_width: int) -> Float[np.ndarray, "half"]:
-        return (self._plain(head_width) / self.factor).astype(np.float32)
+        """Returns the unscaled frequencies divided by the factor."""
+        return (self._unscaled(head_width) / self.factor).astype(np.float32)
 
-    def stretched(self, positions: int) -> int:
+    def max_positions(self, positions: int) -> int:
+        """Returns factor times the positions: config.json counts them before scaling."""
         return int(positions * self.factor)
 
 
 @dataclass(frozen=True)
 class Llama3(Rope):
-    """Slow pairs divided by a factor, fast ones left as they are, those between mixed (Llama 3.1, arXiv 2407.21783).
+    """Scaling of Llama 3.1 (arXiv 2407.21783): slow pairs are divided by a factor, fast ones kept.
 
-    low, high: how often a pair turns within the original context where the mixture begins and ends
+    low_freq_factor: pairs that turn less often within the original context are divided in full
+    high_freq_factor: pairs that turn more often are kept; those between are interpolated
+    original_positions: length of the original context, in tokens
     """
 
     factor: float = 8.0
-    low: float = 1.0
-    high: float = 4.0
-    original: int = 8192
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_positions: int = 8192
 
     def frequencies(self, head_width: int) -> Float[np.ndarray, "half"]:
-        plain = self._plain(head_width)
-        turns = self.original * plain / (2 * math.pi)
-        share = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
-        return (share * plain + (1 - share) * plain / self.factor).astype(np.float32)
+        """Returns the frequencies, interpolated by how often a pair turns in the context."""
+        unscaled = self._unscaled(head_width)
+        num_turns = self.original_positions * unscaled / (2 * math.pi)
+        width = self.high_freq_factor - self.low_freq_factor
+        kept_share = np.clip((num_turns - self.low_freq_factor) / width, 0.0, 1.0)
+        scaled = kept_share * unscaled + (1 - kept_share) * unscaled / self.factor
+        return scaled.astype(np.float32)
 
-    def stretched(self, positions: int) -> int:
-        # More than there were at first is the scaled number. It may be below original * factor:
-        # Llama 3.2 says 131,072, with 8,192 and 32.
-        return positions if positions > self.original else int(self.original * self.factor)
+    def max_positions(self, positions: int) -> int:
+        """Returns config.json's positions if they exceed the original context, else scaled ones."""
+        # More than the original context is the scaled number already. It may be less than
+        # original * factor: Llama 3.2 says 131,072, with 8,192 and 32.
+        if positions > self.original_positions:
+            return positions
+        return int(self.original_positions * self.factor)
 
 
 @dataclass(frozen=True)
 class Yarn(Rope):
-    """Slow pairs divided by a factor, fast ones left, mixed along the pairs between; attention sharpened (arXiv 2309.00071).
+    """YaRN (arXiv 2309.00071): slow pairs are divided by a factor, attention is sharpened.
 
-    fast, slow: how often a pair turns within the original context where the mixture begins and ends. attention: the magnitude;
-    None: 1 + 0.1 ln(factor). truncate: whether the mixture's ends are whole pairs.
+    original_positions: length of the original context, in tokens
+    beta_fast: pairs that turn more often within the original context are kept
+    beta_slow: pairs that turn less often are divided in full; those between are interpolated
+    attention_factor: the magnitude; None: 1 + 0.1 ln(factor)
+    truncate: whether the ends of the interpolation are rounded to whole pairs
     """
 
     factor: float = 1.0
-    original: int = 8192
-    fast: float = 32.0
-    slow: float = 1.0
-    attention: float | None = None
+    original_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
     truncate: bool = True
 
     def frequencies(self, head_width: int) -> Float[np.ndarray, "half"]:
-        plain = self._plain(head_width)
-        pair = lambda turns: (
-            head_width
-            * math.log(self.original / (turns * 2 * math.pi))
-            / (2 * math.log(self.theta))
-        )
-        low, high = pair(self.fast), pair(self.slow)
+        """Returns the frequencies, interpolated linearly over the pairs' numbers."""
+        unscaled = self._unscaled(head_width)
+        first = self._pair_with_turns(self.beta_fast, head_width)
+        last = self._pair_with_turns(self.beta_slow, head_width)
         if self.truncate:
-            low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, head_width - 1)
-        ramp = np.clip((np.arange(len(plain)) - low) / ((high - low) or 0.001), 0.0, 1.0)
-        return (ramp * plain / self.factor + (1 - ramp) * plain).astype(np.float32)
+            first = math.floor(first)
+            last = math.ceil(last)
+        first = max(first, 0)
+        last = min(last, head_width - 1)
+        width = (last - first) or 0.001  # as transformers: no division by zero
+        scaled_share = np.clip((np.arange(len(unscaled)) - first) / width, 0.0, 1.0)
+        scaled = scaled_share * unscaled / self.factor + (1 - scaled_share) * unscaled
+        return scaled.astype(np.float32)
 
     def magnitude(self) -> float:
-        if self.attention is not None:
-            return self.attention
-        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+        """Returns the attention factor, by default 1 + 0.1 ln(factor)."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.factor > 1:
+            return 0.1 * math.log(self.factor) + 1.0
+        return 1.0
 
-    def stretched(self, positions: int) -> int:
-        return max(positions, int(self.original * self.factor))
+    def max_positions(self, positions: int) -> int:
+        """Returns the larger of config.json's positions and the scaled original context."""
+        return max(positions, int(self.original_positions * self.factor))
+
+    def _pair_with_turns(self, num_turns: float, head_width: int) -> float:
+        """Returns the (fractional) number of the pair that turns so often in the context."""
+        tokens_per_radian = self.original_positions / (num_turns * 2 * math.pi)
+        return head_width * math.log(tokens_per_radian) / (2 * math.log(self.theta))
 
 
-def settings_of(hf: dict[str, Any], theta: float) -> dict[str, Any]:
-    """Returns the rotary settings of a config.json whose layers all have the same.
+def from_hf(hf: HfConfig) -> Rope:
+    """Returns the rotary positions of a config.json whose layers all have the same.
 
-    transformers 5 gathers them in rope_parameters. A rope_scaling, as checkpoints written before
-    have it, takes the place of the whole of that. UserError where it would thereby lose what
-    rope_parameters alone says.
-
-    theta: the rotary base where config.json names none
+    Raises as `from_settings`, and UserError if rope_scaling hides what rope_parameters says.
     """
-    parameters, scaling = hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}
+    return from_settings(hf, _read_settings(hf), hf.get("rope_theta") or DEFAULT_THETA)
+
+
+def _read_settings(hf: HfConfig) -> HfConfig:
+    """Returns the rotary settings of a config.json: its rope_parameters or its rope_scaling.
+
+    transformers 5 gathers all settings in rope_parameters. A rope_scaling, as older checkpoints
+    have it, replaces all of them.
+
+    Raises UserError where that would lose what rope_parameters alone says.
+    """
+    parameters = hf.get("rope_parameters") or {}
+    scaling = hf.get("rope_scaling") or {}
     if not (parameters and scaling):
         return parameters or scaling
-    for name, default in (("rope_theta", theta), ("partial_rotary_factor", 1.0)):
-        said = parameters.get(name)
-        taken = scaling.get(name) or hf.get(name) or default
-        if said not in (None, taken):
+    for name, default in (("rope_theta", DEFAULT_THETA), ("partial_rotary_factor", 1.0)):
+        lost = parameters.get(name)
+        used = scaling.get(name) or hf.get(name) or default
+        if lost not in (None, used):
             raise UserError(
                 f"rope_scaling stands beside rope_parameters and takes its place, so that {name} "
-                f"is {taken:g} and no longer {said:g}: move what rope_scaling says into rope_parameters, and remove it"
+                f"is {used:g} and no longer {lost:g}: "
+                "move what rope_scaling says into rope_parameters, and remove it"
             )
     _refuse_nested(parameters)
     return scaling
 
 
-def _refuse_nested(settings: dict[str, Any]) -> None:
+def _refuse_nested(settings: HfConfig) -> None:
+    """Raises UserError if the settings differ between types of layers."""
     nested = [name for name, value in settings.items() if isinstance(value, dict)]
     if nested:
         raise UserError(
-            f"rope_parameters has {nested[0]!r} for itself; for this family all layers have the same"
+            f"rope_parameters has {nested[0]!r} for itself; "
+            "for this family all layers have the same"
         )
 
 
-def from_hf(hf: dict[str, Any], settings: dict[str, Any], theta: float) -> Rope:
-    """A scaling from a config.json and its rotary settings (rope_parameters, or rope_scaling
-    before transformers 5).
+def from_settings(hf: HfConfig, settings: HfConfig, default_theta: float) -> Rope:
+    """Returns the rotary positions that the settings within a config.json describe.
 
-    theta: where the settings name none. KeyError names what is missing; UserError what is not
-    computed.
+    hf: the whole config.json
+    settings: its rope_parameters, or rope_scaling as before transformers 5
+    default_theta: the rotary base where the settings name none
+
+    Raises KeyError naming what is missing, and UserError naming what is not computed.
     """
     _refuse_nested(settings)
-    kind = settings.get("rope_type") or settings.get("type") or "default"
-    theta = settings.get("rope_theta") or theta
-    share = settings.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
-    if share != 1.0:
+    rope_type = settings.get("rope_type") or settings.get("type") or "default"
+    theta = settings.get("rope_theta") or default_theta
+    rotary_share = settings.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
+    if rotary_share != 1.0:
         raise UserError(
-            f"partial_rotary_factor is {share}; whole heads are turned here, which is 1.0"
+            f"partial_rotary_factor is {rotary_share}; whole heads are turned here, which is 1.0"
         )
-    if kind == "default":
+    if rope_type == "default":
         return Rope(theta)
-    if kind == "linear":
+    if rope_type == "linear":
         return Linear(theta, settings["factor"])
-    longest: int = hf.get("max_position_embeddings") or 0
-    name = "original_max_position_embeddings"
-    original: int = hf.get(name) or settings.get(name) or longest
-    if kind in ("llama3", "yarn") and not original:
-        raise KeyError(name)
-    if kind == "llama3":
+    if rope_type == "llama3":
+        original_positions = _original_positions(hf, settings)
         return Llama3(
             theta,
-            settings["factor"],
-            settings["low_freq_factor"],
-            settings["high_freq_factor"],
-            original,
+            factor=settings["factor"],
+            low_freq_factor=settings["low_freq_factor"],
+            high_freq_factor=settings["high_freq_factor"],
+            original_positions=original_positions,
         )
-    if kind == "yarn":
-        return _yarn(settings, theta, original, longest or original)
+    if rope_type == "yarn":
+        return _read_yarn(hf, settings, theta)
     raise UserError(
-        f"rope type {kind!r} is not computed here; default, linear, llama3 and yarn are"
+        f"rope type {rope_type!r} is not computed here; default, linear, llama3 and yarn are"
     )
 
 
-def _yarn(settings: dict[str, Any], theta: float, original: int, longest: int) -> Yarn:
+def _original_positions(hf: HfConfig, settings: HfConfig) -> int:
+    """Returns the length of the context before scaling; KeyError if config.json does not say."""
+    name = "original_max_position_embeddings"
+    positions = hf.get(name) or settings.get(name) or hf.get("max_position_embeddings")
+    if not positions:
+        raise KeyError(name)
+    return positions
+
+
+def _read_yarn(hf: HfConfig, settings: HfConfig, theta: float) -> Yarn:
+    """Returns YaRN as the settings describe it. Raises as `from_settings`."""
+    original_positions = _original_positions(hf, settings)
     if settings.get("mscale") or settings.get("mscale_all_dim"):
         raise UserError(
             f"mscale is {settings.get('mscale')}; of yarn only attention_factor is computed here"
         )
+    scaled_positions = hf.get("max_position_embeddings") or original_positions
     return Yarn(
         theta,
-        settings.get("factor") or longest / original,
-        original,
-        settings.get("beta_fast") or 32.0,
-        settings.get("beta_slow") or 1.0,
-        settings.get("attention_factor"),
-        settings.get("truncate", True),
+        factor=settings.get("factor") or scaled_positions / original_positions,
+        original_positions=original_positions,
+        beta_fast=settings.get("beta_fast") or 32.0,
+        beta_slow=settings.get("beta_slow") or 1.0,
+        attention_factor=settings.get("attention_factor"),
+        truncate=settings.get("truncate", True),
     )

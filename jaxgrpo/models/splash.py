@@ -1,9 +1,12 @@
-"""Attention over whole sequences by JAX's splash kernel on TPUs: the scores of all columns with all columns are never held.
+"""Attention over whole sequences by JAX's splash kernel on TPUs.
 
-Elsewhere, and for lengths that are no multiple of 128, `transformer.attend` does the same with them.
+The kernel never holds the scores of all columns with all columns. Elsewhere, and for lengths that
+are no multiple of 128, `transformer.attend` computes the same and does hold them. Shapes: B rows,
+S columns of keys and values, T columns of queries (the last of the S), H query heads, K key-value
+heads, G = H / K, E head width.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -16,93 +19,139 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxgrpo.distributed.mesh import ROWS
 
 LANES = 128
-"""What a kernel's blocks are multiples of."""
+"""The kernel's blocks are multiples of this many columns."""
 
-BLOCKS = 512, 256, 128
-"""Columns of a block; the first that divides the length is taken."""
+BLOCK_LENGTHS = (512, 256, 128)
+"""Columns of a block; the first that divides the sequence length is used."""
 
-Attention = Callable[..., Float[Array, "B H T E"]]
-"""(queries, parts, window=, scale=, softcap=): as transformer.attend, but that it knows the mask. window: how many columns back
-a column reads, itself included; 0: all."""
+
+# eq=False: it is hashed by identity, since traced segments have no hash.
+@dataclass(frozen=True, eq=False)
+class SplashAttention:
+    """Attention of the columns of a batch to those before them in their own segments.
+
+    mesh: divides rows over data and fsdp, and key-value heads over tensor where they divide
+    segments: which text of its row a column belongs to, [B, S]; 0 is padding
+    offset: the columns before this one have no queries; they are a prompt that was read before
+    interpret: runs the kernel's steps on any device, for tests
+    """
+
+    mesh: Mesh
+    segments: Int[Array, "B S"] | Bool[Array, "B S"]
+    offset: int = 0
+    interpret: bool = False
+
+    def __call__(
+        self,
+        queries: Float[Array, "B H T E"],
+        parts: list[tuple[Float[Array, "B K E _"], Float[Array, "B K _ E"]]],
+        *,
+        window: int = 0,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Float[Array, "B H T E"]:
+        """Returns what each query reads, as transformer.attend does with the mask of the segments.
+
+        A query in padding reads something finite that nobody looks at.
+
+        parts: (keys, values) of consecutive columns, together S
+        window: how many columns back a column reads, itself included; 0: all
+        scale: factor of the products of queries and keys; None: E ** -0.5
+        softcap: bound c of these products, as c * tanh(products / c); None: none
+        """
+        batch, heads, length, width = queries.shape
+        keys = jnp.concatenate([part_keys for part_keys, _ in parts], axis=3)  # [B, K, E, S]
+        values = jnp.concatenate([part_values for _, part_values in parts], axis=2)  # [B, K, S, E]
+        kv_heads = keys.shape[1]
+        scaled = queries * (width**-0.5 if scale is None else scale)
+        grouped = scaled.reshape(batch, kv_heads, -1, length, width)  # [B, K, G, T, E]
+
+        # A device computes its own rows and heads; nothing is communicated.
+        heads_axis = "tensor" if kv_heads % self.mesh.shape["tensor"] == 0 else None
+        by_row = PartitionSpec(*ROWS)
+        by_row_and_head = PartitionSpec(*ROWS, heads_axis)
+        mask = self._make_mask(heads // kv_heads, window)
+        attend = jax.shard_map(
+            partial(self._attend_shard, mask, softcap),
+            mesh=self.mesh,
+            in_specs=(by_row_and_head, by_row_and_head, by_row_and_head, by_row),
+            out_specs=by_row_and_head,
+            check_vma=False,  # the kernel does not say over which axes its results vary
+        )
+        attended = attend(grouped, keys.swapaxes(2, 3), values, self.segments.astype("int32"))
+        return attended.reshape(queries.shape)
+
+    def _make_mask(self, heads: int, window: int) -> masks.MultiHeadMask:
+        """Returns the causal mask, [T, S] for each query head of a key-value head."""
+        columns = self.segments.shape[1]
+        shape = (columns - self.offset, columns)
+        mask: masks.Mask
+        if window:
+            mask = masks.LocalMask(shape, (window - 1, 0), self.offset)
+        else:
+            mask = masks.CausalMask(shape, self.offset)
+        return masks.MultiHeadMask([mask] * heads)
+
+    def _attend_shard(
+        self,
+        mask: masks.MultiHeadMask,
+        softcap: float | None,
+        queries: Float[Array, "b k G T E"],
+        keys: Float[Array, "b k S E"],
+        values: Float[Array, "b k S E"],
+        segments: Int[Array, "b S"],
+    ) -> Float[Array, "b k G T E"]:
+        """Returns what the queries of one device's rows and heads read."""
+        length = queries.shape[3]
+        # Made here: outside the shard_map its arrays, of mask blocks, would need shardings, too.
+        kernel = kernels.make_splash_mqa_single_device(
+            mask,
+            block_sizes=_block_sizes(length, keys.shape[2]),
+            attn_logits_soft_cap=softcap,
+            interpret=self.interpret,
+        )
+
+        def attend_row(
+            queries: Float[Array, "k G T E"],
+            keys: Float[Array, "k S E"],
+            values: Float[Array, "k S E"],
+            segments: Int[Array, "S"],
+        ) -> Float[Array, "k G T E"]:
+            segment_ids = kernels.SegmentIds(segments[-length:], segments)
+            # The kernel takes the G query heads of one key-value head.
+            return jax.vmap(kernel, in_axes=(0, 0, 0, None))(queries, keys, values, segment_ids)
+
+        return jax.vmap(attend_row)(queries, keys, values, segments)
 
 
 def attention(
     mesh: Mesh,
     segments: Int[Array, "B S"] | Bool[Array, "B S"],
-    prompt: int = 0,
+    offset: int = 0,
     interpret: bool = False,
-) -> Attention | None:
-    """What reads whole sequences on this mesh: each column those before it and itself within its own segment. None where
-    there is no kernel for it. What a column of segment 0, which is padding, reads is finite and never looked at.
+) -> SplashAttention | None:
+    """Returns the attention of whole sequences on this mesh, or None where the kernel cannot run.
 
-    prompt: the first so many columns have been read before, and only those after them, T = S - prompt, have queries
-    interpret: run the kernel's steps on any device, for tests
+    The parameters are those of SplashAttention.
     """
     columns = segments.shape[1]
-    length = columns - prompt
-    if (
-        columns % LANES
-        or length % LANES
-        or not (interpret or mesh.devices.flat[0].platform == "tpu")
-    ):
+    length = columns - offset
+    if columns % LANES or length % LANES:
         return None
-    block_q, block_kv = (
-        next(block for block in BLOCKS if size % block == 0) for size in (length, columns)
+    if not interpret and mesh.devices.flat[0].platform != "tpu":
+        return None
+    return SplashAttention(mesh, segments, offset, interpret)
+
+
+def _block_sizes(length: int, columns: int) -> kernels.BlockSizes:
+    """Returns the kernel's blocks for so many columns of queries, and of keys and values."""
+    query_block = next(block for block in BLOCK_LENGTHS if length % block == 0)
+    kv_block = next(block for block in BLOCK_LENGTHS if columns % block == 0)
+    return kernels.BlockSizes(
+        block_q=query_block,
+        block_kv=kv_block,
+        block_q_dkv=query_block,
+        block_kv_dkv=kv_block,
+        block_q_dq=query_block,
+        block_kv_dq=kv_block,
     )
-    sizes = kernels.BlockSizes(
-        block_q=block_q,
-        block_kv=block_kv,
-        block_q_dkv=block_q,
-        block_kv_dkv=block_kv,
-        block_q_dq=block_q,
-        block_kv_dq=block_kv,
-    )
-
-    def attend(
-        queries: Float[Array, "B H T E"],
-        parts: list[tuple[Array, Array]],
-        window: int = 0,
-        scale: float | None = None,
-        softcap: float | None = None,
-    ) -> Float[Array, "B H T E"]:
-        batch, heads, _, width = queries.shape
-        kv_heads = parts[0][0].shape[1]
-        keys, values = (
-            jnp.concatenate(part, axis)
-            for part, axis in zip(zip(*parts, strict=True), (3, 2), strict=True)
-        )
-        shape = (length, columns)
-        one = (
-            masks.LocalMask(shape, (window - 1, 0), prompt)
-            if window
-            else masks.CausalMask(shape, prompt)
-        )
-        mask = masks.MultiHeadMask([one] * (heads // kv_heads))
-        how = {"block_sizes": sizes, "attn_logits_soft_cap": softcap, "interpret": interpret}
-        read = partial(_read, partial(kernels.make_splash_mqa_single_device, mask, **how))
-        divided = PartitionSpec(*ROWS, "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None)
-        places = divided, divided, divided, PartitionSpec(*ROWS)
-        shards = jax.shard_map(read, mesh=mesh, in_specs=places, out_specs=divided, check_vma=False)
-        grouped = (queries * (width**-0.5 if scale is None else scale)).reshape(
-            batch, kv_heads, -1, length, width
-        )
-        return shards(grouped, keys.swapaxes(2, 3), values, segments.astype("int32")).reshape(
-            queries.shape
-        )
-
-    return attend
-
-
-def _read(
-    make: Callable[[], Callable],
-    queries: Float[Array, "b k G T E"],
-    keys: Float[Array, "b k S E"],
-    values: Float[Array, "b k S E"],
-    segments: Int[Array, "b S"],
-) -> Float[Array, "b k G T E"]:
-    """One device's rows and heads; G query heads read each key-value head. Queries are those of the last T columns."""
-    kernel, length = make(), queries.shape[3]
-    row = lambda q, k, v, s: jax.vmap(
-        lambda q, k, v: kernel(q, k, v, kernels.SegmentIds(s[-length:], s))
-    )(q, k, v)
-    return jax.vmap(row)(queries, keys, values, segments)

@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxgrpo.build import match_tokenizer, model_folder
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder, transformer
-from jaxgrpo.models.transformer import ModelConfig
+from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.text import tokenizer
 
 SHAPES = Path(__file__).parent / "shapes"

@@ -1,6 +1,7 @@
-"""PEFT computes with an exported adapter, and transformers with the merged folder, what the policy computes here.
+"""PEFT with an exported adapter, and transformers with the merged folder, compute the policy.
 
-Needs torch and peft: `pip install torch peft`, then `pytest tests/parity -p no:cacheprovider --no-cov`.
+Needs torch and peft: `pip install torch peft`, then
+`pytest tests/parity -p no:cacheprovider --no-cov`.
 """
 
 import json
@@ -36,12 +37,16 @@ def their_logits(model):
 
 def our_logits(folder, params):
     segments = jnp.ones(TOKENS.shape, jnp.int32)
-    positions, mask = attention.sequence_positions(segments), attention.sequence_mask(segments)
+    positions = attention.sequence_positions(segments)
+    mask = attention.sequence_mask(segments)
     config = hf_folder.load_config(folder)
     params = jax.tree.map(jnp.asarray, params)
-    hidden, _ = jax.jit(
-        lambda params: transformer.forward(config, params, jnp.asarray(TOKENS), positions, mask)
-    )(params)
+
+    @jax.jit
+    def forward(params):
+        return transformer.forward(config, params, jnp.asarray(TOKENS), positions, mask)
+
+    hidden, _ = forward(params)
     return np.asarray(to_logits(hidden, transformer.output_embedding(params), 1.0))
 
 
@@ -63,14 +68,15 @@ def test_peft_and_transformers_compute_the_policy(tmp_path, architecture, adapte
     base = Path(json.loads((run / "config.json").read_text())["model"])
     export(run, tmp_path / "merged")
     export(run, tmp_path / "adapter", adapter=True)
-    ours, untrained = our_logits(base, policy), their_logits(load(base))
+    ours = our_logits(base, policy)
+    untrained = their_logits(load(base))
     assert np.abs(ours - untrained).max() > 0.1
     np.testing.assert_allclose(their_logits(load(tmp_path / "merged")), ours, rtol=0, atol=1e-4)
     adapted = peft.PeftModel.from_pretrained(load(base), tmp_path / "adapter")
     np.testing.assert_allclose(their_logits(adapted), ours, rtol=0, atol=1e-4)
-    by_its_name = peft.AutoPeftModelForCausalLM.from_pretrained(
+    # The adapter's folder names its base model.
+    with_base = peft.AutoPeftModelForCausalLM.from_pretrained(
         tmp_path / "adapter", local_files_only=True
     )
-    np.testing.assert_allclose(
-        their_logits(by_its_name.merge_and_unload()), ours, rtol=0, atol=1e-4
-    )
+    merged = with_base.merge_and_unload()
+    np.testing.assert_allclose(their_logits(merged), ours, rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""What transformers computes in torch is what is computed here: for each family, for the embedded model, and for exports.
+"""transformers computes the same in torch: for each family, the embedded model, and exports.
 
 Needs torch: `pip install torch`, then `pytest tests/parity -p no:cacheprovider --no-cov`.
 """
@@ -29,7 +29,9 @@ from tests.tiny_models import make_folder, random_params
 
 torch.set_num_threads(1)  # operations this small are slower with more
 
-VOCABULARY, NEW, PAD = 61, 64, 0
+VOCABULARY = 61
+NEW = 64
+PAD = 0
 NO_END = VOCABULARY  # an id that no token has: nothing ends early
 
 DEFAULT = {"rope_type": "default"}
@@ -216,34 +218,47 @@ def theirs(folder):
 
 
 class Exact(TorchFunctionMode):
-    """What a model asks to be in float32 (norms, angles, softmax) is in float64, as the rest is after `.double()`."""
+    """Computes in float64 what a model asks to be in float32: norms, angles, softmax.
+
+    The rest is in float64 after `.double()`.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        wide = lambda value: torch.float64 if value is torch.float32 else value
-        function = torch.Tensor.double if function is torch.Tensor.float else function
-        return function(
-            *map(wide, args), **{name: wide(value) for name, value in (kwargs or {}).items()}
-        )
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        wide_args = [_widened(value) for value in args]
+        wide_kwargs = {name: _widened(value) for name, value in (kwargs or {}).items()}
+        return function(*wide_args, **wide_kwargs)
+
+
+def _widened(value):
+    return torch.float64 if value is torch.float32 else value
 
 
 def randomise(model, seed):
-    """The same weights every time, of a size at which norms, biases and the rotary base all show in the logits, and texts do
-    not repeat a single token.
+    """Sets the same random weights every time.
 
-    Not of a greater one: with sharper attention, rounding in float32 alone comes to 1e-4, here and in torch.
+    They are large enough for norms, biases and the rotary base all to show in the logits, and for
+    texts not to repeat a single token. They are no larger: with sharper attention, rounding in
+    float32 alone comes to 1e-4, here and in torch.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            small, mixes = "norm" in name or "bias" in name, "o_proj" in name or "down_proj" in name
-            size = 0.5 if small else (2.0 if mixes else 1.0) * parameter.shape[-1] ** -0.5
-            middle = parameter.flatten()[0].item() if "norm" in name else 0.0
-            parameter.copy_(middle + size * torch.randn(parameter.shape, generator=generator))
+            if "norm" in name or "bias" in name:
+                deviation = 0.5
+            else:
+                gain = 2.0 if "o_proj" in name or "down_proj" in name else 1.0
+                deviation = gain * parameter.shape[-1] ** -0.5
+            # A norm's scale varies around its initial value, which is 0 or 1.
+            mean = parameter.flatten()[0].item() if "norm" in name else 0.0
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(mean + deviation * noise)
 
 
 @pytest.fixture(scope="module", params=SHAPES)
 def saved(request, tmp_path_factory):
-    """A folder as transformers writes it."""
+    """Returns a folder as transformers writes it."""
     family, changes = SHAPES[request.param]
     folder = tmp_path_factory.mktemp("saved") / "model"
     shape = {
@@ -262,25 +277,30 @@ def saved(request, tmp_path_factory):
 
 
 def our_logits(folder, tokens):
-    config, params = hf_folder.load_config(folder), jax.device_put(hf_folder.load_params(folder))
+    config = hf_folder.load_config(folder)
+    params = jax.device_put(hf_folder.load_params(folder))
     segments = jnp.ones(tokens.shape, jnp.int32)
-    positions, mask = attention.sequence_positions(segments), attention.sequence_mask(segments)
-    hidden, _ = jax.jit(
-        lambda params: transformer.forward(config, params, jnp.asarray(tokens), positions, mask)
-    )(params)
-    return np.asarray(
-        to_logits(hidden, transformer.output_embedding(params), 1.0, config.logit_softcap)
-    )
+    positions = attention.sequence_positions(segments)
+    mask = attention.sequence_mask(segments)
+
+    @jax.jit
+    def forward(params):
+        return transformer.forward(config, params, jnp.asarray(tokens), positions, mask)
+
+    hidden, _ = forward(params)
+    output_embedding = transformer.output_embedding(params)
+    return np.asarray(to_logits(hidden, output_embedding, 1.0, config.logit_softcap))
 
 
 def their_logits(folder, tokens):
-    """In float64: the difference to ours is then our rounding, and not the sum of two."""
+    """Returns logits in float64: the difference to ours is then our rounding alone."""
     with torch.no_grad(), Exact():
         return theirs(folder).double()(torch.as_tensor(tokens, dtype=torch.long)).logits.numpy()
 
 
 def assert_logits_agree(folder, tokens):
-    ours, expected = our_logits(folder, tokens), their_logits(folder, tokens)
+    ours = our_logits(folder, tokens)
+    expected = their_logits(folder, tokens)
     assert expected.std() > 0.3  # there is something to agree about
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
@@ -294,7 +314,7 @@ def test_logits_agree(saved):
 
 
 def test_tensors_survive_both_ways(saved, tmp_path):
-    """From transformers, through here, through transformers again: the same bits under the same names."""
+    """From transformers, through here and transformers again: the same bits and names."""
     hf_folder.save(hf_folder.load_params(saved), saved, tmp_path / "ours")
     theirs(tmp_path / "ours").save_pretrained(tmp_path / "again")
     first, ours, again = (
@@ -307,8 +327,8 @@ def test_tensors_survive_both_ways(saved, tmp_path):
         assert tensor.tobytes() == ours[name].tobytes() == again[name].tobytes(), name
 
 
-class Given:
-    """A tokenizer whose prompt "2" is the third of the ids given."""
+class IdsTokenizer:
+    """A tokenizer whose prompt "2" is the third of a list of prompts' ids."""
 
     chat_template = None
 
@@ -323,9 +343,12 @@ class Given:
 
 
 def test_greedy_texts_agree(saved):
-    """Prompts of unequal lengths, padded on the left on both sides: positions and masks agree, too, and so does the cache.
-    Here five prompts share two slots."""
-    width, lengths = 9, (9, 5, 2, 7, 1)
+    """Positions, masks and the cache agree, too, for prompts of unequal lengths padded on the left.
+
+    Here five prompts share two slots.
+    """
+    width = 9
+    lengths = (9, 5, 2, 7, 1)
     ids = [random_tokens(VOCABULARY, 1, length)[0].tolist() for length in lengths]
     config = hf_folder.load_config(saved)
     optimizer = adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.0, 1.0)
@@ -339,7 +362,9 @@ def test_greedy_texts_agree(saved):
     }
     steps = compile_programs(config, optimizer, make_mesh(), **shapes)
     steps = replace(steps, sizes=(2,))  # fewer compiles: slots are not compacted
-    engine = Engine(steps, tokenizer.Tokenizer(Given(ids), (NO_END,), PAD), width, NEW, seed=0)
+    engine = Engine(
+        steps, tokenizer.Tokenizer(IdsTokenizer(ids), (NO_END,), PAD), width, NEW, seed=0
+    )
     problems = [Problem(str(i), str(i), "") for i in range(len(ids))]
     groups = engine(hf_folder.load_params(saved), problems, 1, Draw(temperature=0.0), 0, "parity")
     tokens, mask = tokenizer.pad_left(ids, width, PAD)
@@ -350,10 +375,10 @@ def test_greedy_texts_agree(saved):
             max_new_tokens=NEW,
             do_sample=False,
         )
-    found = np.concatenate([group.tokens for group in groups])
-    np.testing.assert_array_equal(found[:, width:], expected.numpy()[:, width:])
-    assert found[:, width:].shape == (len(ids), 64)
-    assert len(np.unique(found[:, width:])) > 3
+    completions = np.concatenate([group.tokens for group in groups])[:, width:]
+    np.testing.assert_array_equal(completions, expected.numpy()[:, width:])
+    assert completions.shape == (len(ids), 64)
+    assert len(np.unique(completions)) > 3
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM"])
@@ -380,20 +405,12 @@ def test_both_spellings_of_the_rotary_base_are_read_as_transformers_reads_them(
 def test_the_embedded_model_loads_in_transformers():
     tokens = tokenizer.load(hf_folder.EMBEDDED)
     loaded = transformers.AutoTokenizer.from_pretrained(hf_folder.EMBEDDED, local_files_only=True)
-    ids = tokens.prompt("Tom has 12 apples and buys 7 more. How many apples does Tom have?")
-    assert (
-        loaded.apply_chat_template(
-            [
-                {
-                    "role": "user",
-                    "content": "Tom has 12 apples and buys 7 more. How many apples does Tom have?",
-                }
-            ],
-            add_generation_prompt=True,
-            return_dict=False,
-        )
-        == ids
+    question = "Tom has 12 apples and buys 7 more. How many apples does Tom have?"
+    ids = tokens.prompt(question)
+    their_ids = loaded.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
     )
+    assert their_ids == ids
     assert_logits_agree(hf_folder.EMBEDDED, np.array([ids], np.int32))
     assert_logits_agree(hf_folder.EMBEDDED, random_tokens(1024))
 
@@ -406,9 +423,8 @@ def test_what_is_saved_here_loads_there(tmp_path, architecture, tied):
     hf_folder.save(params, source, tmp_path / "target")
     tokens = random_tokens(1024)
     assert_logits_agree(tmp_path / "target", tokens)
-    assert (
-        np.abs(their_logits(tmp_path / "target", tokens) - their_logits(source, tokens)).max() > 0.1
-    )
+    change = their_logits(tmp_path / "target", tokens) - their_logits(source, tokens)
+    assert np.abs(change).max() > 0.1
     transformers.AutoTokenizer.from_pretrained(tmp_path / "target", local_files_only=True)
 
 

@@ -1,4 +1,4 @@
-"""A Hugging Face folder, read and written again, is the same model; whatever is wrong with one is named."""
+"""A Hugging Face folder, read and written again, is the same model; errors name what is wrong."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture
 def folder(original, tmp_path):
-    """A copy, to be spoiled."""
+    """Returns a copy, to be spoiled."""
     return Path(shutil.copytree(original, tmp_path / "model"))
 
 
@@ -43,17 +43,26 @@ def change_config(folder, **values):
     path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
 
 
-def change_tensors(folder, **tensors):
+def change_tensors(folder, **changes):
     """Adds or replaces tensors; `...` removes one."""
     path = folder / "model.safetensors"
-    changed = load_file(path) | tensors
+    changed = load_file(path) | changes
     save_file({name: value for name, value in changed.items() if value is not ...}, path)
 
 
 def bits(tree):
-    return {
-        name: (leaf.shape, np.asarray(leaf).tobytes()) for name, leaf in named_leaves(tree).items()
-    }
+    """Returns each leaf's shape and bytes, by its path."""
+    leaves = named_leaves(tree)
+    return {name: (leaf.shape, np.asarray(leaf).tobytes()) for name, leaf in leaves.items()}
+
+
+def with_dtype(like, dtype):
+    """Returns shapes with the same shardings in another dtype."""
+
+    def convert(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=leaf.sharding)
+
+    return jax.tree.map(convert, like)
 
 
 @pytest.mark.parametrize(
@@ -84,99 +93,107 @@ def test_the_tree_is_the_networks(original):
     params = hf_folder.load_params(original)
     like = transformer.shapes(config)
     assert jax.tree.structure(params) == jax.tree.structure(like)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), like
-    )
+    for path, leaf in named_leaves(params).items():
+        expected = named_leaves(like)[path]
+        assert (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype), path
 
 
-def test_kernels_are_turned_and_biases_are_not(tmp_path):
+def test_kernels_are_transposed_and_biases_are_not(tmp_path):
     source = make_folder(tmp_path / "qwen", "Qwen2ForCausalLM")
-    attention = hf_folder.load_params(source)["layers_1"]["attention"]["query"]
-    tensors = load_file(source / "model.safetensors")
-    np.testing.assert_array_equal(attention["kernel"], tensors[QUERY].T)
-    np.testing.assert_array_equal(attention["bias"], tensors[QUERY.replace("weight", "bias")])
+    query = hf_folder.load_params(source)["layers_1"]["attention"]["query"]
+    stored = load_file(source / "model.safetensors")
+    np.testing.assert_array_equal(query["kernel"], stored[QUERY].T)
+    np.testing.assert_array_equal(query["bias"], stored[QUERY.replace("weight", "bias")])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_each_tensor_is_read_to_where_it_belongs(original, dtype):
     mesh = make_mesh(devices=jax.devices()[:1])
     like = sharded_shapes(mesh, transformer.shapes(hf_folder.load_config(original)))
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), like
-    )
-    params, whole = hf_folder.load_params(original, like), hf_folder.load_params(original)
-    assert jax.tree.map(lambda x: (x.dtype, x.sharding), params) == jax.tree.map(
-        lambda x: (x.dtype, x.sharding), like
-    )
-    assert bits(params) == bits(jax.tree.map(lambda x: x.astype(dtype), whole))
+    like = with_dtype(like, dtype)
+    params = hf_folder.load_params(original, like)
+    assert jax.tree.structure(params) == jax.tree.structure(like)
+    for path, leaf in named_leaves(params).items():
+        expected = named_leaves(like)[path]
+        assert (leaf.dtype, leaf.sharding) == (expected.dtype, expected.sharding), path
+    on_host = hf_folder.load_params(original)
+    assert bits(params) == bits(jax.tree.map(lambda leaf: leaf.astype(dtype), on_host))
 
 
 def test_any_part_of_a_tensor_can_be_read(tmp_path, monkeypatch):
-    """In blocks of one or two rows, with a part of the columns, turned or not; and nothing else of the file is."""
-    monkeypatch.setattr(tensors, "BLOCK", 64)
+    """It is read in blocks of one or two rows, with some of the columns, transposed or not."""
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", 64)
     matrix = np.random.default_rng(0).normal(size=(11, 7)).astype(np.float32)
     save_file(
         {"other": np.ones(5, np.float32), "matrix": matrix, "one": matrix[0]},
         tmp_path / "model.safetensors",
     )
-    found = tensors.found_in(tmp_path)
+    stored = tensors.find_tensors(tmp_path)
     for rows, columns in [
         (slice(None), slice(None)),
         (slice(3, 9), slice(None)),
         (slice(0, 5), slice(2, 7)),
     ]:
-        part = found["matrix"].read((rows, columns), np.float32)
+        part = stored["matrix"].read((rows, columns), np.float32)
         np.testing.assert_array_equal(part, matrix[rows, columns])
-        turned = found["matrix"].read((columns, rows), np.float16, turned=True)
-        np.testing.assert_array_equal(turned, matrix.T[columns, rows].astype(np.float16))
+        transposed = stored["matrix"].read((columns, rows), np.float16, transposed=True)
+        np.testing.assert_array_equal(transposed, matrix.T[columns, rows].astype(np.float16))
         assert part.flags.c_contiguous
-        assert turned.flags.c_contiguous
-    np.testing.assert_array_equal(found["one"].read((slice(2, 4),), np.float32), matrix[0, 2:4])
+        assert transposed.flags.c_contiguous
+    np.testing.assert_array_equal(stored["one"].read((slice(2, 4),), np.float32), matrix[0, 2:4])
 
 
 def test_a_large_model_is_saved_in_several_files(original, tmp_path):
     params = hf_folder.load_params(original)
-    hf_folder.save(params, original, tmp_path / "target", limit=4000)
+    hf_folder.save(params, original, tmp_path / "target", max_file_bytes=4000)
     files = sorted(path.name for path in (tmp_path / "target").glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
     index = json.loads((tmp_path / "target" / tensors.INDEX).read_text())
-    held = {file: load_file(tmp_path / "target" / file) for file in files}
-    assert index["weight_map"] == {name: file for file, inside in held.items() for name in inside}
-    assert index["metadata"]["total_size"] == sum(
-        x.nbytes for inside in held.values() for x in inside.values()
-    )
-    # Only a tensor that is larger by itself makes a larger file.
-    assert all(
-        len(inside) == 1 or sum(x.nbytes for x in inside.values()) <= 4000
-        for inside in held.values()
-    )
+    file_of_tensor = {}
+    total_bytes = 0
+    for file in files:
+        held = load_file(tmp_path / "target" / file)
+        file_of_tensor |= dict.fromkeys(held, file)
+        file_bytes = sum(tensor.nbytes for tensor in held.values())
+        total_bytes += file_bytes
+        # Only a tensor that is larger by itself makes a larger file.
+        assert len(held) == 1 or file_bytes <= 4000
+    assert index["weight_map"] == file_of_tensor
+    assert index["metadata"]["total_size"] == total_bytes
     assert bits(hf_folder.load_params(tmp_path / "target")) == bits(params)
 
 
 def test_tensors_are_taken_to_the_host_one_by_one(original, tmp_path, monkeypatch):
-    """Each is written before the next is asked for."""
+    """Each is written before the next is fetched."""
     events = []
-    to_host = hf_folder._to_host
-    monkeypatch.setattr(hf_folder, "_to_host", lambda *a: events.append("host") or to_host(*a))
-    contiguous = np.ascontiguousarray
-    monkeypatch.setattr(
-        np, "ascontiguousarray", lambda *a, **k: events.append("write") or contiguous(*a, **k)
-    )
+    real_fetch = hf_folder._fetch
+    real_contiguous = np.ascontiguousarray
+
+    def fetch(*arguments):
+        events.append("host")
+        return real_fetch(*arguments)
+
+    def contiguous(*arguments, **settings):
+        events.append("write")
+        return real_contiguous(*arguments, **settings)
+
+    monkeypatch.setattr(hf_folder, "_fetch", fetch)
+    monkeypatch.setattr(np, "ascontiguousarray", contiguous)
     params = hf_folder.load_params(original)
     hf_folder.save(params, original, tmp_path / "target")
     assert events == ["host", "write"] * len(jax.tree.leaves(params))
 
 
 def test_shards_with_an_index_are_one_model(folder, original):
-    """Names are spread over the files without regard to layers."""
-    whole = folder / "model.safetensors"
-    tensors = load_file(whole)
-    whole.unlink()
+    """Names are divided among the files without regard to layers."""
+    single_file = folder / "model.safetensors"
+    stored = load_file(single_file)
+    single_file.unlink()
     index = {}
     for shard in (0, 1):
         file = f"model-0000{shard + 1}-of-00002.safetensors"
-        names = sorted(tensors)[shard::2]
-        save_file({name: tensors[name] for name in names}, folder / file)
+        names = sorted(stored)[shard::2]
+        save_file({name: stored[name] for name in names}, folder / file)
         index |= dict.fromkeys(names, file)
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": index})
@@ -264,7 +281,8 @@ SPOILED = {
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json holds a list"),
     "unknown architecture": (
         lambda f: change_config(f, architectures=["GPT2LMHeadModel"]),
-        "config.json says architecture GPT2LMHeadModel; those known here are LlamaForCausalLM, Qwen2ForCausalLM, ",
+        "config.json says architecture GPT2LMHeadModel; "
+        "those known here are LlamaForCausalLM, Qwen2ForCausalLM, ",
     ),
     "no architecture": (
         lambda f: change_config(f, architectures=...),
@@ -288,7 +306,8 @@ SPOILED = {
     ),
     "rope, old spelling": (
         lambda f: change_config(f, rope_scaling={"type": "dynamic", "factor": 2.0}),
-        "config.json: rope type 'dynamic' is not computed here; default, linear, llama3 and yarn are",
+        "config.json: rope type 'dynamic' is not computed here; "
+        "default, linear, llama3 and yarn are",
     ),
     "rope, new spelling": (
         lambda f: change_config(f, rope_parameters={"rope_type": "longrope", "factor": 8.0}),
@@ -304,7 +323,8 @@ SPOILED = {
     ),
     "quantised": (
         lambda f: change_config(f, quantization_config={"quant_method": "fp8"}),
-        "config.json: quantization_config is {'quant_method': 'fp8'}; computed here: float32, bfloat16 and float16",
+        "config.json: quantization_config is {'quant_method': 'fp8'}; "
+        "computed here: float32, bfloat16 and float16",
     ),
     "integers": (
         lambda f: change_tensors(f, **{QUERY: np.ones((16, 16), np.int8)}),
@@ -347,7 +367,8 @@ SPOILED = {
         lambda f: change_tensors(
             f, **{"model.layers.1.self_attn.q_norm.weight": np.zeros(4, np.float32)}
         ),
-        "has 1 tensors that config.json does not explain, first model.layers.1.self_attn.q_norm.weight",
+        "has 1 tensors that config.json does not explain, "
+        "first model.layers.1.self_attn.q_norm.weight",
     ),
     "untied head": (
         lambda f: change_config(f, tie_word_embeddings=False),
@@ -415,14 +436,14 @@ REFUSED = {
 
 @pytest.mark.parametrize(("architecture", "changes", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_is_not_computed_is_refused(folder, architecture, changes, message):
-    """The field of config.json, its value, and what is computed."""
+    """The message names the field of config.json, its value, and what is computed."""
     change_config(folder, architectures=[architecture], **changes)
     with pytest.raises(UserError, match=re.escape(f"config.json: {message}")):
         hf_folder.load_config(folder)
 
 
 def test_each_layers_window_is_the_familys(folder):
-    """Where config.json has no layer_types, as before transformers 5."""
+    """It decides where config.json has no layer_types, as before transformers 5."""
 
     def windows(architecture, **changes):
         change_config(
@@ -441,26 +462,20 @@ def test_each_layers_window_is_the_familys(folder):
 
 
 def test_gemma3_has_a_rotary_base_for_each_kind_of_layer(folder):
-    """Both spellings; a scaling is of the layers without a window."""
+    """Both spellings are read; a scaling applies to the layers without a window."""
     scaling = {"rope_type": "linear", "factor": 8.0}
-    whole, local = rope.Linear(1e6, 8.0), rope.Rope(500.0)
-    both = {
-        "full_attention": scaling | {"rope_theta": 1e6},
-        "sliding_attention": {"rope_theta": 500.0},
+    old_spelling = {"rope_theta": 1e6, "rope_local_base_freq": 500.0, "rope_scaling": scaling}
+    new_spelling = dict.fromkeys(old_spelling, ...) | {
+        "rope_parameters": {
+            "full_attention": scaling | {"rope_theta": 1e6},
+            "sliding_attention": {"rope_theta": 500.0},
+        }
     }
-    apart = {"rope_theta": 1e6, "rope_local_base_freq": 500.0, "rope_scaling": scaling}
-    for changes in (
-        apart,
-        {
-            "rope_theta": ...,
-            "rope_local_base_freq": ...,
-            "rope_scaling": ...,
-            "rope_parameters": both,
-        },
-    ):
+    for changes in (old_spelling, new_spelling):
         change_config(folder, architectures=["Gemma3ForCausalLM"], **changes)
         config = hf_folder.load_config(folder)
-        assert (config.rope, config.local_rope) == (whole, local)
+        assert config.rope == rope.Linear(1e6, 8.0)
+        assert config.local_rope == rope.Rope(500.0)
 
 
 def test_both_spellings_of_the_rotary_base(folder):
@@ -476,11 +491,16 @@ def test_both_spellings_of_the_rotary_base(folder):
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LINEAR = {"rope_type": "linear", "factor": 8.0}
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA3 |= {"original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 THETA = {"rope_theta": 1e6}
 NO_ROPE = {"rope_parameters": ..., "rope_theta": ...}
-WAYS = {  # what config.json says, and whether it is computed
+WAYS = {  # (fields of config.json, whether they are computed)
     "nothing": ({}, True),
     "a base": (THETA, True),
     "a scaling": (THETA | {"rope_scaling": YARN}, True),
@@ -516,9 +536,9 @@ WAYS = {  # what config.json says, and whether it is computed
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Olmo2", "Gemma2", "Mistral"])
 @pytest.mark.parametrize("way", WAYS)
 def test_the_rotary_settings_are_read_as_transformers_does(folder, family, way):
-    """Or refused, where transformers loses what somebody wrote."""
-    said, is_computed = WAYS[way]
-    change_config(folder, architectures=[f"{family}ForCausalLM"], **NO_ROPE | said)
+    """They are refused where transformers would lose what config.json says."""
+    fields, is_computed = WAYS[way]
+    change_config(folder, architectures=[f"{family}ForCausalLM"], **NO_ROPE | fields)
     if not is_computed:
         with pytest.raises(
             UserError, match=r"rope_scaling stands beside rope_parameters .* so that rope_theta"
@@ -526,16 +546,16 @@ def test_the_rotary_settings_are_read_as_transformers_does(folder, family, way):
             hf_folder.load_config(folder)
         return
     theirs = getattr(transformers, f"{family}Config")(
-        max_position_embeddings=2048, **copy.deepcopy(said)
+        max_position_embeddings=2048, **copy.deepcopy(fields)
     ).rope_parameters
-    assert hf_folder.load_config(folder).rope == rope.from_hf({}, theirs, math.nan)
+    assert hf_folder.load_config(folder).rope == rope.from_settings({}, theirs, math.nan)
 
 
 NESTED = {
     "full_attention": {"rope_type": "default"} | THETA,
     "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
 }
-GEMMA3 = {
+GEMMA3 = {  # (fields of config.json, the message that refuses them)
     "nothing": ({}, ""),
     "a scaling": ({"rope_scaling": LINEAR}, ""),
     "bases and a scaling": (THETA | {"rope_local_base_freq": 500.0, "rope_scaling": LINEAR}, ""),
@@ -565,18 +585,16 @@ GEMMA3 = {
 }
 
 
-@pytest.mark.parametrize(("said", "refused"), GEMMA3.values(), ids=GEMMA3)
-def test_gemma3s_rotary_settings_are_read_as_transformers_does(folder, said, refused):
-    change_config(folder, architectures=["Gemma3ForCausalLM"], **NO_ROPE | said)
-    if refused:
-        with pytest.raises(UserError, match=re.escape(f"config.json: {refused}")):
+@pytest.mark.parametrize(("fields", "message"), GEMMA3.values(), ids=GEMMA3)
+def test_gemma3s_rotary_settings_are_read_as_transformers_does(folder, fields, message):
+    change_config(folder, architectures=["Gemma3ForCausalLM"], **NO_ROPE | fields)
+    if message:
+        with pytest.raises(UserError, match=re.escape(f"config.json: {message}")):
             hf_folder.load_config(folder)
         return
     theirs = transformers.Gemma3TextConfig(
-        max_position_embeddings=2048, **copy.deepcopy(said)
+        max_position_embeddings=2048, **copy.deepcopy(fields)
     ).rope_parameters
     config = hf_folder.load_config(folder)
-    expected = [
-        rope.from_hf({}, theirs[kind], math.nan) for kind in ("full_attention", "sliding_attention")
-    ]
-    assert [config.rope, config.local_rope] == expected
+    assert config.rope == rope.from_settings({}, theirs["full_attention"], math.nan)
+    assert config.local_rope == rope.from_settings({}, theirs["sliding_attention"], math.nan)
