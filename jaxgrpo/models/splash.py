@@ -1,7 +1,7 @@
 """Attention over whole sequences by JAX's splash kernel on TPUs.
 
 The kernel never holds the scores of all columns with all columns. Elsewhere, and for lengths that
-are no multiple of 128, `transformer.attend` computes the same and does hold them. Shapes: B rows,
+are no multiple of 128, `attention.attend` computes the same and does hold them. Shapes: B rows,
 S columns of keys and values, T columns of queries (the last of the S), H query heads, K key-value
 heads, G = H / K, E head width.
 """
@@ -50,7 +50,7 @@ class SplashAttention:
         scale: float | None = None,
         softcap: float | None = None,
     ) -> Float[Array, "B H T E"]:
-        """Returns what each query reads, as transformer.attend does with the mask of the segments.
+        """Returns what each query reads, as attention.attend does with the mask of the segments.
 
         A query in padding reads something finite that nobody looks at.
 

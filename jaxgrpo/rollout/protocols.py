@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import PyTree
-
 from jaxgrpo.problems import Problem
 from jaxgrpo.rollout.groups import FinishedCompletion, Group, SamplingRequest
 from jaxgrpo.types import Params
@@ -13,7 +11,7 @@ from jaxgrpo.types import Params
 Event = FinishedCompletion | tuple[int, Group]
 """A completion that has ended; or a group whose last completion has, after its index."""
 
-DeviceState = PyTree
+DeviceState = Any
 """The sampler's state on the device, which the host only passes on."""
 
 
