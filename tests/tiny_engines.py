@@ -8,15 +8,20 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
-from jaxgrpo.models import attention
 from jaxgrpo.device.logprobs import to_logits
+from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec
 from jaxgrpo.distributed.mesh import make_mesh, to_device
-from jaxgrpo.models import transformer
+from jaxgrpo.models import attention, transformer
+from jaxgrpo.models.model_config import ModelConfig
+from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.problems import Problem
-from jaxgrpo.programs import Program, Programs, compile_programs
-from jaxgrpo.rollout.engine import Engine, Group, completion_key
+from jaxgrpo.programs import Program, SamplingPrograms, compile_sampling
+from jaxgrpo.rollout.engine import Engine
+from jaxgrpo.rollout.groups import Group
+from jaxgrpo.rollout.pending import completion_key
 from jaxgrpo.text.tokenizer import Tokenizer
 from tests import tiny_models
 from tests.tiny_models import random_params
@@ -52,38 +57,47 @@ def make_problems(count: int = 7, longest: int = WIDTH) -> list[Problem]:
     return [Problem(f"p{i}", text, "1") for i, text in enumerate(texts)]
 
 
-def make_steps(slots: int, chunk: int, mesh=None, prompt_width: int = WIDTH, **changes) -> Programs:
-    """The programs of an engine; those of an update are there, too, and compile only if they are called."""
-    shapes = {
-        "prompt_width": prompt_width,
-        "new_tokens": NEW,
-        "ends": ENDS,
-        "group_size": GROUP,
-        "micro_batch": 0,
-    }
+def make_programs(
+    slots: int,
+    chunk: int,
+    mesh: Mesh | None = None,
+    prompt_width: int = WIDTH,
+    network: ModelConfig = NETWORK,
+    new_tokens: int = NEW,
+    dtype: DTypeLike = jnp.float32,
+) -> SamplingPrograms:
+    """Returns the programs of an engine."""
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    return compile_programs(
-        NETWORK, optax.sgd(1.0), mesh, slots=slots, chunk=chunk, **(shapes | changes)
+    return compile_sampling(
+        ModelSpec(network, mesh, Precision(compute=dtype)),
+        SamplingSpec(prompt_width, new_tokens, slots, ENDS, group_size=GROUP, chunk=chunk),
     )
 
 
 @functools.cache
 def make_engine(slots: int, chunk: int, prompt_width: int = WIDTH) -> Engine:
-    """One of each size for all tests: it holds nothing but compiled programs, and those of another chunk are the same but for
-    `decode`. Slots are not compacted, which would compile it once more for each size."""
-    steps = make_steps(slots, chunk, prompt_width=prompt_width)
+    """Returns one engine of each size for all tests: it holds nothing but compiled programs.
+
+    Those of another chunk are the same but for `decode`. Slots are not compacted, which would
+    compile it once more for each size.
+    """
+    programs = make_programs(slots, chunk, prompt_width=prompt_width)
     if (chunk, prompt_width) != (8, WIDTH):
-        alike = make_engine(slots, 8).steps
-        names = ("publish", "empty", "insert", "prefill") if prompt_width == WIDTH else ("publish",)
-        steps = replace(steps, **{name: getattr(alike, name) for name in names})
-    return Engine(replace(steps, sizes=(slots,)), TOKENIZER, prompt_width, NEW, seed=3)
+        alike = make_engine(slots, 8).programs
+        names = ["publish"]
+        if prompt_width == WIDTH:
+            names += ["empty_state", "insert", "prefill"]
+        programs = replace(programs, **{name: getattr(alike, name) for name in names})
+    programs = replace(programs, slot_counts=(slots,))
+    return Engine(programs, TOKENIZER, prompt_width, NEW, seed=3)
 
 
 class Watched(Program):
     """A program whose calls are looked at."""
 
     def __init__(self, program: Program, look: Callable[..., None]):
-        self._program, self._look = program, look
+        self._program = program
+        self._look = look
 
     def __call__(self, *arguments):
         result = self._program(*arguments)
@@ -92,8 +106,10 @@ class Watched(Program):
 
 
 def watching_decode(engine: Engine, look: Callable[..., None]) -> Engine:
-    """The engine, with look(arguments, result) called after each call of `decode`."""
-    return replace(engine, steps=replace(engine.steps, decode=Watched(engine.steps.decode, look)))
+    """Returns the engine, with look(arguments, result) called after each call of `decode`."""
+    programs = engine.programs
+    watched = Watched(programs.decode, look)
+    return replace(engine, programs=replace(programs, decode=watched))
 
 
 @functools.cache
@@ -126,8 +142,10 @@ def _uncached(rows: int, columns: int):
 
 @jax.jit
 def _uniforms(keys):
-    one = lambda key, n: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), n))
-    return jax.vmap(lambda key: jax.vmap(lambda n: one(key, n))(jnp.arange(NEW)))(keys)
+    def draw(key, n):
+        return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), n))
+
+    return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, jnp.arange(NEW))
 
 
 def written_without_a_cache(
