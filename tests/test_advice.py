@@ -48,8 +48,8 @@ from jaxgrpo.distributed import mesh
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import gemma3, hf_folder, llama, qwen2, tensors
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.plan import __main__ as plan
 from jaxgrpo.plan import chips, times
+from jaxgrpo.plan import command as plan
 from jaxgrpo.problems import Driven, Problem, Scheduled, Weighted, batched
 from jaxgrpo.rewards import layout as layout
 from jaxgrpo.rewards import length, repetition, rouge
@@ -1095,8 +1095,8 @@ trial(
 )
 trial(
     "--topology {}: it must be like",
-    give(chips.parse, "v5e"),
-    lambda folder, said: [chips.parse(name) for name in re.findall(r"v\d\w?:\S*\d", said)],
+    give(chips.parse_topology, "v5e"),
+    lambda folder, said: [chips.parse_topology(name) for name in re.findall(r"v\d\w?:\S*\d", said)],
 )
 
 
@@ -1104,7 +1104,7 @@ def without_libtpu(folder: Path, said: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", dict(os.environ))
         patch.setitem(sys.modules, "libtpu", None)
-        chips.devices("v5e:2x2")
+        chips.topology_devices("v5e:2x2")
 
 
 def is_an_extra(folder: Path, said: str) -> None:
