@@ -1,4 +1,4 @@
-"""In which language is a text? The rewards of consistency.py, and what they are made of."""
+"""Language-consistency rewards (`consistency`), and the identification of languages behind them."""
 
 from jaxgrpo.rewards.languages.consistency import (
     Match,

@@ -1,25 +1,36 @@
-r"""Which language does the model think in? Word ratios, and the language-consistency rewards made of them.
+r"""Language-consistency rewards: how many of a completion's words are in the problem's language.
 
-The first of them is the share of words of the chain of thought that are in the problem's language, as in DeepSeek-R1
-(arXiv 2501.12948, section 2.3.2: "the proportion of target language words in the CoT"). That paper says no more, nor does
-the one on cross-lingual collapse (arXiv 2506.05850); what follows is our definition:
+The first of them is the share of the chain of thought's words that are in the problem's language,
+as in DeepSeek-R1 (arXiv 2501.12948, section 2.3.2: "the proportion of target language words in
+the CoT"). That paper says no more, nor does the one on cross-lingual collapse (arXiv 2506.05850).
+What follows is our definition:
 
-1. The part. The chain of thought is the think block; without one, the whole text. The answer is what follows it.
-2. What is no language goes: formulas ($..$, \(..\), \[..\], \boxed{..}), code, addresses, tags, commands. A formula of
-   four words in a row is none: nothing hides there (`prose.strip_formulas`).
-3. A word is a segment with letters of Unicode's word segmentation (UAX 29), with ICU's dictionaries for Chinese, Japanese,
-   Thai, Lao, Khmer and Burmese, whose words have no spaces between: "我们用 average speed 计算" is 3 words and 2. A word of
-   two scripts is of its last letter's. Numbers are no words, nor are single letters (Latin or Greek), signs of units
-   ("km"), and what is written together with digits or an underscore in a script of variables ("x1", "5kg").
-4. A script that one language uses decides (Hangul is Korean, kana are Japanese). Among the languages of another script
-   all words of a sentence are in the language that is likeliest by three things: fastText's lid.176; clues (letters that a
-   language never uses; some words that only English or Swahili has); how much of the text is in that language, as if
-   30 letters more were in the target language and 30 in English. So few words go the way of the text, and many are believed.
-5. Han characters are Japanese in a sentence with a tenth of hiragana; else by the characters that one language's standards
-   alone have (们 in Chinese, 円 in Japanese); else Japanese beside katakana; else Chinese, if there are ten; else as the text.
+1. The part. The chain of thought is the think block; without one, it is the whole text. The
+   answer is what follows it.
+2. What is not language is removed: formulas ($..$, \(..\), \[..\], \boxed{..}), code, addresses,
+   tags, commands. A formula that holds four words in a row is kept: nothing may hide there
+   (`prose.strip_formulas`).
+3. A word is a segment with letters of Unicode's word segmentation (UAX 29). Chinese, Japanese,
+   Thai, Lao, Khmer and Burmese have no spaces between words, and are segmented with ICU's
+   dictionaries: "我们用 average speed 计算" is 3 Chinese words and 2 English ones. A word of two
+   scripts belongs to the script of its last letter. These are not words: numbers; single letters
+   (Latin or Greek); signs of units ("km"); and what is written together with digits or an
+   underscore in a script that variables are written in ("x1", "5kg").
+4. A script that one language uses decides (Hangul is Korean, kana are Japanese). Where languages
+   share a script, all words of a sentence are in the language that is likeliest by three things:
+   - fastText's lid.176;
+   - clues: letters that a language never uses, and some words that only English or Swahili has;
+   - how much of the text is in that language, as if 30 letters more were in the target language and
+     30 in English.
+   So a few words go with the rest of the text, and many words are believed. `identify` has the
+   formulas.
+5. Han characters are Japanese in a sentence with a tenth as much hiragana. Else those characters
+   decide that the standards of one language alone have (们 in Chinese, 円 in Japanese). Else they
+   are Japanese if there is katakana in the sentence, and Chinese if there are ten of them. Else
+   they are in the language of all Han characters of the text.
 
-So a foreign word in a sentence of the same script counts as that sentence's language, and a name in another script as a
-word of the language it looks like, mostly English.
+So a foreign word in a sentence of the same script counts as that sentence's language, and a name in
+another script counts as a word of the language that it looks like, mostly English.
 """
 
 from collections import Counter
@@ -29,8 +40,8 @@ from functools import lru_cache
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
 from jaxgrpo.rewards import prose
-from jaxgrpo.rewards.languages.identify import MIN_LETTERS, identify, languages
-from jaxgrpo.rewards.languages.words import LANGUAGES, Piece, pieces
+from jaxgrpo.rewards.languages.identify import MIN_LETTERS, identify, identify_sentences
+from jaxgrpo.rewards.languages.words import LANGUAGES, sentences
 from jaxgrpo.rewards.prose import PARTS, strip_formulas
 from jaxgrpo.text.language_codes import LANGUAGE_CODES, language_code
 
@@ -51,28 +62,25 @@ __all__ = [
 ]
 
 MAX_LENGTH = 1_000_000
-"""Characters of a part that are read: far more than a completion has, so that no text takes more than seconds."""
+"""The most characters of a part that are read.
+
+It is far more than a completion has, and bounds the time that a text takes to seconds.
+"""
 
 
-@dataclass(frozen=True)
-class WordRatios:
-    """Of `words` words, the shares in the target language and in English. Both are 0.0 where there are no words."""
-
-    words: int
-    target: float
-    english: float
+# --- Rewards ---
 
 
 def target_word_ratio(problem: Problem, text: str) -> float:
-    """The share of the chain of thought's words that are in `problem.language`.
+    """Returns the share of the chain of thought's words that are in `problem.language`.
 
-    0.0 for a text without words: saying nothing must not be the way to a full reward.
+    Returns 0.0 for a text without words: saying nothing must not be the way to a full reward.
     """
     return word_ratios(text, problem.language).target
 
 
 def english_word_ratio(problem: Problem, text: str) -> float:
-    """The share of the chain of thought's words that are English; 0.0 without words."""
+    """Returns the share of the chain of thought's words that are English; 0.0 without words."""
     return word_ratios(text, problem.language).english
 
 
@@ -80,7 +88,7 @@ def english_word_ratio(problem: Problem, text: str) -> float:
 class Ratio:
     """A reward: the share of words in a language, from 0.0 to 1.0; 0.0 without words.
 
-    part: what is read of a completion: think (all of it where there is no think block), answer or all
+    part: what is read: think (all of the text where there is no think block), answer or all
     language: a language's code or name, such as en for the share of English; empty: the problem's
     """
 
@@ -90,7 +98,7 @@ class Ratio:
     def __post_init__(self) -> None:
         _check_part(self.part)
         if self.language:
-            object.__setattr__(self, "language", _known(self.language))
+            object.__setattr__(self, "language", _checked_code(self.language))
 
     def __call__(self, problem: Problem, text: str) -> float:
         return word_ratios(text, self.language or problem.language, self.part).target
@@ -98,9 +106,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A reward: 1.0 if at least such a share of words is in the problem's language, else, and without words, 0.0.
+    """A reward: 1.0 if at least a given share of words is in the problem's language, else 0.0.
 
-    part: what is read of a completion: think (all of it where there is no think block), answer or all
+    Without words it is 0.0.
+
+    part: what is read: think (all of the text where there is no think block), answer or all
     at_least: the share, above 0 and at most 1
     """
 
@@ -120,9 +130,9 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Match:
-    """A reward: 1.0 if the text as a whole is in the problem's language, else 0.0: more words are than in any other.
+    """A reward: 1.0 if more words are in the problem's language than in any other, else 0.0.
 
-    part: what is read of a completion: think (all of it where there is no think block), answer or all
+    part: what is read: think (all of the text where there is no think block), answer or all
     """
 
     part: str = "think"
@@ -131,42 +141,73 @@ class Match:
         _check_part(self.part)
 
     def __call__(self, problem: Problem, text: str) -> float:
-        counts = _counts(text, _known(problem.language), self.part)
-        others = [count for language, count in counts.items() if language != problem.language]
-        return float(counts[problem.language] > max(others, default=0))
+        counts = _count_words_of_part(text, _checked_code(problem.language), self.part)
+        other_counts = [count for code, count in counts.items() if code != problem.language]
+        return float(counts[problem.language] > max(other_counts, default=0))
+
+
+# --- Counts of words, which the rewards are made of ---
+
+
+@dataclass(frozen=True)
+class WordRatios:
+    """The shares of a text's words that are in two languages, both 0.0 where there are no words.
+
+    words: how many words there are
+    target: the share in the target language
+    english: the share in English
+    """
+
+    words: int
+    target: float
+    english: float
 
 
 def word_ratios(text: str, target: str, part: str = "think") -> WordRatios:
-    """How much of a part of a completion is in the target language, and how much in English.
+    """Returns the shares of a completion's words that are in the target language and in English.
 
-    Raises UserError if `target` is no language that can be told: its ratio would be 0.0 for ever;
-    or if `part` is none of PARTS.
+    target: code or name of a language
+    part: which part of the completion is read, one of PARTS
+
+    Raises UserError if `target` is no language that can be told apart, for its ratio would be 0.0
+    for ever, or if `part` is none of PARTS.
     """
-    target = _known(target)
-    counts = _counts(text, target, _check_part(part))
+    target = _checked_code(target)
+    counts = _count_words_of_part(text, target, _check_part(part))
     words = counts.total()
-    return WordRatios(words, counts[target] / max(words, 1), counts["en"] / max(words, 1))
+    divisor = max(words, 1)  # without words all counts are 0, and so are the shares
+    return WordRatios(words, counts[target] / divisor, counts["en"] / divisor)
 
 
-@lru_cache(
-    maxsize=8
-)  # a text's rewards are computed one after the other, and most need the same counts
-def _counts(text: str, target: str, part: str) -> Counter[str]:
-    return count_words(strip_formulas(prose.part(text, part)[:MAX_LENGTH]), target)
+# A text's rewards are computed one after the other, and most of them need the same counts.
+@lru_cache(maxsize=8)
+def _count_words_of_part(text: str, target: str, part: str) -> Counter[str]:
+    prose_text = strip_formulas(prose.part(text, part)[:MAX_LENGTH])
+    return count_words(prose_text, target)
 
 
 def count_words(text: str, target: str) -> Counter[str]:
-    """The number of words by language in a text without formulas; "" holds those that no language is found for."""
+    """Returns the number of words in each language.
+
+    text: a text without formulas
+    target: ISO 639-1 code of the language that the text should be in
+
+    The key "" holds the words for which no language is found.
+    """
     counts: Counter[str] = Counter()
-    sentences = list(pieces(text))
-    for script in {script for sentence in sentences for script in sentence}:
-        inside: list[Piece] = [sentence for sentence in sentences if script in sentence]
-        for sentence, language in zip(inside, languages(script, inside, target), strict=True):
+    all_sentences = list(sentences(text))
+    scripts = {script for sentence in all_sentences for script in sentence}
+    # A sentence may have words of several scripts, and each script's words a language of their own.
+    for script in scripts:
+        with_script = [sentence for sentence in all_sentences if script in sentence]
+        languages = identify_sentences(script, with_script, target)
+        for sentence, language in zip(with_script, languages, strict=True):
             counts[language] += len(sentence[script])
     return counts
 
 
-def _known(language: str) -> str:
+def _checked_code(language: str) -> str:
+    """Returns the ISO 639-1 code of a language's code or name. Raises UserError if it has none."""
     code = language_code(language)
     if code is None:
         codes = " ".join(sorted(LANGUAGE_CODES))
