@@ -9,7 +9,10 @@ from jaxgrpo.problems import Problem
 
 @dataclass(frozen=True)
 class Coin:
-    """A reward that thinks for so many seconds about a completion, and then throws a coin."""
+    """A reward that takes so many seconds for a completion, and is then 0.0 or 1.0 by a checksum.
+
+    seconds: how long it sleeps
+    """
 
     seconds: float
 

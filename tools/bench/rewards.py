@@ -1,4 +1,7 @@
-"""`python -m tools.bench rewards`: how many verdicts a second the pool gives for answers to GSM8K."""
+"""Measures how many verdicts a second the pool gives for answers to a problem of GSM8K.
+
+python -m tools.bench rewards
+"""
 
 import argparse
 import statistics
@@ -9,46 +12,69 @@ from jaxgrpo.rewards.maths import verifier
 from jaxgrpo.rewards.workers.pool import Pool
 from tools.bench.turns import Result
 
-GROUP = 8
 SOLUTION = (
-    "<think>Natalia sold 48/2 = <<48/2={half}>>{half} clips in May, which is half as many as in April.\n"
-    "Altogether she sold 48 + {half} = <<48+{half}={total}>>{total} clips in April and May, so that is the total.</think>"
+    "<think>Natalia sold 48/2 = <<48/2={half}>>{half} clips in May, which is half as many as in "
+    "April.\n"
+    "Altogether she sold 48 + {half} = <<48+{half}={total}>>{total} clips in April and May, so "
+    "that is the total.</think>"
 )
-ANSWERS = (r"\boxed{{{total:,}}}", r"\boxed{{{total}.0}}", "#### {total}", r"\boxed{{\${total}}}", r"\boxed{{{wrong}}}",
-           r"\boxed{{{total} \text{{ clips}}}}", r"\boxed{{\frac{{{total}}}{{1}}}}", "I do not know.")  # fmt: skip
-VERDICTS = [1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+
+ANSWERS = (
+    (r"\boxed{{{total:,}}}", 1.0),
+    (r"\boxed{{{total}.0}}", 1.0),
+    ("#### {total}", 1.0),
+    (r"\boxed{{\${total}}}", 1.0),
+    (r"\boxed{{{wrong}}}", 0.0),
+    (r"\boxed{{{total} \text{{ clips}}}}", 1.0),
+    (r"\boxed{{\frac{{{total}}}{{1}}}}", 1.0),
+    ("I do not know.", 0.0),
+)
+"""Answers in the forms that models give, and the verdict that each must have."""
+
+GROUP_SIZE = len(ANSWERS)
 
 
-def group(index: int) -> tuple[Problem, list[str]]:
-    """A problem and eight completions, six of them right, in the forms that models give answers."""
+def make_group(index: int) -> tuple[Problem, list[str]]:
+    """Returns a problem and a completion with each of ANSWERS, six of them right."""
     half = 17 * index + 24
     numbers = {"half": half, "total": 48 + half, "wrong": 47 + half}
-    texts = [(SOLUTION + "\n" + answer).format(**numbers) for answer in ANSWERS]
-    return Problem(
+    texts = [f"{SOLUTION}\n{answer}".format(**numbers) for answer, _ in ANSWERS]
+    problem = Problem(
         f"bench:{index}", "How many clips did Natalia sell altogether?", str(48 + half)
-    ), texts
+    )
+    return problem, texts
 
 
 def bench_rewards(arguments: argparse.Namespace) -> Result:
-    """Verdicts of rewards.math.accuracy on GSM8K-style completions, by workers that have started: how many a second."""
-    groups = [group(index) for index in range(-(-arguments.verdicts // GROUP))]
+    """Measures verdicts a second of rewards.maths.verifier.accuracy on GSM8K-style completions.
+
+    The workers have started when the clock starts.
+    """
+    num_groups = -(-arguments.verdicts // GROUP_SIZE)  # rounded up
+    groups = [make_group(index) for index in range(num_groups)]
     with Pool({"accuracy": Weighted(verifier.accuracy)}, arguments.workers, deadline=10.0) as pool:
-        _, *seconds = [seconds_to_judge(pool, groups) for _ in range(1 + arguments.repeats)]
-    median, verdicts = statistics.median(seconds), len(groups) * GROUP
+        seconds_to_judge(pool, groups)  # warms up, and is not counted
+        seconds = [seconds_to_judge(pool, groups) for _ in range(arguments.repeats)]
+    median = statistics.median(seconds)
+    num_verdicts = num_groups * GROUP_SIZE
     return {
-        "verdicts": verdicts,
+        "verdicts": num_verdicts,
         "seconds": seconds,
         "median_s": median,
-        "verdicts_per_s": verdicts / median,
+        "verdicts_per_s": num_verdicts / median,
     }
 
 
 def seconds_to_judge(pool: Pool, groups: list[tuple[Problem, list[str]]]) -> float:
-    """The time of a turn; RuntimeError if a verdict is not as expected."""
+    """Returns the seconds that the verdicts of all groups take.
+
+    Raises RuntimeError if a verdict is not the expected one.
+    """
     begin = time.perf_counter()
     tickets = [pool.submit(problem, texts) for problem, texts in groups]
-    values = [values["accuracy"] for ticket in tickets for values in pool.result(ticket)]
+    verdicts = [values["accuracy"] for ticket in tickets for values in pool.result(ticket)]
     seconds = time.perf_counter() - begin
-    if values != VERDICTS * len(groups):
+    expected = [verdict for _, verdict in ANSWERS] * len(groups)
+    if verdicts != expected:
         raise RuntimeError("a verdict is not the expected one")
     return seconds
