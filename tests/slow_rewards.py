@@ -1,4 +1,4 @@
-"""A reward whose verdict is a function of the text, and comes when it likes.
+"""A reward whose verdict is a function of the text, but comes at a random time.
 
 Worker processes import it: it must not import jax.
 """
@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Delayed:
-    """1.0 for a text with an odd number of characters, between `least` and `most` seconds later."""
+    """A reward: 1.0 for a text with an odd number of characters, else 0.0, after a random delay.
 
-    least: float
-    most: float
+    min_seconds, max_seconds: bounds of the delay
+    """
+
+    min_seconds: float
+    max_seconds: float
 
     def __call__(self, problem, completion) -> float:
-        time.sleep(random.uniform(self.least, self.most))
+        time.sleep(random.uniform(self.min_seconds, self.max_seconds))
         return float(len(completion) % 2)

@@ -181,9 +181,8 @@ def check_mixes(corpora: dict[str, Corpus]) -> bool:
         mean = statistics.mean(errors)
         share_within = statistics.mean(error <= MAX_MIX_ERROR for error in errors)
         all_met &= mean <= MAX_MIX_ERROR
-        print(
-            f"{first_name:>16} + {second_name:16} {mean:7.4f} {max(errors):7.4f} {share_within:7.1%}"
-        )
+        names = f"{first_name:>16} + {second_name:16}"
+        print(f"{names} {mean:7.4f} {max(errors):7.4f} {share_within:7.1%}")
     print()
     return all_met
 

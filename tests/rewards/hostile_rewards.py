@@ -1,4 +1,7 @@
-"""Rewards that misbehave: what a pool of workers must survive. Importable by name, as a user's own rewards are."""
+"""Rewards that misbehave: a pool of workers must survive all of them.
+
+They can be imported by name, as a user's own rewards are.
+"""
 
 import contextlib
 import dataclasses
@@ -66,7 +69,7 @@ def hang_on_request(problem, text):
 
 
 def strike_the_parent_on_request(problem, text):
-    """At whoever started this process, which under a fork is not the trainer."""
+    """Sends a signal to the parent process: to the template, where workers are forks."""
     if text in ("SIGKILL", "SIGSTOP"):
         os.kill(os.getppid(), getattr(signal, text))
         exit_on_request(problem, "exit")
@@ -74,7 +77,7 @@ def strike_the_parent_on_request(problem, text):
 
 
 def start_a_process_and_hang(problem, text):
-    """Of which `text` is a file that gets the id."""
+    """Starts a process, and writes its id into the file named by the text."""
     process = os.fork()
     if process:
         with open(text, "w") as file:
@@ -167,7 +170,7 @@ def length_and_end(problem, text):
 
 @dataclasses.dataclass
 class NotFrozen:
-    """Without a hash."""
+    """A reward that has no hash, for it is a dataclass that is not frozen."""
 
     number: float = 1.0
 

@@ -1,5 +1,6 @@
-"""Rewards that see a whole group: one call, one deadline, and a lost call costs itself alone."""
+"""Rewards that see a whole group: one call with one deadline, whose loss costs no other call."""
 
+import itertools
 import os
 import time
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ PROBLEM = Problem("1", "question", "42")
 
 @batched
 def rarity(problem, completions):
-    """How much of the group says something else."""
+    """Returns the share of the group that says something else."""
     return numpy.array([1 - completions.count(text) / len(completions) for text in completions])
 
 
@@ -29,7 +30,7 @@ def tokens(problem, completions):
 @batched
 @dataclass(frozen=True)
 class Scaled:
-    """One with a setting."""
+    """A batched reward with a setting."""
 
     scale: float = 2.0
 
@@ -130,9 +131,8 @@ def test_one_deadline_holds_for_the_whole_call():
     "rewards", [[], [rarity], [hostile_rewards.length], [rarity, hostile_rewards.length, tokens]]
 )
 def test_the_calls_of_a_ticket_are_every_reward_of_every_text_once(rewards, texts):
-    todo = list_calls(rewards, texts)
-    pairs = [(which, text) for which, on in todo for text in on]
-    assert sorted(pairs) == [
-        (which, text) for which in range(len(rewards)) for text in range(texts)
-    ]
-    assert all(len(on) == (texts if is_batched(rewards[which]) else 1) for which, on in todo)
+    planned = list_calls(rewards, texts)
+    pairs = [(call.reward, text) for call in planned for text in call.texts]
+    assert sorted(pairs) == list(itertools.product(range(len(rewards)), range(texts)))
+    for call in planned:
+        assert len(call.texts) == (texts if is_batched(rewards[call.reward]) else 1)

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (letters of other scripts that look like Latin ones are what is tested)
-"""Which language a text is in: the laws of the measure in sixteen languages, and that nothing breaks or stalls it."""
+"""The laws of the language rewards in sixteen languages, and that no text breaks or stalls them."""
 
 import itertools
 import pickle
@@ -63,14 +63,11 @@ def test_a_sentence_is_enough_to_tell_languages_of_one_script_apart(first, secon
 def test_a_mix_scores_the_share_of_its_words(first):
     for second in TEXTS:
         if second != first:
-            words, others = (
-                word_ratios(WHOLE[first], first).words,
-                word_ratios(WHOLE[second], second).words,
-            )
+            words = word_ratios(WHOLE[first], first).words
+            others = word_ratios(WHOLE[second], second).words
+            share = words / (words + others)
             for text in (f"{WHOLE[first]}\n{WHOLE[second]}", f"{WHOLE[second]} {WHOLE[first]}"):
-                assert word_ratios(text, first).target == pytest.approx(
-                    words / (words + others), abs=0.05
-                ), second
+                assert word_ratios(text, first).target == pytest.approx(share, abs=0.05), second
 
 
 @pytest.mark.parametrize("language", TEXTS)
@@ -78,9 +75,8 @@ def test_formulas_digits_and_code_change_nothing(language):
     sentences = TEXTS[language]
     before = word_ratios(WHOLE[language], language)
     for noise in NOISES:
-        after = word_ratios(
-            "\n".join(f"{noise} {sentence} {noise}" for sentence in sentences), language
-        )
+        text = "\n".join(f"{noise} {sentence} {noise}" for sentence in sentences)
+        after = word_ratios(text, language)
         assert after.target == pytest.approx(before.target, abs=0.01), noise
         assert after.english == pytest.approx(before.english, abs=0.01), noise
 
@@ -106,11 +102,13 @@ def test_what_a_word_is(text, words):
     ("text", "target"),
     [
         (
-            "Der Zug nach Birmingham fährt 240 km. Michael Johnson und Jennifer Williams kaufen je 5 kg Äpfel.",
+            "Der Zug nach Birmingham fährt 240 km. "
+            "Michael Johnson und Jennifer Williams kaufen je 5 kg Äpfel.",
             "de",
         ),
         (
-            "Jennifer Williams ana kilo 5 za machungwa. Je, Michael Johnson ana machungwa mangapi zaidi ya Jennifer?",
+            "Jennifer Williams ana kilo 5 za machungwa. "
+            "Je, Michael Johnson ana machungwa mangapi zaidi ya Jennifer?",
             "sw",
         ),
         ("合計金額\nりんごの値段は、一個あたり百円なので、", "ja"),
@@ -315,7 +313,7 @@ HOSTILE = (*LATEX, *MARKUP, *WORDS, "$a", "$$ a", r"\[x", r"\boxed{four words ar
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_no_text_takes_more_than_linear_time(piece):
-    length = 30_000  # of which a square would be minutes
+    length = 30_000  # quadratic time would be minutes
     before = time.process_time()
     for end in ("", "}" * 10_000):
         word_ratios(piece * (length // len(piece)) + end, "en", "all")

@@ -1,4 +1,4 @@
-"""Rewards in worker processes: whatever a reward does, the pool answers, in order and in time, and leaves nothing."""
+"""The pool of workers: whatever a reward does, it answers in order, in time, and leaves nothing."""
 
 import functools
 import os
@@ -214,13 +214,15 @@ def test_a_reward_that_strikes_its_parent_costs_other_workers_nothing():
 @linux
 def test_when_the_process_that_imported_dies_another_does():
     with start("importing_process_id", workers=2) as pool:
-        importing = lambda: [
-            pool.result(pool.submit(PROBLEM, ["a"]))[0]["importing_process_id"] for _ in range(8)
-        ]
-        (first,) = set(importing())
+
+        def importing_ids():
+            values = [pool.result(pool.submit(PROBLEM, ["a"]))[0] for _ in range(8)]
+            return {value["importing_process_id"] for value in values}
+
+        (first,) = importing_ids()
         os.kill(int(first), signal.SIGKILL)
         time.sleep(0.3)  # those that it forked die with it
-        (second,) = set(importing())
+        (second,) = importing_ids()
     assert second != first
 
 
@@ -229,9 +231,8 @@ def test_what_a_reward_has_started_dies_with_it(tmp_path):
     assert values[0]["start_a_process_and_hang"] == Missing("timeout")
     started = int((tmp_path / "id").read_text())
     until = time.monotonic() + 10
-    while (
-        is_alive(started) and time.monotonic() < until
-    ):  # it is the system's first process that has to see it dead
+    # Its parent is dead, too, so the system's first process has to wait for it.
+    while is_alive(started) and time.monotonic() < until:
         time.sleep(0.01)
     assert not is_alive(started)
 
@@ -312,9 +313,15 @@ def write_module(folder, monkeypatch, name, text):
     return __import__(name)
 
 
+KILLS_THE_WORKER = """
+import os, sys
+'pytest' in sys.modules or os._exit(3)
+def reward(problem, text): return 1.0
+"""
+
+
 def test_a_module_that_kills_the_worker_is_refused(tmp_path, monkeypatch):
-    text = "import os, sys\n'pytest' in sys.modules or os._exit(3)\ndef reward(problem, text): return 1.0\n"
-    module = write_module(tmp_path, monkeypatch, "kills_the_worker", text)
+    module = write_module(tmp_path, monkeypatch, "kills_the_worker", KILLS_THE_WORKER)
     with pytest.raises(UserError, match="did not get through importing"):
         Pool({"reward": Weighted(module.reward)}, 1, 1.0)
 
@@ -325,15 +332,16 @@ import os, sys, threading
 """
 
 
+IMPORTING_ID = """
+imported = os.getpid()
+def reward(problem, text): return imported if text else os._exit(1)
+"""
+
+
 def test_a_module_that_starts_a_thread_is_imported_by_every_worker_afresh(tmp_path, monkeypatch):
-    text = (
-        HAS_A_THREAD
-        + "imported = os.getpid()\ndef reward(problem, text): return imported if text else os._exit(1)\n"
-    )
-    module = write_module(tmp_path, monkeypatch, "has_a_thread", text)
-    with Pool(
-        {"reward": Weighted(module.reward), "id": Weighted(hostile_rewards.process_id)}, 1, 10.0
-    ) as pool:
+    module = write_module(tmp_path, monkeypatch, "has_a_thread", HAS_A_THREAD + IMPORTING_ID)
+    rewards = {"reward": Weighted(module.reward), "id": Weighted(hostile_rewards.process_id)}
+    with Pool(rewards, 1, 10.0) as pool:
         first, lost, second = pool.result(pool.submit(PROBLEM, ["a", "", "b"]))
     assert lost["reward"] == Missing("crash")
     assert first["reward"] == first["id"] != second["id"] == second["reward"]
@@ -405,10 +413,10 @@ def is_alive(process_id):
 
 
 def test_close_leaves_no_process_whatever_the_workers_are_doing():
-    with (
+    with (  # noqa: PT012
         pytest.raises(KeyError),
         start("process_id", "sleep_on_request", workers=2, deadline=60.0) as pool,
-    ):  # noqa: PT012
+    ):
         ids = {int(pool.result(pool.submit(PROBLEM, [""]))[0]["process_id"]) for _ in range(50)}
         assert all(map(is_alive, ids))
         tickets = [pool.submit(PROBLEM, ["sleep"]) for _ in range(4)]
