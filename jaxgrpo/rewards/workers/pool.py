@@ -50,8 +50,8 @@ The life of one job:
    returns them by text and by name of the reward, with `Missing` where there is none.
 
 A reward that raises an exception costs its own verdict and no process. A worker that dies between
-two jobs costs nothing: step 3 replaces it. If no worker can be started, the ticket's future gets the
-UserError, and the supervisor goes on to the next ticket.
+two jobs costs nothing: step 3 replaces it. If no worker can be started, the ticket's future gets
+the UserError, and the supervisor goes on to the next ticket.
 
 Who ends whom:
 
