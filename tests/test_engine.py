@@ -9,11 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgrpo.models import attention
 from jaxgrpo import programs as steps_module
 from jaxgrpo.device.logprobs import token_logprobs
 from jaxgrpo.distributed.mesh import make_mesh, to_device
-from jaxgrpo.models import transformer
+from jaxgrpo.models import attention, transformer
 from jaxgrpo.programs import compile_programs
 from jaxgrpo.rollout.engine import Draw, FinishedCompletion, completion_key
 from tests import tiny_devices, tiny_engines

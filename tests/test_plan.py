@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgrpo.models import products
 from jaxgrpo.config import load
 from jaxgrpo.distributed.mesh import device_bytes
 from jaxgrpo.errors import UserError
-from jaxgrpo.models import transformer
+from jaxgrpo.models import products
 from jaxgrpo.plan import (
     chips,
     command,

@@ -9,13 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgrpo.models import attention
 from jaxgrpo import losses
 from jaxgrpo.device import learner
 from jaxgrpo.device.logprobs import token_logprobs
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.losses import GRPO
-from jaxgrpo.models import transformer
+from jaxgrpo.models import attention, transformer
 from jaxgrpo.problems import Completion, Problem
 from jaxgrpo.programs import compile_programs
 from jaxgrpo.rollout.collect import make_batch

@@ -16,7 +16,6 @@ from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec
 from jaxgrpo.distributed.mesh import make_mesh, to_device
 from jaxgrpo.models import attention, transformer
 from jaxgrpo.models.model_config import ModelConfig
-from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.problems import Problem
 from jaxgrpo.programs import Program, SamplingPrograms, compile_sampling
 from jaxgrpo.rollout.engine import Engine
