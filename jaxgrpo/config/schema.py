@@ -325,7 +325,7 @@ def validate(config: Config) -> None:
     _check_distributed(config.distributed)
 
 
-METHODS = ("advantages", "weights", "token_loss")
+METHODS = ("advantages", "token_weights", "token_loss")
 """What makes an objective."""
 
 

@@ -113,7 +113,7 @@ def update(
         mask = weights.without_truncated(batch.completion_mask, batch.trained)
         batch = batch._replace(completion_mask=mask)
     mask = batch.completion_mask
-    rows = batch, ref_logprobs, advantages, objective.weights(mask)
+    rows = batch, ref_logprobs, advantages, objective.token_weights(mask)
 
     def loss(params: Params, rows: tuple) -> tuple[Array, tuple]:
         batch, ref_logprobs, advantages, token_weights = rows
