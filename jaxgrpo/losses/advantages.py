@@ -111,6 +111,7 @@ def _standardised(rewards: Array, axes: tuple[int, ...]) -> Array:
     """Computes (r - mean(r)) / std(r) over the axes, 0 where missing or all rewards are equal."""
     difference, count = _centred(jax.lax.stop_gradient(rewards), axes)
     variance = jnp.sum(difference**2, axis=axes, keepdims=True) / jnp.maximum(count, 1)
+    varies = variance > 0
     # The divisor is 1 where the variance is 0, so that the branch not taken holds no NaN.
-    deviation = jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
-    return jnp.where(variance > 0, difference / deviation, 0.0)
+    deviation = jnp.sqrt(jnp.where(varies, variance, 1.0))
+    return jnp.where(varies, difference / deviation, 0.0)

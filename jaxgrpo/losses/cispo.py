@@ -39,5 +39,6 @@ class CISPO(GroupRelative):
             "policy/clipped_low": clipped_low.astype(jnp.float32),
             "policy/clipped_high": clipped_high.astype(jnp.float32),
         }
+        # Unlike PPO's clip this one leaves the gradient, which is that of log policy alone.
         weight = jnp.clip(ratio, 1 - self.clip_low, 1 + self.clip_high)
         return -weight * inputs.advantages * inputs.logprobs, metrics

@@ -46,6 +46,7 @@ class DAPO(GroupRelative):
                 "DAPO punishes length where max_tokens is given: advantages() needs the "
                 "completions' mask"
             )
+        # A missing reward stays NaN, whatever is added to it.
         lengths = mask.sum(axis=-1)  # [P, G]
         punishment = advantages.soft_overlong(lengths, self.max_tokens, self.overlong_buffer)
         return advantages.standardised(rewards + punishment)

@@ -53,4 +53,5 @@ class RLOO(GroupRelative):
 
     def token_loss(self, inputs: TokenInputs) -> TokenLoss:
         """Returns -A * log policy."""
+        # The sum over tokens of log policy is the log-probability of the completion.
         return -inputs.advantages * inputs.logprobs, {}

@@ -44,6 +44,7 @@ def sequence_log_ratio_with_token_gradient(
     Source: GSPO-token, arXiv 2507.18071, equation 14
     """
     sequence = jax.lax.stop_gradient(sequence_log_ratio(log_ratio, mask))
+    # logprobs - sg[logprobs] is 0 in value; its gradient is the token's.
     return sequence + logprobs - jax.lax.stop_gradient(logprobs)
 
 
@@ -63,10 +64,14 @@ def clipped_surrogate(
     Sources: arXiv 1707.06347, equation 7; dual clip: arXiv 1912.09729, equation 5
     """
     r = ratio(log_ratio)
-    loss = jnp.maximum(-r * advantages, -jnp.clip(r, 1 - clip_low, 1 + clip_high) * advantages)
+    # The larger loss of the two: a ratio that has moved the wrong way keeps its gradient.
+    unclipped_loss = -r * advantages
+    clipped_loss = -jnp.clip(r, 1 - clip_low, 1 + clip_high) * advantages
+    loss = jnp.maximum(unclipped_loss, clipped_loss)
     if dual_clip is None:
         return loss
-    return jnp.where(advantages < 0, jnp.minimum(loss, -dual_clip * advantages), loss)
+    bounded_loss = jnp.minimum(loss, -dual_clip * advantages)
+    return jnp.where(advantages < 0, bounded_loss, loss)
 
 
 def clip_metrics(
@@ -105,7 +110,8 @@ def kl_k2(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> F
     It is biased as an estimate, but on policy its expected gradient is that of
     KL(policy || reference).
     """
-    return jnp.square(jnp.clip(logprobs - ref_logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)) / 2
+    log_ratio = jnp.clip(logprobs - ref_logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return jnp.square(log_ratio) / 2
 
 
 def kl_k3(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> Float[Array, "B T"]:
@@ -117,6 +123,7 @@ def kl_k3(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> F
     Source: GRPO, arXiv 2402.03300, equation 4
     """
     log_ratio = jnp.clip(ref_logprobs - logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    # expm1: near 0 the float32 difference exp(x) - 1 would have lost its digits.
     return jnp.expm1(log_ratio) - log_ratio
 
 
@@ -187,6 +194,7 @@ def importance_weights(
     if level == "sequence":
         sequence = jnp.sum(jnp.where(mask, log_ratio, 0.0), axis=1, keepdims=True)  # [B, 1]
         log_ratio = jnp.broadcast_to(sequence, mask.shape)
+    # A constant: the weight corrects where tokens came from, the policy cannot change it.
     weight = ratio(jax.lax.stop_gradient(log_ratio))
     if mode == "truncate":
         return jnp.clip(weight, low, high)

@@ -48,4 +48,5 @@ def without_truncated(mask: Bool[Array, "B T"], finished: Bool[Array, "B"]) -> B
 
 def _num_rows(mask: Bool[Array, "B T"]) -> Float[Array, ""]:
     """Returns the number of rows with a chosen token, at least 1."""
+    # At least 1, so that the weights of an empty batch are 0 and not NaN.
     return jnp.maximum(mask.any(axis=1).sum(), 1).astype(jnp.float32)

@@ -56,6 +56,7 @@ class Regularised(_Wrapper):
         Raises ValueError if there is an entropy bonus and no entropy in the inputs.
         """
         loss, metrics = self.objective.token_loss(inputs)
+        # None, unlike a coefficient of 0, leaves the term out of the compiled program.
         if self.kl is not None:
             log_ratio = inputs.logprobs - inputs.old_logprobs
             kl = terms.kl_loss(self.estimator, log_ratio, inputs.logprobs, inputs.ref_logprobs)
