@@ -1,4 +1,4 @@
-"""Losses, gradients and advantages against TRL's own, which tools/golden_trl wrote; 1e-5.
+"""Losses, gradients and advantages against TRL's own, which tools/golden_trl.py wrote; 1e-5.
 
 Where the two differ on purpose, the reason stands in DIFFERENT or OTHER_ADVANTAGES, and a test
 holds that they do.
