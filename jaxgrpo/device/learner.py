@@ -18,7 +18,15 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxgrpo.device.micro_batches import MicroBatches
 from jaxgrpo.device.optimizer import Optimizer, cast, optimizer_updates, round_stochastically
 from jaxgrpo.device.scorer import Scorer, reference_logprobs
-from jaxgrpo.losses import LossInfo, Objective, TokenInputs, batch_loss, merge, report, token_weights
+from jaxgrpo.losses import (
+    LossInfo,
+    Objective,
+    TokenInputs,
+    batch_loss,
+    merge,
+    report,
+    token_weights,
+)
 from jaxgrpo.models import lora
 from jaxgrpo.types import Params, TrainBatch, TrainState
 
