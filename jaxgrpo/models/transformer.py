@@ -3,8 +3,9 @@ a gated MLP.
 
 Flax modules describe the network; parameters are a plain pytree that travels through the pure
 functions at the end: `init`, `forward`, `forward_with_prompts`, `output_embedding`. They have a
-leaf of each layer, `layers_3/mlp/up/kernel`, or one of all layers, `layers/mlp/up/kernel`: `stack` and
-`unstack` go from one to the other, and `forward` scans over stacked layers. Axes as in layers.py.
+leaf of each layer, `layers_3/mlp/up/kernel`, or one of all layers, `layers/mlp/up/kernel`: `stack`
+and `unstack` go from one to the other, and `forward` scans over stacked layers. Axes as in
+layers.py.
 """
 
 from functools import partial
@@ -75,7 +76,7 @@ class Transformer(nn.Module):
     ) -> tuple[tuple[Array, ...], KeyValues]:
         config = self.config
         normal = nn.initializers.normal(0.02)
-        # 1. Parameters of the vocabulary. The output embedding is used by the scorer and the sampler.
+        # 1. The vocabulary's parameters. Scorer and sampler use the output embedding, not we.
         embedding = self.param("embedding", normal, (config.vocab_size, config.width))
         if not config.tied_embeddings:
             self.param("output_embedding", normal, (config.vocab_size, config.width))
