@@ -85,6 +85,7 @@ def export(
             f"--adapter writes float32, which --dtype {dtype} is not: leave out one of the two"
         )
 
+    # 1. Adapters alone, or parameters that were all trained, need no base.
     step, trained = _restore_trained(run, source, config["stacked"], adapters)
     if adapter:
         hf_folder.save_adapters(trained, adapters, source, target)
@@ -93,6 +94,7 @@ def export(
         hf_folder.save(trained, source, target, dtype=dtype)
         return step, 0.0
 
+    # 2. Adapters are merged into the base.
     base = hf_folder.load_params(source)
     merged = lora.merge(lora.attach(base, trained), adapters.scale)
     merged_dtype = dtype or "float32"
@@ -112,7 +114,8 @@ def _restore_trained(run: Path, source: Path, stacked: bool, adapters: Lora) -> 
     with Checkpoints(run) as checkpoints:
         restored = jax.device_get(checkpoints.restore_params(sharded_shapes(make_mesh(), like)))
         step = checkpoints.latest()
-    assert step is not None  # else nothing could have been restored
+    # Without a checkpoint restore_params would have raised.
+    assert step is not None
     return step, transformer.unstack(restored)
 
 
@@ -125,6 +128,7 @@ def lost_by_rounding(base: Params, merged: Params, dtype: str) -> float:
     changed = 0.0
     base_leaves = named_leaves(base)
     for path, leaf in named_leaves(merged).items():
+        # Parameters without adapters are the base's, and lose nothing.
         change = np.asarray(leaf, np.float32) - np.asarray(base_leaves[path], np.float32)
         if not change.any():
             continue
