@@ -39,7 +39,9 @@ def bench_logprobs(arguments: argparse.Namespace) -> Result:
     if arguments.compile_only:
         return result
     inputs = random_inputs(shapes, vocab)
-    calls = {name: partial(program, *inputs) for name, program in programs.items()}
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(program, *inputs) for name, program in programs.items()
+    }
     for name, seconds in median_seconds(calls, arguments.repeats).items():
         result[f"{name}median_s"] = seconds
     return result
