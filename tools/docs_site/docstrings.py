@@ -50,8 +50,11 @@ def to_markdown(docstring: str, names: set[str]) -> str:
             if in_item and line:
                 lines.append("")
             in_item = False
+            is_verbatim = line.startswith("    ")
+            if is_verbatim and lines and lines[-1] and not lines[-1].startswith("    "):
+                lines.append("")
             # Indented lines are formulas and examples, which Markdown shows as they are.
-            lines.append(line if line.startswith("    ") else _escape(line))
+            lines.append(line if is_verbatim else _escape(line))
     return "\n".join(lines)
 
 
