@@ -14,7 +14,19 @@ from tests.tiny_models import NETWORK, make_folder
 from tools.bench import __main__ as bench
 from tools.bench import sampling
 
-TINY = "logprobs --rows 2 --length 5 --width 4 --vocab 50 --repeats 1".split()
+TINY = [
+    "logprobs",
+    "--rows",
+    "2",
+    "--length",
+    "5",
+    "--width",
+    "4",
+    "--vocab",
+    "50",
+    "--repeats",
+    "1",
+]
 MEASURED = {"temp_bytes", "naive_temp_bytes", "median_s", "naive_median_s"}
 
 
@@ -57,7 +69,21 @@ def test_what_cannot_be_measured_is_refused():
         bench.main([*TINY, "--repeats", "0"])
 
 
-SMALL = "--groups 2 --group-size 4 --prompt 6 --new 8 --chunk 3 --repeats 1 --json".split()
+SMALL = [
+    "--groups",
+    "2",
+    "--group-size",
+    "4",
+    "--prompt",
+    "6",
+    "--new",
+    "8",
+    "--chunk",
+    "3",
+    "--repeats",
+    "1",
+    "--json",
+]
 RATES = {
     "median_s",
     "tokens_per_s",

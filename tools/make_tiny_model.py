@@ -129,6 +129,7 @@ def make_tokenizer(folder: Path, seed: int) -> None:
     """
     corpus = folder / "corpus.txt"
     write_corpus(corpus, seed)
+    # Ids: 0 unknown, 1 end, 2 padding, then the roles' markers; the configs below say the same.
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus),
         model_prefix=str(folder / "tokenizer"),
@@ -153,6 +154,7 @@ def make_tokenizer(folder: Path, seed: int) -> None:
         minloglevel=2,
     )
     corpus.unlink()
+    # tokenizer.model holds the vocabulary, too.
     (folder / "tokenizer.vocab").unlink()
     tokenizer_config = {
         "tokenizer_class": "LlamaTokenizer",
@@ -234,6 +236,7 @@ def train(folder: Path, arguments: argparse.Namespace) -> Report:
     steps = compile_programs(config, optimizer, mesh, ends=tokens.ends, **shapes)
     engine = Engine(steps, tokens, PROMPT_WIDTH, NEW_TOKENS, arguments.seed)
     params = transformer.init(config, jax.random.key(arguments.seed))
+    # Several texts a row, each of which attends to itself alone.
     batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad)
     states = sft.train(steps, steps.init(params), itertools.islice(batches, arguments.steps))
     progress = tqdm(total=arguments.steps, unit="step")
@@ -247,6 +250,7 @@ def train(folder: Path, arguments: argparse.Namespace) -> Report:
             problems = heldout_problems(FINAL_PROBLEMS if is_last else INTERIM_PROBLEMS)
             report = measure(engine, state.params, problems)
             progress.write(f"step {step}  {json.dumps(report)}")
+            # Written each time: an interrupted run leaves a model.
             write_weights(folder, state.params)
     parameters = transformer.parameter_count(state.params)
     return report | {"steps": arguments.steps, "parameters": parameters}
@@ -262,6 +266,7 @@ def measure(engine: Engine, params: Params, problems: list[Problem]) -> Report:
     """Returns the accuracy of samples at temperature 1: overall, by language and by level."""
     scores: dict[str | int, list[float]] = defaultdict(list)
     for group in engine(params, problems, 2, Draw(), 0, "evaluation"):
+        # The share of the problem's samples that are right.
         score = np.mean([accuracy(group.problem, text) for text in group.texts])
         for key in ("overall", group.problem.language, group.problem.level):
             scores[key].append(float(score))
@@ -273,6 +278,7 @@ def measure(engine: Engine, params: Params, problems: list[Problem]) -> Report:
 
 def write_weights(folder: Path, params: Params) -> None:
     """Writes model.safetensors, beside which the folder's config stays as it is."""
+    # Into a folder beside it first, then in one move: the file is never half written.
     target = folder / "saving"
     shutil.rmtree(target, ignore_errors=True)
     hf_folder.save(jax.device_get(params), folder, target)

@@ -59,9 +59,11 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
     # The sampler's arguments that the host sends with each call.
     row_numbers = _host_array(jnp.int32, programs.starts)
     row_keys = _host_array(jnp.uint32, programs.starts, 2)
+    # As sampler.NewRows has them.
     starts = (row_numbers, row_numbers, row_numbers, row_keys)
     halt = _host_array(bool, programs.sizes[0])
     how = (config.sampling.temperature, 0, 1.0, 0.0, 0)
+    # Numbers that bound a call of decode.
     scalar = _host_array(jnp.int32)
 
     prefill = (published, tokens, mask)
@@ -79,6 +81,7 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
 
 def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:
     """Returns the shapes of the batch that an update learns from."""
+    # B rows of T = prompt width + new tokens.
     rows = config.batch.groups * config.batch.group_size
     length = config.sampling.prompt_width + config.sampling.max_new_tokens
 

@@ -129,6 +129,7 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     slots = arguments.slots or rows
     micro_batch = getattr(arguments, "micro_batch", 0)
     mesh = make_mesh(rows=math.gcd(rows, slots, micro_batch))
+    # Groups fill slots, devices share rows, and micro-batches divide the batch.
     divisors = (
         ("--slots", slots, arguments.group_size),
         ("--slots", slots, row_devices(mesh)),
@@ -138,6 +139,7 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     for name, number, divisor in divisors:
         if number % divisor:
             raise UserError(f"{name} is {number}: it must be a multiple of {divisor}")
+    # As a run compiles them.
     steps = compile_programs(
         model,
         adamw(schedule("constant", 1e-6, 0, 1), 0.9, 0.999, 0.0, 1.0),
@@ -182,6 +184,7 @@ def completion_lengths(arguments: argparse.Namespace) -> np.ndarray:
         raise UserError(
             f"--mean-new {mean} is more than --new {arguments.new}, where completions are cut"
         )
+    # The same lengths in each run: they are part of what is measured.
     return np.minimum(np.random.default_rng(1).geometric(1 / mean, shape), arguments.new)
 
 
