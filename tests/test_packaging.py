@@ -83,6 +83,15 @@ def test_what_is_imported_is_declared(path):
         assert distributions()[module] & (BASE | TRAIN), f"{module} is in neither list"
 
 
+def test_what_tests_import_is_declared():
+    declared = BASE | TRAIN | names(PROJECT["optional-dependencies"]["test"])
+    paths = [*(ROOT / "tests").glob("*.py"), *(ROOT / "tests" / "rewards").glob("*.py")]
+    modules = set().union(*map(third_party, paths)) - {"tests", "tools"}
+    # Others are files beside the tests.
+    installed = modules & set(distributions())
+    assert [module for module in installed if not distributions()[module] & declared] == []
+
+
 def test_what_is_declared_is_imported():
     modules = set().union(*map(third_party, SOURCES))
     imported = set().union(*(distributions().get(module, set()) for module in modules))
