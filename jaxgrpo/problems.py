@@ -33,6 +33,8 @@ class Problem:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # The class is frozen, so its own constructor has to set fields this way. A language without
+        # a code stays as it is: the run's checks name it in their error.
         language = language_code(self.language) or self.language
         object.__setattr__(self, "language", language)
         for name in ("id", "prompt", "answer"):
@@ -154,6 +156,7 @@ class Scheduled(Weighted):
 
     def next_weight(self, step: int, previous_weight: float, mean_reward: float) -> float:
         """Returns the weight at a step, from the schedule alone."""
+        # From 0 at step 1 to 1 at step `steps`, and 1 ever after.
         progress = min(1.0, (step - 1) / (self.steps - 1))
         return self.weight + (self.end - self.weight) * progress
 

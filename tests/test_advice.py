@@ -49,8 +49,8 @@ from jaxgrpo.distributed import mesh
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import gemma3, hf_folder, llama, qwen2, tensors
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.plan import __main__ as plan
 from jaxgrpo.plan import chips, times
+from jaxgrpo.plan import command as plan
 from jaxgrpo.problems import Driven, Problem, Scheduled, Weighted, batched
 from jaxgrpo.rewards import layout as layout
 from jaxgrpo.rewards import length, repetition, rouge
@@ -1111,8 +1111,8 @@ trial(
 )
 trial(
     "--topology {}: it must be like",
-    give(chips.parse, "v5e"),
-    lambda folder, said: [chips.parse(name) for name in re.findall(r"v\d\w?:\S*\d", said)],
+    give(chips.parse_topology, "v5e"),
+    lambda folder, said: [chips.parse_topology(name) for name in re.findall(r"v\d\w?:\S*\d", said)],
 )
 
 
@@ -1120,7 +1120,7 @@ def without_libtpu(folder: Path, said: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", dict(os.environ))
         patch.setitem(sys.modules, "libtpu", None)
-        chips.devices("v5e:2x2")
+        chips.topology_devices("v5e:2x2")
 
 
 def is_an_extra(folder: Path, said: str) -> None:

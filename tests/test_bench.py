@@ -1,4 +1,7 @@
-"""The benchmarks run at a tiny size and say what they measured; the numbers themselves are for real sizes."""
+"""The benchmarks run at a tiny size, and say what they measured.
+
+The numbers themselves are for real sizes.
+"""
 
 import json
 
@@ -33,17 +36,15 @@ def test_logprobs_prints_one_json_object(capsys, dtype):
     printed = capsys.readouterr()
     (line,) = printed.out.splitlines()
     result = json.loads(line)
-    assert (
-        result.items()
-        >= {
-            "bench": "logprobs",
-            "rows": 2,
-            "length": 5,
-            "width": 4,
-            "vocab": 50,
-            "dtype": dtype,
-        }.items()
-    )
+    expected = {
+        "bench": "logprobs",
+        "rows": 2,
+        "length": 5,
+        "width": 4,
+        "vocab": 50,
+        "dtype": dtype,
+    }
+    assert result.items() >= expected.items()
     assert all(result[name] > 0 for name in MEASURED)
     assert "turn 1 of 1: naive" in printed.err
 
@@ -100,7 +101,7 @@ def model(tmp_path_factory):
 
 
 def measured(capsys, *argv: str) -> dict:
-    """What a subcommand that samples printed, once what all of them say has been looked at."""
+    """Returns what a subcommand that samples printed, after checking what all of them print."""
     bench.main([*argv, *SMALL])
     (line,) = capsys.readouterr().out.splitlines()
     result = json.loads(line)
@@ -157,8 +158,7 @@ def test_numbers_that_do_not_go_together_are_refused(model, argv, message):
 def test_rewards_counts_verdicts(capsys):
     bench.main(["rewards", "--verdicts", "35", "--workers", "1", "--repeats", "2", "--json"])
     result = json.loads(capsys.readouterr().out)
-    assert (
-        result.items() >= {"bench": "rewards", "verdicts": 40, "workers": 1, "repeats": 2}.items()
-    )
+    expected = {"bench": "rewards", "verdicts": 40, "workers": 1, "repeats": 2}
+    assert result.items() >= expected.items()
     assert len(result["seconds"]) == 2
     assert result["verdicts_per_s"] == pytest.approx(40 / result["median_s"])

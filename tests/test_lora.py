@@ -11,14 +11,13 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxgrpo.models import attention
 from jaxgrpo import evaluate, export, sample
 from jaxgrpo.build import build_run
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import GRPO
-from jaxgrpo.models import hf_folder, lora, transformer
+from jaxgrpo.models import attention, hf_folder, lora, transformer
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.programs import compile_programs
 from jaxgrpo.train import train

@@ -1,4 +1,7 @@
-"""The notebook is one, its code is Python and asks of the package only what it has. CI runs it (tools/run_notebook.py)."""
+"""The notebook is valid, and its code is Python that uses only what the package has.
+
+CI runs it: tools/run_notebook.py.
+"""
 
 import ast
 import importlib
@@ -15,23 +18,25 @@ CELLS = {cell.id: cell.source for cell in NOTEBOOK.cells if cell.cell_type == "c
 SOURCE = "\n".join(CELLS.values())
 
 
-def asked_of_the_package() -> set[tuple[str, str]]:
-    """(module, name) of everything that the code takes from jaxgrpo, by import or as an attribute of a module of it."""
-    asked, modules = set(), {}
-    for node in ast.walk(ast.parse(SOURCE)):
+def names_from_the_package() -> set[tuple[str, str]]:
+    """Returns (module, name) of everything that the code takes from jaxgrpo.
+
+    By import, or as an attribute of a module that is imported.
+    """
+    tree = ast.parse(SOURCE)
+    names = set()
+    modules = {}
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxgrpo":
-            asked |= {(node.module, alias.name) for alias in node.names}
-            modules |= {
-                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
-            }
-    for node in ast.walk(ast.parse(SOURCE)):
-        if (
-            isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id in modules
-        ):
-            asked.add((modules[node.value.id], node.attr))
-    return asked
+            for alias in node.names:
+                names.add((node.module, alias.name))
+                modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if module:
+                names.add((module, node.attr))
+    return names
 
 
 def test_it_is_a_notebook_without_errors_in_it():
@@ -51,13 +56,13 @@ def test_every_cell_is_python(name):
 
 
 def test_it_asks_only_for_what_is_there_and_public():
-    asked = asked_of_the_package()
+    names = names_from_the_package()
     assert {
         ("jaxgrpo.train", "train"),
         ("jaxgrpo.evaluate", "tables"),
         ("jaxgrpo.config", "load"),
-    } <= asked
-    for module, name in asked:
+    } <= names
+    for module, name in names:
         assert not name.startswith("_")
         if not hasattr(importlib.import_module(module), name):
             importlib.import_module(f"{module}.{name}")

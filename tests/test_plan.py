@@ -1,5 +1,10 @@
-"""Laws of tools.plan: parts sum, shapes agree with the compiler, loops count as often as they run, what cannot fit says so."""
+"""Laws of the planner.
 
+Parts sum, shapes agree with the compiler, loops count as often as they run, and a run that cannot
+fit is told so.
+"""
+
+import dataclasses
 import json
 import math
 import re
@@ -9,23 +14,30 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgrpo.models import products
 from jaxgrpo.config import load
 from jaxgrpo.distributed.mesh import device_bytes
 from jaxgrpo.errors import UserError
-from jaxgrpo.models import transformer
-from jaxgrpo.plan import __main__ as plan
-from jaxgrpo.plan import chips, hlo, memory
-from jaxgrpo.plan import compiled as plan_programs
-from jaxgrpo.plan import times as plan_time
+from jaxgrpo.models import products
+from jaxgrpo.plan import (
+    chips,
+    command,
+    compiled,
+    hlo,
+    jaxpr_flops,
+    memory,
+    networks,
+    planner,
+    report,
+    times,
+)
 from tests import tiny_runs
 from tools import plan_growth
 
 
 @pytest.fixture(scope="module")
 def compiler():
-    """What one test has compiled the others need not."""
-    return plan_programs.Compiler()
+    """A compiler that all tests share, so that each program is compiled once."""
+    return compiled.Compiler()
 
 
 @pytest.fixture(scope="module")
@@ -34,67 +46,67 @@ def config_path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def planned(config_path, compiler):
+def plan(config_path, compiler):
     config = load(config_path)
-    return plan.make_plan(config, plan.make_place(config, None, None), compiler)
+    return planner.make_plan(config, planner.make_target(config, None, None), compiler)
 
 
 def run(monkeypatch, capsys, compiler, *arguments: str) -> tuple[int, str]:
-    """The exit code and what is printed; programs are compiled once for all tests."""
-    monkeypatch.setattr(plan, "Compiler", lambda say: compiler)
+    """Returns the exit code and what is printed; uses `compiler` for the run's own."""
+    monkeypatch.setattr(command, "Compiler", lambda _log: compiler)
     try:
-        plan.main(list(arguments))
+        command.main(list(arguments))
         code = 0
-    except SystemExit as left:
-        code = left.code
+    except SystemExit as error:
+        code = error.code
     return code, capsys.readouterr().out
 
 
-def test_parts_sum_to_what_is_shown(planned):
-    lines = memory.table(planned.phases)
-    parts, together = [line.split()[-len(planned.phases) :] for line in lines[1:-1]], lines[-1]
-    assert together.startswith("together")
+def test_parts_sum_to_what_is_shown(plan):
+    lines = report.memory_table(plan.phases)
+    parts = [line.split()[-len(plan.phases) :] for line in lines[1:-1]]
+    assert lines[-1].startswith("together")
     assert len(parts) >= 6
-    name, peak = memory.peak(planned.phases)
-    assert (
-        peak
-        == sum(planned.phases[name].values())
-        == max(sum(phase.values()) for phase in planned.phases.values())
-    )
+    name, peak = memory.peak_phase(plan.phases)
+    totals = [sum(phase.values()) for phase in plan.phases.values()]
+    assert peak == sum(plan.phases[name].values()) == max(totals)
 
 
-@pytest.mark.parametrize("name", plan.ALL)
-def test_shapes_are_as_large_as_the_compiler_says(planned, name):
-    """What a program's arguments take by their shapes and shardings is what the compiler counts, but for what comes from the
-    host with each call."""
-    leaves = jax.tree.leaves(planned.given.calls[name][1])
+@pytest.mark.parametrize("name", planner.ALL_PROGRAMS)
+def test_shapes_are_as_large_as_the_compiler_says(plan, name):
+    """Shapes and shardings give the size of a program's arguments that the compiler counts.
+
+    All but what comes from the host with each call.
+    """
+    leaves = jax.tree.leaves(plan.inputs.calls[name].arguments)
     from_host = [leaf for leaf in leaves if not getattr(leaf, "sharding", None)]
-    most = sum(math.prod(jnp.shape(leaf)) * 8 + 8 for leaf in from_host)
-    program = planned.compiled[name]
+    max_host_bytes = sum(math.prod(jnp.shape(leaf)) * 8 + 8 for leaf in from_host)
+    program = plan.compiled[name]
     assert program.shapes <= program.arguments + 8 * len(leaves)
-    assert program.arguments <= program.shapes + most
+    assert program.arguments <= program.shapes + max_host_bytes
 
 
-def test_a_program_needs_its_arguments_and_what_the_phase_says(planned):
-    update, parts = planned.compiled["update"], planned.phases["update"]
+def test_a_program_needs_its_arguments_and_what_the_phase_says(plan):
+    update = plan.compiled["update"]
+    parts = plan.phases["update"]
     held = sum(parts[part] for part in ("parameters", "optimizer", "reference", "batch"))
     assert abs(held - update.arguments) < 256
     assert parts["temporaries"] == update.temporaries
     assert parts["results"] < update.arguments / 10  # the state is updated in place
 
 
-def test_slots_are_given_back_before_an_update_unless_kept(config_path, planned):
-    assert "slots (KV cache)" not in planned.phases["update"]
+def test_slots_are_given_back_before_an_update_unless_kept(config_path, plan):
+    assert "slots (KV cache)" not in plan.phases["update"]
     kept = load(config_path, ["--config.sampling.keep_in_flight=true"])
-    parts = memory.phases(kept, planned.given, planned.compiled)["update"]
-    assert parts["slots (KV cache)"] == device_bytes(planned.given.slots)
+    parts = memory.phase_memory(kept, plan.inputs, plan.compiled)["update"]
+    assert parts["slots (KV cache)"] == device_bytes(plan.inputs.slots)
 
 
-def test_adapters_have_little_state(config_path, planned, compiler):
+def test_adapters_have_little_state(config_path, plan, compiler):
     config = load(config_path, ["--config.lora.rank=2"])
-    parts = plan.make_plan(config, planned.place, compiler, ()).phases["update"]
-    assert parts["reference"] == planned.phases["update"]["reference"]
-    assert 0 < parts["optimizer"] < planned.phases["update"]["optimizer"] / 2
+    parts = planner.make_plan(config, plan.target, compiler, ()).phases["update"]
+    assert parts["reference"] == plan.phases["update"]["reference"]
+    assert 0 < parts["optimizer"] < plan.phases["update"]["optimizer"] / 2
 
 
 def test_a_run_that_fits(monkeypatch, capsys, compiler, config_path):
@@ -104,24 +116,24 @@ def test_a_run_that_fits(monkeypatch, capsys, compiler, config_path):
     assert "no times" in out  # a CPU's peaks are not known
 
 
-def test_json_holds_the_same(monkeypatch, capsys, compiler, config_path, planned):
+def test_json_holds_the_same(monkeypatch, capsys, compiler, config_path, plan):
     code, out = run(monkeypatch, capsys, compiler, "--config", config_path, "--json")
-    found = json.loads(out)
+    shown = json.loads(out)
     assert code == 0
-    assert found["fits"] is True
-    assert found["peak"] == planned.peak
-    assert found["programs"]["update"]["cost"]["flops"] == planned.compiled["update"].cost.flops
-    assert found["tried"] == []
+    assert shown["fits"] is True
+    assert shown["peak"] == plan.peak
+    assert shown["programs"]["update"]["cost"]["flops"] == plan.compiled["update"].cost.flops
+    assert shown["tried"] == []
 
 
 def test_a_run_that_cannot_fit_says_what_was_tried(
-    monkeypatch, capsys, compiler, config_path, planned
+    monkeypatch, capsys, compiler, config_path, plan
 ):
-    arrays = memory.peak(memory.phases(planned.config, planned.given, {}))[1]
-    between = (arrays + planned.peak) / 2  # there is room for the arrays, not for the temporaries
-    assert planned.compiled["update"].temporaries > planned.peak - between
-    every = plan.remedies
-    monkeypatch.setattr(plan, "remedies", lambda *given: every(*given)[:1])
+    arrays = memory.peak_phase(memory.phase_memory(plan.config, plan.inputs, {}))[1]
+    between = (arrays + plan.peak) / 2  # there is room for the arrays, not for the temporaries
+    assert plan.compiled["update"].temporaries > plan.peak - between
+    remedies = planner.remedies
+    monkeypatch.setattr(planner, "remedies", lambda *arguments: remedies(*arguments)[:1])
     code, out = run(
         monkeypatch, capsys, compiler, "--config", config_path, f"--memory={between / chips.GIB}"
     )
@@ -131,29 +143,25 @@ def test_a_run_that_cannot_fit_says_what_was_tried(
 
 
 def test_remedies_are_settings_that_can_still_change(config_path):
-    every = plan.remedies(load(config_path), 1)
-    assert [flag for flags in every[:-1] for flag in flags] == every[
-        -1
-    ]  # each alone, then all together
-    assert ["--config.compute.remat=full"] in every
-    left = plan.remedies(load(config_path, every[-1]), 1)
-    assert [flags[0].split("=")[0] for flags in left] == [
-        "--config.sampling.slots"
-    ]  # there are always fewer
-    assert ["--config.mesh.data=1", "--config.mesh.fsdp=-1"] in plan.remedies(load(config_path), 4)
+    *singles, together = planner.remedies(load(config_path), 1)
+    assert [flag for flags in singles for flag in flags] == together
+    assert ["--config.compute.remat=full"] in singles
+    left = planner.remedies(load(config_path, together), 1)
+    # There can always be fewer slots.
+    assert [flags[0].split("=")[0] for flags in left] == ["--config.sampling.slots"]
+    divided = ["--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+    assert divided in planner.remedies(load(config_path), 4)
 
 
 def test_nothing_is_compiled_where_the_arrays_are_too_much(monkeypatch, capsys, config_path):
-    monkeypatch.setattr(plan_programs, "_compile", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(compiled, "_compile", lambda *_: pytest.fail("compiled"))
     code, out = run(
-        monkeypatch, capsys, plan_programs.Compiler(), "--config", config_path, "--memory=1e-6"
+        monkeypatch, capsys, compiled.Compiler(), "--config", config_path, "--memory=1e-6"
     )
     assert code == 1
     assert "DOES NOT FIT by its arrays alone: peak at least" in out
     assert "tried" in out
-    code, out = run(
-        monkeypatch, capsys, plan_programs.Compiler(), "--config", config_path, "--arrays"
-    )
+    code, out = run(monkeypatch, capsys, compiled.Compiler(), "--config", config_path, "--arrays")
     assert code == 0
     assert "the arrays alone fit; nothing was compiled: peak at least" in out
 
@@ -178,29 +186,28 @@ def test_nothing_is_compiled_where_the_arrays_are_too_much(monkeypatch, capsys, 
 )
 def test_bad_input_is_one_line(config_path, arguments, says):
     with pytest.raises(UserError, match=says):
-        plan.main([argument.replace("CONFIG", config_path) for argument in arguments])
+        command.main([argument.replace("CONFIG", config_path) for argument in arguments])
 
 
 def test_known_networks_are_found_by_the_folders_name():
-    found = plan_programs.network("somewhere/Qwen2.5-0.5B-Instruct")
-    assert plan_programs.parameters(found.config) == 494_032_768
-    assert "there is no folder" in found.source
+    network = networks.find_network("somewhere/Qwen2.5-0.5B-Instruct")
+    assert networks.count_parameters(network.config) == 494_032_768
+    assert "there is no folder" in network.source
 
 
 @pytest.mark.parametrize(
     "path", sorted((tiny_runs.ROOT / "configs").glob("*_v[56]*.py")), ids=lambda path: path.stem
 )
 def test_configs_for_tpus_are_valid_and_say_where_they_fit(path):
-    """Their hardware is a topology, their network is known, and they claim nothing that was not seen."""
+    """Hardware is a topology, the network is known, and nothing is claimed that was not seen."""
     config = load(str(path))
     about = path.read_text(encoding="utf-8").split('"""')[1]
     topology = re.search(r"\((v\w+:[\dx]+)\)", about)[1]
-    assert math.prod(chips.parse(topology)[1]) >= 1
+    assert math.prod(chips.parse_topology(topology)[1]) >= 1
     assert f"--config configs/{path.name}" in about
     assert "ot yet run on it" in about
-    assert {Path(config.model).name, Path(config.model).name.removesuffix("-Instruct")} & set(
-        plan_programs.known()
-    )
+    name = Path(config.model).name
+    assert {name, name.removesuffix("-Instruct")} & set(networks.known_networks())
     assert config.out == f"out/{path.stem}"
 
 
@@ -232,109 +239,126 @@ ENTRY %main (x.1: f32[4,8]) -> f32[4,8] {
   %begin = (s32[], f32[4,8]{1,0}) tuple(%zero, %x.1)
   %loop = (s32[], f32[4,8]{1,0}) while(%begin), condition=%condition, body=%body
   %out = f32[4,8]{1,0} get-tuple-element(%loop), index=1
-  %permuted = f32[4,8]{1,0} collective-permute(%out), channel_id=2, source_target_pairs={{0,1},{1,0}}
-  ROOT %sum = f32[4,8]{1,0:T(8,128)S(1)} all-reduce(%permuted), channel_id=3, replica_groups={{0,1},{2,3}}, to_apply=%add
+  %permuted = f32[4,8]{1,0} collective-permute(%out), channel_id=2, \
+source_target_pairs={{0,1},{1,0}}
+  ROOT %sum = f32[4,8]{1,0:T(8,128)S(1)} all-reduce(%permuted), channel_id=3, \
+replica_groups={{0,1},{2,3}}, to_apply=%add
 }
 """
 """A loop from 1 to 6: its body runs 5 times."""
 
 
 def test_collectives_are_counted_as_often_as_they_run():
-    found = hlo.cost(TEXT).collectives
-    assert (found["all-gather"].count, found["all-gather"].bytes) == (5, 5 * 16 * 8 * 4 * 3 / 4)
-    assert (found["collective-permute"].count, found["collective-permute"].bytes) == (1, 4 * 8 * 4)
-    assert (found["all-reduce"].count, found["all-reduce"].bytes) == (1, 2 * 4 * 8 * 4 / 2)
-    assert hlo.cost(TEXT, loops=False).collectives["all-gather"].count == 1
+    collectives = hlo.program_cost(TEXT).collectives
+    assert collectives == {
+        "all-gather": hlo.Collective(count=5, bytes=5 * 16 * 8 * 4 * 3 / 4),
+        "collective-permute": hlo.Collective(count=1, bytes=4 * 8 * 4),
+        "all-reduce": hlo.Collective(count=1, bytes=2 * 4 * 8 * 4 / 2),
+    }
+    once = hlo.program_cost(TEXT, count_loops=False)
+    assert once.collectives["all-gather"].count == 1
 
 
 def test_products_and_bytes_are_counted_as_often_as_they_run():
-    each = 2 * 4 * 4 * 8 + 2 * 4 * 8 * 4
-    assert hlo.cost(TEXT).flops == 5 * each
-    assert hlo.cost(TEXT, loops=False).flops == each
-    rest = hlo.cost(TEXT.replace("constant(6)", "constant(1)")).bytes
-    assert hlo.cost(TEXT).bytes - rest == 5 * (hlo.cost(TEXT, loops=False).bytes - rest)
+    body_flops = 2 * 4 * 4 * 8 + 2 * 4 * 8 * 4
+    cost = hlo.program_cost(TEXT)
+    once = hlo.program_cost(TEXT, count_loops=False)
+    assert cost.flops == 5 * body_flops
+    assert once.flops == body_flops
+    without_loop = hlo.program_cost(TEXT.replace("constant(6)", "constant(1)")).bytes
+    assert cost.bytes - without_loop == 5 * (once.bytes - without_loop)
 
 
 def test_a_loop_that_counts_by_two_runs_half_as_often():
     by_two = TEXT.replace("%one = s32[] constant(1)", "%one = s32[] constant(2)")
-    assert hlo.cost(by_two).collectives["all-gather"].count == 3
+    assert hlo.program_cost(by_two).collectives["all-gather"].count == 3
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_said():
-    found = hlo.cost(TEXT.replace("direction=LT", "direction=NE"))
-    assert found.unknown_loops == 1
-    assert found.collectives["all-gather"].count == 1
+    cost = hlo.program_cost(TEXT.replace("direction=LT", "direction=NE"))
+    assert cost.unknown_loops == 1
+    assert cost.collectives["all-gather"].count == 1
 
 
 def test_counts_agree_with_a_program_whose_work_is_known():
     """Seven products in a scan, and the compiler's own count of one."""
-    times, width = 7, 128
+    repeats = 7
+    width = 128
 
-    def f(w, x):
-        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=times)[0]
+    def multiply(w, x):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=repeats)[0]
 
     square = jax.ShapeDtypeStruct((width, width), jnp.float32)
-    compiled = jax.jit(f).lower(square, square).compile()
-    assert hlo.cost(compiled.as_text()).flops == times * 2 * width**3
-    assert plan_programs.written_flops(jax.make_jaxpr(f)(square, square), 1) == times * 2 * width**3
-    once, own = hlo.cost(compiled.as_text(), loops=False), compiled.cost_analysis()
-    assert once.flops <= own["flops"] <= 1.1 * once.flops
-    assert own["bytes accessed"] == pytest.approx(once.bytes, rel=0.1)
+    program = jax.jit(multiply).lower(square, square).compile()
+    flops = repeats * 2 * width**3
+    assert hlo.program_cost(program.as_text()).flops == flops
+    assert jaxpr_flops.written_flops(jax.make_jaxpr(multiply)(square, square), 1) == flops
+    once = hlo.program_cost(program.as_text(), count_loops=False)
+    analysis = program.cost_analysis()
+    assert once.flops <= analysis["flops"] <= 1.1 * once.flops
+    assert analysis["bytes accessed"] == pytest.approx(once.bytes, rel=0.1)
 
 
 def test_products_that_no_result_is_made_of_are_not_written():
-    """Of a frozen matrix the gradient is not computed, nor is a loss that nobody asks for."""
+    """Neither the gradient of a frozen matrix nor a loss that nobody asks for is computed."""
     gradient = jax.grad(lambda x, kernel: products.matmul(x, kernel).sum())
-    x, kernel = jax.ShapeDtypeStruct((1, 4, 8), float), jax.ShapeDtypeStruct((8, 16), float)
+    x = jax.ShapeDtypeStruct((1, 4, 8), float)
+    kernel = jax.ShapeDtypeStruct((8, 16), float)
     jaxpr = jax.make_jaxpr(gradient)(x, kernel)
-    assert plan_programs.written_flops(jaxpr, 1) == 2 * 4 * 8 * 16
+    assert jaxpr_flops.written_flops(jaxpr, 1) == 2 * 4 * 8 * 16
 
 
 def test_convolutions_that_are_batched_products():
-    """As TPUs write one: 4 products [16, 32] x [32, 8], the batch being a spatial axis whose window meets each input once."""
+    """Counts 4 products [16, 32] x [32, 8], as TPUs write them.
+
+    The batch is a spatial axis whose window meets each input once.
+    """
     text = """ENTRY %main (a: f32[4,16,32], b: f32[4,32,8]) -> f32[4,16,8] {
   %a = f32[4,16,32]{2,1,0} parameter(0)
   %b = f32[4,32,8]{2,1,0} parameter(1)
-  ROOT %c = f32[4,16,8]{2,1,0} convolution(%a, %b), window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf
+  ROOT %c = f32[4,16,8]{2,1,0} convolution(%a, %b), WINDOW, dim_labels=0bf_0io->0bf
 }
 """
-    assert hlo.cost(text).flops == 4 * 2 * 16 * 32 * 8
+    window = "window={size=4 stride=3 pad=0_0 lhs_dilate=4}"
+    assert hlo.program_cost(text.replace("WINDOW", window)).flops == 4 * 2 * 16 * 32 * 8
 
 
 def test_the_compilers_refusal_is_read():
-    message = "Ran out of memory on HBM, the total memory required for HLO temporaries (20.50G) exceeds available HBM (15.75G)."
-    assert plan_programs.wanted_bytes(message) == 20.5 * chips.GIB
-    assert plan_programs.wanted_bytes("Used 512.0M of 15.75G hbm. Exceeded") == 512 * 2**20
-    assert plan_programs.wanted_bytes("something else") is None
+    message = (
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (20.50G) exceeds "
+        "available HBM (15.75G)."
+    )
+    assert compiled.refused_bytes(message) == 20.5 * chips.GIB
+    assert compiled.refused_bytes("Used 512.0M of 15.75G hbm. Exceeded") == 512 * 2**20
+    assert compiled.refused_bytes("something else") is None
 
 
-def test_what_binds_is_what_takes_longest(planned):
-    cost = hlo.Cost(
-        flops=197e12, bytes=819e9 * 2, collectives={"all-gather": hlo.Collective(1, 200e9 * 3)}
-    )
-    assert plan_time.bounds(cost, chips.CHIPS["v5e"]) == {"flops": 1.0, "hbm": 2.0, "ici": 3.0}
-    compiled = dict.fromkeys(plan.ALL, planned.compiled["update"])
-    found = plan_time.step(
-        planned.config, planned.given, compiled, chips.CHIPS["v5e"], plan_time.Assumed(8, 1.0)
-    )
-    rows, slots = 8, planned.given.steps.sizes[0]
-    assert found["decode"]["calls"] == math.ceil(rows * 8 / slots)
-    assert found["update"]["calls"] == 1
+def test_what_binds_is_what_takes_longest(plan):
+    v5e = chips.CHIPS["v5e"]
+    gathers = {"all-gather": hlo.Collective(1, 200e9 * 3)}
+    cost = hlo.Cost(flops=197e12, bytes=819e9 * 2, collectives=gathers)
+    assert times.roofline(cost, v5e) == {"flops": 1.0, "hbm": 2.0, "ici": 3.0}
+    programs = dict.fromkeys(planner.ALL_PROGRAMS, plan.compiled["update"])
+    step = times.step_times(plan.config, plan.inputs, programs, v5e, times.Assumptions(8, 1.0))
+    rows = 8
+    slots = plan.inputs.programs.sizes[0]
+    assert step["decode"]["calls"] == math.ceil(rows * 8 / slots)
+    assert step["update"]["calls"] == 1
 
 
 def test_topologies():
-    chip, shape = chips.parse("v5p:2x4x4")
-    assert (chip.name, math.prod(shape), chip.cores * math.prod(shape)) == (
-        "v5p",
-        32,
-        64,
-    )  # sold as v5p-64
+    chip, shape = chips.parse_topology("v5p:2x4x4")
+    assert chip.name == "v5p"
+    assert math.prod(shape) == 32
+    assert chip.cores * math.prod(shape) == 64  # sold as v5p-64
 
 
-def test_growth_is_a_table(planned):
-    found = plan_growth.row(planned)
-    full = found | {"flops": 1.0, "ici": 2.0, "bounds": {"flops": 3.0, "hbm": 1.0, "ici": 1.0}}
-    lines = plan_growth.table([found | {"memory": 0.0}, full]).splitlines()
+def test_growth_is_a_table(plan):
+    row = plan_growth.slice_row(plan)
+    too_large = dataclasses.replace(row, limit=0.0)
+    cost = plan_growth.CompiledCost(1.0, 2.0, {"flops": 3.0, "hbm": 1.0, "ici": 1.0})
+    full = dataclasses.replace(row, compiled=cost)
+    lines = plan_growth.markdown_table([too_large, full]).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert "does not fit" in lines[2]
     assert lines[3].endswith("| 25% |")

@@ -10,11 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgrpo.models import attention
-from jaxgrpo.models import products
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device
 from jaxgrpo.losses import Supervised
-from jaxgrpo.models import lora, transformer
+from jaxgrpo.models import attention, lora, products, transformer
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.programs import compile_programs
 from jaxgrpo.types import TrainBatch

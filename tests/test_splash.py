@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrpo.models import attention
 from jaxgrpo.distributed.mesh import make_mesh
-from jaxgrpo.models import splash, transformer
+from jaxgrpo.models import attention, splash
 
 LENGTH = 128
 

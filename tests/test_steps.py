@@ -9,13 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgrpo.models import attention
 from jaxgrpo import losses
 from jaxgrpo.device import learner
 from jaxgrpo.device.logprobs import token_logprobs
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.losses import GRPO
-from jaxgrpo.models import transformer
+from jaxgrpo.models import attention, transformer
 from jaxgrpo.problems import Completion, Problem
 from jaxgrpo.programs import compile_programs
 from jaxgrpo.rollout.collect import make_batch
@@ -339,9 +338,7 @@ def completion_logprobs(params, batch):
     positions, mask = attention.sequence_positions(segments), attention.sequence_mask(segments)
     hidden, _ = transformer.forward(NETWORK, params, jnp.asarray(batch.tokens), positions, mask)
     embedding, cap = transformer.output_embedding(params), NETWORK.logit_softcap
-    logprobs, _ = token_logprobs(
-        hidden, embedding, jnp.asarray(batch.tokens), 1.0, start=WIDTH, softcap=cap
-    )
+    logprobs, _ = token_logprobs(hidden, embedding, jnp.asarray(batch.tokens), 1.0, softcap=cap)
     return jnp.sum(logprobs * batch.completion_mask, axis=1) / batch.completion_mask.sum(axis=1)
 
 

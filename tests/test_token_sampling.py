@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from jaxgrpo.device import token_sampling
-from jaxgrpo.device.logprobs import to_logits, used_ids
+from jaxgrpo.device.logits import to_logits, used_ids
 from jaxgrpo.types import SamplingParams
 from tests.tiny_engines import ENDS
 

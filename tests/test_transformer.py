@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrpo.models import attention
-from jaxgrpo.models import transformer
+from jaxgrpo.models import attention, transformer
 from jaxgrpo.models.rope import Linear, Llama3, Rope, Yarn
 from tests.tiny_models import NETWORK, random_params
 

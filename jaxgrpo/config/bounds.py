@@ -60,6 +60,7 @@ def setting(default: T, **marks: Unpack[Marks]) -> T:
 
 def marks_of(field: dataclasses.Field) -> Marks:
     """Returns the marks of a dataclass field, without what else its metadata holds."""
+    # Metadata may be somebody else's, too.
     known = {key: value for key, value in field.metadata.items() if key in Marks.__annotations__}
     return cast(Marks, known)
 
@@ -78,6 +79,7 @@ def marked(cls: type, mark: str) -> set[str]:
     for part in dataclasses.fields(cls):
         if mark in part.metadata:
             names.add(part.name)
+        # A Protocol, such as that of objectives, has no fields; its settings are marked as a group.
         if isinstance(part.type, type) and dataclasses.is_dataclass(part.type):
             names |= {f"{part.name}.{name}" for name in marked(part.type, mark)}
     return names

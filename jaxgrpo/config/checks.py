@@ -38,8 +38,11 @@ def validate(config: Config) -> None:
 SOURCE_METHODS = ("train", "heldout")
 """Methods that a source of problems must have."""
 
-OBJECTIVE_METHODS = ("advantages", "weights", "token_loss")
+OBJECTIVE_METHODS = ("advantages", "token_weights", "token_loss")
 """Methods that an objective must have."""
+
+RENAMED_METHODS = {"token_weights": "weights"}
+"""Methods' names, and the names that they had before."""
 
 
 def shown_class(cls: type) -> str:
@@ -52,11 +55,11 @@ def _check_types(config: Config) -> None:
     for part in dataclasses.fields(Config):
         value = getattr(config, part.name)
         cls = part.type
-        # Of a Protocol, whatever has the right methods will do.
         if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
             continue
         if not isinstance(value, cls):
             raise UserError(f"{part.name} is {value!r}: it must be a {shown_class(cls)}(...)")
+    # Protocols: data and objective are whatever has their methods.
     _check_methods("data", config.data, SOURCE_METHODS)
     _check_methods("objective", config.objective, OBJECTIVE_METHODS)
     for name, setting in _own_settings(config):
@@ -73,7 +76,13 @@ def _own_settings(config: Config) -> Iterator[tuple[str, overrides.Field]]:
 
 def _check_methods(name: str, value: object, methods: tuple[str, ...]) -> None:
     """Raises UserError if a part of the config lacks one of the methods."""
-    missing = [f"{method}()" for method in methods if not callable(getattr(value, method, None))]
+    missing = []
+    for method in methods:
+        if callable(getattr(value, method, None)):
+            continue
+        old_name = RENAMED_METHODS.get(method)
+        was = f", which was {old_name}()" if old_name and hasattr(value, old_name) else ""
+        missing.append(f"{method}(){was}")
     if missing:
         raise UserError(
             f"{name} is a {overrides.path_of(type(value))}: it must have {', '.join(missing)}"
@@ -159,8 +168,10 @@ def _check_filter(band: Filter, group_size: int) -> None:
     ends = f"filter.low is {band.low} and filter.high {band.high}"
     if not 0 <= band.low <= band.high <= 1:
         raise UserError(f"{ends}: they must hold 0 <= low <= high <= 1")
+    # Every pass rate that a group can have. Without one in the band, no group would ever train.
     rates = [count / group_size for count in range(group_size + 1)]
     if band.rule == "band" and not any(band.low <= rate <= band.high for rate in rates):
+        # 0 and 1 are rates, so that there is one on each side.
         below = max(rate for rate in rates if rate < band.low)
         above = min(rate for rate in rates if rate > band.high)
         raise UserError(
@@ -209,6 +220,7 @@ def _check_distributed(distributed: Distributed) -> None:
                 f"with distributed.coordinator {coordinator!r}: {hint}"
             )
         return
+    # An IPv6 address has colons, too: the port comes after the last one.
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         others = "auto, off, or " if is_default else ""
@@ -239,6 +251,7 @@ def _check_rewards(rewards: object, solved_by: str) -> None:
             f"{', '.join(map(str, rewards))}"
         )
     for name, reward in rewards.items():
+        # The name first: it is in the messages about the rest.
         _check_name(name, rewards, solved_by)
         if not isinstance(reward, Weighted) or not callable(reward.function):
             raise UserError(
@@ -280,6 +293,7 @@ def _free_name(name: str, rewards: dict) -> str:
     free = re.sub(r"\W+", "_", name).strip("_")
     if not free or free in TAKEN:
         free = f"{free}_reward".strip("_")
+    # Two names may become one, as a/b and a.b do.
     while free in rewards:
         free += "_2"
     return free
@@ -306,6 +320,7 @@ def _check_objective(config: Config) -> None:
 
 def _check_sampler_ratio(config: Config, layers: list[object], is_corrected: bool) -> None:
     """Raises UserError for an objective that a ratio to the sampler's log-probabilities breaks."""
+    # Corrected weights a token by old / sampler, which is 1 where the old ones are the sampler's.
     if is_corrected:
         raise UserError(
             "objective is Corrected(...) and batch.old_logprobs 'sampler': there is nothing "
@@ -322,6 +337,7 @@ def _check_sampler_ratio(config: Config, layers: list[object], is_corrected: boo
             "ratio: tokens of older policies would count as the present one's; "
             f"{hint}, or set sampling.keep_in_flight to false"
         )
+    # Before any update the ratio is exp(scorer - sampler): off from 1 by about the rounding.
     rounding = ROUNDING[config.dtype]
     narrow = _narrow_clip(layers, rounding)
     if narrow:

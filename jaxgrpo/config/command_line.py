@@ -32,6 +32,7 @@ def split(argv: list[str]) -> tuple[str | None, list[str], bool]:
         if argument in ("--help", "-h"):
             wants_help = True
         elif re.match(r"--config(=|$)", argument):
+            # Two files would be two configs; which one is meant?
             if path is not None:
                 raise UserError(f"{argument}: --config is given twice; {path} came first")
             path = argument.partition("=")[2] or _next_value(argument, arguments, "FILE")
@@ -40,6 +41,7 @@ def split(argv: list[str]) -> tuple[str | None, list[str], bool]:
                 argument = f"{argument}={_next_value(argument, arguments, 'VALUE')}"
             flags.append(argument)
         else:
+            # Most likely --steps=3, where --config.steps=3 is meant.
             name = argument.lstrip("-")
             hint = f"; did you mean --config.{name}?" if argument.startswith("--") and name else ""
             raise UserError(
@@ -70,6 +72,7 @@ def help_text(program: str, config: object = None) -> str:
         f"--config.{name}={overrides.shown(field.value)}": field.doc
         for name, field in overrides.fields(config).items()
     }
+    # Only a few flags, of long texts and tuples, are wider.
     width = min(max(map(len, docs)), MAX_FLAG_WIDTH)
     lines = [f"  {flag:{width}}  {doc}".rstrip() for flag, doc in docs.items()]
     return "\n".join([usage, "", *lines])
@@ -84,6 +87,7 @@ def run_main(main: Callable[[list[str]], object]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
+        # One line, whatever the message's own line breaks are.
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         processes.exit_process(2)
     except KeyboardInterrupt:

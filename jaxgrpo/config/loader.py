@@ -93,6 +93,7 @@ def find_file(path: str) -> Path:
         shipped = shipped_configs()
         if match[1] in shipped:
             return shipped[match[1]]
+    # Nothing has that name: a mistake in a path is more likely than one in a shipped name.
     beside = [other.name for other in file.parent.glob("*.py")]
     near = difflib.get_close_matches(file.name, beside, n=1)
     near_shipped = difflib.get_close_matches(file.stem, shipped, n=1)
@@ -150,6 +151,7 @@ def _execute(file: Path) -> ModuleType:
     # A module of that name that is another file's stays.
     if getattr(sys.modules.get(path.stem, module), "__file__", None) == module.__file__:
         sys.modules[path.stem] = module
+    # Compiled from the text each time, never from a .pyc.
     exec(spec.loader.source_to_code(path.read_bytes(), path), module.__dict__)
     return module
 
@@ -169,5 +171,6 @@ def _blaming(file: Path) -> Iterator[None]:
         if isinstance(error, SyntaxError) and error.filename == path:
             lines.append(error.lineno)
         where = f"{file}, line {lines[-1]}" if lines else str(file)
+        # An error without a message has no lines at all.
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{where}: {type(error).__name__}: {reason}; mend the file") from error

@@ -119,14 +119,17 @@ def _kind(hint: object, value: object) -> tuple[type | None, type | None, bool]:
     """
     if isinstance(value, tuple | list) and any(children(item) for item in value):
         return None, None, False
+    # 1. What is declared: {type: hint}, {tuple: tuple[str, ...], NoneType: None}.
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     declared = typing.get_args(hint) if is_union else (hint,)
     options = {typing.get_origin(option) or option: option for option in declared}
+    # 2. Those that the command line can set. Undeclared, as in a dictionary, the value tells.
     kinds = [kind for kind in options if isinstance(kind, type) and kind in NAMES]
     if not kinds and type(value) in NAMES:
         kinds = [type(value)]
     if not kinds:
         return None, None, False
+    # 3. Of several, the one that it has now; a value of none of them is refused by has_type.
     kind = type(value) if type(value) in kinds else kinds[0]
     return kind, _element(kind, options.get(kind), value), types.NoneType in options
 
@@ -203,6 +206,7 @@ def override(config: Tree, flags: Iterable[str]) -> Tree:
         name, text = match.groups()
         if name not in settings:
             _refuse(name, settings)
+        # By the type that the config file gave it; a later flag replaces an earlier one's value.
         values[name] = _parse(name, settings[name], text)
     try:
         return cast(Tree, _rebuild(config, values))
@@ -227,6 +231,7 @@ def _refuse(name: str, known: Collection[str]) -> NoReturn:
     new = renamed(name)
     if new in known:
         raise UserError(f"--config.{name} is now called --config.{new}; use that name")
+    # A name that is too short, a name with a mistake in it, and one without its group.
     inside = [other for other in known if other.startswith(f"{name}.")]
     if inside:
         raise UserError(
@@ -248,6 +253,7 @@ def _parse(name: str, field: Field, text: str) -> object:
     try:
         value = _PARSERS[field.kind](text)
     except (ValueError, KeyError, SyntaxError):
+        # No parser returns None.
         value = None
     if value is None or not has_type(field, value):
         example = f"--config.{name}={shown(field.value)}"
@@ -271,6 +277,7 @@ def _parse_tuple(text: str) -> tuple:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
+        # Brackets and quotes are meant as Python; without them, commas separate words.
         if re.search(r"""[()\[\]{}'"]""", text):
             raise
         words = [word.strip() for word in text.split(",")]
@@ -297,6 +304,7 @@ def _rebuild(node: object, values: Mapping[str, object]) -> object:
     """Returns a copy of the tree with the values at their dotted names; the rest is shared."""
     changed: dict[str, object] = {}
     for name, (value, _) in children(node).items():
+        # What is set further down, by its name from there.
         start = f"{name}."
         below = {
             key.removeprefix(start): new for key, new in values.items() if key.startswith(start)
@@ -330,6 +338,7 @@ def shown(value: object) -> str:
 
 def path_of(thing: object) -> str:
     """Returns "module:qualname" of a function or class; of another object, that of its class."""
+    # Functions and classes have a name of their own, instances have not.
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}:{named.__qualname__}"
 
@@ -339,8 +348,9 @@ def describe(node: object) -> Any:
 
     A dataclass says its class under "class"; functions and other objects are a path.
     """
+    # JSON has no word for NaN and infinity.
     if isinstance(node, float) and not math.isfinite(node):
-        return str(node)  # JSON has no word for it
+        return str(node)
     if node is None or isinstance(node, bool | int | float | str):
         return node
     if isinstance(node, tuple | list):

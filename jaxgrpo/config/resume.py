@@ -41,6 +41,7 @@ def save(config: Config, out: str) -> None:
     """Writes the config's description to OUT/config.json, whole or not at all."""
     path = Path(out) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A run that ends here leaves the old file or the new one, and never half of it.
     partial = path.with_suffix(".json.partial")
     text = json.dumps(describe(config), indent=2, ensure_ascii=False) + "\n"
     # Half a surrogate pair is not UTF-8; with a backslash it is JSON's own way to write it.
@@ -107,6 +108,7 @@ def _changes(config: Config, out: str) -> dict[str, Change]:
     # Defaults of what is there now alone: a reward that is new has none.
     begun = {name: value for name, value in defaults(config).items() if name in now}
     begun |= written
+    # In the order of this run's settings, then those that it has not.
     names = [*now, *(name for name in begun if name not in now)]
     changes = {name: Change(begun.get(name), now.get(name)) for name in names}
     return {name: change for name, change in changes.items() if change.then != change.now}
@@ -155,6 +157,7 @@ def _listed(changes: dict[str, Change]) -> str:
 
 def flat(description: object, prefix: str = "") -> dict[str, object]:
     """Returns a description's leaves by dotted name. Lists of plain values are leaves."""
+    # Items that have settings of their own are named by their position.
     if isinstance(description, list) and any(isinstance(item, dict | list) for item in description):
         description = {str(index): item for index, item in enumerate(description)}
     if not isinstance(description, dict):

@@ -214,6 +214,7 @@ class Config:
     show_rollouts_every: steps between logged samples (0: none)
     """
 
+    # Two have no default: there is no run without problems and rewards.
     data: Source = field(metadata=Marks(measures=True))
     rewards: dict[str, Weighted] = field(metadata=Marks(measures=True))
     solved_by: str = setting("accuracy", measures=True)
@@ -224,6 +225,7 @@ class Config:
     seed: int = setting(0, at_least=0, below=2**32, measures=True)
     # Only with a constant schedule: see resume.check_same.
     steps: int = setting(100, at_least=0, may_change=True)
+    # Groups of settings, each a class above or of the module that uses it.
     objective: Objective = field(default_factory=GRPO)
     batch: Batch = field(default_factory=Batch)
     sampling: Sampling = field(default_factory=Sampling)
@@ -235,6 +237,7 @@ class Config:
     mesh: Mesh = field(default_factory=Mesh, metadata=Marks(may_change=True))
     compute: Compute = field(default_factory=Compute)
     distributed: Distributed = field(default_factory=Distributed, metadata=Marks(may_change=True))
+    # What is written, and how often.
     save_every: int = setting(20, at_least=1, may_change=True)
     keep_checkpoints: int = setting(2, at_least=1, may_change=True)
     show_rollouts_every: int = setting(10, at_least=0, may_change=True)

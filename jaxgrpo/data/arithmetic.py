@@ -198,6 +198,7 @@ def solution(problem: Problem, language: str | None = None) -> str:
     _check_choices("language", (language,), LANGUAGES)
     phrasebook = PHRASEBOOKS[language]
     amounts = _amounts(problem.meta)
+    # The meta has no words, so the story can be told in any language. The question is not needed.
     start, *told_steps, _ = _tell_sentences(problem.meta, language)
     lines = [start + phrasebook.stop]
     for told, step, before, after in zip(
@@ -221,6 +222,7 @@ def is_heldout(story: Mapping[str, Any]) -> bool:
 
 def _draw_story(rng: random.Random, level: int, split: str) -> Story:
     """Draws numbers and operations until they belong to the split, then the words' indices."""
+    # One story in HELDOUT_BUCKETS is held out, so that split takes about as many tries.
     while True:
         start, steps = _draw_sums(rng, level)
         # Lists, not tuples, so that the story is equal to itself as JSON.
@@ -245,6 +247,7 @@ def _draw_sums(rng: random.Random, level: int) -> tuple[int, list[tuple[str, int
     steps = []
     for _ in range(level):
         operands = _possible_operands(amount, limits)
+        # An operation that stands twice in OPERATION_DRAWS is drawn twice as often.
         possible = [operation for operation in OPERATION_DRAWS if operands[operation]]
         operation = _choose(rng, possible)
         operand = _choose(rng, operands[operation])
@@ -288,6 +291,7 @@ def _tell_sentences(story: Mapping[str, Any], language: str) -> list[str]:
     name = story["name"]
     words = phrasebook.template_words(
         phrasebook.names[name],
+        # Names are of a girl and a boy in turn.
         phrasebook.pronouns[name % 2],
         phrasebook.things[story["thing"]],
         story["start"],

@@ -40,6 +40,7 @@ def english_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, 
 
     thing: a noun in the plural, "apples"
     """
+    # A field's name is how its value is used: {She} begins a sentence, {she} stands within one.
     return {
         "name": name,
         "She": pronoun,
@@ -64,6 +65,7 @@ def korean_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, s
     thing: a noun and its counter, "사과 개"
     """
     noun, counter = thing.split()
+    # A field that ends in a particle stands for the word with whichever form of the particle fits.
     return {
         "개": counter,
         "start": str(start),
@@ -100,6 +102,7 @@ def numeral_form(number: int, one: str, few: str, many: str) -> str:
 
     1, 21 яблуко; 2-4, 22-24 яблука; 5-20, 25-30 яблук
     """
+    # 11 to 14 do not follow their last digit.
     if number % 100 in range(11, 15):
         return many
     last_digit = number % 10

@@ -57,6 +57,7 @@ class GSM8K:
         return self._split("heldout")
 
     def _split(self, split: str) -> Problems:
+        # A heldout_path alone takes the place of the test split; training problems come from TFDS.
         if self.path or (self.heldout_path and split == "heldout"):
             return read_split(self.path, self.heldout_path, self.heldout_size, _from_row, split)
         tfds_split = "train" if split == "train" else "test"
@@ -109,6 +110,7 @@ def split_answer(answer: str, where: str) -> tuple[str, str]:
 
     Raises UserError if there is no "####", or nothing after it.
     """
+    # The last mark, because a solution may hold one, too.
     solution, mark, gold = answer.rpartition(GOLD_MARK)
     gold = gold.strip().partition("\n")[0].replace(",", "").strip()
     if not mark or not gold:

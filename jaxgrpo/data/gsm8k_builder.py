@@ -88,6 +88,7 @@ class GSM8KBuilder(tfds.core.GeneratorBasedBuilder):
                 "answer": row.text("answer", "path"),
                 "line": row.line,
             }
+            # The line number is unique in the split, as TFDS's keys have to be.
             yield row.line, example
 
 

@@ -84,6 +84,7 @@ class Row:
         Raises UserError if it is none.
         """
         text = self.text(name, setting)
+        # Letters may stand before the digits, but a minus sign must not be lost with them.
         match = re.fullmatch(r"\D*?(\d+)\s*", text, flags=re.ASCII)
         if match is None or "-" in text:
             raise self.error(
@@ -136,6 +137,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     """
     path = Path(path).expanduser()
     is_empty = True
+    # From 1, and blank lines count, so that errors name the line that an editor shows.
     for number, line in enumerate(_read_lines(path), start=1):
         if line.strip():
             is_empty = False
@@ -290,6 +292,7 @@ def _parse_row(path: Path, number: int, line: bytes) -> Row:
     """
     where = f"{path} line {number}"
     try:
+        # In the JSON text and not in its values, so that names and nested values are covered.
         text = _ESCAPE.sub(_replace_half_pair, line.decode("utf-8-sig"))
         values = json.loads(
             text,
@@ -314,7 +317,8 @@ def _parse_row(path: Path, number: int, line: bytes) -> Row:
             f"{where} is {_json_kind(values)}, not an object; write "
             '{"question": ..., "answer": ...}'
         )
-    # Further answers are a list, which may hold fractions.
+    # Few rows hold fractions, and only these are parsed a second time. Further answers are a list
+    # that may hold some.
     has_fractions = OTHER_ANSWERS in values or any(
         isinstance(value, float) for value in values.values()
     )

@@ -64,6 +64,8 @@ class ProblemOrder:
 
         Raises UserError if the state has another number of problems or another seed.
         """
+        # With another number of problems or another seed the permutation is another one, in which
+        # the saved position means nothing.
         current = self.state()
         hints = {"problems": "the same data", "seed": f"--config.seed={state['seed']}"}
         for name, hint in hints.items():
@@ -89,6 +91,7 @@ class ProblemStream:
         self.used = 0
         """Number of used problems of those handed out since the last `rewind`."""
         self._order = order
+        # A shallow copy has a position of its own, and shares the problems and the permutation.
         self._order_ahead = copy.copy(order)
         self._accepts = accepts
         # Of each problem that was handed out and not used: the order's position just after it.

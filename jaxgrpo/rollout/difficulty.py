@@ -46,7 +46,7 @@ class DifficultyFilter:
         if self.rule == "dapo":
             return (solved == judged) - (solved == 0)
         if self.rule == "band":
-            # solved / judged > high, without the division's rounding
+            # Multiplied instead of divided, and with exact ends, so that no rounding decides.
             is_too_easy = solved > _exact(self.high) * judged
             is_too_hard = solved < _exact(self.low) * judged
             return is_too_easy - is_too_hard

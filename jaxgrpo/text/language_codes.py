@@ -180,6 +180,7 @@ def language_code(text: object) -> str | None:
             return None
     if code is None:
         return None
+    # Where a script is named, it has to be one in which the language can be told.
     scripts = {_SCRIPT_NAMES.get(word, word) for word in qualifiers} & _ALL_SCRIPTS
     return code if scripts <= _SCRIPTS[code] else None
 
@@ -226,6 +227,7 @@ def _read_table(
         scripts = frozenset(script_names.lower().split())
         for line in lines.strip().splitlines():
             codes, _, names = line.partition(":")
+            # The first code is the one that stands for all of them.
             language = codes.split()[0]
             scripts_by_language[language] = scripts
             for code in codes.split():

@@ -135,6 +135,7 @@ def base_model_prompt(question: str, language: str) -> str:
 
     language: of the problem, as a code or a tag ("zh-CN"); without a prompt in it, English is asked
     """
+    # All regions of a language share its prompt.
     code = language.split("-")[0].lower()
     prompt = BASE_PROMPTS.get(code, BASE_PROMPTS["en"])
     return f"{prompt.instruction}\n{prompt.user}: {question}\n{prompt.assistant}:"

@@ -87,6 +87,7 @@ class Tokenizer:
             text = prompts.base_model_prompt(prompt, language)
         else:
             text = prompts.plain_prompt(prompt, system)
+        # A model whose tokenizer begins texts with a token has never seen a text without it.
         return [*self.bos_ids, *self.encode(text)]
 
 

@@ -15,10 +15,9 @@ import pytest
 import torch
 import transformers
 
-from jaxgrpo.models import attention
-from jaxgrpo.device.logprobs import to_logits
+from jaxgrpo.device.logits import to_logits
 from jaxgrpo.export import export
-from jaxgrpo.models import hf_folder, transformer
+from jaxgrpo.models import attention, hf_folder, transformer
 from jaxgrpo.models.lora import TARGETS, Lora
 from tests.tiny_runs import leave_run
 

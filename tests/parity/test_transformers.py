@@ -16,11 +16,10 @@ import transformers
 from safetensors.numpy import load_file
 from torch.overrides import TorchFunctionMode
 
-from jaxgrpo.models import attention
-from jaxgrpo.device.logprobs import to_logits
+from jaxgrpo.device.logits import to_logits
 from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.distributed.mesh import make_mesh
-from jaxgrpo.models import hf_folder, transformer
+from jaxgrpo.models import attention, hf_folder, transformer
 from jaxgrpo.problems import Problem
 from jaxgrpo.programs import compile_programs
 from jaxgrpo.rollout.engine import Draw, Engine

@@ -1,5 +1,8 @@
-# ruff: noqa: RUF001, E501  (other scripts' letters and look-alikes are what is tested; a case is a line)
-r"""What the mathematics verifier must say: (answer in a box, gold, verdict, reason[, language]), then whole texts.
+# ruff: noqa: RUF001  (other scripts' letters and look-alikes are what is tested)
+r"""Verdicts that the verifier of mathematics must give.
+
+ANSWERS: (answer in a box, gold, verdict, reason[, language])
+TEXTS: (whole completion, gold, verdict, reason, extraction methods[, language])
 
 Verdicts were decided by hand from what the answer means to a person, not copied from the verifier.
 """
@@ -503,8 +506,8 @@ ANSWERS = [
 ]
 
 MARKS = ("boxed", "hashes")
-PHRASE = ("boxed", "hashes", "phrase")
-EVERY = ("boxed", "hashes", "phrase", "number")
+PHRASE = (*MARKS, "phrase")
+EVERY = (*PHRASE, "number")
 
 TEXTS = [
     (r"so \boxed{42}.", "42", Y, "the box", MARKS),

@@ -1,4 +1,4 @@
-"""Whatever a model writes, a reward has a number for it, and within the bounds that it says."""
+"""Every reward has a number within its bounds for any text that a model may write."""
 
 import hypothesis
 import pytest

@@ -1,4 +1,4 @@
-"""Rewards made of rewards: what they are worth, and how they travel to the workers."""
+"""Tests of rewards made of rewards: their values, and how they reach the workers."""
 
 import math
 from dataclasses import dataclass
@@ -19,34 +19,31 @@ from jaxgrpo.rewards.workers.worker import find_reward
 PROBLEM = Problem("1", "question", "42", language="ko")
 
 
-def give(problem, text):
+def first_number(problem, text):
     return float(text.partition(" ")[0])
 
 
-def when(problem, text):
+def second_number(problem, text):
     return float(text.partition(" ")[2])
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0, -3.0])
 @pytest.mark.parametrize("won", [0.0, 0.999, 1.0, 2.0, -1.0])
 def test_a_reward_counts_where_the_other_is_won(value, won):
-    assert Gate(give, when)(PROBLEM, f"{value} {won}") == (value if won == 1.0 else 0.0)
+    gate = Gate(first_number, when=second_number)
+    assert gate(PROBLEM, f"{value} {won}") == (value if won == 1.0 else 0.0)
 
 
 def test_language_only_of_right_answers_and_answers_only_in_the_language():
-    korean, english = "답은 사과 다섯 개입니다", "the answer is five apples"
-    in_language, only_right = (
-        Gate(accuracy, when=Threshold()),
-        Gate(target_word_ratio, when=accuracy),
-    )
+    korean = "답은 사과 다섯 개입니다"
+    english = "the answer is five apples"
+    accuracy_in_language = Gate(accuracy, when=Threshold())
+    language_of_right = Gate(target_word_ratio, when=accuracy)
     for text, language in ((korean, 1.0), (english, 0.0)):
         for number, right in ((42, 1.0), (41, 0.0)):
             completion = f"<think>{text}</think> \\boxed{{{number}}}"
-            assert (
-                in_language(PROBLEM, completion)
-                == only_right(PROBLEM, completion)
-                == language * right
-            )
+            assert accuracy_in_language(PROBLEM, completion) == language * right
+            assert language_of_right(PROBLEM, completion) == language * right
 
 
 def test_what_is_missing_inside_is_missing_outside_by_its_reason():
@@ -108,7 +105,9 @@ def test_settings_may_be_tuples_of_rewards():
 
 
 @dataclass(frozen=True)
-class Odd:
+class WithSetting:
+    """A reward with a setting that may be anything."""
+
     setting: object = math.pi
 
     def __call__(self, problem, text):
@@ -116,16 +115,16 @@ class Odd:
 
 
 @pytest.mark.parametrize(
-    ("reward", "says"),
+    ("reward", "message"),
     [
         (Gate(lambda problem, text: 1.0, accuracy), "lambda"),
-        (Odd(lambda problem, text: 1.0), "lambda"),
-        (Odd({1, 2}), r"a reward's setting is \{1, 2\}"),
-        (Odd([1, 2]), "finds another object"),
+        (WithSetting(lambda problem, text: 1.0), "lambda"),
+        (WithSetting({1, 2}), r"a reward's setting is \{1, 2\}"),
+        (WithSetting([1, 2]), "finds another object"),
     ],
 )
-def test_what_cannot_travel_is_refused_in_one_line(reward, says):
-    with pytest.raises(UserError, match=says) as error:
+def test_what_cannot_travel_is_refused_in_one_line(reward, message):
+    with pytest.raises(UserError, match=message) as error:
         reward_name(reward)
     assert "\n" not in str(error.value)
 
@@ -140,16 +139,16 @@ def test_a_setting_that_names_no_reward_is_refused(named):
 
 
 @batched
-def together(problem, completions):
+def all_at_once(problem, completions):
     return [1.0] * len(completions)
 
 
 @pytest.mark.parametrize(
-    "gate", [lambda: Gate(together, accuracy), lambda: Gate(accuracy, together)]
+    "make_gate", [lambda: Gate(all_at_once, accuracy), lambda: Gate(accuracy, all_at_once)]
 )
-def test_a_batched_reward_inside_a_gate_is_refused(gate):
+def test_a_batched_reward_inside_a_gate_is_refused(make_gate):
     with pytest.raises(UserError, match="not a batched one"):
-        gate()
+        make_gate()
 
 
 def test_settings_inside_are_settings_of_the_command_line():

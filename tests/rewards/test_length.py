@@ -1,4 +1,4 @@
-"""Rewards of length: in tokens, with the bounds that the papers give."""
+"""Tests of rewards for length: in tokens, with the bounds that the papers give."""
 
 import math
 
@@ -37,12 +37,12 @@ def test_soft_overlong_is_equation_13(tokens, value):
 @pytest.mark.parametrize("buffer", [1, 7, 20])
 def test_soft_overlong_is_the_punishment_of_the_objective(buffer):
     lengths = np.arange(1, 31).reshape(3, 10)
-    mine = [
+    rewards = [
         [SoftOverlong(20, buffer)(PROBLEM, Completion("", int(tokens))) for tokens in row]
         for row in lengths
     ]
     np.testing.assert_allclose(
-        mine, advantages.soft_overlong(jnp.asarray(lengths), 20.0, float(buffer)), rtol=1e-6
+        rewards, advantages.soft_overlong(jnp.asarray(lengths), 20.0, float(buffer)), rtol=1e-6
     )
 
 
@@ -64,9 +64,9 @@ def test_cosine_starts_and_ends_where_its_settings_say():
 
 
 def test_right_answers_are_better_short_and_wrong_ones_better_long():
-    right, wrong = (
-        [cosine(text, tokens) for tokens in range(0, 1000, 37)] for text in (RIGHT, WRONG)
-    )
+    lengths = range(0, 1000, 37)
+    right = [cosine(RIGHT, tokens) for tokens in lengths]
+    wrong = [cosine(WRONG, tokens) for tokens in lengths]
     assert right == sorted(right, reverse=True)
     assert wrong == sorted(wrong)
     assert len(set(right)) == len(right)
@@ -78,11 +78,11 @@ def test_what_is_too_long_or_cut_off_gets_the_exceed_value():
     assert cosine(RIGHT, 5, finished=False) == -10.0
 
 
-def explode(problem, text):
+def raise_lookup_error(problem, text):
     raise LookupError
 
 
-def perhaps(problem, text):
+def not_a_number(problem, text):
     return math.nan
 
 
@@ -90,20 +90,22 @@ def test_what_is_missing_inside_or_not_known_is_missing_and_not_zero():
     rewards = {
         "overlong": SoftOverlong(100, 20),
         "cosine": Cosine(accuracy, 100),
-        "explode": Cosine(explode, 100),
-        "perhaps": Cosine(perhaps, 100),
+        "error": Cosine(raise_lookup_error, 100),
+        "nan": Cosine(not_a_number, 100),
     }
     with Pool(
         {name: Weighted(reward) for name, reward in rewards.items()}, 1, deadline=10.0
     ) as pool:
-        known, plain = pool.result(pool.submit(PROBLEM, [Completion(RIGHT, 0), RIGHT]))
-    assert known == {
+        with_length, without_length = pool.result(
+            pool.submit(PROBLEM, [Completion(RIGHT, 0), RIGHT])
+        )
+    assert with_length == {
         "overlong": 0.0,
         "cosine": 2.0,
-        "explode": Missing("LookupError"),
-        "perhaps": Missing("ValueError"),
+        "error": Missing("LookupError"),
+        "nan": Missing("ValueError"),
     }
-    assert plain == dict.fromkeys(rewards, Missing("TypeError"))
+    assert without_length == dict.fromkeys(rewards, Missing("TypeError"))
 
 
 @batched
@@ -112,7 +114,7 @@ def all_at_once(problem, completions):
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make_reward", "message"),
     [
         (
             lambda: SoftOverlong(100, 0),
@@ -125,6 +127,6 @@ def all_at_once(problem, completions):
         (lambda: Cosine(all_at_once, 9), "not a batched one"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(make, says):
-    with pytest.raises(UserError, match=says):
-        make()
+def test_settings_that_cannot_be_are_refused(make_reward, message):
+    with pytest.raises(UserError, match=message):
+        make_reward()

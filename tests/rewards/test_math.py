@@ -1,5 +1,8 @@
 # ruff: noqa: RUF001  (signs of Chinese and Japanese texts are meant)
-"""The mathematics verifier: a table of verdicts, what may not happen whatever a model writes, settings, gold answers."""
+"""Tests of the verifier of mathematics.
+
+A table of verdicts, gold answers, settings, and texts that must do no harm.
+"""
 
 import json
 import logging
@@ -18,8 +21,9 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Weighted
 from jaxgrpo.rewards.layout import think_then_answer
 from jaxgrpo.rewards.maths import verifier
+from jaxgrpo.rewards.maths.extraction import extract_answer
 from jaxgrpo.rewards.maths.symbolic import is_safe, same_expression
-from jaxgrpo.rewards.maths.verifier import Accuracy, accuracy, final_answer, same
+from jaxgrpo.rewards.maths.verifier import Accuracy, accuracy, same_answer
 from jaxgrpo.rewards.workers.pool import Missing, Pool, reward_name
 from jaxgrpo.rewards.workers.worker import find_reward
 from tools import check_math
@@ -34,26 +38,25 @@ def problem(answer="42", language="en", **meta):
 def test_the_table_is_large_and_has_both_verdicts():
     cases = ANSWERS + TEXTS
     assert len(cases) >= 300
-    assert min(sum(case[2] for case in cases), sum(not case[2] for case in cases)) >= 100
+    num_right = sum(case[2] for case in cases)
+    assert min(num_right, len(cases) - num_right) >= 100
     assert all(case[3] for case in cases)
     assert len({(case[0], case[1], case[4:]) for case in cases}) == len(cases)
 
 
-@pytest.mark.parametrize(
-    "case",
-    ANSWERS,
-    ids=lambda case: f"{case[0][:30]} for {case[1][:30]}: {case[3]}".replace("::", ":"),
-)
+def case_id(case):
+    answer, gold, _, reason = case[:4]
+    return f"{answer[:30]} for {gold[:30]}: {reason}".replace("::", ":")
+
+
+@pytest.mark.parametrize("case", ANSWERS, ids=case_id)
 def test_answers(case):
     answer, gold, right, _, *language = case
-    assert accuracy(
-        problem(gold, *language), rf"<think>So.</think> It is $\boxed{{{answer}}}$."
-    ) == float(right)
+    text = rf"<think>So.</think> It is $\boxed{{{answer}}}$."
+    assert accuracy(problem(gold, *language), text) == float(right)
 
 
-@pytest.mark.parametrize(
-    "case", TEXTS, ids=lambda case: f"{case[0][:30]} for {case[1]}: {case[3]}".replace("::", ":")
-)
+@pytest.mark.parametrize("case", TEXTS, ids=case_id)
 def test_texts(case):
     text, gold, right, _, extract, *language = case
     assert Accuracy(extract)(problem(gold, *language), text) == float(right)
@@ -197,8 +200,8 @@ def test_settings_are_named_on_the_command_line_and_reach_a_worker():
 
 LANGUAGES = st.sampled_from(["en", "de", "uk", "hi", "ar", "zh", "xx"])
 PIECES = r"""\boxed{ \frac{ \sqrt \left( \right) \{ \} \begin{pmatrix} \end{pmatrix}
-    \\ & ^ ^{ _ { } ( ) [ ] ! % \% $ #### = < \le \pm \cup \infty \text{ \binom \pi \exp \sum_ \int , ; . : - + * / 9 99 1e9 0 7
-    x i e and or <think> </think> 答案是 उत्तर ४ ½ √ \ """
+    \\ & ^ ^{ _ { } ( ) [ ] ! % \% $ #### = < \le \pm \cup \infty \text{ \binom \pi \exp \sum_ \int
+    , ; . : - + * / 9 99 1e9 0 7 x i e and or <think> </think> 答案是 उत्तर ४ ½ √ \ """
 TEXT = st.one_of(
     st.text(max_size=80),
     st.lists(st.sampled_from([*PIECES.split(), " ", "\n", "the answer is "]), max_size=25).map(
@@ -232,8 +235,8 @@ def test_whatever_is_written_the_score_is_a_number_from_0_to_1(text, gold, langu
 @given(st.fractions(max_denominator=1000), st.sampled_from(["en", "de", "uk", "hi"]))
 def test_a_number_is_itself_in_every_form_and_is_not_the_next(value, language):
     forms = [str(value), rf"\frac{{{value.numerator}}}{{{value.denominator}}}"]
-    assert all(same(form, gold, language) for form in forms for gold in forms)
-    assert not same(str(value + 1), str(value), language)
+    assert all(same_answer(form, gold, language) for form in forms for gold in forms)
+    assert not same_answer(str(value + 1), str(value), language)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -242,8 +245,8 @@ def test_thousands_in_the_styles_of_languages(value):
     english = f"{value:,}"
     for language, sign in {"en": ",", "de": ".", "fr": "\u202f", "uk": "\xa0"}.items():
         written = english.replace(",", sign)
-        assert same(written, str(value), language)
-        assert not same(written, str(10 * value + 1), language)
+        assert same_answer(written, str(value), language)
+        assert not same_answer(written, str(10 * value + 1), language)
 
 
 BOMBS = [
@@ -302,23 +305,36 @@ def test_the_guard_lets_formulas_through_and_stops_the_rest():
 
 
 def test_verdicts_are_the_same_in_a_thread_where_alarms_do_not_work(caplog):
-    found = []
+    verdicts = []
+
+    def judge():
+        verdicts.append(same_answer(r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"))
+
     with caplog.at_level(logging.WARNING):
-        thread = threading.Thread(
-            target=lambda: found.append(same(r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"))
-        )
+        thread = threading.Thread(target=judge)
         thread.start()
         thread.join()
-    assert found == [True]
+    assert verdicts == [True]
     assert not caplog.records
 
 
 def test_plain_numbers_never_load_computer_algebra():
+    texts = (
+        "42",
+        "1,234",
+        r"\frac{1}{2}",
+        "50%",
+        "42 apples",
+        "2^{10}",
+        "no idea",
+        "(1, 2)",
+        "x = 5",
+    )
     program = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         "from jaxgrpo.problems import Problem\n"
         "from jaxgrpo.rewards.maths.verifier import accuracy\n"
-        "for text in ('42', '1,234', r'\\frac{1}{2}', '50%', '42 apples', '2^{10}', 'no idea', '(1, 2)', 'x = 5'):\n"
+        f"for text in {texts!r}:\n"
         "    accuracy(Problem('1', '', '42'), '\\\\boxed{' + text + '}')\n"
         "sys.exit(bool({'sympy', 'math_verify', 'jax', 'numpy'} & set(sys.modules)))"
     )
@@ -357,8 +373,8 @@ def test_settings_reach_a_pool():
 )
 def test_extraction_and_comparison_take_linear_time(piece):
     before = time.monotonic()
-    final_answer(piece * 20_000, ALL)
-    same(piece * 150, "42")
+    extract_answer(piece * 20_000, ALL)
+    same_answer(piece * 150, "42")
     assert time.monotonic() - before < 2
 
 

@@ -1,7 +1,7 @@
 # ruff: noqa: RUF001  (letters of other scripts that look like Latin ones are what is tested)
-# ruff: noqa: RUF001  (letters of other scripts that look like Latin ones are what is tested)
-"""Answers, formats and languages, told from text alone."""
+"""Tests of rewards for answers, layouts and languages, and of the package that holds them."""
 
+import importlib
 import subprocess
 import sys
 import time
@@ -19,7 +19,9 @@ from jaxgrpo.rewards.languages.consistency import (
     word_ratios,
 )
 from jaxgrpo.rewards.layout import think_then_answer
-from jaxgrpo.rewards.maths.verifier import MAX_DIGITS, accuracy, final_answer, number, same_number
+from jaxgrpo.rewards.maths.extraction import extract_answer
+from jaxgrpo.rewards.maths.quantities import MAX_DIGITS, parse_number
+from jaxgrpo.rewards.maths.verifier import accuracy, same_number
 
 
 def problem(answer="42", language="en"):
@@ -53,8 +55,8 @@ def problem(answer="42", language="en"):
         ("", None),
     ],
 )
-def test_final_answer(text, answer):
-    assert final_answer(text) == answer
+def test_extract_answer(text, answer):
+    assert extract_answer(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_not_the_same(a, b):
 )
 def test_nothing_an_answer_says_takes_long(answer):
     before = time.monotonic()
-    assert number(answer) is None
+    assert parse_number(answer) is None
     assert accuracy(problem(), rf"\boxed{{{answer}}}") == 0.0
     assert time.monotonic() - before < 1
 
@@ -309,16 +311,61 @@ def test_many_texts_a_second():
         for _ in range(100):
             word_ratios(text, "ko")
         seconds.append(time.process_time() - before)
-    assert (
-        100 / min(seconds) > 250
-    )  # some 4,000 on an idle core; a busy machine must not fail the test
+    # Some 4,000 a second on an idle core; a busy machine must not fail the test.
+    assert 100 / min(seconds) > 250
+
+
+def run_python(program):
+    """Runs a program in a fresh interpreter; raises an error if its exit code is not 0."""
+    program = f"import sys; sys.path[:] = {sys.path!r}; {program}"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_rewards_do_not_import_jax():
-    modules = ", ".join(
-        f"jaxgrpo.rewards.{name}" for name in ("format", "language", "math", "pool", "worker")
+    names = ("layout", "languages", "maths", "workers.pool", "workers.worker")
+    modules = ", ".join(f"jaxgrpo.rewards.{name}" for name in names)
+    run_python(f"import {modules}; sys.exit('jax' in sys.modules)")
+
+
+def test_the_package_imports_nothing():
+    run_python(
+        "before = set(sys.modules); import jaxgrpo.rewards; "
+        "sys.exit(set(sys.modules) - before != {'jaxgrpo', 'jaxgrpo.rewards'})"
     )
-    program = (
-        f"import sys; sys.path[:] = {sys.path!r}; import {modules}; sys.exit('jax' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["from jaxgrpo.rewards import languages, layout, maths", "import jaxgrpo.rewards.workers.pool"],
+)
+def test_modules_that_are_there_are_imported(statement):
+    run_python(statement)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("math", "maths"),
+        ("format", "layout"),
+        ("language", "languages"),
+        ("numbers", "maths.quantities"),
+        ("collections", "maths.sets"),
+        ("answers", "maths.extraction"),
+        ("symbolic", "maths.symbolic"),
+        ("words", "languages.words"),
+        ("tell", "languages.identify"),
+        ("pool", "workers.pool"),
+        ("process", "workers.process"),
+        ("worker", "workers.worker"),
+    ],
+)
+def test_an_old_name_of_a_module_is_refused_with_the_new_one(old, new):
+    with pytest.raises(ImportError) as error:
+        exec(f"from jaxgrpo.rewards import {old}")
+    assert str(error.value) == f"jaxgrpo.rewards.{old} is now jaxgrpo.rewards.{new}"
+    importlib.import_module(f"jaxgrpo.rewards.{new}")
+
+
+def test_a_name_that_never_was_is_refused_as_python_does():
+    with pytest.raises(ImportError, match="cannot import name 'grammar'"):
+        exec("from jaxgrpo.rewards import grammar")

@@ -1,4 +1,4 @@
-"""ROUGE-L against its definition and the example of its paper."""
+"""Tests of ROUGE-L against its definition and the example of its paper."""
 
 import time
 
@@ -31,11 +31,12 @@ def test_rouge_l(text, reference, value):
     assert rouge_l(text, reference) == pytest.approx(value)
 
 
-def longest(a: str, b: str) -> int:
-    """The longest common subsequence by its definition, one row of the table at a time."""
+def longest_common(a: str, b: str) -> int:
+    """Returns the length of the longest common subsequence, one row of the table at a time."""
     row = [0] * (len(b) + 1)
     for x in a:
-        row, above = [0], row
+        above = row
+        row = [0]
         for j, y in enumerate(b):
             row.append(above[j] + 1 if x == y else max(above[j + 1], row[j]))
     return row[-1]
@@ -44,7 +45,8 @@ def longest(a: str, b: str) -> int:
 @hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
 @hypothesis.given(st.text("abc", min_size=1, max_size=90), st.text("abcd", min_size=1, max_size=90))
 def test_rouge_l_is_its_definition(a, b):
-    assert rouge_l(" ".join(a), " ".join(b)) == pytest.approx(2 * longest(a, b) / (len(a) + len(b)))
+    f1 = 2 * longest_common(a, b) / (len(a) + len(b))
+    assert rouge_l(" ".join(a), " ".join(b)) == pytest.approx(f1)
 
 
 def test_only_the_part_asked_for_is_compared_and_with_what_is_asked():
@@ -53,16 +55,15 @@ def test_only_the_part_asked_for_is_compared_and_with_what_is_asked():
     assert RougeL()(problem, text) == RougeL()(problem, "one two") == 1.0
     assert RougeL("think", "summary")(problem, text) == 1.0
     assert RougeL("think")(problem, text) == RougeL(reference="summary")(problem, text) == 0.0
-    assert RougeL("all")(problem, text) == pytest.approx(
-        2 * 2 / (6 + 2)
-    )  # the tags' names are words
+    # The tags' names are words: there are six.
+    assert RougeL("all")(problem, text) == pytest.approx(2 * 2 / (6 + 2))
 
 
 def test_a_reference_that_is_not_there_is_missing_and_not_zero():
+    problem = Problem("1", "Summarise.", "")
     with Pool({"rouge": Weighted(RougeL(reference="summary"))}, 1, deadline=10.0) as pool:
-        assert pool.result(pool.submit(Problem("1", "Summarise.", ""), ["text"])) == [
-            {"rouge": Missing("KeyError")}
-        ]
+        verdicts = pool.result(pool.submit(problem, ["text"]))
+    assert verdicts == [{"rouge": Missing("KeyError")}]
 
 
 def test_an_unknown_part_is_refused():
@@ -74,10 +75,9 @@ def test_an_unknown_part_is_refused():
     "words", [("a ",), ("a ", "b "), tuple(f"{number} " for number in range(1000))]
 )
 def test_long_texts_take_no_square_of_time(words):
-    text, reference = (
-        "".join(words) * (400_000 // len(words)),
-        "".join(reversed(words)) * (400_000 // len(words)),
-    )
+    repeats = 400_000 // len(words)
+    text = "".join(words) * repeats
+    reference = "".join(reversed(words)) * repeats
     before = time.process_time()
     assert 0.0 < rouge_l(text, reference) <= 1.0
     assert time.process_time() - before < 10

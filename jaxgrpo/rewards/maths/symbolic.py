@@ -172,6 +172,7 @@ def _latex_parser() -> Callable[[str], object]:
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
     def parse_latex(text: str) -> object:
+        """Returns the tree of a formula; fails in many ways where it has none."""
         # "units" would take the m of 6m for metres.
         normalization = NormalizationConfig(
             basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"

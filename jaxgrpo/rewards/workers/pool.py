@@ -35,18 +35,23 @@ The life of one job:
 1. `Pool.submit` writes a problem and its completions as JSON, and puts them on the queue in a
    `Ticket`, with a future for the verdicts.
 2. A supervisor thread takes the ticket, unless it has been cancelled (`_Supervisor._serve`).
-3. If its worker is not running it starts one: fork server, template and worker, as far as they are
-   missing (`WorkerProcess.start`).
+3. If its worker is not running, it starts one: fork server, template and worker, as far as they are
+   missing (`WorkerProcess.start`, and on the other side `worker.main`).
 4. It sends the job, `[skip, [problem, texts]]`: skip is 0, or the number of calls that are done.
 5. The worker makes the other calls of `worker.list_calls`, one after the other: every reward of the
-   first text, of the second, ..., then every batched reward on all texts. It writes a line after
-   each call.
-6. The supervisor waits for each line, for `deadline` seconds at most, and collects the verdicts.
+   first text, of the second, ..., then every batched reward on all texts. It writes a line with the
+   verdicts after each call (`worker._answer_jobs`).
+6. The supervisor waits for each line, for `deadline` seconds at most, and collects the verdicts
+   (`_Supervisor._compute_verdicts`).
 7. If a line does not come in time ("timeout"), or if the worker dies or writes something else
    ("crash"), the supervisor kills the worker. The verdicts of the call that it was at are missing,
    for that reason. Steps 3 to 6 are repeated for the calls that are left.
 8. When all calls are done, the verdicts are the result of the ticket's future. `Pool.result`
-   returns them by text and by name of the reward.
+   returns them by text and by name of the reward, with `Missing` where there is none.
+
+A reward that raises an exception costs its own verdict and no process. A worker that dies between
+two jobs costs nothing: step 3 replaces it. If no worker can be started, the ticket's future gets
+the UserError, and the supervisor goes on to the next ticket.
 
 Who ends whom:
 

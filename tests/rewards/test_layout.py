@@ -1,4 +1,4 @@
-"""Layouts: tags with names of one's own, and regular expressions."""
+"""Tests of rewards for layouts: tags with names of one's own, and regular expressions."""
 
 import pytest
 
@@ -56,7 +56,7 @@ def test_a_pattern_is_for_the_whole_text(expression, text, value):
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make_reward", "message"),
     [
         (lambda: Pattern("(unclosed"), r"regex is '\(unclosed': missing \)"),
         (lambda: Pattern("*"), "nothing to repeat"),
@@ -65,9 +65,9 @@ def test_a_pattern_is_for_the_whole_text(expression, text, value):
         (lambda: Tags("x", "x"), "both tags are 'x'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_when_they_are_made(make, says):
-    with pytest.raises(UserError, match=says):
-        make()
+def test_settings_that_cannot_be_are_refused_when_they_are_made(make_reward, message):
+    with pytest.raises(UserError, match=message):
+        make_reward()
 
 
 def test_an_expression_without_an_end_is_ended_by_the_deadline():
