@@ -63,8 +63,8 @@ from jaxgrpo.rollout.collect import check_missing_verdicts
 from jaxgrpo.text import tokenizer
 from tests import test_run
 from tests.test_config import make, right
-from tests.tiny_rollouts import make_group
 from tests.tiny_models import make_folder
+from tests.tiny_rollouts import make_group
 from tests.tiny_runs import ROOT
 from tools import check_advice
 from tools.bench import logprobs
