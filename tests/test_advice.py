@@ -65,8 +65,8 @@ from jaxgrpo.rollout.collect import check_missing_verdicts
 from jaxgrpo.text import tokenizer
 from tests import test_run
 from tests.test_config import make, right
-from tests.test_rollout import make_group
 from tests.tiny_models import make_folder
+from tests.tiny_rollouts import make_group
 from tests.tiny_runs import ROOT
 from tools import check_advice
 from tools.bench import logprobs
@@ -854,8 +854,8 @@ trial(
 
 
 def missing(folder: Path, most: float) -> None:
-    group = make_group("a", [1.0, float("nan"), 0.0, 0.0])
-    group.missing = {(1, "accuracy"): "timeout"}
+    reasons = {(1, "accuracy"): "timeout"}
+    group = make_group("a", [1.0, float("nan"), 0.0, 0.0], missing=reasons)
     check_missing_verdicts([group], most, folder / "missing.jsonl")
 
 
