@@ -477,9 +477,7 @@ def scored(params, tokens, attention_mask, temperature=1.0):
     positions, mask = attention.sequence_positions(segments), attention.sequence_mask(segments)
     hidden, _ = transformer.forward(NETWORK, params, tokens, positions, mask)
     embedding = transformer.output_embedding(params)
-    return token_logprobs(
-        hidden, embedding, tokens, temperature, start=WIDTH, softcap=NETWORK.logit_softcap
-    )[0]
+    return token_logprobs(hidden, embedding, tokens, temperature, softcap=NETWORK.logit_softcap)[0]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from jaxgrpo.device import sampler
-from jaxgrpo.device.logprobs import to_logits, used_ids
+from jaxgrpo.device.logits import to_logits, used_ids
 from jaxgrpo.device.sampler import How
 from jaxgrpo.types import NewRows
 from tests.tiny_engines import ENDS, NETWORK, make_params

@@ -338,9 +338,7 @@ def completion_logprobs(params, batch):
     positions, mask = attention.sequence_positions(segments), attention.sequence_mask(segments)
     hidden, _ = transformer.forward(NETWORK, params, jnp.asarray(batch.tokens), positions, mask)
     embedding, cap = transformer.output_embedding(params), NETWORK.logit_softcap
-    logprobs, _ = token_logprobs(
-        hidden, embedding, jnp.asarray(batch.tokens), 1.0, start=WIDTH, softcap=cap
-    )
+    logprobs, _ = token_logprobs(hidden, embedding, jnp.asarray(batch.tokens), 1.0, softcap=cap)
     return jnp.sum(logprobs * batch.completion_mask, axis=1) / batch.completion_mask.sum(axis=1)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxgrpo.device.logprobs import to_logits
+from jaxgrpo.device.logits import to_logits
 from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec
 from jaxgrpo.distributed.mesh import make_mesh, to_device
 from jaxgrpo.models import attention, transformer

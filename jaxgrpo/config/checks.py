@@ -38,8 +38,11 @@ def validate(config: Config) -> None:
 SOURCE_METHODS = ("train", "heldout")
 """Methods that a source of problems must have."""
 
-OBJECTIVE_METHODS = ("advantages", "weights", "token_loss")
+OBJECTIVE_METHODS = ("advantages", "token_weights", "token_loss")
 """Methods that an objective must have."""
+
+RENAMED_METHODS = {"token_weights": "weights"}
+"""Methods' names, and the names that they had before."""
 
 
 def shown_class(cls: type) -> str:
@@ -73,7 +76,13 @@ def _own_settings(config: Config) -> Iterator[tuple[str, overrides.Field]]:
 
 def _check_methods(name: str, value: object, methods: tuple[str, ...]) -> None:
     """Raises UserError if a part of the config lacks one of the methods."""
-    missing = [f"{method}()" for method in methods if not callable(getattr(value, method, None))]
+    missing = []
+    for method in methods:
+        if callable(getattr(value, method, None)):
+            continue
+        old_name = RENAMED_METHODS.get(method)
+        was = f", which was {old_name}()" if old_name and hasattr(value, old_name) else ""
+        missing.append(f"{method}(){was}")
     if missing:
         raise UserError(
             f"{name} is a {overrides.path_of(type(value))}: it must have {', '.join(missing)}"

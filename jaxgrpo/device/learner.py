@@ -18,7 +18,15 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxgrpo.device.micro_batches import MicroBatches
 from jaxgrpo.device.optimizer import Optimizer, cast, optimizer_updates, round_stochastically
 from jaxgrpo.device.scorer import Scorer, reference_logprobs
-from jaxgrpo.losses import Info, Objective, TokenInputs, batch_loss, merge, report, token_weights
+from jaxgrpo.losses import (
+    LossInfo,
+    Objective,
+    TokenInputs,
+    batch_loss,
+    merge,
+    report,
+    token_weights,
+)
 from jaxgrpo.models import lora
 from jaxgrpo.types import Params, TrainBatch, TrainState
 
@@ -54,7 +62,7 @@ class _LossParts(NamedTuple):
     """Results of a micro-batch's loss that are no gradient."""
 
     loss: Float[Array, ""]
-    info: Info
+    info: LossInfo
     gap: Float[Array, "R T"]
     """|log policy - log sampler|; NOT_CHOSEN off the completions."""
 
@@ -96,7 +104,7 @@ class Updater:
             mask = token_weights.without_truncated(batch.completion_mask, batch.trained)
             batch = batch._replace(completion_mask=mask)
         mask = batch.completion_mask
-        rows = _ScoredRows(batch, ref_logprobs, advantages, objective.weights(mask))
+        rows = _ScoredRows(batch, ref_logprobs, advantages, objective.token_weights(mask))
 
         # 2. The gradient, a micro-batch at a time.
         def loss(params: Params, rows: _ScoredRows) -> tuple[Array, _LossParts]:

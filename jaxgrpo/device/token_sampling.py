@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
-from jaxgrpo.device.logprobs import Ranges, to_logits, used_ids
+from jaxgrpo.device.logits import Ranges, to_logits, used_ids
 from jaxgrpo.models.layers import UNCONSTRAINED, ActivationShardings
 from jaxgrpo.types import SamplingParams
 

@@ -3,18 +3,21 @@
 from jaxtyping import Array, Bool, Float
 
 from jaxgrpo.losses import advantages, terms, token_weights
-from jaxgrpo.losses.objective import Coefficient, TokenInputs, TokenMetrics, frozen_pytree
+from jaxgrpo.losses.group_relative import GroupRelative, clipped_loss
+from jaxgrpo.losses.inputs import Coefficient, TokenInputs, TokenLoss
+from jaxgrpo.losses.pytree import frozen_pytree
 
 
 @frozen_pytree
-class GRPO:
+class GRPO(GroupRelative):
     """Group relative policy optimisation (arXiv 2402.03300, equation 3).
 
         A_i = (r_i - mean(r)) / std(r)
-        loss = 1/rows sum_i 1/|o_i| sum_t [ max(-r_t A_i, -clip(r_t, 1 - clip_low, 1 + clip_high) A_i) + kl * k3_t ]
+        loss = 1/rows sum_i 1/|o_i| sum_t [
+                   max(-r_t A_i, -clip(r_t, 1 - clip_low, 1 + clip_high) A_i) + kl * k3_t ]
 
-    r_t is the ratio of the policy's probability of token t to that of the policy that sampled it; k3_t estimates
-    KL(policy || reference).
+    r_t is the ratio of the policy's probability of token t to that of the policy that sampled it;
+    k3_t estimates KL(policy || reference).
 
     clip_low: the ratio is clipped from below at 1 - clip_low; the paper's epsilon
     clip_high: the ratio is clipped from above at 1 + clip_high; the paper's epsilon, too
@@ -25,24 +28,22 @@ class GRPO:
     clip_high: Coefficient = 0.2
     kl: Coefficient = 0.04
 
-    def advantages(self, rewards: Float[Array, "P G"], mask=None, kl=None) -> Float[Array, "P G"]:
-        return advantages.standardised(rewards)
-
-    def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        return token_weights.per_sequence(mask)
-
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
-        loss, figures = clipped_loss(inputs, self.clip_low, self.clip_high)
-        return loss + self.kl * terms.kl_k3(inputs.logprobs, inputs.ref_logprobs), figures
+    def token_loss(self, inputs: TokenInputs) -> TokenLoss:
+        """Returns the clipped surrogate + kl * k3."""
+        loss, metrics = clipped_loss(inputs, self.clip_low, self.clip_high)
+        return loss + self.kl * terms.kl_k3(inputs.logprobs, inputs.ref_logprobs), metrics
 
 
 @frozen_pytree
-class DrGRPO:
-    """GRPO done right (arXiv 2503.20783, section 3.2): without the divisions that favour long wrong answers and extreme
-    questions.
+class DrGRPO(GroupRelative):
+    """GRPO done right (arXiv 2503.20783, section 3.2).
+
+    GRPO's divisions by length and by deviation favour long wrong answers and extreme questions;
+    here there are none.
 
         A_i = r_i - mean(r)
-        loss = 1/(rows * budget) sum_i sum_t max(-r_t A_i, -clip(r_t, 1 - clip_low, 1 + clip_high) A_i)
+        loss = 1/(rows * budget) sum_i sum_t
+                   max(-r_t A_i, -clip(r_t, 1 - clip_low, 1 + clip_high) A_i)
 
     The paper has no KL term; `Regularised` adds one.
 
@@ -55,25 +56,19 @@ class DrGRPO:
     clip_low: Coefficient = 0.2
     clip_high: Coefficient = 0.2
 
-    def advantages(self, rewards: Float[Array, "P G"], mask=None, kl=None) -> Float[Array, "P G"]:
+    def advantages(
+        self,
+        rewards: Float[Array, "P G"],
+        mask: Bool[Array, "P G T"] | None = None,
+        kl: Float[Array, "P G T"] | None = None,
+    ) -> Float[Array, "P G"]:
+        """Returns r - mean(r) over each group."""
         return advantages.centred(rewards)
 
-    def weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+    def token_weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+        """Returns 1 / (rows * budget) at each token."""
         return token_weights.per_budget(mask, self.budget)
 
-    def token_loss(self, inputs: TokenInputs) -> tuple[Float[Array, "B T"], TokenMetrics]:
+    def token_loss(self, inputs: TokenInputs) -> TokenLoss:
+        """Returns the clipped surrogate."""
         return clipped_loss(inputs, self.clip_low, self.clip_high)
-
-
-def clipped_loss(
-    inputs: TokenInputs,
-    clip_low: Coefficient,
-    clip_high: Coefficient,
-    dual_clip: Coefficient | None = None,
-) -> tuple[Float[Array, "B T"], TokenMetrics]:
-    """PPO's clipped surrogate of each token's ratio, and where it was clipped."""
-    log_ratio = inputs.logprobs - inputs.old_logprobs
-    figures = terms.clipped(log_ratio, inputs.advantages, clip_low, clip_high)
-    return terms.clipped_surrogate(
-        log_ratio, inputs.advantages, clip_low, clip_high, dual_clip
-    ), figures

@@ -1,60 +1,71 @@
-"""What researchers look at while a policy learns: sums over tokens that add up over micro-batches, and their report."""
+"""Metrics of a batch for the log: sums over tokens, which add up over micro-batches."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxgrpo.losses import terms
-
-if TYPE_CHECKING:
-    from jaxgrpo.losses.objective import TokenInputs, TokenMetrics
+from jaxgrpo.losses.inputs import TokenInputs, TokenMetrics
 
 
-class Info(NamedTuple):
-    """Figures of a batch or of a part of it. `merge` joins parts, `report` makes the numbers that people read."""
+class LossInfo(NamedTuple):
+    """Sums and maxima over the chosen tokens of a batch, or of parts of it.
 
-    tokens: Float[Array, "*parts"]
-    """How many tokens were chosen."""
+    `merge` adds up stacked parts, `report` turns the sums into the means that are logged.
+    """
+
+    num_tokens: Float[Array, "*parts"]
+    """The number of chosen tokens."""
     sums: dict[str, Float[Array, "*parts"]]
-    """By name, the sum over the chosen tokens."""
+    """By metric, the sum over the chosen tokens."""
     maxima: dict[str, Float[Array, "*parts"]]
-    """By name, the largest over the chosen tokens; 0 without any."""
+    """By metric, the maximum over the chosen tokens; 0 without any."""
 
 
-def measure(inputs: TokenInputs, figures: TokenMetrics) -> Info:
-    """The figures common to all objectives, and an objective's own (which win where names are the same).
+def loss_info(inputs: TokenInputs, token_metrics: TokenMetrics) -> LossInfo:
+    """Returns the metrics that all objectives have in common, and an objective's own.
 
-    In the report, over the chosen tokens, in nats where it is a divergence:
+    After `report`, over the chosen tokens, divergences in nats:
 
         policy/kl                     k3 estimate of KL(policy || reference)
         policy/kl_old                 mean of r - 1 - log r, which estimates KL(old || policy)
         policy/ratio, ratio_max       r = policy / old
-        policy/logprob_gap, _max      |log policy - log sampler|; before the policy moves, by what sampler and trainer differ
-        policy/effective_sample_size  (sum w)^2 / (n sum w^2) with w = policy / sampler: 1 on policy, 1/n at worst
+        policy/logprob_gap, _max      |log policy - log sampler|: before the policy moves, the
+                                      difference between sampler and trainer
+        policy/effective_sample_size  (sum w)^2 / (n sum w^2) with w = policy / sampler:
+                                      1 on policy, 1/n at worst
         policy/entropy                where it is known
+
+    token_metrics: the objective's own; they win where names are the same
     """
     logprobs = jax.lax.stop_gradient(inputs.logprobs)
-    sampled = inputs.old_logprobs if inputs.sampler_logprobs is None else inputs.sampler_logprobs
-    ratio, weight = terms.ratio(logprobs - inputs.old_logprobs), terms.ratio(logprobs - sampled)
-    gap = jnp.abs(logprobs - sampled)
-    common = {
+    sampler_logprobs = inputs.sampler_logprobs
+    if sampler_logprobs is None:
+        sampler_logprobs = inputs.old_logprobs
+    ratio = terms.ratio(logprobs - inputs.old_logprobs)
+    sampler_ratio = terms.ratio(logprobs - sampler_logprobs)
+    gap = jnp.abs(logprobs - sampler_logprobs)
+    metrics = {
         "policy/kl": terms.kl_k3(logprobs, inputs.ref_logprobs),
         "policy/kl_old": terms.kl_k3(inputs.old_logprobs, logprobs),
         "policy/ratio": ratio,
         "policy/logprob_gap": gap,
-        "policy/weight": weight,
-        "policy/weight_squared": weight**2,
+        # Both are needed for the effective sample size, which `report` makes of their sums.
+        "policy/weight": sampler_ratio,
+        "policy/weight_squared": sampler_ratio**2,
     }
     if inputs.entropy is not None:
-        common["policy/entropy"] = inputs.entropy
-    masked = lambda figure: jnp.where(inputs.mask, figure, 0.0)
-    return Info(
-        tokens=inputs.mask.sum(dtype=jnp.float32),
-        sums={name: jnp.sum(masked(figure)) for name, figure in (common | figures).items()},
+        metrics["policy/entropy"] = inputs.entropy
+    metrics |= token_metrics
+
+    def masked(metric: Float[Array, "B T"]) -> Float[Array, "B T"]:
+        return jnp.where(inputs.mask, metric, 0.0)
+
+    return LossInfo(
+        num_tokens=inputs.mask.sum(dtype=jnp.float32),
+        sums={name: jnp.sum(masked(metric)) for name, metric in metrics.items()},
         maxima={
             "policy/ratio_max": jnp.max(masked(ratio)),
             "policy/logprob_gap_max": jnp.max(masked(gap)),
@@ -62,18 +73,32 @@ def measure(inputs: TokenInputs, figures: TokenMetrics) -> Info:
     )
 
 
-def merge(parts: Info) -> Info:
-    """Parts stacked along a first axis -> the whole."""
-    total = lambda x: jnp.sum(x, axis=0)
-    largest = lambda x: jnp.max(x, axis=0)
-    return Info(
-        total(parts.tokens), jax.tree.map(total, parts.sums), jax.tree.map(largest, parts.maxima)
+def merge(parts: LossInfo) -> LossInfo:
+    """Returns the info of a batch whose parts, such as micro-batches, are stacked along axis 0."""
+
+    def total(values: Float[Array, "M *parts"]) -> Float[Array, "*parts"]:
+        return jnp.sum(values, axis=0)
+
+    def maximum(values: Float[Array, "M *parts"]) -> Float[Array, "*parts"]:
+        return jnp.max(values, axis=0)
+
+    return LossInfo(
+        num_tokens=total(parts.num_tokens),
+        sums=jax.tree.map(total, parts.sums),
+        maxima=jax.tree.map(maximum, parts.maxima),
     )
 
 
-def report(info: Info) -> dict[str, Float[Array, ""]]:
-    """Means over the chosen tokens, maxima, and the effective sample size as a share; 0 where no token was chosen."""
-    means = {name: value / jnp.maximum(info.tokens, 1.0) for name, value in info.sums.items()}
-    weight, squared = means.pop("policy/weight"), means.pop("policy/weight_squared")
-    share = weight**2 / jnp.where(squared > 0, squared, 1.0)
-    return means | info.maxima | {"policy/effective_sample_size": share}
+def report(info: LossInfo) -> dict[str, Float[Array, ""]]:
+    """Returns the metrics to log: means over the chosen tokens, maxima, effective sample size.
+
+    All are 0 where no token was chosen.
+    """
+    num_tokens = jnp.maximum(info.num_tokens, 1.0)
+    means = {name: total / num_tokens for name, total in info.sums.items()}
+    mean_weight = means.pop("policy/weight")
+    mean_squared_weight = means.pop("policy/weight_squared")
+    # (sum w)^2 / (n sum w^2) = mean(w)^2 / mean(w^2)
+    divisor = jnp.where(mean_squared_weight > 0, mean_squared_weight, 1.0)
+    effective_sample_size = mean_weight**2 / divisor
+    return means | info.maxima | {"policy/effective_sample_size": effective_sample_size}

@@ -1,40 +1,50 @@
-"""Terms of token losses: elementwise functions of log-probabilities in nats. A row of [B, T] is one completion.
+"""Terms that token losses are made of: elementwise functions of log-probabilities in nats.
 
-p is the log-probability of a token under the policy, q under the reference, o under the policy that sampled it.
+A row of [B, T] is one completion. In the formulas p is the log-probability of a token under the
+policy, q under the reference, and o under the policy that sampled it; sg stops the gradient.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-LIMIT = 20.0
-"""Log-ratios are cut at +-20: beyond a factor of 5e8 a ratio says nothing, and its square still is a float32."""
+from jaxgrpo.losses.inputs import Coefficient, TokenMetrics
 
-Coefficient = float | Float[Array, ""] | Int[Array, ""]
-"""A number of an objective's; traced inside a compiled program."""
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are clipped to +-20: a ratio beyond 5e8 says nothing more, and the square of this one
+still is a float32."""
 
 
 def ratio(log_ratio: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    """exp(log_ratio), finite whatever the log-ratio is. Without a gradient beyond LIMIT."""
-    return jnp.exp(jnp.clip(log_ratio, -LIMIT, LIMIT))
+    """Computes exp(log_ratio), finite for any log-ratio; no gradient beyond MAX_LOG_RATIO."""
+    return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
 def sequence_log_ratio(
     log_ratio: Float[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> Float[Array, "B T"]:
-    """1/|o_i| sum_t log r_it at every token of row i: log of the length-normalised ratio of whole completions
-    (GSPO, arXiv 2507.18071, equation 7)."""
-    lengths = jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+    """Computes the mean log-ratio of each completion, at every token of its row.
+
+    1/|o_i| sum_t log r_it is the logarithm of the length-normalised ratio of whole completions.
+
+    Source: GSPO, arXiv 2507.18071, equation 7
+    """
+    lengths = jnp.maximum(mask.sum(axis=1, keepdims=True), 1)  # [B, 1]
     mean = jnp.sum(jnp.where(mask, log_ratio, 0.0), axis=1, keepdims=True) / lengths
     return jnp.where(mask, mean, 0.0)
 
 
-def token_of_sequence_log_ratio(
+def sequence_log_ratio_with_token_gradient(
     log_ratio: Float[Array, "B T"], logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> Float[Array, "B T"]:
-    """The value of `sequence_log_ratio` with each token's own gradient: sg[log s_i] + p_t - sg[p_t]
-    (GSPO-token, arXiv 2507.18071, equation 14)."""
+    """Computes `sequence_log_ratio` in value, with the gradient of each token's own logprob.
+
+        sg[log s_i] + p_t - sg[p_t]
+
+    Source: GSPO-token, arXiv 2507.18071, equation 14
+    """
     sequence = jax.lax.stop_gradient(sequence_log_ratio(log_ratio, mask))
+    # logprobs - sg[logprobs] is 0 in value; its gradient is the token's.
     return sequence + logprobs - jax.lax.stop_gradient(logprobs)
 
 
@@ -45,27 +55,38 @@ def clipped_surrogate(
     clip_high: Coefficient,
     dual_clip: Coefficient | None = None,
 ) -> Float[Array, "B T"]:
-    """max(-r A, -clip(r, 1 - clip_low, 1 + clip_high) A) with r = exp(log_ratio): PPO's pessimistic surrogate, as a loss
-    (arXiv 1707.06347, equation 7).
+    """Computes PPO's pessimistic surrogate, as a loss.
 
-    dual_clip: c > 1 bounds it where A < 0, which the clip leaves unbounded: min(..., -c A) (arXiv 1912.09729, equation 5).
+        max(-r A, -clip(r, 1 - clip_low, 1 + clip_high) A)    with r = exp(log_ratio)
+
+    dual_clip: c > 1 bounds the loss where A < 0, which the clip leaves unbounded: min(..., -c A)
+
+    Sources: arXiv 1707.06347, equation 7; dual clip: arXiv 1912.09729, equation 5
     """
     r = ratio(log_ratio)
-    loss = jnp.maximum(-r * advantages, -jnp.clip(r, 1 - clip_low, 1 + clip_high) * advantages)
+    # The larger loss of the two: a ratio that has moved the wrong way keeps its gradient.
+    unclipped_loss = -r * advantages
+    clipped_loss = -jnp.clip(r, 1 - clip_low, 1 + clip_high) * advantages
+    loss = jnp.maximum(unclipped_loss, clipped_loss)
     if dual_clip is None:
         return loss
-    return jnp.where(advantages < 0, jnp.minimum(loss, -dual_clip * advantages), loss)
+    bounded_loss = jnp.minimum(loss, -dual_clip * advantages)
+    return jnp.where(advantages < 0, bounded_loss, loss)
 
 
-def clipped(
+def clip_metrics(
     log_ratio: Float[Array, "B T"],
     advantages: Float[Array, "B T"],
     clip_low: Coefficient,
     clip_high: Coefficient,
-) -> dict[str, Float[Array, "B T"]]:
-    """Where the clip of `clipped_surrogate` takes the gradient away: below for A < 0, above for A > 0."""
+) -> TokenMetrics:
+    """Returns 1.0 at the tokens whose gradient the clip of `clipped_surrogate` takes away.
+
+    That is the lower end for A < 0 and the upper end for A > 0.
+    """
     r = ratio(log_ratio)
-    low, high = (r < 1 - clip_low) & (advantages < 0), (r > 1 + clip_high) & (advantages > 0)
+    low = (r < 1 - clip_low) & (advantages < 0)
+    high = (r > 1 + clip_high) & (advantages > 0)
     return {
         "policy/clipped_low": low.astype(jnp.float32),
         "policy/clipped_high": high.astype(jnp.float32),
@@ -73,29 +94,49 @@ def clipped(
 
 
 def kl_k1(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    """p - q: unbiased for KL(policy || reference) on policy (Schulman, "Approximating KL divergence", 2020). For rewards and
-    for reporting: as a loss its expected gradient is zero, so `kl_loss` refuses it."""
+    """Computes p - q, unbiased for KL(policy || reference) on policy.
+
+    It is for rewards and for metrics. As a loss its expected gradient is zero, so `kl_loss`
+    refuses it.
+
+    Source: Schulman, "Approximating KL divergence", 2020
+    """
     return logprobs - ref_logprobs
 
 
 def kl_k2(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    """(p - q)^2 / 2: biased as an estimate, but its expected gradient on policy is that of KL(policy || reference)."""
-    return jnp.square(jnp.clip(logprobs - ref_logprobs, -LIMIT, LIMIT)) / 2
+    """Computes (p - q)^2 / 2.
+
+    It is biased as an estimate, but on policy its expected gradient is that of
+    KL(policy || reference).
+    """
+    log_ratio = jnp.clip(logprobs - ref_logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return jnp.square(log_ratio) / 2
 
 
 def kl_k3(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    """exp(q - p) - 1 - (q - p): Schulman's estimator k3 of KL(policy || reference), never negative, unbiased on policy
-    (GRPO, arXiv 2402.03300, equation 4). As a loss its expected gradient on policy is that of KL(reference || policy).
+    """Computes exp(q - p) - 1 - (q - p): Schulman's estimator k3 of KL(policy || reference).
+
+    It is never negative, and unbiased on policy. As a loss its expected gradient on policy is that
+    of KL(reference || policy).
+
+    Source: GRPO, arXiv 2402.03300, equation 4
     """
-    gap = jnp.clip(ref_logprobs - logprobs, -LIMIT, LIMIT)
-    return jnp.expm1(gap) - gap
+    log_ratio = jnp.clip(ref_logprobs - logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    # expm1: near 0 the float32 difference exp(x) - 1 would have lost its digits.
+    return jnp.expm1(log_ratio) - log_ratio
 
 
 def kl_unbiased(
     log_ratio: Float[Array, "B T"], logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]
 ) -> Float[Array, "B T"]:
-    """r * k3 with r = exp(log_ratio), differentiated through both: an unbiased estimate of KL(policy || reference) with an
-    unbiased gradient, r (p - q) grad p, also where an older policy sampled (DeepSeek-V3.2, arXiv 2512.02556, equation 7)."""
+    """Computes r * k3 with r = exp(log_ratio), differentiated through both.
+
+    It is an unbiased estimate of KL(policy || reference) whose gradient r (p - q) grad p is
+    unbiased too, also where an older policy sampled.
+
+    Source: DeepSeek-V3.2, arXiv 2512.02556, equation 7
+    """
     return ratio(log_ratio) * kl_k3(logprobs, ref_logprobs)
 
 
@@ -105,56 +146,69 @@ def kl_loss(
     logprobs: Float[Array, "B T"],
     ref_logprobs: Float[Array, "B T"],
 ) -> Float[Array, "B T"]:
-    """A KL term for a loss, by name: "k2", "k3" or "unbiased". ValueError for any other, k1 with the reason."""
+    """Computes the KL term of a loss by the estimator of this name: "k2", "k3" or "unbiased".
+
+    log_ratio: p - o, for "unbiased"
+
+    Raises ValueError for any other estimator; for k1 it says why.
+    """
     check_kl_estimator(estimator)
     if estimator == "unbiased":
         return kl_unbiased(log_ratio, logprobs, ref_logprobs)
-    return {"k2": kl_k2, "k3": kl_k3}[estimator](logprobs, ref_logprobs)
+    if estimator == "k2":
+        return kl_k2(logprobs, ref_logprobs)
+    return kl_k3(logprobs, ref_logprobs)
 
 
 def check_kl_estimator(estimator: str) -> None:
-    """Raises ValueError for what `kl_loss` refuses."""
+    """Raises ValueError for an estimator that `kl_loss` refuses."""
     if estimator == "k1":
         raise ValueError(
-            "k1 cannot be a loss: the expected gradient of log policy - log reference on policy is zero, so that it adds noise "
-            "and no pull; take k2, k3 or unbiased, or put k1 into the reward"
+            "k1 cannot be a loss: the expected gradient of log policy - log reference on policy is "
+            "zero, so that it adds noise and no pull; take k2, k3 or unbiased, or put k1 into the "
+            "reward"
         )
     if estimator not in ("k2", "k3", "unbiased"):
         raise ValueError(f"the KL estimator is {estimator!r}: it must be one of k2, k3, unbiased")
 
 
 def importance_weights(
-    log_gap: Float[Array, "B T"],
+    log_ratio: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
     mode: str = "truncate",
     level: str = "token",
     high: Coefficient = 2.0,
     low: Coefficient = 0.0,
 ) -> Float[Array, "B T"]:
-    """Constants w by which tokens count so that what one policy sampled speaks for another, log_gap = log(other / sampler).
+    """Computes constant weights w that correct for a sampler that is not the policy.
 
-    level "token": w = exp(log_gap) of the token; "sequence": of the whole completion, the product over its tokens.
-    mode "truncate": w cut to low .. high, as in truncated importance sampling (Ionides 2008). "mask": w where low <= w <=
-    high, else 0, as in IcePop (arXiv 2510.18855). ValueError for another mode or level.
+    log_ratio: log(policy / sampler) of each token
+    mode: "truncate" clips w to low .. high, as in truncated importance sampling (Ionides 2008);
+        "mask" is w where low <= w <= high, and else 0, as in IcePop (arXiv 2510.18855)
+    level: "token" takes w = exp(log_ratio) of the token; "sequence" that of the whole completion,
+        the product over its tokens
+
+    Raises ValueError for another mode or level.
     """
     check_importance_weights(mode, level)
     if level == "sequence":
-        log_gap = jnp.broadcast_to(
-            jnp.sum(jnp.where(mask, log_gap, 0.0), axis=1, keepdims=True), mask.shape
-        )
-    weight = ratio(jax.lax.stop_gradient(log_gap))
+        sequence = jnp.sum(jnp.where(mask, log_ratio, 0.0), axis=1, keepdims=True)  # [B, 1]
+        log_ratio = jnp.broadcast_to(sequence, mask.shape)
+    # A constant: the weight corrects where tokens came from, the policy cannot change it.
+    weight = ratio(jax.lax.stop_gradient(log_ratio))
     if mode == "truncate":
         return jnp.clip(weight, low, high)
     return jnp.where((weight >= low) & (weight <= high), weight, 0.0)
 
 
 def check_importance_weights(mode: str, level: str) -> None:
-    """Raises ValueError for what `importance_weights` refuses."""
+    """Raises ValueError for a mode or a level that `importance_weights` refuses."""
     for name, value, allowed in (
         ("mode", mode, ("truncate", "mask")),
         ("level", level, ("token", "sequence")),
     ):
         if value not in allowed:
             raise ValueError(
-                f"the importance weights' {name} is {value!r}: it must be one of {', '.join(allowed)}"
+                f"the importance weights' {name} is {value!r}: it must be one of "
+                f"{', '.join(allowed)}"
             )

@@ -1,35 +1,52 @@
-"""Mask of chosen tokens -> how much each token counts. [B, T] in, [B, T] out, from the whole batch.
+"""Weights of tokens in the loss, [B, T], from the whole batch's mask of chosen tokens, [B, T].
 
-Rows without a chosen token are not counted: an underfull batch weighs what its full rows weigh.
+Rows without a chosen token are not counted, so the weights of an underfull batch are those of its
+full rows alone.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxgrpo.losses.terms import Coefficient
+from jaxgrpo.losses.inputs import Coefficient
 
 
 def per_sequence(mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-    """1 / (rows * |o_i|): the mean over sequences of each one's mean over tokens. Sums to 1."""
-    return mask / (_rows(mask) * jnp.maximum(mask.sum(axis=1, keepdims=True), 1))
+    """Returns 1 / (rows * |o_i|): the mean over rows of each row's mean over tokens. Sums to 1."""
+    num_rows = _num_rows(mask)
+    lengths = jnp.maximum(mask.sum(axis=1, keepdims=True), 1)  # [B, 1]
+    return mask / (num_rows * lengths)
 
 
 def per_token(mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-    """1 / sum_i |o_i|: the mean over all chosen tokens of the batch (arXiv 2503.14476, equation 8). Sums to 1."""
+    """Returns 1 / sum_i |o_i|: the mean over all chosen tokens of the batch. Sums to 1.
+
+    Source: arXiv 2503.14476, equation 8
+    """
     return mask / jnp.maximum(mask.sum(), 1)
 
 
 def per_budget(mask: Bool[Array, "B T"], budget: Coefficient) -> Float[Array, "B T"]:
-    """1 / (rows * budget): a token counts the same whatever the lengths are (arXiv 2503.20783, section 3.2). Sums to the mean
-    length over the budget; a budget of 1 is the mean over sequences of each one's sum."""
-    return mask / (_rows(mask) * budget)
+    """Returns 1 / (rows * budget): a token's weight does not depend on the lengths.
+
+    The sum is the mean length over the budget. A budget of 1 is the mean over rows of each row's
+    sum over tokens.
+
+    Source: arXiv 2503.20783, section 3.2
+    """
+    return mask / (_num_rows(mask) * budget)
 
 
 def without_truncated(mask: Bool[Array, "B T"], finished: Bool[Array, "B"]) -> Bool[Array, "B T"]:
-    """The mask without the rows that were cut off before they ended: their reward says nothing about their tokens
-    (overlong filtering, arXiv 2503.14476, section 3.4)."""
+    """Returns the mask without the rows that were cut off before they ended.
+
+    The reward of such a row says nothing about its tokens (overlong filtering).
+
+    Source: arXiv 2503.14476, section 3.4
+    """
     return mask & finished[:, None]
 
 
-def _rows(mask: Bool[Array, "B T"]) -> Float[Array, ""]:
+def _num_rows(mask: Bool[Array, "B T"]) -> Float[Array, ""]:
+    """Returns the number of rows with a chosen token, at least 1."""
+    # At least 1, so that the weights of an empty batch are 0 and not NaN.
     return jnp.maximum(mask.any(axis=1).sum(), 1).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Inputs and objectives that the tests of losses share."""
+"""The inputs and objectives that the tests of losses share."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ VARIANTS = {
         losses.GSPO(), mode="mask", level="sequence", high=1.3, low=0.7
     ),
 }
-"""Every variant, with its terms switched on."""
+"""All variants, with their terms switched on."""
 
 CLIPPING = (
     "grpo",
@@ -42,16 +42,21 @@ CLIPPING = (
     "reinforce++",
     "reinforce++baseline",
 )
-"""Those that clip as PPO does, at 0.2 or 0.28."""
+"""The variants that clip as PPO does, at 0.2 or 0.28."""
 
 
 def make_inputs(seed: int = 0, log_ratio: float | None = 0.0, width: int = T) -> TokenInputs:
-    """Random log-probabilities of B rows of 0 to width tokens. log_ratio: policy over old at every token (None: random)."""
+    """Returns random log-probabilities of B rows of 0 to width tokens.
+
+    log_ratio: log(policy / old) at every token; None: random
+    """
     rng = np.random.default_rng(seed)
     shape = (B, width)
     logprobs = -rng.uniform(0.1, 3, shape)
     lengths = np.array([1, width, 0, *rng.integers(1, width, B - 3)])
-    old = logprobs - (rng.normal(0, 0.3, shape) if log_ratio is None else log_ratio)
+    if log_ratio is None:
+        log_ratio = rng.normal(0, 0.3, shape)
+    old = logprobs - log_ratio
     arrays = {
         "logprobs": logprobs,
         "old_logprobs": old,
@@ -61,35 +66,40 @@ def make_inputs(seed: int = 0, log_ratio: float | None = 0.0, width: int = T) ->
         "entropy": rng.uniform(0, 2, shape),
     }
     return TokenInputs(
-        **{k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()},
+        **{name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()},
         mask=jnp.arange(width) < lengths[:, None],
     )
 
 
 @jax.jit
 def loss_of(objective, inputs):
-    return losses.batch_loss(objective, objective.weights(inputs.mask), inputs)[0]
+    """Computes the loss of a batch."""
+    return losses.batch_loss(objective, objective.token_weights(inputs.mask), inputs)[0]
 
 
 @jax.jit
 def gradient(objective, inputs):
-    """By the policy's log-probabilities."""
-    return jax.grad(lambda logprobs: loss_of(objective, inputs._replace(logprobs=logprobs)))(
-        inputs.logprobs
-    )
+    """Computes the gradient of the loss for the policy's log-probabilities, [B, T]."""
+
+    def loss(logprobs):
+        return loss_of(objective, inputs._replace(logprobs=logprobs))
+
+    return jax.grad(loss)(inputs.logprobs)
 
 
 @jax.jit
-def figures(objective, inputs):
-    return losses.report(losses.batch_loss(objective, objective.weights(inputs.mask), inputs)[1])
+def metrics_of(objective, inputs):
+    """Computes the reported metrics of a batch."""
+    _, info = losses.batch_loss(objective, objective.token_weights(inputs.mask), inputs)
+    return losses.report(info)
 
 
 @jax.jit
 def advantages_of(objective, rewards, inputs):
-    """[P, G, T], whatever the objective gives."""
-    grouped = lambda x: x.reshape(P, G, -1)
-    kl = grouped(jnp.where(inputs.mask, inputs.old_logprobs - inputs.ref_logprobs, 0.0))
-    found = objective.advantages(rewards, grouped(inputs.mask), kl)
-    return jnp.broadcast_to(found if found.ndim == 3 else found[..., None], kl.shape) * grouped(
-        inputs.mask
-    )
+    """Computes advantages as [P, G, T], also where the objective has one a completion."""
+    mask = inputs.mask.reshape(P, G, -1)
+    kl = jnp.where(inputs.mask, inputs.old_logprobs - inputs.ref_logprobs, 0.0).reshape(P, G, -1)
+    advantages = objective.advantages(rewards, mask, kl)
+    if advantages.ndim == 2:
+        advantages = advantages[..., None]
+    return jnp.broadcast_to(advantages, kl.shape) * mask

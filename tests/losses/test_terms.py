@@ -1,4 +1,7 @@
-"""Advantages, weights, KL estimators, importance weights: examples worked by hand, and unbiasedness by exact enumeration."""
+"""Advantages, token weights, KL estimators and importance weights.
+
+Examples are worked by hand; unbiasedness is by exact enumeration.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,7 @@ import pytest
 
 from jaxgrpo import losses
 from jaxgrpo.losses import advantages, terms, token_weights
-from tests.losses.cases import figures, make_inputs
+from tests.losses.cases import make_inputs, metrics_of
 
 NAN = float("nan")
 MASK = jnp.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
@@ -70,10 +73,12 @@ def test_kl_in_the_reward():
     mask = jnp.array([[[True, True, False]]])
     kl = jnp.array([[[0.5, 1.0, 9.0]]])
     np.testing.assert_allclose(
-        advantages.kl_to_go(jnp.array([[2.0]]), mask, kl, 0.1), [[[1.85, 1.9, NAN]]], rtol=1e-6
+        advantages.reward_minus_kl_to_go(jnp.array([[2.0]]), mask, kl, 0.1),
+        [[[1.85, 1.9, NAN]]],
+        rtol=1e-6,
     )
     np.testing.assert_allclose(
-        advantages.kl_of_sequence(jnp.array([[2.0]]), mask, kl, 0.1), [[1.85]], rtol=1e-6
+        advantages.reward_minus_sequence_kl(jnp.array([[2.0]]), mask, kl, 0.1), [[1.85]], rtol=1e-6
     )
 
 
@@ -102,9 +107,12 @@ def test_truncated_completions_can_be_left_out():
 
 
 def test_importance_weights():
-    gap = jnp.log(jnp.array([[1.5, 1.8, 5.0], [0.4, 3.0, 9.0]]))
+    log_ratio = jnp.log(jnp.array([[1.5, 1.8, 5.0], [0.4, 3.0, 9.0]]))
     mask = jnp.array([[True, True, False], [True, True, False]])
-    weigh = lambda **how: jnp.where(mask, terms.importance_weights(gap, mask, **how), 0)
+
+    def weigh(**settings):
+        return jnp.where(mask, terms.importance_weights(log_ratio, mask, **settings), 0)
+
     np.testing.assert_allclose(weigh(), [[1.5, 1.8, 0], [0.4, 2.0, 0]], rtol=1e-6)
     np.testing.assert_allclose(weigh(low=0.5), [[1.5, 1.8, 0], [0.5, 2.0, 0]], rtol=1e-6)
     np.testing.assert_allclose(weigh(mode="mask", low=0.5), [[1.5, 1.8, 0], [0, 0, 0]], rtol=1e-6)
@@ -112,34 +120,39 @@ def test_importance_weights():
     np.testing.assert_allclose(
         weigh(level="sequence", mode="mask", high=2.0), [[0, 0, 0], [1.2, 1.2, 0]], rtol=1e-6
     )
-    slope = jax.grad(lambda gap: terms.importance_weights(gap, mask).sum())(gap)
-    assert (slope == 0).all()
+    gradient = jax.grad(lambda x: terms.importance_weights(x, mask).sum())(log_ratio)
+    assert (gradient == 0).all()
 
 
-# A policy, the one that sampled, and the reference, over four tokens. Expectations are exact: sums over all tokens.
+# A policy, the one that sampled, and the reference, over four tokens. Expectations are exact: sums
+# over all tokens.
 LOGITS = {
-    "policy": [0.3, -0.5, 1.1, 0.0],
-    "old": [0.1, 0.4, 0.6, -0.7],
-    "reference": [1.0, 0.2, -0.3, 0.5],
+    "policy": jnp.array([0.3, -0.5, 1.1, 0.0]),
+    "old": jnp.array([0.1, 0.4, 0.6, -0.7]),
+    "reference": jnp.array([1.0, 0.2, -0.3, 0.5]),
 }
-LOGITS = {name: jnp.array(values) for name, values in LOGITS.items()}
 
 
 def kl(logits, others):
-    p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(others)
+    """Computes the exact KL(softmax(logits) || softmax(others))."""
+    p = jax.nn.log_softmax(logits)
+    q = jax.nn.log_softmax(others)
     return jnp.sum(jnp.exp(p) * (p - q))
 
 
 def expected_gradient(term, sampler):
-    """The exact expectation over tokens drawn from `sampler` of the gradient of term(p, log r, q) by the policy's logits."""
+    """Computes the exact expected gradient of term(p, log r, q) for the policy's logits.
+
+    The expectation is over tokens drawn from `sampler`.
+    """
     old = jax.nn.log_softmax(LOGITS[sampler])
     q = jax.nn.log_softmax(LOGITS["reference"])
 
-    def each(logits):
+    def term_of_tokens(logits):
         p = jax.nn.log_softmax(logits)
         return term(p[None], (p - old)[None], q[None])[0]
 
-    return jnp.exp(old) @ jax.jacobian(each)(LOGITS["policy"])
+    return jnp.exp(old) @ jax.jacobian(term_of_tokens)(LOGITS["policy"])
 
 
 TRUE = jax.grad(kl)(LOGITS["policy"], LOGITS["reference"])
@@ -172,7 +185,7 @@ def test_k1_as_a_loss_does_nothing_on_policy():
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_off_policy_the_plain_estimators_are_biased(estimator):
-    """Why there is an unbiased one."""
+    """This is why there is an unbiased one."""
     found = expected_gradient(
         lambda p, log_ratio, q: terms.kl_loss(estimator, log_ratio, p, q), "old"
     )
@@ -200,10 +213,10 @@ def test_no_divergence_is_ever_negative():
         assert (estimate(inputs.logprobs, inputs.logprobs) == 0).all()
 
 
-def test_on_policy_the_figures_say_so():
+def test_on_policy_the_metrics_say_so():
     inputs = make_inputs()
     inputs = inputs._replace(sampler_logprobs=inputs.old_logprobs, ref_logprobs=inputs.logprobs)
-    found = figures(losses.GRPO(), inputs)
+    found = metrics_of(losses.GRPO(), inputs)
     zero = ("kl", "kl_old", "logprob_gap", "logprob_gap_max", "clipped_low", "clipped_high")
     assert all(found[f"policy/{name}"] == 0 for name in zero)
     one = ("ratio", "ratio_max", "effective_sample_size")
@@ -212,17 +225,16 @@ def test_on_policy_the_figures_say_so():
     np.testing.assert_allclose(found["policy/entropy"], expected, rtol=1e-6)
 
 
-def test_the_figures_by_hand():
-    log = lambda *p: jnp.log(jnp.array([p]))
+def test_the_metrics_by_hand():
     inputs = losses.TokenInputs(
-        log(0.2, 0.4),
-        log(0.4, 0.4),
-        log(0.2, 0.2),
-        jnp.array([-1.0]),
-        jnp.ones((1, 2), bool),
-        log(0.4, 0.1),
+        logprobs=jnp.log(jnp.array([[0.2, 0.4]])),
+        old_logprobs=jnp.log(jnp.array([[0.4, 0.4]])),
+        ref_logprobs=jnp.log(jnp.array([[0.2, 0.2]])),
+        advantages=jnp.array([-1.0]),
+        mask=jnp.ones((1, 2), bool),
+        sampler_logprobs=jnp.log(jnp.array([[0.4, 0.1]])),
     )
-    found = figures(losses.GRPO(), inputs)
+    found = metrics_of(losses.GRPO(), inputs)
     expected = {
         "ratio": 0.75,
         "ratio_max": 1.0,

@@ -16,10 +16,10 @@ from tests.losses.cases import (
     G,
     P,
     advantages_of,
-    figures,
     gradient,
     loss_of,
     make_inputs,
+    metrics_of,
 )
 
 every = pytest.mark.parametrize("name", VARIANTS)
@@ -27,21 +27,23 @@ NAN = float("nan")
 
 
 def without_kl(name):
-    """The variant with no KL and no bonus: what is left is the policy gradient."""
+    """Returns the variant with no KL and no bonus, which leaves the policy gradient."""
     objective = VARIANTS[name]
-    zero = {
-        field: 0.0 for field in ("kl", "entropy") if getattr(objective, field, None) is not None
-    }
+    changes = {}
+    for field in ("kl", "entropy"):
+        if getattr(objective, field, None) is not None:
+            changes[field] = 0.0
     if hasattr(objective, "objective"):
-        return dataclasses.replace(objective, **zero, objective=losses.GRPO(kl=0.0))
-    return dataclasses.replace(objective, **zero)
+        changes["objective"] = losses.GRPO(kl=0.0)
+    return dataclasses.replace(objective, **changes)
 
 
 @every
 def test_at_ratio_one_the_gradient_is_the_policy_gradient(name):
-    objective, inputs = without_kl(name), make_inputs()
+    objective = without_kl(name)
+    inputs = make_inputs()
     inputs = inputs._replace(sampler_logprobs=inputs.old_logprobs)
-    expected = -objective.weights(inputs.mask) * inputs.advantages[:, None]
+    expected = -objective.token_weights(inputs.mask) * inputs.advantages[:, None]
     np.testing.assert_allclose(gradient(objective, inputs), expected, atol=1e-6)
 
 
@@ -49,35 +51,43 @@ def test_at_ratio_one_the_gradient_is_the_policy_gradient(name):
 @pytest.mark.parametrize(("log_ratio", "sign"), [(1.0, 1), (-1.0, -1)])
 def test_the_clipped_side_has_no_gradient(name, log_ratio, sign):
     inputs = make_inputs(log_ratio=log_ratio)
-    found = gradient(without_kl(name), inputs)
+    d_logprobs = gradient(without_kl(name), inputs)
     on_side = (jnp.sign(inputs.advantages) == sign)[:, None] & inputs.mask
-    assert (found[on_side] == 0).all()
-    assert (found[~on_side & inputs.mask] != 0).all()
-    share = figures(VARIANTS[name], inputs)[
-        "policy/clipped_high" if sign > 0 else "policy/clipped_low"
-    ]
-    np.testing.assert_allclose(share, on_side.sum() / inputs.mask.sum(), rtol=1e-6)
+    assert (d_logprobs[on_side] == 0).all()
+    assert (d_logprobs[~on_side & inputs.mask] != 0).all()
+    metric = "policy/clipped_high" if sign > 0 else "policy/clipped_low"
+    clip_fraction = metrics_of(VARIANTS[name], inputs)[metric]
+    np.testing.assert_allclose(clip_fraction, on_side.sum() / inputs.mask.sum(), rtol=1e-6)
 
 
 @every
 def test_what_is_masked_counts_nothing(name):
-    objective, inputs = VARIANTS[name], make_inputs(log_ratio=None)
-    rubbish = iter([np.nan, np.inf, -np.inf, 50.0, 1e30])
-    spoil = lambda array: jnp.where(inputs.mask, array, next(rubbish))
-    names = ("logprobs", "old_logprobs", "ref_logprobs", "sampler_logprobs", "entropy")
-    dirty = inputs._replace(**{name: spoil(getattr(inputs, name)) for name in names})
+    objective = VARIANTS[name]
+    inputs = make_inputs(log_ratio=None)
+    rubbish = {
+        "logprobs": np.nan,
+        "old_logprobs": np.inf,
+        "ref_logprobs": -np.inf,
+        "sampler_logprobs": 50.0,
+        "entropy": 1e30,
+    }
+    dirty = inputs
+    for field, value in rubbish.items():
+        spoilt = jnp.where(inputs.mask, getattr(inputs, field), value)
+        dirty = dirty._replace(**{field: spoilt})
     dirty = dirty._replace(
         advantages=jnp.where(inputs.mask.any(axis=1), inputs.advantages, jnp.nan)
     )
     assert loss_of(objective, dirty) == loss_of(objective, inputs)
     np.testing.assert_array_equal(gradient(objective, dirty), gradient(objective, inputs))
     assert (gradient(objective, dirty)[~inputs.mask] == 0).all()
-    assert figures(objective, dirty) == figures(objective, inputs)
+    assert metrics_of(objective, dirty) == metrics_of(objective, inputs)
 
 
 @every
 def test_empty_rows_count_nothing(name):
-    objective, inputs = VARIANTS[name], make_inputs(log_ratio=None)
+    objective = VARIANTS[name]
+    inputs = make_inputs(log_ratio=None)
     full = inputs.mask.any(axis=1)
     without = TokenInputs(*(array[full] for array in inputs))
     assert not full.all()
@@ -85,36 +95,41 @@ def test_empty_rows_count_nothing(name):
 
 
 @jax.jit
-def part_of(objective, weights, inputs):
-    """((loss, info), gradient) of some rows, whose weights were made from the whole batch."""
-    loss = lambda logprobs: losses.batch_loss(
-        objective, weights, inputs._replace(logprobs=logprobs)
-    )
+def part_of(objective, token_weights, inputs):
+    """Computes ((loss, info), gradient) of some rows, with the whole batch's token weights."""
+
+    def loss(logprobs):
+        return losses.batch_loss(objective, token_weights, inputs._replace(logprobs=logprobs))
+
     return jax.value_and_grad(loss, has_aux=True)(inputs.logprobs)
 
 
 @every
 @pytest.mark.parametrize("size", [1, 4])
 def test_micro_batches_add_up(name, size):
-    objective, inputs = VARIANTS[name], make_inputs(log_ratio=None)
-    whole = objective.weights(inputs.mask)
-    rows = [slice(start, start + size) for start in range(0, B, size)]
-    parts = [
-        part_of(objective, whole[r], TokenInputs(*(array[r] for array in inputs))) for r in rows
-    ]
-    np.testing.assert_allclose(
-        sum(value for (value, _), _ in parts), loss_of(objective, inputs), rtol=1e-5, atol=1e-6
-    )
-    gradients = jnp.concatenate([gradient for _, gradient in parts])
-    np.testing.assert_allclose(gradients, gradient(objective, inputs), atol=1e-6)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(info for (_, info), _ in parts))
+    objective = VARIANTS[name]
+    inputs = make_inputs(log_ratio=None)
+    token_weights = objective.token_weights(inputs.mask)
+    values, infos, gradients = [], [], []
+    for start in range(0, B, size):
+        rows = slice(start, start + size)
+        part = TokenInputs(*(array[rows] for array in inputs))
+        (value, info), d_logprobs = part_of(objective, token_weights[rows], part)
+        values.append(value)
+        infos.append(info)
+        gradients.append(d_logprobs)
+    np.testing.assert_allclose(sum(values), loss_of(objective, inputs), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jnp.concatenate(gradients), gradient(objective, inputs), atol=1e-6)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *infos)
+    expected = metrics_of(objective, inputs)
     for key, value in losses.report(losses.merge(stacked)).items():
-        np.testing.assert_allclose(value, figures(objective, inputs)[key], rtol=1e-5, err_msg=key)
+        np.testing.assert_allclose(value, expected[key], rtol=1e-5, err_msg=key)
 
 
 @every
 def test_permuting_rows_permutes_the_gradient_and_nothing_else(name):
-    objective, inputs = VARIANTS[name], make_inputs(log_ratio=None)
+    objective = VARIANTS[name]
+    inputs = make_inputs(log_ratio=None)
     order = np.random.default_rng(1).permutation(B)
     moved = TokenInputs(*(array[order] for array in inputs))
     np.testing.assert_allclose(
@@ -127,7 +142,8 @@ def test_permuting_rows_permutes_the_gradient_and_nothing_else(name):
 
 @every
 def test_permuting_a_group_permutes_its_advantages_and_nothing_else(name):
-    objective, inputs = VARIANTS[name], make_inputs(log_ratio=None)
+    objective = VARIANTS[name]
+    inputs = make_inputs(log_ratio=None)
     rewards = jnp.asarray(np.random.default_rng(2).uniform(size=(P, G)), jnp.float32)
     order = np.array([2, 0, 3, 1])
     rows = np.concatenate([order, np.arange(G, B)])
@@ -138,11 +154,11 @@ def test_permuting_a_group_permutes_its_advantages_and_nothing_else(name):
     np.testing.assert_allclose(after[1], before[1], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in VARIANTS if "ppo" not in name]
-)  # whose advantages are given
+# PPO's advantages are the rewards themselves.
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "ppo" not in name])
 def test_equal_rewards_give_no_advantage(name):
-    objective, inputs = VARIANTS[name], make_inputs()
+    objective = VARIANTS[name]
+    inputs = make_inputs()
     # The same length and the same KL: the completions differ in nothing.
     equal = inputs._replace(mask=jnp.ones_like(inputs.mask), ref_logprobs=inputs.old_logprobs)
     for value in (0.0, 0.1, -7.7, 1e-8):
@@ -151,7 +167,8 @@ def test_equal_rewards_give_no_advantage(name):
 
 @every
 def test_a_missing_reward_has_no_advantage_and_no_say(name):
-    objective, inputs = VARIANTS[name], make_inputs(log_ratio=None)
+    objective = VARIANTS[name]
+    inputs = make_inputs(log_ratio=None)
     inputs = inputs._replace(mask=inputs.mask.at[1].set(False).at[2].set(False))
     rewards = jnp.array([[1.0, NAN, NAN, 0.0], [0.3, 0.1, 0.7, 0.2]])
     found = advantages_of(objective, rewards, inputs)
@@ -167,7 +184,8 @@ def test_a_missing_reward_has_no_advantage_and_no_say(name):
 @every
 @pytest.mark.parametrize("scale", [50.0, 1e30])
 def test_all_is_finite_for_extreme_log_ratios(name, scale):
-    objective, inputs = VARIANTS[name], make_inputs()
+    objective = VARIANTS[name]
+    inputs = make_inputs()
     for sign in (1.0, -1.0):
         wild = inputs._replace(
             old_logprobs=inputs.old_logprobs + sign * scale,
@@ -176,33 +194,40 @@ def test_all_is_finite_for_extreme_log_ratios(name, scale):
         )
         assert np.isfinite(loss_of(objective, wild))
         assert np.isfinite(gradient(objective, wild)).all()
-        assert all(np.isfinite(value) for value in figures(objective, wild).values())
+        assert all(np.isfinite(value) for value in metrics_of(objective, wild).values())
 
 
 def test_no_two_objectives_are_the_same_pytree():
-    """Or a compiled function would run one's program for the other, now and then."""
-    kinds = {jax.tree.structure(objective): type(objective) for objective in VARIANTS.values()}
+    """If two were, a compiled function would now and then run one's program for the other."""
+    classes = {jax.tree.structure(objective): type(objective) for objective in VARIANTS.values()}
     for name, objective in VARIANTS.items():
-        same = [
-            kind for structure, kind in kinds.items() if structure == jax.tree.structure(objective)
-        ]
+        structure = jax.tree.structure(objective)
+        same = [cls for other, cls in classes.items() if other == structure]
         assert same == [type(objective)], name
         assert jax.tree.map(lambda x: x, objective) == objective
 
 
 @every
 def test_coefficients_are_traced(name):
-    objective, inputs = VARIANTS[name], make_inputs(log_ratio=None)
-    loss_of(objective, inputs), advantages_of(objective, jnp.zeros((P, G)), inputs)
-    programs = loss_of._cache_size(), advantages_of._cache_size()
+    objective = VARIANTS[name]
+    inputs = make_inputs(log_ratio=None)
+    loss_of(objective, inputs)
+    advantages_of(objective, jnp.zeros((P, G)), inputs)
+    programs = (loss_of._cache_size(), advantages_of._cache_size())
     halved = jax.tree.map(lambda x: x / 2, objective)
-    loss_of(halved, inputs), advantages_of(halved, jnp.zeros((P, G)), inputs)
+    loss_of(halved, inputs)
+    advantages_of(halved, jnp.zeros((P, G)), inputs)
     assert (loss_of._cache_size(), advantages_of._cache_size()) == programs
     assert jax.tree.leaves(halved) != jax.tree.leaves(objective)
 
 
+def cell(probability):
+    """Returns a probability's logarithm, [1, 1]."""
+    return jnp.log(jnp.array([[probability]]))
+
+
 def one_token(logprob, old, ref=None, advantage=1.0, **others):
-    cell = lambda p: jnp.log(jnp.array([[p]]))
+    """Returns the inputs of a single token, from probabilities."""
     return TokenInputs(
         cell(logprob),
         cell(old),
@@ -243,12 +268,12 @@ def one_token(logprob, old, ref=None, advantage=1.0, **others):
         ),
         (
             losses.Corrected(losses.PPO()),
-            one_token(0.5, 0.5, sampler_logprobs=jnp.log(jnp.array([[0.4]]))),
+            one_token(0.5, 0.5, sampler_logprobs=cell(0.4)),
             -1.25,
         ),
         (
             losses.Corrected(losses.PPO()),
-            one_token(0.5, 0.5, sampler_logprobs=jnp.log(jnp.array([[0.1]]))),
+            one_token(0.5, 0.5, sampler_logprobs=cell(0.1)),
             -2.0,
         ),
         (losses.Supervised(), one_token(0.5, 0.4), np.log(2)),
@@ -267,10 +292,10 @@ def test_gspo_moves_a_whole_completion_by_its_mean_log_ratio():
 
 def test_gspo_token_is_gspo_where_advantages_are_equal():
     inputs = make_inputs(log_ratio=None)
-    for f in (loss_of, gradient):
-        np.testing.assert_allclose(
-            f(losses.GSPOToken(0.2, 0.2), inputs), f(losses.GSPO(0.2, 0.2), inputs), atol=1e-6
-        )
+    for compute in (loss_of, gradient):
+        by_token = compute(losses.GSPOToken(0.2, 0.2), inputs)
+        by_sequence = compute(losses.GSPO(0.2, 0.2), inputs)
+        np.testing.assert_allclose(by_token, by_sequence, atol=1e-6)
 
 
 def test_cispo_leaves_every_token_its_gradient():

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from jaxgrpo.device.logprobs import to_logits
+from jaxgrpo.device.logits import to_logits
 from jaxgrpo.export import export
 from jaxgrpo.models import attention, hf_folder, transformer
 from jaxgrpo.models.lora import TARGETS, Lora

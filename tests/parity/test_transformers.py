@@ -16,7 +16,7 @@ import transformers
 from safetensors.numpy import load_file
 from torch.overrides import TorchFunctionMode
 
-from jaxgrpo.device.logprobs import to_logits
+from jaxgrpo.device.logits import to_logits
 from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import attention, hf_folder, transformer

@@ -73,16 +73,10 @@ _SENTENCE_ENDS = frozenset(".!?\n。！？．｡।॥؟۔…") | {"\r\n", "\u20
 _SENTENCE_END = "end"
 """The kind of a segment that ends a sentence, where a word's kind is its script."""
 
-<<<<<<< HEAD
-_SMALL_LETTER_UNITS = "mm cm dm km mg kg ml cl dl kl lb lbs oz ft yd sq"
-_OTHER_UNITS = "kW kWh mph kmh Hz kHz MHz GHz KB MB GB TB"
-_UNITS = frozenset(_SMALL_LETTER_UNITS.split() + _OTHER_UNITS.split())
-=======
 _UNIT_SIGNS = (
     "mm cm dm km mg kg ml cl dl kl lb lbs oz ft yd sq kW kWh mph kmh Hz kHz MHz GHz KB MB GB TB"
 )
 _UNITS = frozenset(_UNIT_SIGNS.split())
->>>>>>> h_rewards_rest
 _VARIABLE_SCRIPTS = ("Latin", "Greek")
 """Scripts in which a single letter is a variable, not a word."""
 
