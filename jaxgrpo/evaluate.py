@@ -34,6 +34,7 @@ def evaluate(run: Run, params: Params) -> Report:
          "problems": n, "samples": g, "examples": [completions of a few problems a language]}
     """
     settings = run.config.evaluation
+    # The same problems at every call, so that before and after can be compared.
     problems = run.prompt_filter.take(run.heldout, settings.problems)
     groups = sample(run, params, problems)
     missing_path = Path(run.config.out) / "missing.jsonl"
@@ -61,6 +62,7 @@ def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[Judged
     )
     session = run.engine.session(params, problems, request, step=0)
     judged = judged_in_order(session, run.judge, run.judge.initial_weights())
+    # Step 0: evaluations draw the same random numbers, whenever they are made.
     is_hidden = jax.process_index() > 0 or None  # None: hidden where there is no terminal
     bar = tqdm(judged, "evaluating", len(problems), unit="problem", leave=False, disable=is_hidden)
     return list(bar)
@@ -123,6 +125,7 @@ def main(argv: list[str]) -> None:
         )
     join_processes(**vars(config.distributed))
     differences = compare(config, config.out)
+    # Settings that change what is measured are said, those that change the policy are refused.
     with build_run(config) as run:
         for note in filter(None, [differences, *run.notes]):
             print0(note)

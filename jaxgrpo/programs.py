@@ -162,6 +162,7 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
     mesh = model.mesh
     devices = row_devices(mesh)
     dtype = model.precision.compute
+    # Shapes alone: nothing is allocated until a program is called.
     params = model.loaded_shapes()
     params_like = sharded_shapes(mesh, params)
     reference_like = sharded_shapes(mesh, jax.eval_shape(model.layout, params))
@@ -275,6 +276,7 @@ def compile_programs(
             optimizer, _trained_float32(model, params, seed), precision.params, precision.optimizer
         )
 
+    # The state is given away with each update, and its buffers are written over by the new one.
     state_like = sharded_shapes(mesh, jax.eval_shape(init_state, model.loaded_shapes()))
     updater = Updater(
         scorer=_make_scorer(model, update),

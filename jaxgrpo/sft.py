@@ -46,6 +46,7 @@ def pack(examples: Iterable[Example], rows: int, width: int, pad_id: int) -> Ite
             )
         if len(ids) > width:
             raise ValueError(f"an example of {len(ids)} tokens does not fit into rows of {width}")
+        # First fit: no search for a better one, which would change the order.
         row = next((row for row in range(rows) if lengths[row] + len(ids) <= width), None)
         if row is None:
             yield batch
@@ -55,6 +56,7 @@ def pack(examples: Iterable[Example], rows: int, width: int, pad_id: int) -> Ite
             row = 0
         begin = lengths[row]
         end = begin + len(ids)
+        # The prompt is read and not learned: its tokens are not in the completion mask.
         segments[row] += 1
         batch.tokens[row, begin:end] = ids
         batch.segments[row, begin:end] = segments[row]

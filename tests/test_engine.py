@@ -232,7 +232,7 @@ def test_a_stop_string_may_be_of_tokens_that_are_not_in_the_text(chunk):
     row = next(tokens for tokens in rows if len(tokens) > 8)
     control = row[3]
     engine = make_engine(4, chunk)
-    hiding = dataclasses.replace(TOKENIZER, control=frozenset({control}))
+    hiding = dataclasses.replace(TOKENIZER, control_ids=frozenset({control}))
     for stop in (TOKENIZER.decode_all(row[3:4]), TOKENIZER.decode_all(row[2:6])):
         groups = ask(dataclasses.replace(engine, tokenizer=hiding), Draw(stop=(stop,)))
         wanted = [cut_after(tokens, (stop,)) for tokens in rows]
@@ -249,7 +249,7 @@ def test_a_stop_string_may_be_of_tokens_that_are_not_in_the_text(chunk):
 def test_what_the_prompt_opened_is_in_the_text_and_nowhere_else():
     """Not among the tokens, not in their count, and not where stop strings are looked for."""
     opening = dataclasses.replace(
-        make_engine(4, 8), tokenizer=dataclasses.replace(TOKENIZER, opened="<think>\n")
+        make_engine(4, 8), tokenizer=dataclasses.replace(TOKENIZER, completion_prefix="<think>\n")
     )
     draw = Draw(stop=("think", "A"))
     groups, plain = ask(opening, draw), ask(make_engine(4, 8), draw)

@@ -1,6 +1,5 @@
 """The inputs and the settings that `golden_trl.py` gives to TRL's trainers."""
 
-from collections.abc import Mapping
 from typing import TypedDict
 
 import numpy as np
@@ -40,19 +39,19 @@ MEAN_LOG_RATIOS = [0.6, -0.5, -0.45, 0.5, 0.01, -0.02, 0.4, -0.4]
 """One of each row. With both signs of the advantage there are sequences below, within and above the
 clip range, be their ratio of the mean (GSPO) or of the sum (RLOO)."""
 
-REWARDS = {
+REWARDS: dict[str, list[float | None]] = {
     "mixed": [1.0, 0.0, 0.0, 0.5, 0.25, 1.0, 1.0, -0.5],
     "equal": [0.1, 0.1, 0.1, 0.1, 1.0, 0.0, 0.0, 0.0],
     "missing": [1.0, None, 0.0, 0.5, None, None, 1.0, None],
 }
 
-CLIP_HIGHER = {"epsilon": 0.2, "epsilon_high": 0.28}
-KL = {"beta": 0.04}
-KL_CORRECTED = {"beta": 0.04, "use_bias_correction_kl": True}
-TRUNCATED_MASKED = {"mask_truncated_completions": True}
-ON_POLICY = {"on_policy": True}
-SEQUENCES = {"loss_type": "grpo", "importance_sampling_level": "sequence"}
-VARIANTS = {
+CLIP_HIGHER: Settings = {"epsilon": 0.2, "epsilon_high": 0.28}
+KL: Settings = {"beta": 0.04}
+KL_CORRECTED: Settings = {"beta": 0.04, "use_bias_correction_kl": True}
+TRUNCATED_MASKED: Settings = {"mask_truncated_completions": True}
+ON_POLICY: Settings = {"on_policy": True}
+SEQUENCES: Settings = {"loss_type": "grpo", "importance_sampling_level": "sequence"}
+VARIANTS: dict[str, Settings] = {
     "grpo": {"loss_type": "grpo"},
     "grpo, clip higher": {"loss_type": "grpo", **CLIP_HIGHER},
     "bnpo": {"loss_type": "bnpo", **CLIP_HIGHER},
@@ -64,7 +63,7 @@ VARIANTS = {
     "gspo, the paper's range": {**SEQUENCES, "epsilon": 3e-4, "epsilon_high": 4e-4},
 }
 MODES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
-GRPO_DEFAULTS = {
+GRPO_DEFAULTS: Settings = {
     "trainer": "GRPOTrainer",
     "loss_type": "grpo",
     "importance_sampling_level": "token",
@@ -78,7 +77,7 @@ GRPO_DEFAULTS = {
     "on_policy": False,
     "use_vllm": False,
 }
-RLOO_DEFAULTS = {
+RLOO_DEFAULTS: Settings = {
     "trainer": "RLOOTrainer",
     "epsilon": 0.2,
     "epsilon_high": 0.2,
@@ -171,9 +170,9 @@ def loss_settings() -> dict[str, Settings]:
     return settings
 
 
-def _kl_changes() -> dict[str, Mapping[str, object]]:
+def _kl_changes() -> dict[str, Settings]:
     """Returns every variant without a KL, with it, and with it corrected."""
-    changes: dict[str, Mapping[str, object]] = {}
+    changes: dict[str, Settings] = {}
     for name, variant in VARIANTS.items():
         changes[name] = variant
         changes[f"{name}; kl"] = {**variant, **KL}
@@ -181,9 +180,9 @@ def _kl_changes() -> dict[str, Mapping[str, object]]:
     return changes
 
 
-def _other_changes() -> dict[str, Mapping[str, object]]:
+def _other_changes() -> dict[str, Settings]:
     """Returns variants with `delta`, without truncated completions, and on policy."""
-    changes: dict[str, Mapping[str, object]] = {}
+    changes: dict[str, Settings] = {}
     for name in ("grpo, clip higher", "dapo", "gspo"):
         changes[f"{name}; delta"] = {**VARIANTS[name], "delta": 1.6}
     changes["grpo, clip higher; delta; kl corrected"] = {
@@ -198,9 +197,9 @@ def _other_changes() -> dict[str, Mapping[str, object]]:
     return changes
 
 
-def _sampler_changes() -> dict[str, Mapping[str, object]]:
+def _sampler_changes() -> dict[str, Settings]:
     """Returns variants with a correction for the sampler."""
-    changes: dict[str, Mapping[str, object]] = {}
+    changes: dict[str, Settings] = {}
     for mode in MODES:
         changes[f"grpo; {mode}"] = {**VARIANTS["grpo"], **_correction(mode)}
         changes[f"grpo; {mode}; kl"] = {**VARIANTS["grpo"], **_correction(mode), **KL}
@@ -239,12 +238,16 @@ def _correction(mode: str, clip_min: float | None = None) -> Settings:
 
 def advantage_settings() -> dict[str, tuple[Settings, str]]:
     """Returns by name the settings of advantages, and the name of the rewards they are made of."""
-    rloo_defaults = {"trainer": "RLOOTrainer", "beta": 0.0, "normalize_advantages": False}
-    rloo_changes = {"": {}, " kl": KL, " normalised": {"normalize_advantages": True}}
+    rloo_defaults: Settings = {"trainer": "RLOOTrainer", "beta": 0.0, "normalize_advantages": False}
+    rloo_changes: dict[str, Settings] = {
+        "": {},
+        " kl": KL,
+        " normalised": {"normalize_advantages": True},
+    }
     settings: dict[str, tuple[Settings, str]] = {}
     for rewards in REWARDS:
         for scale in ("group", "batch", "none"):
-            grpo = {"trainer": "GRPOTrainer", "scale_rewards": scale}
+            grpo: Settings = {"trainer": "GRPOTrainer", "scale_rewards": scale}
             settings[f"grpo {scale}; {rewards}"] = (grpo, rewards)
         for name, changes in rloo_changes.items():
             settings[f"rloo{name}; {rewards}"] = (rloo_defaults | changes, rewards)

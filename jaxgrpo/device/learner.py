@@ -206,6 +206,7 @@ def accumulate_gradients(
 
     The gradient is added up in float32, a micro-batch at a time.
     """
+    # float32, though parameters may be bfloat16: a sum of many small terms.
     gradient_of = jax.grad(loss, has_aux=True)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
 

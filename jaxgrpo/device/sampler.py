@@ -172,6 +172,7 @@ def decode(
     max_steps: steps to make, at most; no more than spec.chunk
     leave_at: the loop ends once no more rows than this are active
     """
+    # A stop string is found by the host, which tells the device with the next call.
     state = state._replace(active=state.active & ~stopped)
     num_slots = state.active.shape[0]
     output = DecodeOutput(

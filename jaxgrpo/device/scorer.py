@@ -64,6 +64,7 @@ class Scorer:
 
         rows_per_prompt: neighbouring rows that have the same prompt
         """
+        # The hidden state of a column decides the token of the next one: n - 1 tokens are scored.
         hidden = self.hidden_states(params, batch, rows_per_prompt)  # [B, n, D]
         columns = hidden.shape[1]
         scores = token_logprobs(
@@ -181,6 +182,7 @@ def reference_logprobs(
     if reference is None:
         return None
 
+    # A micro-batch at a time, as the policy is scored: the two agree bit for bit.
     def score(rows: TrainBatch) -> Float[Array, "R T"]:
         rows_per_prompt = micro_batches.rows_per_prompt
         logprobs, _ = scorer(reference, rows, temperature, rows_per_prompt, entropy=False)

@@ -47,6 +47,7 @@ def checkpoint_name(weights: Mapping[str, str], path: str) -> str:
 
     layers_3/mlp/up/kernel -> model.layers.3.mlp.up_proj.weight
     """
+    # A layer's tensors are in the table once, with {i} for the layer's number.
     module, _, rest = path.partition("/")
     stem, _, layer = module.partition("_")
     if stem == "layers":

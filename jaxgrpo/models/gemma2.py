@@ -10,6 +10,7 @@ from jaxgrpo.models.hf_config import HfConfig, layer_windows, require_supported
 from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.models.rope import Rope
 
+# Gemma calls the norm after attention what Llama calls the norm before the MLP.
 WEIGHTS = llama.WEIGHTS | {
     "layers_{i}/attention_out_norm/scale": "model.layers.{i}.post_attention_layernorm.weight",
     "layers_{i}/mlp_norm/scale": "model.layers.{i}.pre_feedforward_layernorm.weight",
@@ -19,6 +20,7 @@ WEIGHTS = llama.WEIGHTS | {
 
 def config_from_hf(hf: HfConfig) -> ModelConfig:
     """Returns the network that a config.json describes. Raises as llama.config_from_hf."""
+    # Every other layer, from the first on.
     has_window = [layer % 2 == 0 for layer in range(hf["num_hidden_layers"])]
     return replace(
         gemma_config(hf, rope.from_hf(hf)),
@@ -55,7 +57,8 @@ def gemma_config(hf: HfConfig, rotary: Rope) -> ModelConfig:
         head_width=hf["head_dim"],
         activation="gelu_tanh",
         norms="around",
-        norm_offset=1.0,  # the checkpoint's scales are relative to 1
+        # The checkpoint's scales of norms are relative to 1.
+        norm_offset=1.0,
         embedding_scale=hf["hidden_size"] ** 0.5,
         query_scale=hf.get("query_pre_attn_scalar", 256) ** -0.5,
         qkv_bias=has_bias,

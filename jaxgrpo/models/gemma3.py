@@ -64,6 +64,7 @@ def _read_ropes(hf: HfConfig) -> tuple[Rope, Rope]:
             "rope_type: rename it"
         )
 
+    # Checkpoints from before transformers 5 name the bases beside the scaling.
     global_theta = hf.get("rope_theta") or GLOBAL_THETA
     local_theta = hf.get("rope_local_base_freq") or LOCAL_THETA
     return (

@@ -71,6 +71,7 @@ def load_config(folder: Path) -> ModelConfig:
     Raises UserError naming the file and the field that is missing or not computed.
     """
     hf = read_hf_config(folder)
+    # Families name the field; the file's name is added here.
     try:
         return family_of(hf).config_from_hf(hf)
     except KeyError as error:
@@ -140,11 +141,13 @@ def load_params(folder: Path, like: Params | None = None) -> Params:
     Raises UserError naming the tensors that are missing, of another shape than config.json says,
     or unknown.
     """
+    # 1. The headers show all that can be wrong, before the first number is read.
     config = load_config(folder)
     stored = tensors.find_tensors(folder)
     expected = expected_tensors(folder, config)
     _check_tensors(folder, config, stored, expected)
 
+    # 2. One tensor after another, in the order of the tree.
     like_by_path = None if like is None else named_leaves(like)
     params: Params = {}
     for name, parameter in expected.items():
@@ -197,6 +200,7 @@ def _check_tensors(
                 f"{folder}: {name} is quantised or of integers; "
                 f"read are {', '.join(tensors.DTYPES)}"
             )
+    # A tensor too many is a sign that the network has a part that is not computed here.
     unknown = [name for name in stored if name not in expected and not _is_redundant(name, config)]
     if unknown:
         raise UserError(
@@ -268,8 +272,10 @@ def save_adapters(adapters: Params, lora: Lora, source: Path, target: Path) -> N
     planned: dict[str, PlannedTensor] = {}
     targets = set()
     for path, leaf in named_leaves(adapters).items():
+        # layers_3/mlp/up/lora_a -> model.layers.3.mlp.up_proj, the module of the base's kernel.
         place, _, name = path.rpartition("/")
         module = checkpoint_name(weights, f"{place}/kernel").removesuffix(".weight")
+        # PEFT's target_modules are last parts of names, such as up_proj.
         targets.add(module.rpartition(".")[2])
         peft_name = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}[name]
         # PEFT computes x A^T B^T: both are stored as the transpose of what they are here.
@@ -337,6 +343,7 @@ def _set_config_dtype(path: Path, dtype: str) -> None:
     hf = json.loads(path.read_text())
     if _config_dtype(hf) == dtype:
         return
+    # The new spelling replaces the old one.
     hf.pop("torch_dtype", None)
     hf["dtype"] = dtype
     path.write_text(json.dumps(hf, indent=2) + "\n")
@@ -359,6 +366,7 @@ def _appear(
         for tensor in planned.values():
             tensor.make_array()
         return
+    # It is filled under another name; renaming a folder is atomic.
     partial_target = target.with_name(target.name + ".partial")
     # A process that was killed may have left one.
     shutil.rmtree(partial_target, ignore_errors=True)

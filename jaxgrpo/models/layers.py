@@ -72,7 +72,7 @@ class LayerCache(NamedTuple):
 
 
 class LayerInputs(NamedTuple):
-    """What all layers know of one sequence."""
+    """The part of a sequence's inputs that is the same for all layers."""
 
     rotary: RotaryTable
     """Of each of `distinct_ropes`, [R B 1 T half]."""
@@ -90,6 +90,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         ones = nn.initializers.constant(1.0 - self.offset)
+        # Gemma stores scale - 1, which starts at 0: the offset adds the 1.
         scale = self.param("scale", ones, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
@@ -112,6 +113,7 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "B T _"]) -> Float[Array, "B T _"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
         out = checkpoint_name(matmul(x, kernel), PRODUCT)
+        # Whether there are adapters is seen in the parameters: the reference has none.
         if self.has_variable("params", "lora_a"):
             lora_a: Array = self.get_variable("params", "lora_a")
             lora_b: Array = self.get_variable("params", "lora_b")
@@ -142,11 +144,14 @@ class Attention(nn.Module):
         attention_fn: AttentionFn | None,
     ) -> tuple[Float[Array, "B T D"], LayerKeyValues]:
         config = self.config
+        # 1. Project; rotate queries and keys by their positions.
         rotary = jax.tree.map(itemgetter(constants.rope_index), inputs.rotary)
         queries = apply_rotary(self._project("query", x, config.heads, config.head_norm), rotary)
         keys = apply_rotary(self._project("key", x, config.kv_heads, config.head_norm), rotary)
         keys = keys.swapaxes(2, 3)  # [B, K, E, T]
         values = self._project("value", x, config.kv_heads)  # [B, K, T, E]
+
+        # 2. Put the cached columns before the new ones.
         parts = [(keys, values)]
         if cache is not None:
             if cache.ring is not None and cache.ring_position is not None:
@@ -163,6 +168,8 @@ class Attention(nn.Module):
                 repeat_rows(prompt_values, rows_per_prompt),
             )
             parts = [prompt, (keys, values)]
+
+        # 3. Attend, and project back to the width of the model.
         out = self._attend(queries, parts, inputs.mask, constants, attention_fn)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1)  # [B, T, H*E]
         out = self.shardings.attended(out)
@@ -175,6 +182,7 @@ class Attention(nn.Module):
         config = self.config
         out = Dense(heads * config.head_width, config.qkv_bias, name=name)(x)
         out = self.shardings.projected(out)
+        # OLMo 2 norms all heads together, Qwen3 and Gemma 3 each head by itself.
         if head_norm == "all":
             out = make_norm(config, f"{name}_norm")(out)
         out = out.reshape(*x.shape[:2], heads, config.head_width)
@@ -247,6 +255,7 @@ class Layer(nn.Module):
         config = self.config
         attention = Attention(config, self.shardings, name="attention")
         mlp = MLP(config, name="mlp")
+        # Llama norms before attention and MLP, OLMo 2 after them, Gemma around them.
         has_norm_before = config.norms != "after"
         has_norm_after = config.norms != "before"
         # The modules are made once, so that both sequences share their parameters.
@@ -257,6 +266,7 @@ class Layer(nn.Module):
         outputs = []
         for x, inputs, attention_fn in zip(hidden, sequences, self.attention_fns, strict=True):
             x = self.shardings.layer(x)
+            # Layers differ in their windows, so each cuts the shared mask for itself.
             if inputs.distances is not None:
                 inside_window = inputs.distances < constants.window
                 inputs = inputs._replace(mask=inputs.mask & inside_window)
@@ -265,6 +275,7 @@ class Layer(nn.Module):
             )
             x = x + attention_out_norm(attended)
             outputs.append(x + mlp_out_norm(mlp(mlp_norm(x))))
+            # The next sequence goes on from this one.
             cache = LayerCache(prompt=key_values)
         return tuple(outputs), key_values
 

@@ -57,6 +57,7 @@ def _init_adapters(lora: Lora, base: Params, key: Array, module: str = "") -> Pa
 
     module: the part's name, such as "query"; only parts with a kernel can be targets
     """
+    # A part with a kernel is a Dense; `module` is then the name of its matrix.
     if "kernel" in base:
         return _init_pair(base["kernel"], lora.rank, key) if module in lora.targets else {}
     adapters: Params = {}
@@ -119,7 +120,10 @@ def merge(policy: Params, scale: float) -> Params:
             name: merge(part, scale) if isinstance(part, dict) else part
             for name, part in policy.items()
         }
+    # What remains beside the kernel is a bias, if there is one.
     merged = {name: leaf for name, leaf in policy.items() if not name.startswith("lora_")}
+    # [L, in, r] x [L, r, out] -> [L, in, out], L being there if layers are stacked. In full
+    # precision: TPUs would else round the factors to bfloat16.
     change = jnp.einsum(
         "...ir,...ro->...io",
         policy["lora_a"],

@@ -83,6 +83,7 @@ class LayerConstants(NamedTuple):
 
 def layer_constants(config: ModelConfig) -> LayerConstants:
     """Returns the constants of all layers, as NumPy arrays [L]."""
+    # Windows and rotary positions come in few kinds: a layer names its own by their place.
     windows = distinct_windows(config)
     ropes = distinct_ropes(config)
     kinds = config.layer_kinds

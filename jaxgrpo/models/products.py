@@ -31,6 +31,7 @@ def _embed_backward(
     dtype: DTypeLike, residuals: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, None]:
     embedding, tokens = residuals
+    # Tokens that are the same add up in one row of the gradient: in float32.
     zeros = jnp.zeros(embedding.shape, jnp.float32)
     d_embedding = zeros.at[tokens].add(gradient.astype(jnp.float32))
     return d_embedding.astype(embedding.dtype), None
@@ -51,6 +52,7 @@ def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]
 
 def _matmul_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = residuals
+    # d_x sums over outputs, as the forward pass does over inputs; d_kernel over all tokens.
     d_x = jnp.einsum("bto,io->bti", gradient, kernel.astype(x.dtype))
     d_kernel = jnp.einsum("bti,bto->io", x, gradient, preferred_element_type=jnp.float32)
     return d_x, d_kernel.astype(kernel.dtype)
@@ -70,6 +72,7 @@ def _repeat_forward(x: Array, count: int) -> tuple[Array, None]:
 
 
 def _repeat_backward(count: int, _: None, gradient: Array) -> tuple[Array]:
+    # [A, count, ...]: the copies of a row stand beside each other.
     copies = gradient.reshape(-1, count, *gradient.shape[1:])
     return (copies.sum(axis=1, dtype=jnp.float32).astype(gradient.dtype),)
 

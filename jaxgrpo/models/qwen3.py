@@ -15,6 +15,7 @@ WEIGHTS = llama.WEIGHTS
 def config_from_hf(hf: HfConfig) -> ModelConfig:
     """Returns the network that a config.json describes. Raises as llama.config_from_hf."""
     require_supported(hf, "hidden_act", "silu", {"silu": "silu"})
+    # Qwen2 has biases always; here config.json decides, and says no.
     has_bias = bool(hf.get("attention_bias"))
     return replace(
         llama.common_config(hf, rope.from_hf(hf)),

@@ -79,9 +79,11 @@ class Llama3(Rope):
     def frequencies(self, head_width: int) -> Float[np.ndarray, "half"]:
         """Returns the frequencies, interpolated by how often a pair turns in the context."""
         unscaled = self._unscaled(head_width)
+        # How often each pair turns within the original context.
         num_turns = self.original_positions * unscaled / (2 * math.pi)
         width = self.high_freq_factor - self.low_freq_factor
         kept_share = np.clip((num_turns - self.low_freq_factor) / width, 0.0, 1.0)
+        # Pairs that turn rarely have not seen a full turn in training: they are slowed down.
         scaled = kept_share * unscaled + (1 - kept_share) * unscaled / self.factor
         return scaled.astype(np.float32)
 
@@ -115,14 +117,17 @@ class Yarn(Rope):
     def frequencies(self, head_width: int) -> Float[np.ndarray, "half"]:
         """Returns the frequencies, interpolated linearly over the pairs' numbers."""
         unscaled = self._unscaled(head_width)
+        # Pairs are sorted from fast to slow: `first` is where the interpolation begins.
         first = self._pair_with_turns(self.beta_fast, head_width)
         last = self._pair_with_turns(self.beta_slow, head_width)
         if self.truncate:
             first = math.floor(first)
             last = math.ceil(last)
+        # As in transformers, the upper bound is the head's width and not its number of pairs.
         first = max(first, 0)
         last = min(last, head_width - 1)
-        width = (last - first) or 0.001  # as transformers: no division by zero
+        # As in transformers, a width of 0 is avoided.
+        width = (last - first) or 0.001
         scaled_share = np.clip((np.arange(len(unscaled)) - first) / width, 0.0, 1.0)
         scaled = scaled_share * unscaled / self.factor + (1 - scaled_share) * unscaled
         return scaled.astype(np.float32)
@@ -165,6 +170,8 @@ def _read_settings(hf: HfConfig) -> HfConfig:
     scaling = hf.get("rope_scaling") or {}
     if not (parameters and scaling):
         return parameters or scaling
+
+    # Both are there: a value of parameters is lost unless what replaces it is the same.
     for name, default in (("rope_theta", DEFAULT_THETA), ("partial_rotary_factor", 1.0)):
         lost = parameters.get(name)
         used = scaling.get(name) or hf.get(name) or default
@@ -198,6 +205,7 @@ def from_settings(hf: HfConfig, settings: HfConfig, default_theta: float) -> Rop
     Raises KeyError naming what is missing, and UserError naming what is not computed.
     """
     _refuse_nested(settings)
+    # `type` is the spelling of older checkpoints.
     rope_type = settings.get("rope_type") or settings.get("type") or "default"
     theta = settings.get("rope_theta") or default_theta
     rotary_share = settings.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
@@ -237,10 +245,12 @@ def _original_positions(hf: HfConfig, settings: HfConfig) -> int:
 def _read_yarn(hf: HfConfig, settings: HfConfig, theta: float) -> Yarn:
     """Returns YaRN as the settings describe it. Raises as `from_settings`."""
     original_positions = _original_positions(hf, settings)
+    # DeepSeek's variant computes the magnitude from mscale and mscale_all_dim.
     if settings.get("mscale") or settings.get("mscale_all_dim"):
         raise UserError(
             f"mscale is {settings.get('mscale')}; of yarn only attention_factor is computed here"
         )
+    # Without a factor, it is how many times longer the scaled context is.
     scaled_positions = hf.get("max_position_embeddings") or original_positions
     return Yarn(
         theta,

@@ -59,14 +59,18 @@ class SplashAttention:
         scale: factor of the products of queries and keys; None: E ** -0.5
         softcap: bound c of these products, as c * tanh(products / c); None: none
         """
+        # 1. One array each of keys [B, K, E, S] and values [B, K, S, E].
         batch, heads, length, width = queries.shape
-        keys = jnp.concatenate([part_keys for part_keys, _ in parts], axis=3)  # [B, K, E, S]
-        values = jnp.concatenate([part_values for _, part_values in parts], axis=2)  # [B, K, S, E]
+        keys = jnp.concatenate([part_keys for part_keys, _ in parts], axis=3)
+        values = jnp.concatenate([part_values for _, part_values in parts], axis=2)
+
+        # 2. Queries by the key-value head that they read, [B, K, G, T, E]. They are scaled here
+        # because the kernel does not scale.
         kv_heads = keys.shape[1]
         scaled = queries * (width**-0.5 if scale is None else scale)
-        grouped = scaled.reshape(batch, kv_heads, -1, length, width)  # [B, K, G, T, E]
+        grouped = scaled.reshape(batch, kv_heads, -1, length, width)
 
-        # A device computes its own rows and heads; nothing is communicated.
+        # 3. The kernel on each device's own rows and heads; nothing is communicated.
         heads_axis = "tensor" if kv_heads % self.mesh.shape["tensor"] == 0 else None
         by_row = PartitionSpec(*ROWS)
         by_row_and_head = PartitionSpec(*ROWS, heads_axis)
@@ -76,7 +80,8 @@ class SplashAttention:
             mesh=self.mesh,
             in_specs=(by_row_and_head, by_row_and_head, by_row_and_head, by_row),
             out_specs=by_row_and_head,
-            check_vma=False,  # the kernel does not say over which axes its results vary
+            # The kernel does not say over which mesh axes its results vary.
+            check_vma=False,
         )
         attended = attend(grouped, keys.swapaxes(2, 3), values, self.segments.astype("int32"))
         return attended.reshape(queries.shape)
@@ -85,6 +90,7 @@ class SplashAttention:
         """Returns the causal mask, [T, S] for each query head of a key-value head."""
         columns = self.segments.shape[1]
         shape = (columns - self.offset, columns)
+        # The kernel skips blocks that this mask excludes; it masks other segments by itself.
         mask: masks.Mask
         if window:
             mask = masks.LocalMask(shape, (window - 1, 0), self.offset)
@@ -117,10 +123,12 @@ class SplashAttention:
             values: Float[Array, "k S E"],
             segments: Int[Array, "S"],
         ) -> Float[Array, "k G T E"]:
+            # Queries are those of the last columns.
             segment_ids = kernels.SegmentIds(segments[-length:], segments)
             # The kernel takes the G query heads of one key-value head.
             return jax.vmap(kernel, in_axes=(0, 0, 0, None))(queries, keys, values, segment_ids)
 
+        # Over the device's rows.
         return jax.vmap(attend_row)(queries, keys, values, segments)
 
 
@@ -136,6 +144,7 @@ def attention(
     """
     columns = segments.shape[1]
     length = columns - offset
+    # Blocks have to divide both lengths.
     if columns % LANES or length % LANES:
         return None
     if not interpret and mesh.devices.flat[0].platform != "tpu":

@@ -72,17 +72,18 @@ class Tensor:
         result = np.empty(lengths[::-1] if transposed else lengths, jnp.dtype(dtype))
         stored = result.T if transposed else result
 
+        # The file is read in blocks of whole rows, which lie next to each other there.
         first_row, end_row, _ = bounds[0]
         row_size = math.prod(self.shape[1:])
         row_bytes = row_size * self.dtype.itemsize
         rows_per_block = max(1, BLOCK_BYTES // max(1, row_bytes))
         with self.path.open("rb", buffering=0) as file:
             for row in range(first_row, end_row, rows_per_block):
-                # Whole rows are read, of which the wanted columns are kept.
                 num_rows = min(rows_per_block, end_row - row)
                 file.seek(self.begin + row * row_bytes)
                 block = np.fromfile(file, self.dtype, num_rows * row_size)
                 block = block.reshape(num_rows, *self.shape[1:])
+                # Of each row the wanted columns are kept, and converted to the result's dtype.
                 target = slice(row - first_row, row - first_row + num_rows)
                 stored[target] = block[(slice(None), *stored_index[1:])]
         return result
@@ -130,6 +131,7 @@ def _find_by_index(folder: Path) -> dict[str, Tensor]:
             f"{folder} lacks {len(missing)} of the {len(files)} files its index names, "
             f"first {missing[0]}: copy it"
         )
+    # A name that its file does not hold is left out; hf_folder says that it is missing.
     headers = {file: _read_header(folder / file) for file in files}
     return {
         name: headers[file][name] for name, file in file_of_tensor.items() if name in headers[file]
@@ -141,12 +143,14 @@ def _read_header(path: Path) -> dict[str, Tensor]:
     try:
         file_bytes = path.stat().st_size
         with path.open("rb") as file:
+            # A file of something else, an HTML page for instance, has no sensible length here.
             length = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")
             if not 2 <= length <= file_bytes - HEADER_LENGTH_BYTES:
                 raise ValueError(
                     f"its header should have {length:,} bytes, the file has {file_bytes:,}"
                 )
             header = json.loads(file.read(length))
+        # Not a tensor: free text about the file.
         header.pop("__metadata__", None)
         data_begin = HEADER_LENGTH_BYTES + length
         return {
@@ -235,6 +239,7 @@ def write_file(path: Path, tensors: Mapping[str, PlannedTensor]) -> None:
     format_names = {numpy_name: name for name, numpy_name in DTYPES.items()}
     # transformers refuses a file that does not say which framework it is for.
     header: dict[str, HeaderEntry | dict[str, str]] = {"__metadata__": {"format": "pt"}}
+    # Tensors lie one after another, in the order of the header.
     end = 0
     for name, tensor in tensors.items():
         begin = end
@@ -245,8 +250,10 @@ def write_file(path: Path, tensors: Mapping[str, PlannedTensor]) -> None:
             "data_offsets": [begin, end],
         }
     encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the numbers begin at a multiple of 8 bytes
+    # Spaces pad the header, so that the numbers begin at a multiple of 8 bytes.
+    encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(HEADER_LENGTH_BYTES, "little") + encoded)
+        # Each array is made, written and dropped before the next is made.
         for tensor in tensors.values():
             np.ascontiguousarray(tensor.make_array(), dtype=tensor.dtype).tofile(file)

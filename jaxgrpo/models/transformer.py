@@ -2,12 +2,12 @@
 a gated MLP.
 
 Flax modules describe the network; parameters are a plain pytree that travels through the pure
-functions at the end: `init`, `forward`, `forward_with_prompts`, `output_embedding`. They have a leaf
-of each layer, `layers_3/mlp/up/kernel`, or one of all layers, `layers/mlp/up/kernel`: `stack` and
-`unstack` go from one to the other, and `forward` scans over stacked layers. Axes as in layers.py.
+functions at the end: `init`, `forward`, `forward_with_prompts`, `output_embedding`. They have a
+leaf of each layer, `layers_3/mlp/up/kernel`, or one of all layers, `layers/mlp/up/kernel`: `stack`
+and `unstack` go from one to the other, and `forward` scans over stacked layers. Axes as in
+layers.py.
 """
 
-from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
@@ -75,18 +75,25 @@ class Transformer(nn.Module):
     ) -> tuple[tuple[Array, ...], KeyValues]:
         config = self.config
         normal = nn.initializers.normal(0.02)
+        # 1. The vocabulary's parameters. Scorer and sampler use the output embedding, not we.
         embedding = self.param("embedding", normal, (config.vocab_size, config.width))
         if not config.tied_embeddings:
             self.param("output_embedding", normal, (config.vocab_size, config.width))
+
+        # 2. What the layers read.
         scale = jnp.asarray(config.embedding_scale, self.dtype)
         hidden = tuple(self._embed(embedding, inputs.tokens) * scale for inputs in sequences)
         layer_inputs = tuple(
             LayerInputs(self._rotary_tables(inputs), inputs.mask, self._distances(inputs))
             for inputs in sequences
         )
+
+        # 3. The layers: scanned where their parameters are stacked.
         is_scanned = self.has_variable("params", "layers")
         layer: Any = Layer  # Any: nn.remat returns a class that its types do not describe
         if self.remat != "none":
+            # A scan keeps XLA from merging the recomputation with the forward pass; unrolled
+            # layers have to be told.
             layer = nn.remat(Layer, policy=REMAT[self.remat], prevent_cse=not is_scanned)
         apply_layers = self._scan_layers if is_scanned else self._unroll_layers
         hidden, key_values = apply_layers(layer, hidden, layer_inputs, cache)
@@ -167,7 +174,7 @@ def _stack(*leaves: Array) -> Array:
 
 
 def init(config: ModelConfig, key: Array) -> Params:
-    """Returns random float32 parameters: normal(0.02) embeddings, LeCun normal matrices, norms 1."""
+    """Returns random float32 parameters: normal(0.02) embeddings, LeCun matrices, norms 1."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     inputs = SequenceInputs(tokens, tokens, jnp.ones((1, 1, 1), bool))
     return Transformer(config).init(key, [inputs])["params"]
@@ -175,7 +182,13 @@ def init(config: ModelConfig, key: Array) -> Params:
 
 def shapes(config: ModelConfig) -> Params:
     """Returns the shapes of `init`'s result, as jax.ShapeDtypeStruct: no memory, no arithmetic."""
-    return jax.eval_shape(partial(init, config), jax.random.key(0))
+
+    def init_params() -> Params:
+        # The key is made in here, where it is a shape, too. An array would open the devices, and a
+        # run checks its model folder before it decides how many devices a CPU is divided into.
+        return init(config, jax.random.key(0))
+
+    return jax.eval_shape(init_params)
 
 
 def forward(

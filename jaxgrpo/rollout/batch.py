@@ -23,6 +23,7 @@ def make_batch(
     empty_rows = (count - len(groups)) * len(groups[0].texts)
 
     def to_rows(arrays: Iterable[np.ndarray], filler: float = 0) -> np.ndarray:
+        # [groups * G, ...] -> [count * G, ...]
         array = np.concatenate(list(arrays))
         empty = np.full((empty_rows, *array.shape[1:]), filler, array.dtype)
         return np.concatenate([array, empty])

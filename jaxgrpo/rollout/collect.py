@@ -24,7 +24,7 @@ from jaxgrpo.types import Params
 
 @dataclass(frozen=True)
 class CollectSpec:
-    """What a step's collection should hold.
+    """The size and the rules of a step's collection.
 
     groups: groups that the batch has places for
     max_prompts: problems that may be asked for them
@@ -39,7 +39,7 @@ class CollectSpec:
 
 @dataclass(frozen=True)
 class Collection:
-    """What a step has collected.
+    """The groups that a step has collected, and how it went.
 
     groups: those that the step trains on
     asked: every group that was judged

@@ -52,6 +52,7 @@ class Engine:
         Whatever comes, nothing compiles from then on.
         """
         programs = self.programs
+        # 1. The copy that is decoded from, and a prefill of empty prompts.
         published = programs.publish(params)
         no_prompts: list[list[int]] = [[]] * programs.prompts_per_prefill
         prompts = pad_left(no_prompts, self.prompt_width, self.tokenizer.pad_id)
@@ -59,7 +60,7 @@ class Engine:
         all_slots = programs.slot_counts[0]
         no_rows = new_rows([], programs.rows_per_insert, no_slot=all_slots)
         sampling = SamplingParams().as_arrays()
-        # Every ring length with every number of slots, and the ways between them.
+        # 2. Every ring length with every number of slots, and the ways between them.
         for ring_length in programs.ring_lengths:
             state = programs.empty_state(all_slots, ring_length)
             state = programs.insert(state, prefilled, no_rows)
@@ -73,6 +74,7 @@ class Engine:
                 )
                 if longer_rings:
                     programs.grow(programs.empty_state(slots, ring_length), longer_rings[0])
+        # 3. From now on a compile would be a mistake of ours.
         for program in (programs.prefill, programs.insert, programs.decode, programs.compact):
             program.seal()
 
@@ -213,6 +215,8 @@ class SamplingSession:
 
     def _fill_slots(self) -> None:
         """Starts rows in all free slots, as long as there are any."""
+        # All waiting rows belong to the prompts that were prefilled last, because the next prompts
+        # are read only when none waits.
         free = [slot for slot, row in enumerate(self._rows) if row is None]
         while free and (self._waiting or self._prefill_next()):
             count = min(len(free), len(self._waiting), self._programs.rows_per_insert)
@@ -242,6 +246,7 @@ class SamplingSession:
             engine.tokenizer.prompt(problem.prompt, engine.system, problem.language)
             for problem in problems
         ]
+        # Shapes are fixed: at the end of the problems, empty prompts fill the call.
         filler: list[list[int]] = [[]] * (self._programs.prompts_per_prefill - len(problems))
         padded = pad_left(prompts + filler, engine.prompt_width, engine.tokenizer.pad_id)
         self._prefilled = self._programs.prefill(self._params, *padded)
@@ -285,6 +290,7 @@ class SamplingSession:
             self._rows = [self._rows[slot] for slot in order]
             self._stopped = self._stopped[order]
             self._slots = fewer
+        # The ring holds the longest row after the next call, and no more than it may have.
         chunk = self._programs.chunk
         needed = max(min(len(row.tokens) + chunk, row.max_tokens) for row in self._rows if row)
         while needed > self._ring_length:
@@ -306,6 +312,8 @@ class SamplingSession:
         once fewer slots will do.
         """
         num_rows = self._num_rows()
+        # Rows end one after another. To come back for each would cost a launch a row, to wait for
+        # many would leave their slots idle: a sixteenth is a compromise.
         has_more = self._waiting or not self._exhausted
         leave_at = num_rows - max(1, num_rows // 16) if has_more else self._fewer_slots()
         self._state, self._running = self._programs.decode(
@@ -327,6 +335,7 @@ class SamplingSession:
         for slot, row in enumerate(self._rows):
             if row is None:
                 continue
+            # A row that a stop string cuts has tokens beyond it, which are dropped.
             count = int(output.num_tokens[slot])
             tokens = output.tokens[slot, :count].tolist()
             row.add(tokens, output.logprobs[slot, :count].tolist(), self._step)

@@ -68,6 +68,7 @@ class Judge:
         self, group: Group, verdicts: Sequence[Verdicts], weights: RewardWeights
     ) -> JudgedGroup:
         """Returns a group with its verdicts, its rewards and its counts."""
+        # 1. A column of numbers for each reward, and why numbers are missing.
         names = verdicts[0].keys()
         values = {name: np.array([_to_number(row[name]) for row in verdicts]) for name in names}
         missing = {}
@@ -75,8 +76,10 @@ class Judge:
             for name, verdict in row_verdicts.items():
                 if isinstance(verdict, str):
                     missing[row, name] = verdict
-        # A weight of 0 must not let a missing verdict make the sum NaN.
+        # 2. The sum that advantages are made of. A reward of weight 0 is left out, so that its
+        # missing verdicts do not make the sum NaN.
         parts = [weight * values[name] for name, weight in weights.items() if weight]
+        # 3. Counts for the difficulty filter, of the unshaped verdict.
         is_solved = values[self.solved_by]
         return JudgedGroup(
             **vars(group),
@@ -166,6 +169,7 @@ class JudgingQueue:
         self.groups[index] = group
         if not self._is_mine(index):
             return
+        # Its texts were submitted one by one, unless a reward must see them together.
         early = self.early_tickets.pop(index, {})
         in_order = [early[sample] for sample in sorted(early)]
         self.tickets[index] = in_order or [self.judge.submit(group)]
@@ -175,10 +179,13 @@ class JudgingQueue:
 
         wait: how many of them are waited for; they must be complete
         """
+        # All processes call this at the same point of the program. Each brings what it knows, and
+        # afterwards all know the same.
         ready = [index for index in self.tickets if index < self.head + wait or self._done(index)]
         own = [[index, self.judge.verdicts(self.tickets.pop(index))] for index in ready]
         for part in gather_json(own):
             self.verdicts.update(part)
+        # Only the next groups in the order of launch, without a gap.
         while self.head in self.verdicts:
             group = self.groups.pop(self.head)
             verdicts = self.verdicts.pop(self.head)

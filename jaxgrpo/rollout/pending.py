@@ -44,11 +44,14 @@ class PendingRow:
         """
         if not stop:
             return False
+        # The search goes on where it stopped: a stop string may begin in one call of decode and
+        # end in the next.
         if self.stop_search is None:
             self.stop_search = StopSearch(stop, decode)
         count = self.stop_search.first(self.tokens)
         if count is None:
             return False
+        # The token that completes the stop string stays, with whatever follows within it.
         del self.tokens[count:]
         del self.logprobs[count:]
         del self.policy_steps[count:]
@@ -74,6 +77,7 @@ class PendingGroup:
 
     def to_group(self, prompt_width: int, new_tokens: int, pad_id: int) -> Group:
         """Returns the group of rows that have all ended."""
+        # [G, W + N]; columns of no row are padding.
         shape = (len(self.rows), prompt_width + new_tokens)
         tokens = np.full(shape, pad_id, np.int32)
         logprobs = np.zeros(shape, np.float32)
@@ -85,6 +89,7 @@ class PendingGroup:
             logprobs[i, columns] = row.logprobs
             policy_steps[i, columns] = row.policy_steps
             chosen[i, columns] = True
+        # All rows have the same prompt.
         prompt, prompt_mask = pad_left([self.prompt], prompt_width, pad_id)  # [1, W]
         tokens[:, :prompt_width] = prompt
         attention_mask = chosen.copy()

@@ -39,9 +39,11 @@ def summarise(groups: Sequence[JudgedGroup]) -> dict[str, float]:
         values["completion/tokens"].extend(group.completion_mask.sum(axis=1))
         values["completion/truncated"].extend(~group.finished)
         for name, numbers in group.values.items():
+            # Languages are told apart: language/ratio, and language/ko/ratio.
             if name.startswith("language/"):
                 values[name].extend(numbers)
                 values[name.replace("/", f"/{language}/", 1)].extend(numbers)
+            # reward/accuracy is always the pass rate, whatever the rewards are called.
             elif f"reward/{name}" != "reward/accuracy":
                 values[f"reward/{name}"].extend(numbers)
     means = {name: _mean(numbers) for name, numbers in values.items()}
@@ -93,6 +95,7 @@ def check_missing_verdicts(groups: Sequence[JudgedGroup], max_share: float, path
     ]
     if len(missing) <= max_share * wanted:
         return
+    # The most frequent kind of failure comes first: it is the one to mend.
     counts = Counter((name, reason) for name, reason, _, _ in missing)
     missing.sort(key=lambda item: counts[item[:2]], reverse=True)
     lines = [
@@ -105,6 +108,7 @@ def check_missing_verdicts(groups: Sequence[JudgedGroup], max_share: float, path
         }
         for name, reason, group, row in missing[:MAX_SAVED_TEXTS]
     ]
+    # All processes raise; one of them writes.
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -39,7 +39,9 @@ def bench_logprobs(arguments: argparse.Namespace) -> Result:
     if arguments.compile_only:
         return result
     inputs = random_inputs(shapes, vocab)
-    calls = {name: partial(program, *inputs) for name, program in programs.items()}
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(program, *inputs) for name, program in programs.items()
+    }
     for name, seconds in median_seconds(calls, arguments.repeats).items():
         result[f"{name}median_s"] = seconds
     return result
@@ -98,4 +100,7 @@ def random_inputs(shapes: Shapes, vocab: int) -> tuple[Array, Array, Array, Arra
 
 def temp_bytes(program: jax.stages.Compiled) -> int:
     """Returns the memory that a program needs beyond its arguments and results, in bytes."""
-    return program.memory_analysis().temp_size_in_bytes
+    memory = program.memory_analysis()
+    if memory is None:
+        raise RuntimeError("the compiler does not say what the program needs")
+    return memory.temp_size_in_bytes
