@@ -10,6 +10,7 @@ import pytest
 
 from jaxgrpo.models import attention, transformer
 from jaxgrpo.models.rope import Linear, Llama3, Rope, Yarn
+from jaxgrpo.models.transformer import SequenceInputs
 from tests.tiny_models import NETWORK, random_params
 
 SLIDING = replace(NETWORK, windows=(3, 0), local_rope=Llama3(100.0, original_positions=16))
@@ -38,11 +39,20 @@ def varied():
     return random_params(VARIED)
 
 
+def sequence_inputs(tokens, segments):
+    """Returns the inputs of sequences that read themselves."""
+    segments = jnp.asarray(segments)
+    return SequenceInputs(
+        tokens=jnp.asarray(tokens),
+        positions=attention.sequence_positions(segments),
+        mask=attention.sequence_mask(segments),
+    )
+
+
 @partial(jax.jit, static_argnames="network")
 def hidden(params, tokens, segments, network=NETWORK):
-    segments = jnp.asarray(segments)
-    mask, positions = attention.sequence_mask(segments), attention.sequence_positions(segments)
-    return transformer.forward(network, params, jnp.asarray(tokens), positions, mask)
+    """Returns hidden states, and keys and values."""
+    return transformer.forward(network, params, sequence_inputs(tokens, segments))
 
 
 def test_causality(params):
@@ -50,7 +60,8 @@ def test_causality(params):
     changed = tokens.copy()
     changed[0, 7] = 40
     ones = np.ones((1, 12), np.int32)
-    before, after = hidden(params, tokens, ones)[0], hidden(params, changed, ones)[0]
+    before, _ = hidden(params, tokens, ones)
+    after, _ = hidden(params, changed, ones)
     np.testing.assert_array_equal(before[0, :7], after[0, :7])
     assert not np.allclose(before[0, 7:], after[0, 7:])
 
@@ -64,7 +75,8 @@ def test_padding_on_the_left_changes_nothing(params):
 
 
 def test_packed_texts_do_not_see_each_other(params):
-    first, second = np.arange(5) + 3, np.arange(7) + 20
+    first = np.arange(5) + 3
+    second = np.arange(7) + 20
     packed = np.concatenate([first, second, [0, 0]])[None]
     segments = np.array([[1] * 5 + [2] * 7 + [0] * 2])
     together = hidden(params, packed, segments)[0]
@@ -80,51 +92,50 @@ def test_positions_count_tokens_of_their_own_text():
 def test_a_window_ends_what_a_layer_reads(params):
     """One layer of a window of 3 reads a token from its own column and the two after it."""
     network = replace(NETWORK, layers=1, windows=(3,))
-    tokens, ones = np.arange(12).reshape(1, 12) + 3, np.ones((1, 12), np.int32)
+    tokens = np.arange(12).reshape(1, 12) + 3
+    ones = np.ones((1, 12), np.int32)
     changed = tokens.copy()
     changed[0, 4] = 40
-    before, after = (hidden(params, t, ones, network)[0][0] for t in (tokens, changed))
-    differs = np.abs(before - after).max(axis=1) > 1e-4
+    before, _ = hidden(params, tokens, ones, network)
+    after, _ = hidden(params, changed, ones, network)
+    differs = np.abs(before[0] - after[0]).max(axis=1) > 1e-4
     assert np.flatnonzero(differs).tolist() == [4, 5, 6]
 
 
 def test_windows_go_by_positions_where_columns_are_in_no_order(varied):
-    """The keys of tokens 5 to 7 lie in columns 2, 0, 1 of the recent ones, as in a ring."""
-    network, tokens, ones = VARIED, jnp.arange(8).reshape(1, 8) + 3, jnp.ones((1, 8), bool)
-    whole, _ = hidden(varied, tokens, ones, network)
-    _, key_values = hidden(varied, tokens[:, :5], ones[:, :5], network)
-    recent = jax.tree.map(
-        jnp.zeros_like, tuple((keys[..., :3], values[:, :, :3]) for keys, values in key_values)
+    """The keys of tokens 5 to 7 lie in columns 2, 0, 1 of the ring."""
+    tokens = jnp.arange(8).reshape(1, 8) + 3
+    ones = jnp.ones((1, 8), bool)
+    expected, _ = hidden(varied, tokens, ones, VARIED)
+    _, prompt = hidden(varied, tokens[:, :5], ones[:, :5], VARIED)
+    ring = tuple(
+        (jnp.zeros_like(keys[..., :3]), jnp.zeros_like(values[:, :, :3])) for keys, values in prompt
     )
     key_positions = jnp.array([[0, 1, 2, 3, 4, 6, 7, 5]])
 
     @jax.jit
-    def read(token, position, recent, column):
-        cache = attention.KVCache(key_values, recent, column)
+    def read(token, position, ring, column):
         mask = (key_positions <= position)[:, None]
-        return transformer.forward(
-            network, varied, token, position, mask, cache, key_positions=key_positions
-        )
+        inputs = SequenceInputs(token, position, mask, key_positions)
+        cache = attention.KVCache(prompt, ring, column)
+        return transformer.forward(VARIED, varied, inputs, cache)
 
     for position, column in ((5, 2), (6, 0), (7, 1)):
-        state, recent = read(
-            tokens[:, position : position + 1], jnp.array([[position]]), recent, jnp.int32(column)
-        )
-        np.testing.assert_allclose(state[:, 0], whole[:, position], atol=2e-5)
-    unknown = (
-        network,
-        varied,
-        tokens[:, :1],
-        jnp.zeros((1, 1), int),
-        jnp.ones((1, 1, 8), bool),
-        attention.KVCache(key_values),
+        token = tokens[:, position : position + 1]
+        state, ring = read(token, jnp.array([[position]]), ring, jnp.int32(column))
+        np.testing.assert_allclose(state[:, 0], expected[:, position], atol=2e-5)
+    without_key_positions = SequenceInputs(
+        tokens[:, :1], jnp.zeros((1, 1), int), jnp.ones((1, 1, 8), bool)
     )
     with pytest.raises(ValueError, match="this network has windows"):
-        transformer.forward(*unknown)
+        transformer.forward(VARIED, varied, without_key_positions, attention.KVCache(prompt))
 
 
 def test_scalings_leave_fast_pairs_and_slow_the_others():
-    """A pair that turns often within the original context keeps its pace; one that hardly turns is slowed by the factor."""
+    """A pair that turns often within the original context keeps its pace.
+
+    One that hardly turns is slowed by the factor.
+    """
     plain = Rope(1e4).frequencies(32)
     np.testing.assert_allclose(plain, 1e4 ** (-np.arange(16) / 16), rtol=1e-7)
     np.testing.assert_allclose(Linear(1e4, 4.0).frequencies(32), plain / 4, rtol=1e-6)
@@ -162,62 +173,68 @@ def test_stacking_loses_nothing(params):
 
 @pytest.fixture(scope="module")
 def read_on():
-    """(params, remat) -> hidden states of texts that go on from prompts, and the gradient of a number made of them."""
+    """Returns a function of (params, remat) that reads texts which go on from prompts.
+
+    It returns their hidden states, and the gradient of a number made of them.
+    """
     tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, NETWORK.vocab_size)
-    ones, direction = (
-        jnp.ones(tokens.shape, bool),
-        jax.random.normal(jax.random.key(2), (3, 5, NETWORK.width)),
-    )
+    direction = jax.random.normal(jax.random.key(2), (3, 5, NETWORK.width))
+    whole = sequence_inputs(tokens, jnp.ones(tokens.shape, bool))
+
+    def read_columns(params, remat, columns, cache=None):
+        inputs = SequenceInputs(
+            tokens=whole.tokens[:, columns],
+            positions=whole.positions[:, columns],
+            mask=whole.mask[:, columns, : columns.stop],
+            key_positions=whole.positions[:, : columns.stop],
+        )
+        return transformer.forward(SLIDING, params, inputs, cache, remat=remat)
 
     def read(params, remat):
-        mask, positions = attention.sequence_mask(ones), attention.sequence_positions(ones)
-        forward = lambda cut, *cache: transformer.forward(
-            SLIDING,
-            params,
-            tokens[:, cut],
-            positions[:, cut],
-            mask[:, cut, : cut.stop],
-            *cache,
-            remat=remat,
-            key_positions=positions[:, : cut.stop],
-        )
-        _, prompt = forward(slice(0, 4))
-        return forward(slice(4, 9), attention.KVCache(prompt))[0]
+        _, prompt = read_columns(params, remat, slice(0, 4))
+        hidden, _ = read_columns(params, remat, slice(4, 9), attention.KVCache(prompt))
+        return hidden
 
-    number = lambda params, remat: jnp.vdot(read(params, remat), direction)
-    return jax.jit(
-        lambda params, remat: (read(params, remat), jax.grad(number)(params, remat)),
-        static_argnums=1,
-    )
+    def number(params, remat):
+        return jnp.vdot(read(params, remat), direction)
+
+    @partial(jax.jit, static_argnums=1)
+    def hidden_and_gradient(params, remat):
+        return read(params, remat), jax.grad(number)(params, remat)
+
+    return hidden_and_gradient
 
 
 @pytest.mark.parametrize("remat", transformer.REMAT)
 @pytest.mark.parametrize("layout", [transformer.unstack, transformer.stack])
 def test_neither_scanning_nor_rematerialising_changes_a_number(params, read_on, layout, remat):
-    expected, expected_gradient = read_on(params, "none")
+    expected_hidden, expected_gradient = read_on(params, "none")
     hidden, gradient = read_on(layout(params), remat)
-    np.testing.assert_allclose(hidden, expected, rtol=1e-6, atol=2e-6)
-    for leaf, wanted in zip(
-        *map(jax.tree.leaves, (transformer.unstack(gradient), expected_gradient)), strict=True
-    ):
-        np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max())
+    np.testing.assert_allclose(hidden, expected_hidden, rtol=1e-6, atol=2e-6)
+
+    def assert_near(leaf, expected):
+        atol = 1e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=atol)
+
+    jax.tree.map(assert_near, transformer.unstack(gradient), expected_gradient)
+
+
+def hidden_states(remat):
+    """Returns a function of parameters that reads two texts of 16 tokens."""
+    inputs = sequence_inputs(jnp.zeros((2, 16), int), jnp.ones((2, 16), bool))
+    return lambda params: transformer.forward(NETWORK, params, inputs, remat=remat)[0]
 
 
 def test_less_is_kept_for_the_backward_pass(params):
     """Full keeps a layer's input alone, dots the matrix products too."""
 
     def kept(remat):
-        tokens, ones = jnp.zeros((2, 16), int), jnp.ones((2, 16), bool)
-        mask, positions = attention.sequence_mask(ones), attention.sequence_positions(ones)
-        hidden = lambda params: transformer.forward(
-            NETWORK, params, tokens, positions, mask, remat=remat
-        )[0]
-        return sum(
-            leaf.size
-            for leaf in jax.tree.leaves(
-                jax.eval_shape(lambda params: jax.vjp(hidden, params)[1], params)
-            )
-        )
+        read = hidden_states(remat)
+
+        def residuals(params):
+            return jax.vjp(read, params)[1]
+
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(residuals, params)))
 
     assert kept("full") < kept("dots") < kept("none")
 
@@ -225,14 +242,10 @@ def test_less_is_kept_for_the_backward_pass(params):
 @pytest.mark.parametrize("layout", [transformer.unstack, transformer.stack])
 def test_the_backward_pass_computes_only_what_is_not_kept(params, layout):
     """Full computes all matrix products of a layer again, dots the two of attention."""
-    tokens, ones = jnp.zeros((2, 16), int), jnp.ones((2, 16), bool)
-    mask, positions = attention.sequence_mask(ones), attention.sequence_positions(ones)
 
     def products(remat):
-        hidden = lambda params: transformer.forward(
-            NETWORK, params, tokens, positions, mask, remat=remat
-        )[0]
-        gradient = jax.grad(lambda params: hidden(params).sum())
+        read = hidden_states(remat)
+        gradient = jax.grad(lambda params: read(params).sum())
         return jax.jit(gradient).lower(layout(params)).as_text().count("dot_general")
 
     layers = NETWORK.layers if layout is transformer.unstack else 1

@@ -1,4 +1,7 @@
-"""Engines over a random network with a tokenizer of one character a token, and an independent way to write what they write."""
+"""Engines over a random network with a tokenizer of one character a token.
+
+`written_without_a_cache` is an independent way to write what they write.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,6 +19,7 @@ from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec
 from jaxgrpo.distributed.mesh import make_mesh, to_device
 from jaxgrpo.models import attention, transformer
 from jaxgrpo.models.model_config import ModelConfig
+from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.problems import Problem
 from jaxgrpo.programs import Program, SamplingPrograms, compile_sampling
 from jaxgrpo.rollout.engine import Engine
@@ -26,12 +30,22 @@ from tests import tiny_models
 from tests.tiny_models import random_params
 
 NETWORK = replace(tiny_models.NETWORK, layers=1, windows=(9,), logit_softcap=4.0)
-"""Compiling is what takes the time here; tests of the transformer and parity with torch are about more layers."""
-WIDTH, NEW, GROUP, ENDS, PAD = 8, 24, 3, (7, 11, 23, 36), 0
+"""One layer, because compiling takes most of the time here.
+
+Tests of the transformer and parity with torch are about more layers.
+"""
+WIDTH = 8
+NEW = 24
+GROUP = 3
+ENDS = (7, 11, 23, 36)
+PAD = 0
 
 
 class Characters:
-    """Stands in for a Hugging Face tokenizer: id i is the character chr(40 + i), and a new line is nothing."""
+    """Stands in for a Hugging Face tokenizer.
+
+    Id i is the character chr(40 + i), and a new line is nothing.
+    """
 
     chat_template = None
 
@@ -48,7 +62,7 @@ TOKENIZER = Tokenizer(Characters(), ENDS, PAD)
 
 
 def make_problems(count: int = 7, longest: int = WIDTH) -> list[Problem]:
-    """Problems with prompts of different lengths, the longest among them."""
+    """Returns problems with prompts of different lengths, the longest among them."""
     rng = np.random.default_rng(1)
     lengths = [longest - i % longest for i in range(count)]
     others = [i for i in range(1, NETWORK.vocab_size) if i not in ENDS]
@@ -113,7 +127,7 @@ def watching_decode(engine: Engine, look: Callable[..., None]) -> Engine:
 
 @functools.cache
 def make_params():
-    """Random parameters, placed where programs on one device want them."""
+    """Returns random parameters, placed where programs on one device want them."""
     like = transformer.shapes(NETWORK)
     mesh = make_mesh(devices=jax.devices()[:1])
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -123,16 +137,22 @@ def make_params():
 
 
 @functools.cache
-def _uncached(rows: int, columns: int):
+def uncached_logits(rows: int, columns: int):
+    """Returns a compiled function of (params, tokens [rows, columns], lengths [rows]).
+
+    It reads rows from their beginning, and returns the logits after each row's last token.
+    """
+
     @jax.jit
     def last_logits(params, tokens, lengths):
-        """Rows padded on the right, read from the beginning as if nothing had been read before."""
+        # Rows are padded on the right.
         segments = (jnp.arange(columns) < lengths[:, None]).astype(jnp.int32)
-        positions, mask = (
-            attention.sequence_positions(segments),
-            attention.sequence_mask(segments),
+        inputs = SequenceInputs(
+            tokens=tokens,
+            positions=attention.sequence_positions(segments),
+            mask=attention.sequence_mask(segments),
         )
-        hidden, _ = transformer.forward(NETWORK, params, tokens, positions, mask)
+        hidden, _ = transformer.forward(NETWORK, params, inputs)
         last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
         return to_logits(last, transformer.output_embedding(params), 1.0, NETWORK.logit_softcap)
 
@@ -151,33 +171,35 @@ def written_without_a_cache(
     params,
     problems: Sequence[Problem],
     group_size: int,
-    name: str,
+    key_name: str,
     temperature: float = 1.0,
-    fewest: int = 0,
+    min_tokens: int = 0,
 ) -> list[tuple[list[int], list[float]]]:
-    """(tokens, log-probabilities) of each problem's completions, row by row.
+    """Returns (tokens, log-probabilities) of each problem's completions, row by row.
 
-    Every token is drawn after reading the whole row anew, by the cumulative distribution in float64. No end token before the
-    row has `fewest`.
+    Every token is drawn after reading the whole row anew, by the cumulative distribution in
+    float64. No end token comes before the row has `min_tokens`.
+
+    key_name: SEED/STEP/PURPOSE
     """
     rows = [(problem, sample) for problem in problems for sample in range(group_size)]
     texts = [TOKENIZER.prompt(problem.prompt) for problem, _ in rows]
-    prompts = [len(text) for text in texts]
-    keys = np.stack([completion_key(name, problem.id, sample) for problem, sample in rows])
+    prompt_lengths = [len(text) for text in texts]
+    keys = np.stack([completion_key(key_name, problem.id, sample) for problem, sample in rows])
     uniforms = np.asarray(_uniforms(keys), np.float64)
     logprobs: list[list[float]] = [[] for _ in rows]
-    columns = max(prompts) + NEW
-    going = list(range(len(rows)))
+    columns = max(prompt_lengths) + NEW
+    unfinished = list(range(len(rows)))
     for n in range(NEW):
         tokens = np.zeros((len(rows), columns), np.int32)
         for row, text in enumerate(texts):
             tokens[row, : len(text)] = text
-        logits = _uncached(len(rows), columns)(
-            params, tokens, np.array([len(text) for text in texts], np.int32)
-        )
+        lengths = np.array([len(text) for text in texts], np.int32)
+        logits = uncached_logits(len(rows), columns)(params, tokens, lengths)
         logits = np.array(logits, np.float64)
-        logits[:, list(ENDS)] -= np.inf if n < fewest else 0.0
-        for row in going:
+        if n < min_tokens:
+            logits[:, list(ENDS)] = -np.inf
+        for row in unfinished:
             scaled = logits[row] / (temperature or 1.0)
             probs = np.exp(scaled - scaled.max())
             probs /= probs.sum()
@@ -185,15 +207,15 @@ def written_without_a_cache(
             token = int(drawn if temperature else probs.argmax())
             texts[row].append(token)
             logprobs[row].append(float(np.log(probs[token])))
-        going = [row for row in going if texts[row][-1] not in ENDS]
+        unfinished = [row for row in unfinished if texts[row][-1] not in ENDS]
     return [
-        (text[start:], numbers)
-        for text, start, numbers in zip(texts, prompts, logprobs, strict=True)
+        (text[prompt_length:], row_logprobs)
+        for text, prompt_length, row_logprobs in zip(texts, prompt_lengths, logprobs, strict=True)
     ]
 
 
 def completions(groups: Sequence[Group]) -> list[tuple[list[int], list[float]]]:
-    """(tokens, log-probabilities) of each row."""
+    """Returns (tokens, log-probabilities) of each row."""
     return [
         (tokens[chosen].tolist(), logprobs[chosen].tolist())
         for group in groups
@@ -204,6 +226,7 @@ def completions(groups: Sequence[Group]) -> list[tuple[list[int], list[float]]]:
 
 
 def assert_same_texts(found, expected, atol: float = 1e-4) -> None:
+    """Compares rows of (tokens, log-probabilities); tokens are to be equal."""
     assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected]
     for (_, a), (_, b) in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol)

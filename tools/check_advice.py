@@ -42,6 +42,7 @@ class Message:
     @property
     def pattern(self) -> re.Pattern[str]:
         """A pattern that matches the message as people see it, however its lines are wrapped."""
+        # Lines may be wrapped anywhere in what people see.
         parts = [re.escape(" ".join(part.split())) for part in self.text.split("{}")]
         return re.compile(r".*?".join(part.replace(r"\ ", r"\s+") for part in parts), re.DOTALL)
 
@@ -54,6 +55,7 @@ def messages() -> list[Message]:
     for path, tree in trees.items():
         for node, has_hint in _shown_texts(tree, errors):
             text = _template(node)
+            # A hint is advice, whatever the words around it are.
             if has_hint or ADVICE.search(text):
                 message = Message(str(path.relative_to(ROOT)), node.lineno, text)
                 found[path, node.lineno, text] = message
@@ -74,6 +76,7 @@ def _error_names(trees: Iterable[ast.Module]) -> set[str]:
     for tree in trees:
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
+                # Direct subclasses only.
                 bases = [ast.unparse(base) for base in node.bases]
                 if "UserError" in bases:
                     names.add(node.name)
@@ -88,6 +91,7 @@ def _shown_texts(tree: ast.Module, errors: set[str]) -> Iterator[tuple[ast.expr,
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and node.args and _is_text(node.args[0]):
+            # The last name of a dotted one: errors.UserError, self.say.
             function = ast.unparse(node.func).rpartition(".")[2]
             text = node.args[0]
             if function in errors:

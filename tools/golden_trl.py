@@ -26,6 +26,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tools.golden_trl_cases import (
     Inputs,
@@ -129,6 +130,22 @@ def prepared_batch(trainer: "FixedCompletions", inputs: Inputs) -> dict:
 class FixedCompletions:
     """Part of a trainer whose model does nothing: its completions and their scores are inputs."""
 
+    # Parts of TRL's trainers, which are not installed where types are checked.
+    model: Any
+    ref_model: Any
+    compute_loss: Any
+    _generate_and_score_completions: Any
+    current_gradient_accumulation_steps: int
+    use_vllm: object
+
+    # The inputs.
+    lengths: list[int]
+    completions: tuple[list[list[int]], list[str]]
+    logprobs: Any
+    old_logprobs: Any
+    ref_logprobs: Any
+    sampler_logprobs: list[list[float]]
+
     def _get_per_token_logps_and_entropies(self, model, *arguments, **options):
         """Returns log-probabilities of the policy, the old policy or the reference; no entropies.
 
@@ -167,7 +184,7 @@ TRAINERS = {"GRPOTrainer": (FixedGRPO, GRPOConfig), "RLOOTrainer": (FixedRLOO, R
 
 def make_trainer(folder: str, settings: Settings, inputs: Inputs, rewards: str) -> FixedCompletions:
     """Returns TRL's trainer with these settings, and the inputs put in."""
-    trainer_class, config_class = TRAINERS[settings["trainer"]]
+    trainer_class, config_class = TRAINERS[str(settings["trainer"])]
     on_policy = settings.get("on_policy", False)
     options = {
         name: value

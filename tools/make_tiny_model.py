@@ -130,6 +130,7 @@ def make_tokenizer(folder: Path, seed: int) -> None:
     """
     corpus = folder / "corpus.txt"
     write_corpus(corpus, seed)
+    # Ids: 0 unknown, 1 end, 2 padding, then the roles' markers; the configs below say the same.
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus),
         model_prefix=str(folder / "tokenizer"),
@@ -154,6 +155,7 @@ def make_tokenizer(folder: Path, seed: int) -> None:
         minloglevel=2,
     )
     corpus.unlink()
+    # tokenizer.model holds the vocabulary, too.
     (folder / "tokenizer.vocab").unlink()
     tokenizer_config = {
         "tokenizer_class": "LlamaTokenizer",
@@ -246,6 +248,7 @@ def train(folder: Path, arguments: argparse.Namespace) -> Report:
             problems = heldout_problems(FINAL_PROBLEMS if is_last else INTERIM_PROBLEMS)
             report = measure(engine, state.params, problems)
             progress.write(f"step {step}  {json.dumps(report)}")
+            # Written each time: an interrupted run leaves a model.
             write_weights(folder, state.params)
     parameters = transformer.parameter_count(state.params)
     return report | {"steps": arguments.steps, "parameters": parameters}
@@ -273,6 +276,7 @@ def measure(engine: Engine, params: Params, problems: list[Problem]) -> Report:
 
 def write_weights(folder: Path, params: Params) -> None:
     """Writes model.safetensors, beside which the folder's config stays as it is."""
+    # Into a folder beside it first, then in one move: the file is never half written.
     target = folder / "saving"
     shutil.rmtree(target, ignore_errors=True)
     hf_folder.save(jax.device_get(params), folder, target)

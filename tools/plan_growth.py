@@ -64,7 +64,7 @@ class CompiledCost:
 
 @dataclass(frozen=True)
 class SliceRow:
-    """What the table and the plot show of a slice; memory in GiB a chip.
+    """A slice's numbers in the table and the plot; memory in GiB a chip.
 
     chips: number of chips
     rows: rows of the batch
@@ -99,6 +99,7 @@ def plan_slice(
 ) -> Plan:
     """Returns the plan of the config's update on a slice, with so many groups and rows a chip."""
     count = math.prod(chips.parse_topology(topology)[1])
+    # The batch grows with the slice, and parameters are divided over all of it.
     settings = {
         "batch.groups": groups * count,
         "batch.micro_batch": rows * count,
@@ -118,10 +119,12 @@ def slice_row(plan: Plan) -> SliceRow:
     state = sum(parts[name] for name in STATE)
     count = len(plan.target.devices)
     call = plan.inputs.calls["update"]
+    # Traced here, for a slice without room has no compiled program.
     jaxpr = call.program.trace(*call.arguments).jaxpr
     program = plan.compiled.get("update")
     compiled = None
     if program is not None and not program.failed:
+        # At the chip's peaks.
         roofline = times.roofline(program.cost, plan.target.chip)
         compiled = CompiledCost(program.cost.flops, program.cost.ici, roofline)
     return SliceRow(
@@ -159,6 +162,7 @@ def _cells(row: SliceRow) -> list[str]:
     ]
     compiled = row.compiled
     if compiled is None or not compiled.roofline:
+        # Not compiled, or for a chip whose peaks are not known.
         return cells + ["-"] * (len(COLUMNS) - len(cells))
     return [
         *cells,
@@ -203,6 +207,7 @@ def _plot_times(axes: "Axes", rows: list[SliceRow]) -> None:
     """Draws a line for each of arithmetic, HBM and links, over the slices that are compiled."""
     points = [(str(row.chips), row.compiled.roofline) for row in rows if row.compiled]
     points = [(name, roofline) for name, roofline in points if roofline]
+    # Chips are categories, not numbers: the slices are evenly spaced.
     names = [name for name, _ in points]
     labels = {
         "flops": "FLOPs / peak",

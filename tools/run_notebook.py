@@ -33,6 +33,7 @@ def run(notebook: NotebookNode, timeout: int) -> None:
         record_timing=False,  # times in the file would differ after each run
     )
     with client.setup_kernel():
+        # Cell by cell, so that each one's time is shown as soon as it is done.
         for index, cell in enumerate(notebook.cells):
             started = time.monotonic()
             client.execute_cell(cell, index)
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> None:
     try:
         run(notebook, options.timeout)
     except CellExecutionError as error:
+        # The error has the cell's source and its traceback.
         print(f"error: {options.notebook}: {error}", file=sys.stderr)
         sys.exit(1)
     if options.save:

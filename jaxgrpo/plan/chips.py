@@ -61,6 +61,7 @@ def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
 
     Raises UserError if it is not in this notation, or not of a known chip.
     """
+    # A chip's name, then a size for each axis: ("v5e", "4x4").
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
     chip = CHIPS.get(match[1]) if match else None
     shape = tuple(int(size) for size in match[2].split("x")) if match else ()
@@ -88,6 +89,7 @@ def topology_devices(topology: str) -> tuple[Chip, list[jax.Device]]:
         TPU_WORKER_ID="0",
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # nothing runs: two plans need not wait for each other
     )
+    # The host's arrays are on its CPU; the TPU is only described.
     jax.config.update("jax_platforms", "cpu")
     try:
         import libtpu  # noqa: F401
@@ -95,6 +97,7 @@ def topology_devices(topology: str) -> tuple[Chip, list[jax.Device]]:
         raise UserError("compiling for a TPU needs libtpu: pip install 'jax[tpu]'") from None
     from jax.experimental import topologies
 
+    # JAX numbers a v4 chip as one device, both its cores together.
     options: dict[str, str | tuple[int, ...]] = {}
     if chip.name == "v4":
         options["chip_config_name"] = "megacore"

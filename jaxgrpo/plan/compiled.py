@@ -17,7 +17,7 @@ from jaxgrpo.plan.jaxpr_flops import written_flops
 
 @dataclass(frozen=True)
 class CompiledProgram:
-    """What a program needs and does on one device; sizes are in bytes.
+    """A program's needs and costs on one device; sizes are in bytes.
 
     If the compiler refuses it, `failed` says so, `temporaries` is what it would need, and nothing
     else is known but what its arguments' shapes and its jaxpr tell.
@@ -68,6 +68,7 @@ class Compiler:
         """Returns what a program needs and does. `name` is for people, and stands in the result."""
         traced = call.program.trace(*call.arguments)
         lowered = traced.lower()
+        # Remedies that change nothing of a program are answered from the cache.
         key = hashlib.sha256(lowered.as_text().encode()).hexdigest()
         if key not in self.cache:
             self.log(f"compiling {name} ...")
@@ -115,6 +116,7 @@ def _compile(
     if memory is None or text is None:
         raise RuntimeError(f"the compiler does not say what {name} needs and does")
     cost = hlo.program_cost(text)
+    # A kernel is a custom call in the text: its products are only in the jaxpr.
     cost.add(hlo.Cost(flops=written_flops(jaxpr, devices, kernels=True)))
     return CompiledProgram(
         name=name,
@@ -137,6 +139,7 @@ def refused_bytes(message: str) -> float | None:
 
     None if the message is about something else.
     """
+    # Both wordings are of the TPU compiler's.
     patterns = (
         r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM",
         r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm",

@@ -50,7 +50,7 @@ class Collective:
 
 @dataclass
 class Cost:
-    """What a device does.
+    """The work of a device.
 
     flops: of matrix products
     bytes: read from and written to HBM
@@ -152,7 +152,7 @@ class _CostCounter:
         known = re.search(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)', loop.attributes)
         if known:
             return int(known[1])
-        # Otherwise only `counter < bound` can be read.
+        # Otherwise only `counter < bound` can be read, where both ends are constants.
         condition = self.computations[str(loop.called("condition"))]
         root = root_of(condition)
         if root.opcode != "compare" or "direction=LT" not in root.attributes:
@@ -171,6 +171,7 @@ class _CostCounter:
         root = root_of(body)
         if not index or root.opcode != "tuple":
             return 1
+        # The body returns the loop's state as a tuple, the next counter at the counter's index.
         next_counter = body[root.operands[int(index[1])]]
         if next_counter.opcode != "add":
             return 1
@@ -182,6 +183,7 @@ class _CostCounter:
         outside = self.computations[name]
         index = re.search(r"index=(\d+)", instruction.attributes)
         if instruction.opcode == "get-tuple-element" and index:
+            # The counter is a part of the loop's state: look at what it is before the loop.
             initial = outside.get(loop.operands[0])
             if initial is None or initial.opcode != "tuple":
                 return None
@@ -234,11 +236,13 @@ class _CostCounter:
         place the update.
         """
         computation = self.computations[str(fusion.called("calls"))]
+        # 1. Reads: a parameter's number says which operand it is.
         total: int | float = 0.0
         for instruction in computation.values():
             if instruction.opcode == "parameter":
                 size = operands[int(instruction.inputs)].hbm_bytes
                 total += min(size, _read_bytes(computation, instruction)) if size else 0
+        # 2. Writes: of each array of the result.
         root = root_of(computation)
         results = [root]
         if root.opcode == "tuple":
@@ -284,6 +288,7 @@ def _read_bytes(computation: Computation, parameter: Instruction) -> int | float
     Less than all are read if it is only sliced, and none if it is updated in place.
     """
     total: int | float = 0.0
+    # Follow the parameter through reshapes to those that use its numbers.
     unvisited = [parameter.name]
     while unvisited:
         name = unvisited.pop()

@@ -22,8 +22,9 @@ def received_bytes(kind: str, instruction: Instruction) -> int | float:
     group = _group_size(instruction.attributes)
     if kind == "collective-permute":
         return size
-    if group == 1:
+    if group == 1:  # a device alone: nothing moves
         return 0
+    # The whole is in the result; a device's own part of it, 1 / group, does not move.
     if kind == "reduce-scatter":  # the result is one share; each other device sends one
         return size * (group - 1)
     if kind == "all-reduce":  # a reduce-scatter, then an all-gather

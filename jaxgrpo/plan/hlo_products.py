@@ -35,6 +35,7 @@ def _convolution_flops(
     right: tuple[int, ...],
     out: tuple[int, ...],
 ) -> float:
+    # Each axis has a letter: b batch, f features, i and o of the kernel, digits for space.
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
     if labels is None:
         return 0.0
@@ -74,6 +75,7 @@ def _count_hits(inputs: int, kernel: int, outputs: int, window: dict[str, int]) 
 
     The others meet padding, or the holes of a dilation, and need no product.
     """
+    # Where each kernel position lies on the dilated input, for each output.
     starts = np.arange(outputs)[:, None] * window["stride"] - window["pad"]
     positions = starts + np.arange(kernel) * window["rhs_dilate"]  # [outputs, kernel]
     dilated = (inputs - 1) * window["lhs_dilate"] + 1

@@ -11,8 +11,11 @@ ITEM_SIZES = {"pred": 1, "token": 0} | {
 }
 ITEM_SIZES |= {"bf16": 2, "c64": 8, "c128": 16}
 
+# bf16[8,128]{1,0:T(8,128)S(1)}: type, sizes, layout.
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
+# ENTRY %main (x: f32[4]) -> f32[4] {
 COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
+#   ROOT %sum = f32[4]{0} add(%x, %y), metadata={...}
 INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*)")
 CALLED = re.compile(
     r"(calls|to_apply|condition|body|true_computation|false_computation)=%([\w.\-]+)"
@@ -60,6 +63,7 @@ class Instruction:
         arrays = []
         for dtype, sizes_text, layout in ARRAY.findall(self.shape):
             sizes = tuple(int(size) for size in sizes_text.split(",")) if sizes_text else ()
+            # No sizes: a scalar, whose product is 1.
             nbytes = math.prod(sizes) * ITEM_SIZES.get(dtype, 1)
             in_hbm = not re.search(r"S\(\d", layout)
             arrays.append(ArrayShape(sizes, nbytes, in_hbm))
@@ -109,6 +113,7 @@ def root_of(computation: Computation) -> Instruction:
 
 def _parse_instruction(name: str, definition: str, is_root: bool) -> Instruction:
     """Returns an instruction. definition: what follows its name and `=`"""
+    # A tuple's shape has spaces inside its parentheses, an array's has none.
     if definition.startswith("("):
         shape, call = _split_after_parentheses(definition)
     else:

@@ -62,6 +62,7 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
     new_rows = NewRows(row_numbers, row_numbers, row_numbers, row_keys)
     stopped = _host_array(bool, programs.slot_counts[0])
     sampling = SamplingParams(config.sampling.temperature).as_arrays()
+    # Numbers that bound a call of decode.
     scalar = _host_array(jnp.int32)
 
     prefill = (published, tokens, mask)
@@ -79,6 +80,7 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
 
 def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:
     """Returns the shapes of the batch that an update learns from."""
+    # B rows of T = prompt width + new tokens.
     rows = config.batch.groups * config.batch.group_size
     length = config.sampling.prompt_width + config.sampling.max_new_tokens
 

@@ -18,6 +18,7 @@ def written_flops(jaxpr: ClosedJaxpr, devices: int, kernels: bool = False) -> fl
     kernels: count only products in Pallas kernels, which the compiled text does not show. Blocks
         that a kernel skips count, and so causal attention counts twice.
     """
+    # XLA drops dead code; dead products must not count here either.
     live, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
     return _product_flops(live, devices, kernels)
 

@@ -39,16 +39,19 @@ def phase_memory(
     made of them.
     """
     state = inputs.programs.state_like
+    # 1. What is there in all phases.
     always = {
         "parameters": device_bytes(state.params),
         "optimizer": device_bytes((state.step, state.opt_state)),
         "reference": device_bytes(inputs.reference),
         "programs": sum(program.code for program in compiled.values()),
     }
+    # 2. Padding, by how much programs' arguments are larger than their shapes.
     update_padding = _padding_bytes(compiled.get("update"))
     slot_padding = max(
         _padding_bytes(compiled.get("decode")), _padding_bytes(compiled.get("insert"))
     )
+    # 3. What is there in some phases.
     sampling: PartBytes = {
         "published copy": device_bytes(inputs.published),
         "slots (KV cache)": device_bytes(inputs.slots),
@@ -64,6 +67,7 @@ def phase_memory(
     if config.sampling.keep_in_flight:
         update |= sampling
     update["batch"] = device_bytes(inputs.batch)
+    # 4. Together, with what each phase's program needs while it runs.
     phases = {
         "start": start,
         "prefill": sampling,

@@ -11,7 +11,7 @@ from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.text import tokenizer
 
 SHAPES = Path(__file__).parent / "shapes"
-"""What the config.json files of known models say of their networks, under the models' names."""
+"""The facts of known models' config.json files, under the models' names."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def find_network(model: str) -> Network:
             folder, hf_folder.load_config(folder), tokenizer.load(folder)
         )
         return Network(config, tokens.eos_ids, f"the folder {folder}")
+    # Shapes are enough to plan: there need be no weights and no tokenizer.
     known = known_networks()
     path = known.get(folder.name) or known.get(folder.name.removesuffix("-Instruct"))
     if path is None:
@@ -60,6 +61,7 @@ def find_network(model: str) -> Network:
     if family is None:
         families = ", ".join(hf_folder.FAMILIES)
         raise UserError(f"{folder.name} is a {architecture}; those known here are {families}")
+    # One id, or a list of them.
     ends = hf_config["eos_token_id"]
     return Network(
         family.config_from_hf(hf_config),

@@ -39,7 +39,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs on each device of a target.
+    """A run's needs on each device of a target.
 
     compiled: the compiled programs by name; empty if the arrays alone are too much
     phases: bytes by phase and part
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler refused no program and the peak is within a device's memory."""
+        """True if the compiler refused no program and the peak is within a device's memory."""
         if any(program.failed for program in self.compiled.values()):
             return False
         return self.peak <= self.target.memory
@@ -87,6 +87,7 @@ def make_target(config: Config, topology: str | None, memory_gib: float | None) 
     if topology:
         chip, devices = chips.topology_devices(topology)
         return Target(topology, devices, chip, limit or chip.hbm)
+    # The run's own mesh says which of the devices here it takes.
     network = find_network(config.model)
     programs = build_programs(config, network.config, network.eos_ids)
     local = list(programs.row_sharding.mesh.devices.flat)
@@ -116,6 +117,7 @@ def make_plan(
     programs = build_programs(config, network.config, network.eos_ids, target.devices)
     inputs = program_inputs(config, programs)
     compiled: dict[str, CompiledProgram] = {}
+    # First the arrays alone: that takes seconds, compiling takes minutes.
     phases = phase_memory(config, inputs, compiled)
     if peak_phase(phases)[1] <= target.memory:
         compiled = {name: compiler(name, inputs.calls[name]) for name in names}
@@ -127,17 +129,21 @@ def remedies(config: Config, devices: int) -> list[list[str]]:
     """Returns flags that may make a run fit: each remedy's alone, then all together."""
     rows = config.batch.groups * config.batch.group_size
     settings: dict[str, object] = {}
+    # Fewer rows at once, and less kept of each layer for the backward pass: smaller temporaries.
     min_micro_batch = _min_micro_batch(rows, devices)
     if (config.batch.micro_batch or rows) > min_micro_batch:
         settings["batch.micro_batch"] = min_micro_batch
     if config.compute.remat != "full":
         settings["compute.remat"] = "full"
+    # Fewer slots: a smaller KV cache. A quarter must still be shared by all devices.
     slots = config.sampling.slots or 2 * rows
     if slots % (4 * devices) == 0:
         settings["sampling.slots"] = slots // 4
+    # Matrices divided over all devices instead of copied.
     is_divisible = config.mesh.tensor == 1 and rows % devices == 0
     if devices > 1 and config.mesh.data != 1 and is_divisible:
         settings["mesh.data"] = 1
+    # Numbers of half the size.
     for name in ("dtype", "optimizer.state_dtype", "optimizer.params_dtype"):
         if attrgetter(name)(config) != "bfloat16":
             settings[name] = "bfloat16"

@@ -60,6 +60,7 @@ def plan_json(plan: Plan, attempts: list[Attempt], assumptions: Assumptions) -> 
         for name, program in plan.compiled.items()
     }
     step = times.step_times(plan.config, plan.inputs, plan.compiled, target.chip, assumptions)
+    # The keys are an interface: scripts read them.
     report = {
         "place": target.name,
         "devices": len(target.devices),
@@ -100,6 +101,7 @@ def memory_table(phases: dict[str, PartBytes]) -> list[str]:
     """Returns a line a part, a column a phase, in GiB; the last line is the sum."""
     lines = [f"{'memory a device, GiB':24}" + "".join(f"{phase:>11}" for phase in phases)]
     for part in PARTS:
+        # A part that no phase has is left out.
         numbers = [parts.get(part, 0) for parts in phases.values()]
         if any(numbers):
             lines.append(_memory_line(part, numbers))
@@ -108,6 +110,7 @@ def memory_table(phases: dict[str, PartBytes]) -> list[str]:
 
 
 def _memory_line(label: str, numbers: list[int | float]) -> str:
+    # Nothing is shown for 0, so that what is there stands out.
     cells = [f"{number / GIB:>11.3f}" if number else f"{'':>11}" for number in numbers]
     return f"{label:24}" + "".join(cells)
 
@@ -126,6 +129,7 @@ def _program_table(compiled: dict[str, CompiledProgram], chip: Chip | None) -> l
         "FLOPs are of matrix products; loops count as often as they run, in the compiler's own "
         "figures once"
     )
+    # A kind of collective a line, below the table: there may be none or several a program.
     for name, program in compiled.items():
         for kind, collective in sorted(program.cost.collectives.items()):
             lines.append(

@@ -17,7 +17,7 @@ from jaxgrpo.plan.inputs import ProgramInputs
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan cannot know.
+    """Numbers that a plan cannot know.
 
     mean_new: mean number of tokens of a completion
     kept: share of the groups that the filter keeps
@@ -90,6 +90,7 @@ def calls_per_step(
     max_ratio = 1.0 if config.filter.rule == "off" else config.filter.max_prompts
     sampled = min(groups * max_ratio, groups / assumptions.kept)
     rows = sampled * config.batch.group_size
+    # Each program takes a fixed number of prompts or rows a call; the last call may be part full.
     return {
         "prefill": math.ceil(sampled / programs.prompts_per_prefill),
         "insert": math.ceil(rows / programs.rows_per_insert),
@@ -107,6 +108,7 @@ def step_times(
 ) -> dict[str, ProgramTime]:
     """Returns each compiled program's part of a GRPO step; {} for an unknown chip."""
     times: dict[str, ProgramTime] = {}
+    # What overlaps perfectly takes as long as the slowest of it.
     for name, calls in calls_per_step(config, inputs, assumptions).items():
         seconds = roofline(compiled[name].cost, chip) if name in compiled else {}
         if seconds:

@@ -126,6 +126,6 @@ def _count_verdicts(groups: Sequence[JudgedGroup]) -> int:
     return sum(len(numbers) for group in groups for numbers in group.values.values())
 
 
-def _mean(numbers: Iterable[float]) -> float:
+def _mean(numbers: Iterable[float | np.number | np.bool_]) -> float:
     present = [float(number) for number in numbers if not math.isnan(number)]
     return math.fsum(present) / len(present) if present else math.nan

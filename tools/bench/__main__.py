@@ -45,6 +45,7 @@ class Subcommands:
 
     def add(self, bench: Benchmark) -> argparse.ArgumentParser:
         """Adds the subcommand of `bench_NAME`, and returns its parser."""
+        # What is measured is said once, where it is measured.
         about = bench.__doc__
         parser = self._subparsers.add_parser(
             _name_of(bench), parents=[self._shared], help=about, description=about
@@ -115,6 +116,7 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=Path, help="a Hugging Face folder; by default the embedded model"
     )
+    # Numbers that have a default.
     sizes = (
         ("--groups", 8, "prompts"),
         ("--group-size", 8, "completions of each"),
@@ -214,6 +216,7 @@ def _in_words(value: object) -> str:
 def main(argv: list[str]) -> None:
     """Measures what the command line asks for, and prints it; exits with 1 if it is too much."""
     arguments = make_parser().parse_args(argv)
+    # Each subcommand sets `bench` to its function.
     measured = arguments.bench(arguments)
     device = jax.devices()[0]
     result = {

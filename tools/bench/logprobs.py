@@ -100,4 +100,7 @@ def random_inputs(shapes: Shapes, vocab: int) -> tuple[Array, Array, Array, Arra
 
 def temp_bytes(program: jax.stages.Compiled) -> int:
     """Returns the memory that a program needs beyond its arguments and results, in bytes."""
-    return program.memory_analysis().temp_size_in_bytes
+    memory = program.memory_analysis()
+    if memory is None:
+        raise RuntimeError("the compiler does not say what the program needs")
+    return memory.temp_size_in_bytes

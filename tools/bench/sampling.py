@@ -145,6 +145,7 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     slots = arguments.slots or rows
     micro_batch = getattr(arguments, "micro_batch", 0)
     mesh = make_mesh(rows=math.gcd(rows, slots, micro_batch))
+    # Groups fill slots, devices share rows, and micro-batches divide the batch.
     divisors = (
         ("--slots", slots, arguments.group_size),
         ("--slots", slots, row_devices(mesh)),
@@ -203,6 +204,7 @@ def completion_lengths(arguments: argparse.Namespace) -> np.ndarray:
         raise UserError(
             f"--mean-new {mean} is more than --new {arguments.new}, where completions are cut"
         )
+    # The same lengths in each run: they are part of what is measured.
     return np.minimum(np.random.default_rng(1).geometric(1 / mean, shape), arguments.new)
 
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 Result = dict[str, object]
-"""What a subcommand measured: what it was given, then numbers named with their units."""
+"""A subcommand's settings, then the numbers that it measured, named with their units."""
 
 Calls = Mapping[str, Callable[[], object]]
-"""What is timed, by name; the results are waited for."""
+"""Functions to time, by name; their results are waited for."""
 
 
 def time_turn(calls: Calls, label: str) -> dict[str, float]:
@@ -59,7 +59,7 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What has to be computed, whoever computes it.
+    """Work that has to be done, whoever does it.
 
     flops: 2 for each parameter and token of a forward pass, 6 with a gradient; prompts count in
         every row
@@ -93,6 +93,7 @@ class Machine:
     def __init__(self, dtype: str):
         """Allocates the arrays. dtype: of the matrix product"""
         is_cpu = jax.default_backend() == "cpu"
+        # Large enough for full speed, and short enough to be measured often.
         width = 2048 if is_cpu else 8192
         self._repeats = 2 if is_cpu else 32
         self._matrix = jnp.ones((width, width), dtype)
@@ -105,6 +106,7 @@ class Machine:
 
     def multiply(self) -> Array:
         """Computes bare matrix products, `flops` of them."""
+        # Calls wait for one another on the device: the last one's end is that of all.
         products = [self._product(self._matrix) for _ in range(self._repeats)]
         return products[-1]
 

@@ -72,7 +72,10 @@ def settings_tables() -> str:
 
 
 def _table(
-    settings: dict[str, overrides.Field], node: object, prefix: str = "", shared: Marks | None = None
+    settings: dict[str, overrides.Field],
+    node: object,
+    prefix: str = "",
+    shared: Marks | None = None,
 ) -> str:
     """Returns a table with a row for each setting.
 

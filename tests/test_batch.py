@@ -1,0 +1,59 @@
+"""Laws of batches: which rows and tokens of the groups an update counts."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from jaxgrpo.rollout.batch import ages_of_trained_tokens, make_batch
+from tests.tiny_rollouts import NEW, WIDTH, make_group
+
+
+def test_missing_rewards_train_nothing_and_an_underfull_batch_is_padded():
+    groups = [
+        make_group("a", [1, 0, 1, 0], [1.0, math.nan, 0.5, 0.0]),
+        make_group("b", [1, 0, 0, 0]),
+    ]
+    batch = make_batch(groups, count=3)
+    assert {array.shape[0] for array in batch} == {12}
+    dtypes = [np.int32, np.int32, bool, np.float32, np.float32, bool]
+    assert [array.dtype for array in batch] == dtypes
+    np.testing.assert_array_equal(
+        batch.completion_mask.sum(axis=1), [1, 0, 3, 4, 1, 2, 3, 4, 0, 0, 0, 0]
+    )
+    np.testing.assert_array_equal(
+        batch.rewards, [1, math.nan, 0.5, 0, *groups[1].rewards, *[math.nan] * 4]
+    )
+    np.testing.assert_array_equal(
+        batch.tokens[:8], np.concatenate([group.tokens for group in groups])
+    )
+    np.testing.assert_array_equal(batch.segments[:4], groups[0].attention_mask)
+    assert not batch.segments[8:].any()
+    full = make_batch(groups, count=2)
+    assert full.tokens.shape == (8, WIDTH + NEW)
+
+
+def test_truncated_completions_train_nothing_where_they_are_masked():
+    group = make_group("a", [1, 0, 1, 0])
+    group = replace(group, finished=np.array([True, False, True, False]))
+    batch = make_batch([group], 1)
+    masked = make_batch([group], 1, mask_truncated=True)
+    assert batch.trained.all()
+    np.testing.assert_array_equal(masked.trained, group.finished)
+    # The others are still compared with them: with what they chose, too.
+    for array, masked_array in zip(batch[:-1], masked[:-1], strict=True):
+        np.testing.assert_array_equal(array, masked_array)
+
+
+def test_the_age_is_that_of_the_tokens_that_an_update_counts():
+    """The row that was cut off counts unless it is masked, the one without a reward never."""
+    group = make_group("a", [1, 0, 1, 0], [1.0, 0.0, math.nan, 0.0])
+    policy_steps = group.policy_steps.copy()
+    policy_steps[0] = 5
+    policy_steps[1] = 3
+    group = replace(group, policy_steps=policy_steps)
+    for masked in (False, True):
+        ages = ages_of_trained_tokens([group], 7, masked)
+        assert ages.tolist() == [2, 4, 4] + [0] * 4 * (not masked)
+        batch = make_batch([group], 1, masked)
+        assert len(ages) == (batch.completion_mask & batch.trained[:, None]).sum()

@@ -1,0 +1,213 @@
+"""Laws of collecting: what a step keeps is a function of the verdicts alone."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from jaxgrpo.rollout.collect import CollectSpec, collect_groups, most_informative
+from jaxgrpo.rollout.difficulty import DifficultyFilter
+from jaxgrpo.rollout.judge import Judge
+from jaxgrpo.rollout.stream import RolloutStream
+from tests import tiny_engines
+from tests.tiny_rollouts import (
+    BY_ACCURACY,
+    REQUEST,
+    FixedProblems,
+    Verdicts,
+    World,
+    ids,
+    in_lockstep,
+    judge_even_lengths,
+    make_group,
+    no_delay,
+)
+
+SCRIPT = [0, 2, 4, 4, 1, 0, 3, *[2] * 40]
+
+
+def middle(pending: list[int]) -> int:
+    return pending[len(pending) // 2]
+
+
+def test_the_batch_is_filled_in_the_order_of_asking():
+    world = World(script=[2, 0, 4, 1, 3, 2, 2, 2])
+    collection = world.collect()
+    metrics = collection.metrics
+    assert ids(collection.groups) == ["p0", "p3", "p4"]
+    assert ids(collection.asked) == ["p0", "p1", "p2", "p3", "p4"]
+    assert metrics["filter/asked"] == 5
+    assert metrics["filter/kept"] == 3 / 5
+    assert metrics["filter/too_hard"] == metrics["filter/too_easy"] == 1 / 5
+    assert metrics["filter/fallback"] == 0
+    assert metrics["filter/groups"] == 3
+    assert metrics["rollout/in_flight"] == len(world.taken) - 5
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5, 12])
+@pytest.mark.parametrize("pick", [min, max, middle], ids=["first", "last", "middle"])
+def test_what_is_kept_does_not_depend_on_which_groups_are_ready_first(ahead, pick):
+    """`last`: the newest group is always ready first, and the oldest when no other is left.
+
+    Without an end of the problems that would be never.
+    """
+    world = World(SCRIPT[:20], ahead=ahead, pick=pick, num_problems=20)
+    collection = world.collect()
+    metrics = collection.metrics
+    assert ids(collection.groups) == ["p1", "p4", "p6"]
+    # What was asked beyond p6 does not count.
+    assert ids(collection.asked) == [f"p{place}" for place in range(7)]
+    assert (metrics["filter/groups"], metrics["filter/kept"]) == (3, 3 / 7)
+    assert metrics["reward/accuracy"] == sum(SCRIPT[:7]) / 28
+    assert metrics["rollout/in_flight"] == len(world.taken) - 7
+
+
+@pytest.mark.parametrize(
+    "slow", [("p0",), ("p1",), ("p5", "p6"), ("p7",), ("p0", "p3", "p6")], ids="".join
+)
+def test_what_is_kept_does_not_depend_on_which_verdicts_are_slow(slow):
+    world = World(SCRIPT, ahead=3, delay=lambda name: 0.05 * (name in slow), num_problems=30)
+    collection = world.collect()
+    assert ids(collection.groups) == ["p1", "p4", "p6"]
+    assert ids(collection.asked) == [f"p{place}" for place in range(7)]
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+@pytest.mark.parametrize("slow", [("p0",), ("p1", "p4"), ("p6",)], ids="".join)
+def test_several_processes_share_the_judging_and_come_to_the_same_decisions(
+    monkeypatch, num_processes, slow
+):
+    """A verdict is slow in the process whose share it is.
+
+    All take the same groups at the same call of the device.
+    """
+    worlds = [
+        World(SCRIPT, ahead=3, delay=lambda name: 0.03 * (name in slow), num_problems=30)
+        for _ in range(num_processes)
+    ]
+    collections = in_lockstep(monkeypatch, num_processes, lambda process: worlds[process].collect())
+    for collection in collections:
+        assert ids(collection.groups) == ["p1", "p4", "p6"]
+        assert ids(collection.asked) == [f"p{place}" for place in range(7)]
+    for collection, other in pairwise(collections):
+        assert collection.metrics == other.metrics
+    assert len({len(world.taken) for world in worlds}) == 1
+    for process, world in enumerate(worlds):
+        share = [
+            f"p{place}" for place in range(len(world.taken)) if place % num_processes == process
+        ]
+        submitted = world.pool.submitted
+        assert submitted == share[: len(submitted)]
+        assert set(world.pool.waited) <= set(slow)
+
+
+def test_the_refill_is_bounded():
+    world = World(script=[0] * 50)
+    collection = world.collect(max_prompts=5)
+    metrics = collection.metrics
+    assert collection.groups == []
+    assert len(collection.asked) == len(world.taken) == 5
+    assert metrics["filter/kept"] == metrics["filter/groups"] == 0
+    assert metrics["filter/too_hard"] == 1
+
+
+def test_at_the_bound_the_most_informative_of_the_others_fill_the_batch():
+    """Outside a band of exactly 1/2: 1 and 3 of 4 have a variance, 0 and 4 have none.
+
+    These have one where something else was rewarded, too.
+    """
+    script = [0, 1, 4, 2, 3, 0]
+    collection = World(script).collect(low=0.5, high=0.5, max_prompts=6)
+    assert ids(collection.groups) == ["p3", "p1", "p4"]
+    assert collection.metrics["filter/kept"] == 1 / 6
+    assert collection.metrics["filter/fallback"] == 2
+    collection = World(script).collect(groups=6, low=0.5, high=0.5, max_prompts=6)
+    assert ids(collection.groups) == ["p3", "p1", "p4"]
+    assert collection.metrics["filter/groups"] == 3
+    shaped = World(script, shaped=0.01).collect(groups=6, low=0.5, high=0.5, max_prompts=6)
+    # Of equal verdicts, the greater variance of the reward comes first.
+    assert ids(shaped.groups)[:3] == ["p3", "p4", "p1"]
+    assert set(ids(shaped.groups)) == {f"p{place}" for place in range(6)}
+
+
+def test_equal_rewards_are_never_informative():
+    """Eight times 0.1 may have a mean that is not 0.1.
+
+    And sums of the same parts may differ in their last bit.
+    """
+    same = make_group("same", [0] * 8, [0.1] * 8)
+    rounded = make_group("rounded", [0] * 8, [0.1 + 0.2, 0.3] * 4)
+    absent = make_group("absent", [math.nan] * 8)
+    one = make_group("one", [0, *[math.nan] * 7], [1.0, *[math.nan] * 7])
+    different = make_group("different", [0] * 8, [0.1] * 7 + [0.2])
+    assert ids(most_informative([same, rounded, absent, one, different], 5)) == ["different"]
+    assert most_informative([different], 0) == most_informative([different], -1) == []
+
+
+def test_the_filter_sees_the_verdict_and_not_the_shaped_reward():
+    plain = World([2, 0, 4, 1, 3, 2])
+    shaped = World([2, 0, 4, 1, 3, 2], shaped=-0.7)
+    assert ids(plain.collect().groups) == ids(shaped.collect().groups) == ["p0", "p3", "p4"]
+
+
+def test_dapo_and_off():
+    script = [0, 1, 4, 3, 0, 2]
+    dapo = World(script).collect(rule="dapo", low=0.5, high=0.5)
+    assert ids(dapo.groups) == ["p1", "p3", "p5"]
+    off = World(script).collect(rule="off", max_prompts=3)
+    assert ids(off.groups) == ["p0", "p1", "p2"]
+    assert off.metrics["filter/kept"] == 1
+
+
+def test_a_batch_of_no_tokens_has_no_age():
+    metrics = World(script=[0] * 50).collect(max_prompts=5).metrics
+    assert math.isnan(metrics["rollout/age"])
+    assert math.isnan(metrics["rollout/age_max"])
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """What a step keeps of a random network's texts, judged at once."""
+    return collect_texts(4, 1)
+
+
+def collect_texts(slots: int, chunk: int, delay: Callable[[str], float] = no_delay):
+    """Returns what a step keeps, what it asked, and its metrics but those of speed.
+
+    A text is right if it has an even number of letters.
+    """
+    judge = Judge(Verdicts(judge_even_lengths, delay), BY_ACCURACY, "accuracy")
+    engine = tiny_engines.make_engine(slots, chunk)
+    problems = FixedProblems(iter(tiny_engines.make_problems(40)))
+    spec = CollectSpec(groups=6, max_prompts=30, filter=DifficultyFilter("band", 0.5, 0.5))
+    collection = collect_groups(
+        RolloutStream(engine, judge, problems, REQUEST),
+        tiny_engines.make_params(),
+        spec,
+        2,
+        judge.initial_weights(),
+    )
+    metrics = collection.metrics
+    assert metrics["rollout/tokens_per_s"] > 0
+    assert 0 < metrics["rollout/utilisation"] <= 1
+    assert 0 <= metrics["rollout/idle"] <= 1
+    assert metrics["time/rollout"] > 0
+    assert metrics["rollout/in_flight"] >= 0
+    same_metrics = {
+        name: value for name, value in metrics.items() if not name.startswith(("rollout/", "time/"))
+    }
+    texts = [(group.problem.id, group.texts, group.rewards.tolist()) for group in collection.groups]
+    return texts, ids(collection.asked), same_metrics
+
+
+@pytest.mark.parametrize(("slots", "chunk"), [(4, 8), (16, 1), (16, 8), (64, 32)])
+@pytest.mark.parametrize("slow", [(), ("p0", "p5"), ("p3",)], ids=["none", "p0 p5", "p3"])
+def test_the_groups_of_a_step_do_not_depend_on_slots_chunk_or_slow_verdicts(
+    kept, slots, chunk, slow
+):
+    collected = collect_texts(slots, chunk, lambda name: 0.1 * (name in slow))
+    texts, asked, _ = collected
+    assert len(texts) == 6
+    assert 6 < len(asked) < 30
+    assert collected == kept
