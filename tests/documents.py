@@ -54,13 +54,12 @@ class Document:
 
     def commands(self) -> list[str]:
         """Returns the commands of shell blocks, of indented blocks and of backticks."""
-        lines = [line for block in self.blocks("sh") for line in block.splitlines()]
-        lines += re.findall(r"^    (\S.*)$", self.prose(), re.MULTILINE)
-        commands = [line for line in lines if line.strip()]
-        for span in self.spans():
-            program, _, rest = span.partition(" ")
+        commands = [line for block in self.blocks("sh") for line in block.splitlines() if line]
+        indented = re.findall(r"^    (\S.*)$", self.prose(), re.MULTILINE)
+        for text in [*indented, *self.spans()]:
+            program, _, rest = text.partition(" ")
             if program in PROGRAMS and rest:
-                commands.append(span)
+                commands.append(text)
         return commands
 
 

@@ -77,7 +77,7 @@ def test_every_stop_is_there_and_says_its_file(row):
 
 @pytest.mark.parametrize("row", STOPS[1:], ids=lambda row: f"{row[0]} {row[2]}")
 def test_an_earlier_stop_calls_it(row):
-    path, name = stop_definition(row)
+    _, name = stop_definition(row)
     called = CALLED_AS.get(name, name.split(".")[-1])
     callers = []
     for other in STOPS:
