@@ -20,6 +20,7 @@ from jaxgrpo.plan import command as plan_command
 from jaxgrpo.problems import Completion, Problem
 from jaxgrpo.rewards.workers.pool import Pool
 from tests.documents import BY_NAME, DOCUMENTS, README, ROOT
+from tests.tiny_runs import share_programs
 
 TINY = (
     "--config.steps=1",
@@ -134,6 +135,7 @@ def test_every_example_runs(block, tmp_path, monkeypatch):
         return load(path, [*flags, *TINY, f"--config.out={tmp_path}/run"])
 
     # The notebook's example trains.
+    share_programs(monkeypatch)
     monkeypatch.setattr(run_config, "load", load_tiny)
     execute(block)
 
@@ -186,6 +188,7 @@ def test_the_readme_has_its_two_commands():
 def test_a_run_goes_as_the_readme_shows(tmp_path, monkeypatch, capsys):
     assert set(RUN) <= set(COMMANDS)
     monkeypatch.chdir(tmp_path)
+    share_programs(monkeypatch)
     for command in RUN:
         run_here(shlex.split(command))
     assert (tmp_path / "my-model" / "model.safetensors").exists()
