@@ -17,13 +17,16 @@ from safetensors.numpy import load_file
 from torch.overrides import TorchFunctionMode
 
 from jaxgrpo.device.logits import to_logits
-from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.device.specs import ModelSpec, SamplingSpec
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import attention, hf_folder, transformer
+from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.problems import Problem
-from jaxgrpo.programs import compile_programs
-from jaxgrpo.rollout.engine import Draw, Engine
+from jaxgrpo.programs import compile_sampling
+from jaxgrpo.rollout.engine import Engine
+from jaxgrpo.rollout.groups import SamplingRequest
 from jaxgrpo.text import tokenizer
+from jaxgrpo.types import SamplingParams
 from tests.tiny_models import make_folder, random_params
 
 torch.set_num_threads(1)  # operations this small are slower with more
@@ -279,12 +282,15 @@ def our_logits(folder, tokens):
     config = hf_folder.load_config(folder)
     params = jax.device_put(hf_folder.load_params(folder))
     segments = jnp.ones(tokens.shape, jnp.int32)
-    positions = attention.sequence_positions(segments)
-    mask = attention.sequence_mask(segments)
+    inputs = SequenceInputs(
+        tokens=jnp.asarray(tokens),
+        positions=attention.sequence_positions(segments),
+        mask=attention.sequence_mask(segments),
+    )
 
     @jax.jit
     def forward(params):
-        return transformer.forward(config, params, jnp.asarray(tokens), positions, mask)
+        return transformer.forward(config, params, inputs)
 
     hidden, _ = forward(params)
     output_embedding = transformer.output_embedding(params)
@@ -349,23 +355,18 @@ def test_greedy_texts_agree(saved):
     width = 9
     lengths = (9, 5, 2, 7, 1)
     ids = [random_tokens(VOCABULARY, 1, length)[0].tolist() for length in lengths]
-    config = hf_folder.load_config(saved)
-    optimizer = adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.0, 1.0)
-    shapes = {
-        "prompt_width": width,
-        "new_tokens": NEW,
-        "micro_batch": 0,
-        "ends": (NO_END,),
-        "slots": 2,
-        "chunk": 24,
-    }
-    steps = compile_programs(config, optimizer, make_mesh(), **shapes)
-    steps = replace(steps, sizes=(2,))  # fewer compiles: slots are not compacted
-    engine = Engine(
-        steps, tokenizer.Tokenizer(IdsTokenizer(ids), (NO_END,), PAD), width, NEW, seed=0
+    model = ModelSpec(hf_folder.load_config(saved), make_mesh())
+    programs = compile_sampling(
+        model,
+        SamplingSpec(prompt_width=width, new_tokens=NEW, slots=2, eos_ids=(NO_END,), chunk=24),
     )
+    # Slots are not compacted: that takes fewer compiles.
+    programs = replace(programs, slot_counts=(2,))
+    ids_tokenizer = tokenizer.Tokenizer(IdsTokenizer(ids), (NO_END,), PAD)
+    engine = Engine(programs, ids_tokenizer, width, NEW, seed=0)
     problems = [Problem(str(i), str(i), "") for i in range(len(ids))]
-    groups = engine(hf_folder.load_params(saved), problems, 1, Draw(temperature=0.0), 0, "parity")
+    request = SamplingRequest(1, SamplingParams(temperature=0.0), "parity")
+    groups = engine(hf_folder.load_params(saved), problems, request, 0)
     tokens, mask = tokenizer.pad_left(ids, width, PAD)
     with torch.no_grad():
         expected = theirs(saved).generate(
