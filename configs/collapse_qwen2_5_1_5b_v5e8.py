@@ -1,15 +1,19 @@
-"""Cross-lingual collapse (arXiv 2506.05850): GRPO on translated GSM8K with Qwen2.5-1.5B-Instruct on eight TPU v5e chips.
+"""Cross-lingual collapse (arXiv 2506.05850): GRPO on translated GSM8K with Qwen2.5-1.5B-Instruct on
+eight TPU v5e chips.
 
-    python -m jaxgrpo.train --config configs/collapse_qwen2_5_1_5b_v5e8.py --config.model=PATH/TO/Qwen2.5-1.5B-Instruct \
-        --config.data.path=gsm8k_ko.jsonl --config.data.language=ko
+    python -m jaxgrpo.train --config configs/collapse_qwen2_5_1_5b_v5e8.py \
+        --config.model=PATH/TO/Qwen2.5-1.5B-Instruct --config.data.path=gsm8k_ko.jsonl \
+        --config.data.language=ko
 
-The file has a translated question and its answer a line. There is no instruction, which would have to be in a language; the
-last number counts as the answer where nothing marks one. The reward does not look at the language; every step measures it
-(language/target_word_ratio, language/english_word_ratio). --config.rewards.language.weight=0.3 counters the collapse.
+The file has a translated question and its answer a line. There is no instruction, which would have
+to be in a language; the last number counts as the answer where nothing marks one. The reward does
+not look at the language; every step measures it (language/target_word_ratio,
+language/english_word_ratio). --config.rewards.language.weight=0.3 counters the collapse.
 
-Hardware: 8 TPU v5e chips (v5e:2x4). Not yet run on it; tools.plan says: 6.5 of 15.75 GiB a chip in an update. The paper reports
-of this model, trained on Korean GSM8K alone, 94.0 % Korean words on GSM8K, and 14.5 % with SimpleRL-Zoo mixed in; its GRPO
-settings are not known to us: those here are our choice.
+Hardware: 8 TPU v5e chips (v5e:2x4). Not yet run on it; `jaxgrpo plan` says: 6.5 of 15.75 GiB a chip
+in an update. The paper reports of this model, trained on Korean GSM8K alone, 94.0 % Korean words on
+GSM8K, and 14.5 % with SimpleRL-Zoo mixed in; its GRPO settings are not known to us: those here are
+our choice.
 """
 
 from jaxgrpo.config import Batch, Compute, Config, Evaluation, Filter, Mesh, Optimizer, Sampling

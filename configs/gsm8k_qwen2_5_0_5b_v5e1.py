@@ -1,11 +1,13 @@
 """GRPO on GSM8K with Qwen2.5-0.5B-Instruct on one TPU v5e chip, as Colab lends it.
 
-    python -m jaxgrpo.train --config configs/gsm8k_qwen2_5_0_5b_v5e1.py --config.model=PATH/TO/Qwen2.5-0.5B-Instruct
+    python -m jaxgrpo.train --config configs/gsm8k_qwen2_5_0_5b_v5e1.py \
+        --config.model=PATH/TO/Qwen2.5-0.5B-Instruct
 
 Without data.path, TFDS downloads GSM8K.
 
-Hardware: 1 TPU v5e chip (v5e:1x1). Not yet run on it; tools.plan says: 12.49 of 15.75 GiB in an update, and at least 5.8 s a
-step, whatever is done well. Expect: not known yet; accuracy before and after is in OUT/summary.json.
+Hardware: 1 TPU v5e chip (v5e:1x1). Not yet run on it; `jaxgrpo plan` says: 12.49 of 15.75 GiB in an
+update, and at least 5.8 s a step, whatever is done well. Expect: not known yet; accuracy before and
+after is in OUT/summary.json.
 """
 
 from jaxgrpo.config import Batch, Compute, Config, Evaluation, Filter, Optimizer, Sampling

@@ -1,8 +1,11 @@
-"""As gsm8k_qwen2_5_0_5b_v5e1.py on one TPU v6e (Trillium) chip, which Colab lends, too: larger pieces, less computed twice.
+"""As gsm8k_qwen2_5_0_5b_v5e1.py on one TPU v6e (Trillium) chip, which Colab lends, too: larger
+pieces, less computed twice.
 
-    python -m jaxgrpo.train --config configs/gsm8k_qwen2_5_0_5b_v6e1.py --config.model=PATH/TO/Qwen2.5-0.5B-Instruct
+    python -m jaxgrpo.train --config configs/gsm8k_qwen2_5_0_5b_v6e1.py \
+        --config.model=PATH/TO/Qwen2.5-0.5B-Instruct
 
-Hardware: 1 TPU v6e chip (v6e:1x1). Not yet run on it; see tools.plan. Expect: as there, not known yet.
+Hardware: 1 TPU v6e chip (v6e:1x1). Not yet run on it; see `jaxgrpo plan`. Expect: as there, not
+known yet.
 """
 
 from dataclasses import replace

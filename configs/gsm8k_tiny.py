@@ -1,11 +1,15 @@
-"""GRPO on GSM8K with the embedded model, to see the way through: it solves next to none of these problems.
+"""GRPO on GSM8K with the embedded model, to see the way through: it solves next to none of these
+problems.
 
-    python -m jaxgrpo.train --config configs/gsm8k_tiny.py --config.data.path=train.jsonl --config.steps=3
+    python -m jaxgrpo.train --config configs/gsm8k_tiny.py --config.data.path=train.jsonl \
+        --config.steps=3
 
-Without a path, TFDS downloads GSM8K. A path's last 256 rows are held out unless data.heldout_path names a file.
+Without a path, TFDS downloads GSM8K. A path's last 256 rows are held out unless data.heldout_path
+names a file.
 
-Hardware: 2 CPU cores. Time: about 1 minute for 3 steps. Expect: accuracy near 0, so the band keeps next to nothing and the
-refill ends at its bound; what is trained on then differs in its format and language.
+Hardware: 2 CPU cores. Time: about 1 minute for 3 steps. Expect: accuracy near 0, so the band keeps
+next to nothing and the refill ends at its bound; what is trained on then differs in its format and
+language.
 """
 
 from jaxgrpo.config import Batch, Config, Evaluation, Filter, Optimizer, Sampling

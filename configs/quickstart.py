@@ -1,9 +1,11 @@
-"""GRPO on the embedded model and the embedded problems, in four languages, with the difficulty band and the language reward.
+"""GRPO on the embedded model and the embedded problems, in four languages, with the difficulty band
+and the language reward.
 
     python -m jaxgrpo.train --config configs/quickstart.py
 
-Hardware: two CPU cores. Time: one and a half to three minutes. Expect: held-out accuracy from 0.48-0.49 to 0.66-0.68 (seeds 0,
-1, 2), and as many words of its own as before, or more, in every language (0.003 fewer at most).
+Hardware: two CPU cores. Time: one and a half to three minutes. Expect: held-out accuracy from
+0.48-0.49 to 0.66-0.68 (seeds 0, 1, 2), and as many words of its own as before, or more, in every
+language (0.003 fewer at most).
 """
 
 from jaxgrpo.config import Batch, Config, Evaluation, Filter, Optimizer, Sampling, Verifier
@@ -30,6 +32,7 @@ def get_config() -> Config:
         filter=Filter(rule="band", low=0.2, high=0.8, max_prompts=6.0),
         optimizer=Optimizer(learning_rate=1e-4, warmup_steps=4, schedule="linear"),
         evaluation=Evaluation(problems=288, samples=4),
-        # These rewards take milliseconds. Two workers more than cores, for one that hangs does nothing until its deadline.
+        # These rewards take milliseconds. Two workers more than cores: one that hangs does nothing
+        # until its deadline.
         verifier=Verifier(workers=4, deadline=0.5),
     )

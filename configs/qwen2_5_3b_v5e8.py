@@ -1,14 +1,17 @@
 """Balanced online difficulty filtering (arXiv 2504.03380) with Qwen2.5-3B on eight TPU v5e chips.
 
-    python -m jaxgrpo.train --config configs/qwen2_5_3b_v5e8.py --config.model=PATH/TO/Qwen2.5-3B \
-        --config.data.path=numina.jsonl --config.data.question=problem
+    python -m jaxgrpo.train --config configs/qwen2_5_3b_v5e8.py \
+        --config.model=PATH/TO/Qwen2.5-3B --config.data.path=numina.jsonl \
+        --config.data.question=problem
 
-Of the paper are: the model, a NuminaMath subset (as JSONL), 16 prompts x 16 samples, 256 steps, format 1 + language 1 +
-accuracy 1, and the two-sided band. Its learning rate, KL, lengths, temperatures and exact thresholds are not known to us: those
-here are our choice. It begins with a cold start by supervised training (jaxgrpo.sft), and used 8 A100.
+Of the paper are: the model, a NuminaMath subset (as JSONL), 16 prompts x 16 samples, 256 steps,
+format 1 + language 1 + accuracy 1, and the two-sided band. Its learning rate, KL, lengths,
+temperatures and exact thresholds are not known to us: those here are our choice. It begins with a
+cold start by supervised training (jaxgrpo.sft), and used 8 A100.
 
-Hardware: 8 TPU v5e chips (v5e:2x4). Not yet run on it; see tools.plan. The paper reports, of five mathematics benchmarks, +10 %
-on AIME and +4 % on average over plain GRPO; that is not yet measured here.
+Hardware: 8 TPU v5e chips (v5e:2x4). Not yet run on it; see `jaxgrpo plan`. The paper reports, of
+five mathematics benchmarks, +10 % on AIME and +4 % on average over plain GRPO; that is not yet
+measured here.
 """
 
 from jaxgrpo.config import Batch, Compute, Config, Evaluation, Filter, Mesh, Optimizer, Sampling
@@ -22,7 +25,8 @@ def get_config() -> Config:
     return Config(
         out="out/qwen2_5_3b_v5e8",
         model="Qwen2.5-3B",
-        system="Reason step by step between <think> and </think>, then give the final answer in \\boxed{}.",
+        system="Reason step by step between <think> and </think>, then give the final answer in "
+        "\\boxed{}.",
         data=Jsonl(),
         rewards={
             "accuracy": Weighted(maths.accuracy, 1.0),

@@ -1,10 +1,11 @@
 """As qwen2_5_3b_v5e8.py with Qwen2.5-7B, the paper's larger model, on sixteen TPU v5e chips.
 
-    python -m jaxgrpo.train --config configs/qwen2_5_7b_v5e16.py --config.model=PATH/TO/Qwen2.5-7B \
-        --config.data.path=numina.jsonl --config.data.question=problem
+    python -m jaxgrpo.train --config configs/qwen2_5_7b_v5e16.py \
+        --config.model=PATH/TO/Qwen2.5-7B --config.data.path=numina.jsonl \
+        --config.data.question=problem
 
-Hardware: 16 TPU v5e chips (v5e:4x4), several machines: the same command on each. Not yet run on it; tools.plan says: it fits,
-14.6 of 15.75 GiB a chip in an update.
+Hardware: 16 TPU v5e chips (v5e:4x4), several machines: the same command on each. Not yet run on it;
+`jaxgrpo plan` says: it fits, 14.6 of 15.75 GiB a chip in an update.
 """
 
 from dataclasses import replace
@@ -21,6 +22,7 @@ def get_config() -> Config:
         out="out/qwen2_5_7b_v5e16",
         model="Qwen2.5-7B",
         batch=replace(base.batch, micro_batch=16),
-        # AdamW's two moments in bfloat16, rounded at random: in float32 an update needs 16.3 GiB a chip.
+        # AdamW's two moments in bfloat16, rounded at random: in float32 an update needs
+        # 16.3 GiB a chip.
         optimizer=replace(base.optimizer, state_dtype="bfloat16"),
     )

@@ -1,9 +1,10 @@
 """As qwen2_5_7b_v5e16.py on a TPU v5p-8: four chips, for v5p counts cores, of which a chip has two.
 
-    python -m jaxgrpo.train --config configs/qwen2_5_7b_v5p8.py --config.model=PATH/TO/Qwen2.5-7B \
-        --config.data.path=numina.jsonl --config.data.question=problem
+    python -m jaxgrpo.train --config configs/qwen2_5_7b_v5p8.py \
+        --config.model=PATH/TO/Qwen2.5-7B --config.data.path=numina.jsonl \
+        --config.data.question=problem
 
-Hardware: 4 TPU v5p chips (v5p:2x2x1). Not yet run on it; see tools.plan.
+Hardware: 4 TPU v5p chips (v5p:2x2x1). Not yet run on it; see `jaxgrpo plan`.
 """
 
 from dataclasses import replace

@@ -57,10 +57,11 @@ def read_run(run: Path) -> SavedRun:
         )
     try:
         config = json.loads(path.read_text())
-        # Older runs have none of these settings but `model`.
+        folder = model_folder(config["model"])
+        # Older runs have none of the other settings.
         adapters = config.get("lora", overrides.describe(lora.NO_LORA))
         return SavedRun(
-            folder=model_folder(config["model"]),
+            folder=folder,
             adapters=Lora(adapters["rank"], adapters["alpha"], tuple(adapters["targets"])),
             is_stacked=config.get("compute", {}).get("scan_layers", False),
             system=config.get("system", ""),

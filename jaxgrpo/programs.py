@@ -88,12 +88,13 @@ class SamplingPrograms:
 
     make_reference: Callable[[Params], Params]
     """Parameters, as `params_like` -> a copy for forward passes alone, laid out as the update has
-    its own, matrices in the compute dtype. LoRA's adapters stand beside its matrices."""
+    its own, matrices in the compute dtype. With LoRA it is also the frozen base of the policy."""
     publish: Callable[[Params], Params]
-    """A policy, stacked or not -> the copy that decoding reads, matrices in the compute dtype; made
-    once a step. Adapters stay beside their matrices, as the update has them: W + A B rounded to
-    bfloat16 would lose most of a small A B. It has a leaf of each layer: a slice of a stacked one
-    would be copied at every token."""
+    """A policy -> the copy that decoding reads, matrices in the compute dtype; made once a step.
+    With LoRA the policy is the reference with the state's adapters attached (lora.attach). They
+    stay beside their matrices, as the update has them: W + A B rounded to bfloat16 would lose most
+    of a small A B. The copy has one leaf per layer: slicing a stacked leaf would copy it at every
+    token."""
     prefill: Program
     """sampler.prefill: (published parameters, tokens [A W], mask [A W]) -> Prefilled."""
     empty_state: Callable[[int, int], DecodeState]
@@ -169,9 +170,8 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
     trained_like = sharded_shapes(mesh, jax.eval_shape(partial(_trained, model), params))
     published_like = sharded_shapes(mesh, jax.eval_shape(partial(_with_adapters, model), params))
 
-    # in_shardings follow the arguments, which are all made by these programs or placed by
-    # params_like. out_shardings are said, so that every call finds its arguments where it was
-    # compiled for them: anything else would compile once more.
+    # in_shardings are taken from the arguments. out_shardings are fixed, because a result is the
+    # argument of a later call, and another sharding there would compile again.
     state_shardings = decode_state_shardings(mesh, model.network.kv_heads)(DecodeState)
     prefilled_shardings = decode_state_shardings(mesh, model.network.kv_heads)(Prefilled)
     decode_spec = DecodeSpec(
@@ -273,10 +273,12 @@ def compile_programs(
 
     def init_state(params: Params, seed: int | Array = 0) -> TrainState:
         return learner.init_state(
-            optimizer, _trained_float32(model, params, seed), precision.params, precision.optimizer
+            optimizer,
+            _trained_unrounded(model, params, seed),
+            precision.params,
+            precision.optimizer,
         )
 
-    # The state is given away with each update, and its buffers are written over by the new one.
     state_like = sharded_shapes(mesh, jax.eval_shape(init_state, model.loaded_shapes()))
     updater = Updater(
         scorer=_make_scorer(model, update),
@@ -290,6 +292,7 @@ def compile_programs(
         adapter_scale=model.adapters.scale,
         uses_trainer_logprobs=update.old_logprobs == "trainer",
     )
+    # The state is donated: its buffers are written over by the new state.
     jitted_update = jax.jit(
         _exact(updater, precision.compute),
         out_shardings=(_shardings(state_like), replicated(mesh)),
@@ -344,8 +347,8 @@ def _exact(function: Callable, dtype: DTypeLike) -> Callable:
     """Returns the function with its float32 products computed in float32, for a float32 run.
 
     By default a TPU multiplies float32 matrices in one pass of bfloat16, and a GPU in TF32. The
-    sampler and the scorer then differ by more than a policy moves in an update, and the agreement
-    gate would stop the run.
+    sampler and the scorer then differ by more than a policy moves in an update, and the check of
+    their agreement would stop the run (train.check_agreement).
     """
     if jnp.dtype(dtype) != jnp.float32:
         return function
@@ -362,14 +365,14 @@ def _shardings(like: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.sharding, like)
 
 
-def _trained_float32(model: ModelSpec, params: Params, seed: int | Array = 0) -> Params:
+def _trained_unrounded(model: ModelSpec, params: Params, seed: int | Array = 0) -> Params:
     """Returns what is trained, before it is rounded to the dtype it is stored in."""
     return lora.init_trainable(model.adapters, model.layout(params), jax.random.key(seed))
 
 
 def _trained(model: ModelSpec, params: Params) -> Params:
     """Returns what is trained, as checkpoints have it."""
-    return cast(_trained_float32(model, params), model.precision.params)
+    return cast(_trained_unrounded(model, params), model.precision.params)
 
 
 def _with_adapters(model: ModelSpec, params: Params) -> Params:

@@ -29,7 +29,7 @@ SLOWEST_FILES = (
     "test_train",
     "test_processes",
     "test_engine",
-    "test_steps",
+    "test_programs",
     "test_bad_input",
     "test_logprobs",
 )

@@ -9,6 +9,7 @@ same, the test that does so.
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxgrpo import __main__ as command
 from jaxgrpo import build, evaluate, export, losses, sample, train
 from jaxgrpo import config as configs
 from jaxgrpo.checkpoint import Checkpoints
@@ -225,7 +227,7 @@ def unconfigured(parse: Callable) -> tuple[Step, Step]:
 
 
 trial("run python -m {} --config FILE, for example", *unconfigured(parse_command_line))
-trial("run python -m tools.plan --config FILE, for example", *unconfigured(plan.parse))
+trial("run python -m jaxgrpo.plan --config FILE, for example", *unconfigured(plan.parse))
 trial(
     "get_config() returned a {}; it must return a",
     lambda folder, said: load(named_file(folder)),
@@ -1133,6 +1135,23 @@ def is_an_extra(folder: Path, said: str) -> None:
 
 
 trial("needs libtpu: pip install", without_libtpu, is_an_extra)
+
+
+def without_what_training_needs(folder: Path, said: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(command.PROGRAMS, "train", command.Program("a_module_that_is_missing", ""))
+        command.run_program(["train"])
+
+
+trial("which is not installed: pip install", without_what_training_needs, is_an_extra)
+
+
+def the_named_program(folder: Path, said: str) -> None:
+    program = command.PROGRAMS[named(said, r"did you mean (.*)\?")]
+    assert callable(importlib.import_module(program.module).main)
+
+
+trial("there is no such program; {}", give(command.run_program, ["trian"]), the_named_program)
 
 
 def a_run(folder: Path, config: Any = None) -> dict:

@@ -20,6 +20,7 @@ from jaxgrpo.config import (
     compare,
     describe,
     load,
+    loader,
     overrides,
     parse_command_line,
     save,
@@ -243,6 +244,20 @@ def test_a_shipped_config_is_found_where_the_package_holds_them(tmp_path, monkey
     finally:
         sys.modules.pop("jaxgrpo.configs", None)
         vars(jaxgrpo).pop("configs", None)
+
+
+def test_a_checkout_has_its_own_shipped_configs(tmp_path, monkeypatch):
+    """Also where the package jaxgrpo.configs is that of another checkout; none without either."""
+    monkeypatch.setattr(jaxgrpo, "__path__", [str(tmp_path / "jaxgrpo")])
+    monkeypatch.setattr(loader, "SHIPPED", "tests.no_such_package")
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "own.py").write_text(FILE)
+    assert shipped_configs() == {}
+    (tmp_path / "pyproject.toml").write_text("")
+    assert shipped_configs() == {"own": folder / "own.py"}
+    monkeypatch.setattr(loader, "SHIPPED", "tests")
+    assert shipped_configs() == {"own": folder / "own.py"}
 
 
 def test_every_shipped_config_has_a_name():

@@ -1,4 +1,4 @@
-"""The same figures for the same policy, over as many problems and samples as were asked for."""
+"""The same metrics for the same policy, over as many problems and samples as were asked for."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import pytest
 from jaxgrpo import config, evaluate
 from jaxgrpo.build import build_run
 from jaxgrpo.config.command_line import run_main
+from jaxgrpo.summary import tables
 from tests.tiny_runs import config_file, make_config, share_programs
 
 
@@ -26,13 +27,13 @@ def run(tmp_path_factory):
 
 
 def with_evaluation(run, **changes):
-    config = dataclasses.replace(
-        run.config, evaluation=dataclasses.replace(run.config.evaluation, **changes)
-    )
+    """Returns the run with changed settings of evaluation."""
+    evaluation = dataclasses.replace(run.config.evaluation, **changes)
+    config = dataclasses.replace(run.config, evaluation=evaluation)
     return dataclasses.replace(run, config=config)
 
 
-def test_the_same_figures_at_every_call(run):
+def test_the_same_metrics_at_every_call(run):
     params = run.load_params()
     report = evaluate.evaluate(run, params)
     assert report == evaluate.evaluate(run, params)
@@ -45,7 +46,8 @@ def test_the_same_figures_at_every_call(run):
 
 def test_problems_and_samples_are_those_asked_for(run):
     """5 problems in launches of 2: the last one is not full."""
-    groups = evaluate.sample(run, run.load_params(), run.fitting.first(run.heldout, 5))
+    problems = run.prompt_filter.take(run.heldout, 5)
+    groups = evaluate.sample(run, run.load_params(), problems)
     assert [group.problem.id for group in groups] == [run.heldout[i].id for i in range(5)]
     assert {(len(group.texts), group.judged) for group in groups} == {(4, 4)}
     assert len({text for group in groups for text in group.texts}) > 15
@@ -53,7 +55,8 @@ def test_problems_and_samples_are_those_asked_for(run):
 
 def test_examples_are_the_first_of_each_language_and_the_same_at_every_call(run):
     report = evaluate.evaluate(with_evaluation(run, problems=24), run.load_params())
-    examples, problems = report["examples"], [run.heldout[i] for i in range(24)]
+    examples = report["examples"]
+    problems = [run.heldout[i] for i in range(24)]
     languages = [example["language"] for example in examples]
     assert languages == sorted(languages)
     assert set(languages) == set(report["by_language"]) == {"en", "ko", "uk", "zh"}
@@ -65,9 +68,8 @@ def test_examples_are_the_first_of_each_language_and_the_same_at_every_call(run)
 
 
 def test_more_problems_than_there_are_are_all(run):
-    few = dataclasses.replace(
-        with_evaluation(run, problems=100), heldout=[run.heldout[i] for i in range(3)]
-    )
+    heldout = [run.heldout[i] for i in range(3)]
+    few = dataclasses.replace(with_evaluation(run, problems=100), heldout=heldout)
     assert evaluate.evaluate(few, run.load_params())["problems"] == 3
 
 
@@ -85,7 +87,7 @@ def make_report(accuracy, **languages):
 
 
 def test_one_evaluation_as_tables():
-    assert evaluate.tables(make_report(0.25, en=0.5, ko=0.0)) == (
+    assert tables(make_report(0.25, en=0.5, ko=0.0)) == (
         "language  accuracy  target words  English words\n"
         "en           0.500         1.000          0.000\n"
         "ko           0.000         1.000          0.000\n"
@@ -99,7 +101,7 @@ def test_one_evaluation_as_tables():
 
 
 def test_two_evaluations_side_by_side():
-    lines = evaluate.tables(make_report(0.25, en=0.5), make_report(0.75, en=1.0)).splitlines()
+    lines = tables(make_report(0.25, en=0.5), make_report(0.75, en=1.0)).splitlines()
     assert lines[0].split("  ")[:3] == ["language", "accuracy before", "accuracy after"]
     assert lines[1].split()[:3] == ["en", "0.500", "1.000"]
     assert lines[2].split()[:3] == ["all", "0.250", "0.750"]
@@ -108,7 +110,7 @@ def test_two_evaluations_side_by_side():
 
 def test_nan_becomes_null():
     nan = float("nan")
-    assert evaluate._plain({"a": nan, "b": {"c": nan, "d": 0.5}, "e": 3}) == {
+    assert evaluate._without_nan({"a": nan, "b": {"c": nan, "d": 0.5}, "e": 3}) == {
         "a": None,
         "b": {"c": None, "d": 0.5},
         "e": 3,
@@ -131,18 +133,16 @@ def test_another_policy_than_the_runs_is_refused_before_anything_is_computed(
     tmp_path, monkeypatch, capsys
 ):
     file = config_file(tmp_path)
-    config.save(
-        config.load(file, ["--config.lora.rank=2", "--config.lora.alpha=64"]), str(tmp_path / "out")
-    )
-    monkeypatch.setattr(evaluate, "prepare", None)
+    saved = config.load(file, ["--config.lora.rank=2", "--config.lora.alpha=64"])
+    config.save(saved, str(tmp_path / "out"))
+    monkeypatch.setattr(evaluate, "build_run", None)
     monkeypatch.setattr(sys, "argv", ["evaluate", "--config", file, "--config.lora.rank=2"])
     with pytest.raises(SystemExit) as stopped:
         run_main(evaluate.main)
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
         f"error: {tmp_path}/out holds a run whose policy has other settings: lora.alpha (then "
-        "64.0, now 32.0); "
-        "give another --config.out, or go back\n"
+        "64.0, now 32.0); give another --config.out, or go back\n"
     )
 
 

@@ -93,26 +93,37 @@ def copied(out, folder, **changes):
     return folder
 
 
+def missing_run(out, here):
+    return here
+
+
+def run_without_checkpoint(out, here):
+    return copied(out, here / "run")
+
+
+def finished_run(out, here):
+    return out
+
+
+def run_of_missing_model(out, here):
+    return copied(out, here / "run", model="/nowhere")
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make_source", "target", "message"),
     [
-        (
-            lambda out, here: (here, here / "new"),
-            "holds no run (no config.json): give the --config.out",
-        ),
-        (lambda out, here: (copied(out, here / "run"), here / "new"), "there is no checkpoint"),
-        (lambda out, here: (out, here), "is there already: name a folder that is not"),
-        (
-            lambda out, here: (copied(out, here / "run", model="/nowhere"), here / "new"),
-            "/nowhere is not there",
-        ),
+        (missing_run, "new", "holds no run (no config.json): give the --config.out"),
+        (run_without_checkpoint, "new", "there is no checkpoint"),
+        (finished_run, "", "is there already: name a folder that is not"),
+        (run_of_missing_model, "new", "/nowhere is not there"),
     ],
     ids=["no run", "no checkpoint", "target exists", "no model"],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(
-    run, tmp_path, monkeypatch, capsys, make, message
+    run, tmp_path, monkeypatch, capsys, make_source, target, message
 ):
-    source, target = make(run[0], tmp_path)
+    source = make_source(run[0], tmp_path)
+    target = tmp_path / target
     before = set(tmp_path.rglob("*"))
     assert call(monkeypatch, source, target) == 2
     error = capsys.readouterr().err

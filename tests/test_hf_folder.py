@@ -5,6 +5,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -598,3 +600,15 @@ def test_gemma3s_rotary_settings_are_read_as_transformers_does(folder, fields, m
     config = hf_folder.load_config(folder)
     assert config.rope == rope.from_settings({}, theirs["full_attention"], math.nan)
     assert config.local_rope == rope.from_settings({}, theirs["sliding_attention"], math.nan)
+
+
+def test_checking_a_folder_opens_no_device():
+    """A run checks its model before it decides how many devices a CPU is divided into."""
+    code = (
+        "from jax._src import xla_bridge\n"
+        "from jaxgrpo.models import hf_folder\n"
+        "hf_folder.check_folder(hf_folder.EMBEDDED)\n"
+        "print(xla_bridge.backends_are_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr

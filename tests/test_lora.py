@@ -12,14 +12,16 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgrpo import evaluate, export, sample
-from jaxgrpo.build import build_run
+from jaxgrpo.build import build_run, load_policy
 from jaxgrpo.checkpoint import Checkpoints
+from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import GRPO
 from jaxgrpo.models import attention, hf_folder, lora, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.programs import compile_programs
+from jaxgrpo.models.transformer import SequenceInputs
+from jaxgrpo.programs import Programs, compile_programs
 from jaxgrpo.train import train
 from jaxgrpo.types import TrainBatch
 from tests.tiny_devices import output_on_devices
@@ -28,28 +30,25 @@ from tests.tiny_models import random_params
 from tests.tiny_runs import make_config, share_programs
 
 ADAPTERS = Lora(rank=2, alpha=3.0, targets=("query", "value", "out", "up", "down"))
-ROWS, WIDTH, LENGTH = 8, 5, 11
+ROWS = 8
+WIDTH = 5
+LENGTH = 11
 
 
-def make_steps(adapters=ADAPTERS, mesh=None):
+def make_programs(adapters=ADAPTERS, mesh=None) -> Programs:
     """Compiles programs with plain gradient descent at rate 1: an update is the gradient."""
-    shapes = {
-        "prompt_width": WIDTH,
-        "new_tokens": LENGTH - WIDTH,
-        "ends": (7,),
-        "slots": 8,
-        "group_size": 2,
-        "micro_batch": 0,
-    }
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     return compile_programs(
-        NETWORK, optax.sgd(1.0), mesh, old_logprobs="trainer", adapters=adapters, **shapes
+        ModelSpec(NETWORK, mesh, adapters=adapters),
+        SamplingSpec(WIDTH, LENGTH - WIDTH, slots=8, eos_ids=(7,), group_size=2),
+        UpdateSpec(group_size=2, prompt_width=WIDTH, old_logprobs="trainer"),
+        optax.sgd(1.0),
     )
 
 
 @pytest.fixture(scope="module")
-def steps():
-    return make_steps()
+def programs():
+    return make_programs()
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +57,16 @@ def base():
 
 
 @pytest.fixture(scope="module")
-def trained(steps):
-    return random_adapters(steps)
+def trained(programs):
+    return random_adapters(programs)
 
 
-def random_adapters(steps):
+def random_adapters(programs):
     """Returns adapters that have learned something."""
     rng = np.random.default_rng(1)
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype),
-        steps.state_like.params,
+        programs.state_like.params,
     )
 
 
@@ -91,7 +90,7 @@ def hidden(params):
     segments = jnp.ones_like(tokens)
     positions = attention.sequence_positions(segments)
     mask = attention.sequence_mask(segments)
-    return transformer.forward(NETWORK, params, tokens, positions, mask)[0]
+    return transformer.forward(NETWORK, params, SequenceInputs(tokens, positions, mask))[0]
 
 
 def same(tree, other):
@@ -106,11 +105,11 @@ def same(tree, other):
     )
 
 
-def test_at_first_the_policy_is_the_base(steps, base):
-    policy = lora.attach(base, steps.init(base).params)
+def test_at_first_the_policy_is_the_base(programs, base):
+    policy = lora.attach(base, programs.init_state(base).params)
     assert not same(policy, base)
     assert same(hidden(policy), hidden(base))
-    assert same(hidden(steps.publish(policy)), hidden(base))
+    assert same(hidden(programs.publish(policy)), hidden(base))
 
 
 def test_adapters_stand_beside_their_targets_alone(base):
@@ -123,8 +122,8 @@ def test_adapters_stand_beside_their_targets_alone(base):
     }
 
 
-def test_the_first_adapters_are_a_function_of_the_seed_and_each_its_own(steps, base):
-    draws = [steps.init(base, np.uint32(seed)).params for seed in (0, 0, 2**32 - 1)]
+def test_the_first_adapters_are_a_function_of_the_seed_and_each_its_own(programs, base):
+    draws = [programs.init_state(base, np.uint32(seed)).params for seed in (0, 0, 2**32 - 1)]
     assert same(draws[0], draws[1])
     leaves = []
     for draw in draws[1:]:
@@ -172,26 +171,26 @@ def test_layers_may_be_an_axis():
         np.testing.assert_allclose(merged[layer], expected, atol=1e-6)
 
 
-def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(steps, base, trained):
+def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(programs, base, trained):
     """dL/dA = scale * G B^T and dL/dB = scale * A^T G, G being that of the merged matrix."""
     policy = lora.attach(base, trained)
     before = jax.device_get(base)
-    whole = make_steps(lora.NO_LORA)
+    full = make_programs(lora.NO_LORA)
     merged = lora.merge(policy, ADAPTERS.scale)
-    moved, metrics = whole.update(whole.init(merged), base, make_batch(), GRPO(kl=0.1), 1.0)
+    moved, metrics = full.update(full.init_state(merged), base, make_batch(), GRPO(kl=0.1), 1.0)
     gradient = named_leaves(jax.tree.map(jnp.subtract, merged, moved.params))
-    state = steps.init(base)._replace(params=jax.tree.map(jnp.copy, trained))
-    state, lora_metrics = steps.update(state, base, make_batch(), GRPO(kl=0.1), 1.0)
-    steps_taken = named_leaves(jax.tree.map(jnp.subtract, trained, state.params))
-    assert len(steps_taken) == 2 * len(ADAPTERS.targets)
-    for name, step in steps_taken.items():
+    state = programs.init_state(base)._replace(params=jax.tree.map(jnp.copy, trained))
+    state, lora_metrics = programs.update(state, base, make_batch(), GRPO(kl=0.1), 1.0)
+    moves = named_leaves(jax.tree.map(jnp.subtract, trained, state.params))
+    assert len(moves) == 2 * len(ADAPTERS.targets)
+    for name, move in moves.items():
         module = name.rpartition("/")[0]
         g = gradient[f"{module}/kernel"]
         a = named_leaves(trained)[f"{module}/lora_a"]
         b = named_leaves(trained)[f"{module}/lora_b"]
         expected = g @ b.T if name.endswith("lora_a") else a.T @ g
         assert np.abs(expected).max() > 1e-3
-        np.testing.assert_allclose(step, ADAPTERS.scale * expected, rtol=0, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(move, ADAPTERS.scale * expected, rtol=0, atol=2e-6, err_msg=name)
     for name in ("update/loss", "policy/kl", "policy/entropy"):
         np.testing.assert_allclose(lora_metrics[name], metrics[name], rtol=1e-4, err_msg=name)
     assert same(base, before)
@@ -204,16 +203,16 @@ def learn_on_meshes():
     """
     expected = None
     for sizes in ((1, 1, 1), (2, 2, 2)):
-        steps = make_steps(mesh=make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)]))
-        kernels = named_leaves(steps.params_like)
+        programs = make_programs(mesh=make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)]))
+        kernels = named_leaves(programs.params_like)
         base = to_device(
             jax.device_get(random_params(NETWORK)),
-            jax.tree.map(lambda leaf: leaf.sharding, steps.params_like),
+            jax.tree.map(lambda leaf: leaf.sharding, programs.params_like),
         )
-        state = steps.init(base, np.uint32(3))
+        state = programs.init_state(base, np.uint32(3))
         for _ in range(2):
-            state, metrics = steps.update(
-                state, base, to_device(make_batch(), steps.rows), GRPO(kl=0.1), 1.0
+            state, metrics = programs.update(
+                state, base, to_device(make_batch(), programs.row_sharding), GRPO(kl=0.1), 1.0
             )
         for name, leaf in named_leaves(state.params).items():
             kernel = kernels[name.rpartition("/")[0] + "/kernel"]
@@ -223,7 +222,7 @@ def learn_on_meshes():
             sharding = NamedSharding(leaf.sharding.mesh, spec)
             assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), name
         result = named_leaves(
-            to_host((state.params, steps.publish(lora.attach(base, state.params)), metrics))
+            to_host((state.params, programs.publish(lora.attach(base, state.params)), metrics))
         )
         expected = expected or result
         for name, leaf in result.items():
@@ -278,7 +277,7 @@ def run(tmp_path_factory):
 
 def restored(config):
     with build_run(config) as run, Checkpoints(config.out) as checkpoints:
-        return jax.device_get(checkpoints.restore(run.steps.state_like)[0])
+        return jax.device_get(checkpoints.restore(run.programs.state_like)[0])
 
 
 def test_a_run_begins_at_its_reference_and_learns(run):
@@ -309,26 +308,34 @@ def test_going_on_changes_nothing(run, tmp_path):
     assert same(restored(config), restored(run[0]))
 
 
-def test_what_reads_a_run_finds_the_policy(run, tmp_path, capsys):
+def test_what_reads_a_run_finds_the_policy(run, tmp_path, monkeypatch, capsys):
     """The evaluation after it, a sample and an export are of one policy."""
     config, _ = run
-    with build_run(config) as prepared:
-        params, which = evaluate.latest_params(prepared)
-        summary = json.loads((Path(config.out) / "summary.json").read_text())
-        assert which.endswith("step 3")
-        assert evaluate.evaluate(prepared, params) == summary["after"]
-    export.export(Path(config.out), tmp_path / "merged")
-    published = named_leaves(lora.merge(prepared.steps.publish(params), 1.0))
+    out = Path(config.out)
+    with build_run(config) as built:
+        params, step = load_policy(built.programs, built.model_folder, True, out)
+        assert step == 3
+        report = evaluate.evaluate(built, params)
+    assert report == json.loads((out / "summary.json").read_text())["after"]
+
+    export.export(out, tmp_path / "merged")
+    published = named_leaves(lora.merge(built.programs.publish(params), 1.0))
     for name, leaf in named_leaves(hf_folder.load_params(tmp_path / "merged")).items():
         np.testing.assert_allclose(leaf, published[name], rtol=0, atol=1e-6, err_msg=name)
-    with_sample = sample.load_params(
-        prepared.model_folder, Path(config.out), prepared.steps, config.lora
-    )
-    assert same(with_sample, params)
-    sample.main(
-        ["--samples", "1", "--max-tokens", "6", "--prompt", "2 + 3", "--json", "--run", config.out]
-    )
+
+    sampled = []
+
+    def load_and_note(*arguments, **settings):
+        loaded = load_policy(*arguments, **settings)
+        sampled.append(loaded[0])
+        return loaded
+
+    monkeypatch.setattr(sample, "load_policy", load_and_note)
+    flags = ["--samples", "1", "--max-tokens", "6", "--prompt", "2 + 3", "--json"]
+    sample.main([*flags, "--run", config.out])
     assert json.loads(capsys.readouterr().out)["tokens"] <= 6
+    assert len(sampled) == 1
+    assert same(sampled[0], params)
 
 
 def test_in_bfloat16_the_sampler_stays_with_the_trainer(tmp_path, monkeypatch):

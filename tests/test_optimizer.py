@@ -1,4 +1,4 @@
-"""The rate at given updates, the gradient's norm, and which parameters decay."""
+"""Laws of the optimizer: its rate by step, the gradient's norm, which parameters decay."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,21 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgrpo.device.learner import _moved
-from jaxgrpo.device.optimizer import adamw, cast, optimizer_updates, round_stochastically, schedule
+from jaxgrpo.device.learner import Updater
+from jaxgrpo.device.micro_batches import MicroBatches
+from jaxgrpo.device.optimizer import (
+    Optimizer,
+    adamw,
+    cast,
+    optimizer_updates,
+    round_stochastically,
+    schedule,
+)
+from jaxgrpo.device.scorer import RowScorer
 from jaxgrpo.distributed.mesh import matrix_mask
 from jaxgrpo.errors import UserError
 from jaxgrpo.types import TrainState
+from tests.tiny_models import NETWORK
 
 PEAK = 3e-3
 
@@ -19,17 +29,17 @@ PEAK = 3e-3
 @pytest.mark.parametrize("warmup", [1, 2, 5])
 def test_the_warmup_climbs_evenly_from_the_first_update_to_the_peak(kind, warmup):
     rates = [float(schedule(kind, PEAK, warmup, 20)(step)) for step in range(warmup + 1)]
-    np.testing.assert_allclose(
-        rates, [PEAK * (step + 1) / warmup for step in range(warmup)] + [PEAK], rtol=1e-6
-    )
+    expected = [PEAK * (step + 1) / warmup for step in range(warmup)]
+    np.testing.assert_allclose(rates, [*expected, PEAK], rtol=1e-6)
 
 
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_after_the_warmup(warmup):
-    steps, middle = 24, (24 + warmup) // 2
-    constant, linear, cosine = (
-        schedule(kind, PEAK, warmup, steps) for kind in ("constant", "linear", "cosine")
-    )
+    steps = 24
+    middle = (steps + warmup) // 2
+    constant = schedule("constant", PEAK, warmup, steps)
+    linear = schedule("linear", PEAK, warmup, steps)
+    cosine = schedule("cosine", PEAK, warmup, steps)
     for step in (warmup, middle, steps, 10 * steps):
         assert float(constant(step)) == pytest.approx(PEAK)
     for falling in (linear, cosine):
@@ -52,15 +62,26 @@ def test_an_unknown_schedule_lists_those_known():
         schedule("step", PEAK, 0, 10)
 
 
-def make(rate=0.1, weight_decay=0.0, max_grad_norm=1.0, b1=0.9):
+def make_adamw(rate=0.1, weight_decay=0.0, max_grad_norm=1.0, b1=0.9) -> Optimizer:
     return adamw(optax.constant_schedule(rate), b1, 0.95, weight_decay, max_grad_norm)
 
 
-def moved(optimizer, gradient, params, steps, empty=()):
-    """The parameters after so many steps of a learner, some of which have nothing to train on."""
+def make_step(
+    optimizer: Optimizer, state: TrainState, gradient, has_tokens: bool = True
+) -> TrainState:
+    """Returns the state after a step of the learner."""
+    updater = Updater(RowScorer(NETWORK), optimizer, MicroBatches(0, 1, 1))
+    return updater._step(state, gradient, jnp.bool_(has_tokens))
+
+
+def make_steps(optimizer: Optimizer, gradient, params, steps: int, empty=()) -> TrainState:
+    """Returns the state after some steps of the learner.
+
+    empty: the steps that have nothing to train on
+    """
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     for step in range(steps):
-        state = _moved(optimizer, state, gradient, jnp.bool_(step not in empty))
+        state = make_step(optimizer, state, gradient, step not in empty)
     return state
 
 
@@ -71,44 +92,43 @@ def test_the_rate_is_that_of_the_step_whatever_the_steps_before_it_trained_on(ki
     rate = schedule(kind, PEAK, warmup, 8)
     params = {"a": jnp.zeros(3)}
     optimizer = adamw(rate, 0.0, 0.0, 0.0, 10.0)
+    gradient = {"a": jnp.ones(3)}
     for step in range(8):
-        before = range(step) if step % 2 else range(0, step, 2)
-        last, now = (
-            moved(optimizer, {"a": jnp.ones(3)}, params, steps, before)
-            for steps in (step, step + 1)
-        )
-        np.testing.assert_allclose(last.params["a"] - now.params["a"], rate(step), rtol=1e-5)
-        assert int(now.step) == step + 1
+        empty = range(step) if step % 2 else range(0, step, 2)
+        before = make_steps(optimizer, gradient, params, step, empty)
+        after = make_steps(optimizer, gradient, params, step + 1, empty)
+        np.testing.assert_allclose(before.params["a"] - after.params["a"], rate(step), rtol=1e-5)
+        assert int(after.step) == step + 1
 
 
 def test_where_every_step_trains_the_updates_are_those_of_optax_bit_for_bit():
     rng = np.random.default_rng(0)
     params = {"kernel": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32), "scale": jnp.ones(4)}
     rate = schedule("cosine", PEAK, 3, 9)
+    ours = adamw(rate, 0.9, 0.95, 0.1, 1.0)
     theirs = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=0.1, mask=matrix_mask),
     )
-    states = [
-        TrainState(jnp.int32(0), params, each.init(params))
-        for each in (adamw(rate, 0.9, 0.95, 0.1, 1.0), theirs)
-    ]
-    for _ in range(9):
-        gradient = jax.tree.map(
-            lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params
-        )
-        ours = _moved(adamw(rate, 0.9, 0.95, 0.1, 1.0), states[0], gradient, jnp.bool_(True))
-        updates, opt_state = theirs.update(gradient, states[1].opt_state, states[1].params)
-        states = [
-            ours,
-            TrainState(ours.step, optax.apply_updates(states[1].params, updates), opt_state),
-        ]
-        jax.tree.map(np.testing.assert_array_equal, *states)
+    our_state = TrainState(jnp.int32(0), params, ours.init(params))
+    their_params = params
+    their_opt_state = theirs.init(params)
+
+    def draw(leaf):
+        return jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
+
+    for step in range(9):
+        gradient = jax.tree.map(draw, params)
+        our_state = make_step(ours, our_state, gradient)
+        updates, their_opt_state = theirs.update(gradient, their_opt_state, their_params)
+        their_params = optax.apply_updates(their_params, updates)
+        their_state = TrainState(jnp.int32(step + 1), their_params, their_opt_state)
+        jax.tree.map(np.testing.assert_array_equal, our_state, their_state)
 
 
 def test_the_correction_of_the_moments_bias_counts_updates():
     params = {"a": jnp.zeros(3)}
-    state = moved(make(), {"a": jnp.ones(3)}, params, 5, empty=(0, 1, 3))
+    state = make_steps(make_adamw(), {"a": jnp.ones(3)}, params, 5, empty=(0, 1, 3))
     counts = {
         jax.tree_util.keystr(path): int(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
@@ -125,7 +145,7 @@ def test_an_optimizer_that_knows_no_step_takes_one():
 
 
 def first_moment(state):
-    """What the optimizer saw of the gradient: (1 - b1) times it, after clipping."""
+    """Returns the first moment: (1 - b1) times the gradient after clipping."""
     return next(
         leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -136,19 +156,17 @@ def first_moment(state):
 @pytest.mark.parametrize(("norm", "seen"), [(100.0, 1.0), (1.5, 1.0), (0.25, 0.25)])
 def test_gradients_are_clipped_to_the_norm_and_small_ones_left(norm, seen):
     params = {"a": jnp.ones((3, 2)), "b": jnp.ones(4)}
-    gradient = jax.tree.map(jnp.ones_like, params)
-    gradient = jax.tree.map(lambda g: g * norm / jnp.sqrt(10.0), gradient)
-    optimizer = make()
+    gradient = jax.tree.map(lambda leaf: jnp.ones_like(leaf) * norm / jnp.sqrt(10.0), params)
+    optimizer = make_adamw()
     _, state = optimizer.update(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(first_moment(state), 0.1 * seen / np.sqrt(10), rtol=1e-5)
 
 
 def test_only_matrices_decay():
     params = {"kernel": jnp.full((3, 2), 2.0), "scale": jnp.full(4, 2.0), "bias": jnp.full(1, 2.0)}
-    optimizer = make(rate=0.1, weight_decay=0.5)
-    updates, _ = optimizer.update(
-        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
-    )
+    optimizer = make_adamw(rate=0.1, weight_decay=0.5)
+    no_gradient = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(no_gradient, optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
     assert not updates["scale"].any()
     assert not updates["bias"].any()
@@ -157,7 +175,7 @@ def test_only_matrices_decay():
 def test_the_first_update_moves_each_parameter_by_the_rate_against_its_gradient():
     params = {"kernel": jnp.zeros((2, 2))}
     gradient = {"kernel": jnp.array([[0.3, -0.2], [0.01, -0.5]])}
-    optimizer = make(rate=0.01)
+    optimizer = make_adamw(rate=0.01)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.01 * jnp.sign(gradient["kernel"]), rtol=1e-4)
 
@@ -166,10 +184,9 @@ def test_norms_of_stacked_layers_do_not_decay():
     params = {
         "layers": {"norm": {"scale": jnp.ones((2, 4))}, "up": {"kernel": jnp.ones((2, 4, 3))}}
     }
-    optimizer = make(weight_decay=0.5)
-    updates, _ = optimizer.update(
-        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
-    )
+    optimizer = make_adamw(weight_decay=0.5)
+    no_gradient = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(no_gradient, optimizer.init(params), params)
     assert not updates["layers"]["norm"]["scale"].any()
     assert updates["layers"]["up"]["kernel"].all()
 
@@ -188,7 +205,9 @@ def test_storing_in_bfloat16_is_exact_on_average():
 def test_storing_is_a_function_of_the_step_and_the_place():
     tree = {"a": jnp.full(64, 1.001), "b": jnp.full(64, 1.001)}
     like = cast(tree, jnp.bfloat16)
-    first, again, later = (round_stochastically(tree, like, jnp.int32(step)) for step in (1, 1, 2))
+    first = round_stochastically(tree, like, jnp.int32(1))
+    again = round_stochastically(tree, like, jnp.int32(1))
+    later = round_stochastically(tree, like, jnp.int32(2))
     assert (first["a"] == again["a"]).all()
     assert (first["a"] != later["a"]).any()
     assert (first["a"] != first["b"]).any()

@@ -273,7 +273,7 @@ run_main(main)
 GATHER_UNTIL_SIGNAL = """
 import os, signal, sys
 from jaxgrpo.distributed import processes
-from jaxgrpo.train import noted_signals
+from jaxgrpo.signals import noted_signals
 
 with noted_signals() as signals:
     processes.join_processes(sys.argv[1], 2, int(sys.argv[2]))

@@ -1,4 +1,7 @@
-"""A prompt becomes samples, the same ones for the same command; what is wrong is one line and exit code 2."""
+"""A prompt becomes samples, the same ones for the same command.
+
+What is wrong is one line and exit code 2.
+"""
 
 import io
 import json
@@ -11,6 +14,7 @@ from jaxgrpo import sample
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder
@@ -40,11 +44,11 @@ def test_a_prompt_becomes_samples_and_the_same_command_the_same(model, monkeypat
 
 
 def test_how_tokens_are_drawn_is_obeyed(model, capsys):
-    draw = ["--model", str(model), "--prompt", "2 + 3", "--min-tokens", "6", "--top-k", "1"]
-    likeliest, *others = (record["text"] for record in ask(capsys, *draw))
+    flags = ["--model", str(model), "--prompt", "2 + 3", "--min-tokens", "6", "--top-k", "1"]
+    likeliest, *others = (record["text"] for record in ask(capsys, *flags))
     assert {likeliest} == set(others)
-    assert likeliest == ask(capsys, *draw[:-2], "--temperature", "0")[0]["text"]
-    stopped = ask(capsys, *draw, "--stop", likeliest[1])[0]
+    assert likeliest == ask(capsys, *flags[:-2], "--temperature", "0")[0]["text"]
+    stopped = ask(capsys, *flags, "--stop", likeliest[1])[0]
     assert stopped["finished"]
     assert likeliest.startswith(stopped["text"])
 
@@ -57,17 +61,13 @@ def test_without_json_it_is_text_to_read(model, capsys):
 def test_a_run_answers_with_its_newest_checkpoint(model, tmp_path, capsys):
     optimizer = adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.1, 1.0)
     network = hf_folder.load_config(model)
-    steps = compile_programs(
-        network,
+    programs = compile_programs(
+        ModelSpec(network, make_mesh()),
+        SamplingSpec(prompt_width=4, new_tokens=4, slots=1, eos_ids=(1,)),
+        UpdateSpec(prompt_width=4),
         optimizer,
-        make_mesh(),
-        prompt_width=4,
-        new_tokens=4,
-        micro_batch=0,
-        ends=(1,),
-        slots=1,
     )
-    state = steps.init(random_params(network, seed=9))
+    state = programs.init_state(random_params(network, seed=9))
     with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
         checkpoints.save(3, state, {})
     (tmp_path / "run" / "config.json").write_text(json.dumps({"model": str(model), "system": ""}))

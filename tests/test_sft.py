@@ -1,4 +1,7 @@
-"""Packing loses nothing and changes nothing: a packed batch trains as its examples would, each in a row of its own."""
+"""Packing loses nothing and changes nothing.
+
+A packed batch trains as its examples would, each in a row of its own.
+"""
 
 import itertools
 
@@ -8,34 +11,43 @@ import pytest
 
 from jaxgrpo import sft
 from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device
 from jaxgrpo.losses.sft import Supervised
 from jaxgrpo.programs import compile_programs
 from jaxgrpo.sft import Example
 from tests.tiny_models import NETWORK, random_params
 
-ROWS, WIDTH, PAD = 4, 16, 0
+ROWS = 4
+WIDTH = 16
+PAD = 0
 
 
 def make_examples(count, seed=0, longest=WIDTH):
-    """Examples of at most `longest` tokens; ids start at the pad id, which may well be a real token."""
+    """Returns examples of at most `longest` tokens.
+
+    Ids start at the pad id, which may well be a real token.
+    """
     rng = np.random.default_rng(seed)
-    ids = lambda length: rng.integers(PAD, NETWORK.vocab_size, length).tolist()
+
+    def draw(length: int) -> list[int]:
+        return rng.integers(PAD, NETWORK.vocab_size, length).tolist()
+
     examples = []
     for _ in range(count):
         length = int(rng.integers(2, longest + 1))
         prompt = int(rng.integers(1, length))
-        examples.append(Example(ids(prompt), ids(length - prompt)))
+        examples.append(Example(draw(prompt), draw(length - prompt)))
     return examples
 
 
 def unpack(batch):
-    """The examples of a batch, row by row, from its segments and mask."""
-    for tokens, segments, mask in zip(
-        batch.tokens, batch.segments, batch.completion_mask, strict=True
-    ):
+    """Yields the examples of a batch, row by row, from its segments and mask."""
+    rows = zip(batch.tokens, batch.segments, batch.completion_mask, strict=True)
+    for tokens, segments, mask in rows:
         for segment in range(1, segments.max() + 1):
-            chosen, ids = mask[segments == segment], tokens[segments == segment]
+            ids = tokens[segments == segment]
+            chosen = mask[segments == segment]
             yield Example(ids[~chosen].tolist(), ids[chosen].tolist())
 
 
@@ -55,9 +67,8 @@ def test_packing_loses_and_doubles_nothing(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_an_example_is_whole_and_prompts_come_first(seed):
     for batch in sft.pack(make_examples(60, seed), ROWS, WIDTH, PAD):
-        for tokens, segments, mask in zip(
-            batch.tokens, batch.segments, batch.completion_mask, strict=True
-        ):
+        rows = zip(batch.tokens, batch.segments, batch.completion_mask, strict=True)
+        for tokens, segments, mask in rows:
             used = np.count_nonzero(segments)
             assert (np.diff(segments[:used]) >= 0).all()
             assert not segments[used:].any()
@@ -72,9 +83,8 @@ def test_an_example_is_whole_and_prompts_come_first(seed):
 
 def test_one_row_keeps_the_very_order():
     examples = make_examples(20, longest=6)
-    assert [
-        example for batch in sft.pack(examples, 1, WIDTH, PAD) for example in unpack(batch)
-    ] == examples
+    unpacked = map(unpack, sft.pack(examples, 1, WIDTH, PAD))
+    assert list(itertools.chain(*unpacked)) == examples
 
 
 def test_batches_share_no_memory_and_come_as_they_fill():
@@ -106,49 +116,46 @@ def test_no_examples_no_batches():
 
 
 @pytest.fixture(scope="module")
-def steps():
+def programs():
     optimizer = adamw(
         schedule("constant", 3e-3, 0, 100), b1=0.9, b2=0.95, weight_decay=0.0, max_grad_norm=1.0
     )
-    settings = {
-        "prompt_width": 1,
-        "score_from": 1,
-        "new_tokens": 1,
-        "micro_batch": ROWS,
-        "ends": (7,),
-        "slots": 1,
-    }
-    return compile_programs(NETWORK, optimizer, make_mesh(), **settings)
+    return compile_programs(
+        ModelSpec(NETWORK, make_mesh()),
+        SamplingSpec(prompt_width=1, new_tokens=1, slots=1, eos_ids=(7,)),
+        UpdateSpec(micro_batch=ROWS, prompt_width=None, score_from=1),
+        optimizer,
+    )
 
 
-def test_a_packed_batch_trains_as_its_examples_would_alone(steps):
+def test_a_packed_batch_trains_as_its_examples_would_alone(programs):
     examples = make_examples(ROWS, longest=WIDTH // 2)
     packed = next(sft.pack(examples, ROWS, WIDTH, PAD))
     assert np.count_nonzero(packed.segments.any(axis=1)) == ROWS / 2
-    alone = jax.tree.map(
-        lambda *rows: np.concatenate(rows), *(next(sft.pack([e], 1, WIDTH, PAD)) for e in examples)
-    )
+    rows = [next(sft.pack([example], 1, WIDTH, PAD)) for example in examples]
+    unpacked = jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
     params = random_params(NETWORK)
-    results = [
-        steps.update(steps.init(params), None, to_device(batch, steps.rows), Supervised(), 1.0)
-        for batch in (packed, alone)
-    ]
-    (a, a_metrics), (b, b_metrics) = jax.device_get(results)
+
+    def update(batch):
+        placed = to_device(batch, programs.row_sharding)
+        state = programs.init_state(params)
+        return jax.device_get(programs.update(state, None, placed, Supervised(), 1.0))
+
+    state, metrics = update(packed)
+    expected_state, expected_metrics = update(unpacked)
     for name in ("update/loss", "update/grad_norm", "update/tokens", "policy/entropy"):
-        np.testing.assert_allclose(a_metrics[name], b_metrics[name], rtol=1e-5, err_msg=name)
-    for name, leaf in named_leaves(
-        a.opt_state
-    ).items():  # the gradient, as the optimizer's moments remember it
-        np.testing.assert_allclose(
-            leaf, named_leaves(b.opt_state)[name], rtol=0, atol=1e-6, err_msg=name
-        )
+        np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5, err_msg=name)
+    # The gradient, as the optimizer's moments remember it.
+    expected = named_leaves(expected_state.opt_state)
+    for name, leaf in named_leaves(state.opt_state).items():
+        np.testing.assert_allclose(leaf, expected[name], rtol=0, atol=1e-6, err_msg=name)
 
 
-def test_the_loss_falls_and_is_the_mean_over_completion_tokens(steps):
+def test_the_loss_falls_and_is_the_mean_over_completion_tokens(programs):
     batch = next(sft.pack(make_examples(10), ROWS, WIDTH, PAD))
-    state = steps.init(random_params(NETWORK))
-    metrics = [metrics for _, metrics in sft.train(steps, state, [batch] * 20)]
+    state = programs.init_state(random_params(NETWORK))
+    metrics = [metrics for _, metrics in sft.train(programs, state, [batch] * 20)]
     losses = [float(m["update/loss"]) for m in metrics]
     assert losses[-1] < losses[0] - 0.3
     assert float(metrics[0]["update/tokens"]) == batch.completion_mask.sum()
-    assert steps.update.compiled == 1
+    assert programs.update.compiled == 1

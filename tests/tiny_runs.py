@@ -1,4 +1,7 @@
-"""Whole runs that take seconds: a random network 16 wide, problems of one operation, completions of 8 tokens."""
+"""Whole runs that take seconds.
+
+A random network 16 wide, problems of one operation, completions of 8 tokens.
+"""
 
 import functools
 import json
@@ -14,13 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrpo import build
-from jaxgrpo import programs as steps
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, load, overrides
-from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.data import prompt_filter
+from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
+from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import hf_folder, lora, transformer
 from jaxgrpo.models.lora import Lora
+from jaxgrpo.programs import Program, Programs, compile_programs
 from tests.tiny_models import make_folder
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +39,10 @@ from jaxgrpo.rewards import languages, maths
 def get_config():
     return Config(
         data=Arithmetic(levels=(1,), size=24),
-        rewards={"accuracy": Weighted(maths.accuracy), "language": Weighted(languages.target_word_ratio)},
+        rewards={
+            "accuracy": Weighted(maths.accuracy),
+            "language": Weighted(languages.target_word_ratio),
+        },
         model="MODEL",
         out="OUT",
         steps=4,
@@ -48,53 +56,60 @@ def get_config():
         show_rollouts_every=2,
     )
 """
-"""Random networks solve nothing; what a text says in the target language differs, so that there is something to learn."""
+"""Random networks solve nothing. Their texts differ in how much is in the target language, so that
+there is something to learn."""
 
 _folder = tempfile.TemporaryDirectory()
 
 
 @functools.cache
 def model_folder() -> Path:
-    """The folder of a network of one layer, made once."""
+    """Returns the folder of a network of one layer, which is made once."""
     return make_folder(Path(_folder.name) / "model", num_hidden_layers=1)
 
 
 def config_file(folder: Path, text: str = TEXT) -> str:
-    """A config file in `folder`, whose run writes to folder/out."""
+    """Writes a config file into `folder`, whose run writes to folder/out; returns its path."""
     path = folder / "tiny.py"
     path.write_text(text.replace("MODEL", str(model_folder())).replace("OUT", str(folder / "out")))
     return str(path)
 
 
 def make_config(folder: Path, *overrides: str) -> Config:
-    """The config of such a file, changed by flags such as "steps=2"."""
+    """Returns the config of such a file, changed by overrides such as "steps=2"."""
     return load(config_file(folder), [f"--config.{override}" for override in overrides])
 
 
-@functools.cache
-def _compiled(model, **shapes):
-    return steps.compile_programs(model, *_compiled.latest, **shapes)
+_compiled: dict[tuple[ModelSpec, SamplingSpec, UpdateSpec], Programs] = {}
 
 
-def compile_once(model, optimizer, mesh, **shapes):
-    """In place of compile_steps: programs of the same shapes are compiled once for all tests. Their optimizers are alike.
+def compile_once(
+    model: ModelSpec, sampling: SamplingSpec, update: UpdateSpec, optimizer: Optimizer
+) -> Programs:
+    """Stands in for compile_programs: compiles programs of the same shapes once for all tests.
 
-    Each run may seal its own: what one has compiled another may still have to.
+    Their optimizers are alike. Each run may seal its own programs: what one run has compiled
+    another may still have to.
     """
-    _compiled.latest = optimizer, mesh
-    made = _compiled(model, **shapes)
-    programs = {
-        name: value for name, value in vars(made).items() if isinstance(value, steps.Program)
+    shapes = (model, sampling, update)
+    if shapes not in _compiled:
+        _compiled[shapes] = compile_programs(*shapes, optimizer)
+    shared = _compiled[shapes]
+    unsealed = {
+        name: Program(name, value._jitted)
+        for name, value in vars(shared).items()
+        if isinstance(value, Program)
     }
-    return replace(
-        made, **{name: steps.Program(name, program._jitted) for name, program in programs.items()}
-    )
+    return replace(shared, **unsealed)
 
 
 def share_programs(monkeypatch) -> None:
-    """For runs that only have to be short: they share compiled programs, and look at the length of 32 prompts, not 10,000."""
-    monkeypatch.setattr(build, "compile_steps", compile_once)
-    monkeypatch.setattr(build, "SCANNED", 32)
+    """Has runs that only have to be short share compiled programs.
+
+    They look at the length of 32 prompts, not of 10,000.
+    """
+    monkeypatch.setattr(build, "compile_programs", compile_once)
+    monkeypatch.setattr(prompt_filter, "MAX_CHECKED", 32)
 
 
 def leave_run(
@@ -103,47 +118,51 @@ def leave_run(
     adapters: Lora = lora.NO_LORA,
     stacked: bool = False,
 ) -> tuple[Path, dict]:
-    """(OUT, parameters): what a run leaves behind, config.json and a checkpoint of step 3, and what the policy then was.
-    All that is trained has moved."""
-    model = make_folder(folder / "model", architecture, tie_word_embeddings=False)
-    network, optimizer = (
-        hf_folder.load_config(model),
+    """Writes what a run leaves behind: config.json, and a checkpoint of step 3.
+
+    All that is trained has moved.
+
+    Returns the run's folder, and the policy's parameters.
+    """
+    model_path = make_folder(folder / "model", architecture, tie_word_embeddings=False)
+    programs = compile_programs(
+        ModelSpec(
+            hf_folder.load_config(model_path), make_mesh(), adapters=adapters, scan_layers=stacked
+        ),
+        SamplingSpec(prompt_width=4, new_tokens=4, slots=1, eos_ids=(1,)),
+        UpdateSpec(prompt_width=4),
         adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.1, 1.0),
     )
-    shapes = {
-        "prompt_width": 4,
-        "new_tokens": 4,
-        "micro_batch": 0,
-        "ends": (1,),
-        "slots": 1,
-        "scan_layers": stacked,
-    }
-    state_like = steps.compile_programs(
-        network, optimizer, make_mesh(), **shapes, adapters=adapters
-    ).state_like
     rng = np.random.default_rng(9)
-    random = lambda leaf: jnp.asarray(rng.normal(0.0, 0.3, leaf.shape), leaf.dtype)
-    state = jax.tree.map(random, state_like)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.asarray(rng.normal(0.0, 0.3, leaf.shape), leaf.dtype)
+
+    state = jax.tree.map(draw, programs.state_like)
     out = folder / "out"
     with Checkpoints(out, keep=1) as checkpoints:
         checkpoints.save(3, state, {})
-    described = {"lora": overrides.describe(adapters), "compute": {"scan_layers": stacked}}
-    # Runs of before have no such settings.
-    (out / "config.json").write_text(
-        json.dumps({"model": str(model)} | (described if stacked or adapters.rank else {}))
-    )
-    base = hf_folder.load_params(model) if adapters.rank else {}
-    return out, jax.device_get(
-        lora.merge(lora.attach(base, transformer.unstack(state.params)), adapters.scale)
-    )
+
+    config: dict = {"model": str(model_path)}
+    if stacked or adapters.rank:  # older runs have no such settings
+        config |= {
+            "lora": overrides.describe(adapters),
+            "compute": {"scan_layers": stacked},
+        }
+    (out / "config.json").write_text(json.dumps(config))
+
+    base = hf_folder.load_params(model_path) if adapters.rank else {}
+    policy = lora.attach(base, transformer.unstack(state.params))
+    return out, jax.device_get(lora.merge(policy, adapters.scale))
 
 
 def lines(path: Path) -> list[dict]:
+    """Returns the JSON objects of a file with one a line."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def start(module: str, *arguments: str, **environment: str) -> subprocess.Popen:
-    """`python -m module arguments` as a process of its own; its output is text."""
+    """Starts `python -m module arguments` as a process of its own; its output is text."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,

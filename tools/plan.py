@@ -1,4 +1,4 @@
-"""Runs the planner, like `python -m jaxgrpo.plan`."""
+"""The same program as `python -m jaxgrpo.plan`."""
 
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.plan.command import main

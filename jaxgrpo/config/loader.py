@@ -10,12 +10,14 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import ModuleType
 
+import jaxgrpo
 from jaxgrpo.config.checks import shown_class, validate
 from jaxgrpo.config.command_line import help_text, split
 from jaxgrpo.config.overrides import override
@@ -23,7 +25,7 @@ from jaxgrpo.config.schema import Config
 from jaxgrpo.errors import UserError
 
 SHIPPED = "jaxgrpo.configs"
-"""The package that holds the shipped configs. In a checkout they are in configs/ instead."""
+"""The package that holds the shipped configs where jaxgrpo is installed from a wheel."""
 
 
 def parse_command_line(argv: list[str], program: str = "jaxgrpo.train") -> Config:
@@ -108,15 +110,25 @@ def find_file(path: str) -> Path:
 
 def shipped_configs() -> dict[str, Path]:
     """Returns the config files that come with the package, by name."""
-    try:
-        entries = [*importlib.resources.files(SHIPPED).iterdir()]
-    except ModuleNotFoundError:
-        # A checkout: the folder lies beside the package. Anywhere else it would not be ours.
-        root = Path(__file__).parents[2]
-        entries = [*(root / "configs").glob("*.py")] if (root / "pyproject.toml").is_file() else []
     # Not in an archive: worker processes import the rewards of a config file by its folder.
-    files = [file for file in entries if isinstance(file, Path) and file.suffix == ".py"]
-    return {file.stem: file for file in files if not file.stem.startswith("_")}
+    files = [entry for entry in _shipped_entries() if isinstance(entry, Path)]
+    named = {file.stem: file for file in files if file.suffix == ".py"}
+    return {name: file for name, file in named.items() if not name.startswith("_")}
+
+
+def _shipped_entries() -> Iterable[Traversable]:
+    """Returns what lies in the folder of the shipped configs."""
+    # A checkout, editable install or not, has the folder beside the package. It comes first: an
+    # editable install of another checkout offers its own as the package.
+    root = Path(jaxgrpo.__path__[0]).parent
+    folder = root / "configs"
+    # Without our pyproject.toml beside it, that folder would not be ours.
+    if (root / "pyproject.toml").is_file() and folder.is_dir():
+        return folder.iterdir()
+    try:
+        return importlib.resources.files(SHIPPED).iterdir()
+    except ModuleNotFoundError:
+        return ()
 
 
 # 2. Running it.

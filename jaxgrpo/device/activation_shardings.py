@@ -17,15 +17,15 @@ Constraint = Callable[[Array], Array]
 
 
 def by_rows(mesh: Mesh) -> ActivationShardings:
-    """Returns the shardings of prefill: a layer's input lies with its rows."""
+    """Returns the shardings of prefill, on which those of an update build: layers lie by rows."""
     return ActivationShardings(layer=_constraint(row_sharding(mesh)))
 
 
 def for_update(mesh: Mesh) -> ActivationShardings:
     """Returns the shardings of an update: by rows, but embeddings where their columns are.
 
-    So the embedding's gradient, a sum over the tokens of all devices, is made there, too. A device
-    would else hold a gradient of the whole embedding.
+    So the embedding's gradient, a sum over the tokens of all devices, is made there, too. Otherwise
+    every device would hold the gradient of the whole embedding.
     """
     columns = _constraint(NamedSharding(mesh, PartitionSpec("data", None, "fsdp")))
     return by_rows(mesh)._replace(embedded=columns)
@@ -44,10 +44,12 @@ def for_decode(mesh: Mesh) -> ActivationShardings:
     def at(*axes: Any) -> Constraint:
         return _constraint(NamedSharding(mesh, PartitionSpec(*axes)))
 
-    any_axis = PartitionSpec.UNCONSTRAINED
-    next_to_matrix = at("data", None, any_axis)
+    # Of x [B, T, n*E]; ROWS is one entry, of two mesh axes.
+    free = PartitionSpec.UNCONSTRAINED
+    next_to_matrix = at("data", None, free)
     next_to_cache = at(*ROWS, None, "tensor")
-    by_vocabulary = at("data", any_axis)
+    # Of logits [B, V].
+    by_vocabulary = at("data", free)
     over_all_devices = at(AXES)
     over_rows = at(*ROWS)
 
@@ -69,7 +71,7 @@ def for_decode(mesh: Mesh) -> ActivationShardings:
 
 
 def _constraint(sharding: NamedSharding) -> Constraint:
-    """Returns a function that gives its array where the sharding says."""
+    """Returns a function that constrains its array to a sharding."""
 
     def constrain(x: Array) -> Array:
         return jax.lax.with_sharding_constraint(x, sharding)

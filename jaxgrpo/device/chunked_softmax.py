@@ -8,8 +8,10 @@ put them on, and each part of the embedding's gradient is written once; over chu
 it would be read and written for every chunk. Where one chunk holds all logits, they are saved for
 the backward pass.
 
-Axes: B rows, N positions of a row, D model width, S shards of the vocabulary, v columns of a shard
-that a chunk takes.
+A column in this file is a column of the logits: an entry of the vocabulary.
+
+Axes: B rows, N positions of a row, D model width, S shards of the vocabulary, `columns` of a shard,
+v columns of a shard that a chunk takes.
 """
 
 from collections.abc import Callable
@@ -24,11 +26,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxgrpo.device.logits import Ranges, cap_and_scale, dot_products, einsum_float32, used_ids
 
 LANES = 128
-"""The width of an accelerator's vector registers: a chunk's part of each shard is a multiple."""
+"""The width of an accelerator's vector registers, a multiple of which a chunk takes of each shard
+where there are enough columns."""
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
-"""Stands for a logit that does not count. Minus infinity would not do: exp(-inf) * -inf is NaN,
-and so is the gap between two of them."""
+"""Stands for a logit that does not count, in the forward sums. Minus infinity would not do:
+exp(-inf) * -inf is NaN, and so is the gap between two of them."""
 
 State = TypeVar("State")
 
@@ -188,10 +191,9 @@ def _reduce_sums(sums: _SoftmaxSums, axis: int) -> _SoftmaxSums:
     sum_exp_gap = None
     if sums.sum_exp_gap is not None:
         rescaled = scale * (sums.sum_exp_gap + sums.sum_exp * gap)
-        # Where the scale is 0 the entry counts nothing, but the product may be 0 * -infinity: a
-        # chunk without any used id has the gap LOWEST, and counts it for each of its columns.
-        # Without the select, too, XLA on CPUs has a library multiply and sum, which takes ten
-        # times as long.
+        # A chunk without any used id has sum_exp = v and gap = LOWEST. v * LOWEST overflows to
+        # -inf, and 0 * -inf is NaN: hence the select. It also keeps XLA on CPUs from calling a
+        # library product here, which takes ten times as long.
         sum_exp_gap = jnp.sum(jnp.where(scale > 0, rescaled, 0.0), axis)
     return _SoftmaxSums(
         max_logit=max_logit,

@@ -33,8 +33,8 @@ from jaxgrpo.types import Params, TrainBatch, TrainState
 Metrics = dict[str, Float[Array, ""]]
 
 NOT_CHOSEN = -1.0
-"""Stands for the log-probability gap of a token that nobody chose. No gap is negative, and a gap
-that is NaN must be told from it."""
+"""Marks entries off the completion mask in an array of log-probability gaps. A real gap is at least
+0. NaN would not do as a mark: a gap that is NaN must show in the metric."""
 
 
 def init_state(
@@ -50,7 +50,10 @@ def init_state(
 
 
 class _ScoredRows(NamedTuple):
-    """Rows of a batch with everything that their loss takes besides the policy."""
+    """Rows of a batch with everything that their loss takes besides the policy.
+
+    B is all rows, or R those of a micro-batch.
+    """
 
     batch: TrainBatch
     ref_logprobs: Float[Array, "B T"] | None
@@ -59,7 +62,7 @@ class _ScoredRows(NamedTuple):
 
 
 class _LossParts(NamedTuple):
-    """Results of a micro-batch's loss that are no gradient."""
+    """The auxiliary output of a micro-batch's loss."""
 
     loss: Float[Array, ""]
     info: LossInfo
@@ -73,8 +76,8 @@ class Updater:
 
     group_size: G
     adapter_scale: of LoRA adapters, alpha / rank
-    uses_trainer_logprobs: the ratio is taken to the policy's own log-probabilities, and not to the
-        sampler's
+    uses_trainer_logprobs: the ratio is taken to the policy's own log-probabilities, as constants,
+        and not to the sampler's: its value is then 1, and only its gradient acts
     """
 
     scorer: Scorer
@@ -92,21 +95,27 @@ class Updater:
         objective: Objective,
         temperature: Float[Array, ""] | float,
     ) -> tuple[TrainState, Metrics]:
-        """Returns the new state, and metrics as means over the tokens that count in the loss."""
+        """Returns the new state, and the step's metrics.
+
+        Metrics of the policy are means over the tokens that count in the loss.
+        """
         micro_batches = self.micro_batches.for_rows(len(batch.tokens))
 
-        # 1. All that is made of the whole batch, before it is cut: the reference's
-        # log-probabilities, advantages, and how much each token counts. So a cut changes nothing.
+        # 1. Everything that depends on all rows of the batch: advantages, which a KL to the
+        # reference may be part of, and how much each token counts. It is made once and then split
+        # with the rows, so splitting changes nothing beyond rounding.
         ref_logprobs = reference_logprobs(self.scorer, reference, batch, temperature, micro_batches)
         advantages = self._advantages(objective, batch, ref_logprobs)
         if batch.trained is not None:
-            # Rows that are not trained on have been compared with: from here on they are empty.
+            # Rows that are not trained on were needed for their group's advantages. They leave the
+            # loss here.
             mask = token_weights.without_truncated(batch.completion_mask, batch.trained)
             batch = batch._replace(completion_mask=mask)
         mask = batch.completion_mask
         rows = _ScoredRows(batch, ref_logprobs, advantages, objective.token_weights(mask))
 
-        # 2. The gradient, a micro-batch at a time.
+        # 2. The gradient, a micro-batch at a time. With LoRA the policy is the frozen reference
+        # with the adapters attached. Otherwise `params` has every parameter, and is the policy.
         def loss(params: Params, rows: _ScoredRows) -> tuple[Array, _LossParts]:
             scaled = lora.scale_adapters(params, self.adapter_scale)
             policy = lora.attach(reference or {}, scaled)
@@ -114,7 +123,7 @@ class Updater:
 
         gradient, parts = accumulate_gradients(loss, state.params, rows, micro_batches)
 
-        # 3. The optimizer's step, and what there is to say of it.
+        # 3. Metrics, and the optimizer's step.
         num_tokens = mask.sum()
         metrics = report(merge(parts.info)) | {
             "update/loss": parts.loss.sum(),
@@ -158,7 +167,7 @@ class Updater:
         old_logprobs = batch.sampler_logprobs
         if self.uses_trainer_logprobs:
             old_logprobs = constant_logprobs
-        # Without a reference the policy stands in for it: KL 0.
+        # Without a reference the policy stands in for it: the KL is 0.
         ref_logprobs = constant_logprobs if rows.ref_logprobs is None else rows.ref_logprobs
         inputs = TokenInputs(
             logprobs=logprobs,
@@ -178,7 +187,7 @@ class Updater:
         """Returns the state after the optimizer's step.
 
         Where no token counts only the step number moves: momentum and weight decay must not move a
-        policy that has no gradient.
+        policy that nothing was learned for.
         """
         # Arithmetic is in float32, whatever the numbers are stored in.
         params, opt_state = cast((state.params, state.opt_state), jnp.float32)
@@ -206,8 +215,8 @@ def accumulate_gradients(
 
     The gradient is added up in float32, a micro-batch at a time.
     """
-    # float32, though parameters may be bfloat16: a sum of many small terms.
     gradient_of = jax.grad(loss, has_aux=True)
+    # float32, though parameters may be bfloat16: a sum of many small terms.
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
 
     def add(gradient: Params, rows: PyTree) -> tuple[Params, PyTree]:

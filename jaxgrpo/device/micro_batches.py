@@ -10,22 +10,25 @@ from jaxtyping import Array, Float, PyTree
 class MicroBatches(NamedTuple):
     """A way to cut a batch of B rows into M micro-batches.
 
-    Micro-batch m takes the parts m, m + M, m + 2M, ... of the batch, each of `rows_per_prompt`
-    rows. So every micro-batch is spread over the devices as the batch is, and no row moves.
+    Call `rows_per_prompt` neighbouring rows a part. Micro-batch m takes the parts m, m + M,
+    m + 2M, ... of the batch. The batch lies on the devices in contiguous blocks, so each
+    micro-batch takes an equal share of every device, and no row moves.
     """
 
     size: int
     """Rows of a micro-batch; 0: all rows of the batch."""
     rows_per_prompt: int
-    """Rows with the same prompt that stay beside each other in one micro-batch."""
+    """Neighbouring rows with the same prompt that stay together, so that it is read once for them:
+    the group size, or what `for_rows` makes of it."""
     devices: int
     """Devices that the rows of a batch are divided over."""
 
     def for_rows(self, rows: int) -> "MicroBatches":
         """Returns the micro-batches of a batch of so many rows.
 
-        rows_per_prompt: the greatest common divisor of its value here, at first the group size, and
-        of a device's rows of a micro-batch.
+        Its rows_per_prompt is the greatest common divisor of the group size and a device's rows of
+        a micro-batch: the longest run of one prompt's rows that lies on one device. A longer group
+        is several runs, whose prompt is read once for each.
         """
         size = self.size or rows
         rows_per_device = max(1, size // self.devices)

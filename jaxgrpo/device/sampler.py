@@ -37,7 +37,7 @@ class Prefilled(NamedTuple):
     """Prompts that have been read; any number of rows may start from each."""
 
     cache: KeyValues
-    """[A K E W] and [A K W E] of each layer."""
+    """Of each layer the keys [A K E W] and the values [A K W E]."""
     hidden: Float[Array, "A D"]
     """The last hidden state, which decides the first token."""
     length: Int[Array, "A"]
@@ -48,9 +48,9 @@ class DecodeState(NamedTuple):
     """The state of S slots. A slot that is not active chooses nothing; its contents are unused."""
 
     prompt_cache: KeyValues
-    """[S K E W] and [S K W E] of each layer."""
+    """Of each layer the keys [S K E W] and the values [S K W E]."""
     ring_cache: KeyValues
-    """[S K E R] and [S K R E] of each layer."""
+    """Of each layer the keys [S K E R] and the values [S K R E]."""
     ring_position: Int[Array, ""]
     """The column of the ring that is written next, the same for all slots."""
     hidden: Float[Array, "S D"]
@@ -66,9 +66,9 @@ class DecodeState(NamedTuple):
 
 
 class DecodeSpec(NamedTuple):
-    """The parts of `decode` that a compiled program fixes.
+    """The static arguments of `decode`: another value is another program.
 
-    chunk: C, tokens of a row in one call, at most
+    chunk: C, decode steps of one call, at most
     eos_ids: ids that end a completion
     dtype: of matrix products
     shardings: where the activations of a decode step lie on a mesh
@@ -90,11 +90,11 @@ def prefill(
     attention_fn: AttentionFn | None = None,
     shardings: ActivationShardings = UNCONSTRAINED,
 ) -> Prefilled:
-    """Reads prompts.
+    """Runs the model on prompts.
 
     tokens: padded on the left
     mask: True on tokens that are no padding
-    attention_fn: an attention kernel that knows the mask (splash.py); None: `attend`
+    attention_fn: an attention kernel that makes the mask itself (splash.py); None: `attend`
     """
     inputs = SequenceInputs(tokens, sequence_positions(mask), sequence_mask(mask))
     hidden, cache = transformer.forward(
@@ -166,7 +166,8 @@ def decode(
 ) -> tuple[DecodeState, DecodeOutput]:
     """Chooses tokens for all active rows, step after step.
 
-    No row may come to have more tokens than the ring has columns.
+    The caller sees to it that the ring is long enough: no row may come to have more tokens than
+    the ring has columns.
 
     stopped: rows that the host has ended, by a stop string
     max_steps: steps to make, at most; no more than spec.chunk
@@ -184,8 +185,8 @@ def decode(
         num_steps=jnp.int32(0),
     )
     embedding = transformer.output_embedding(params)
-    # A row that is active has been so since the first step, and has chosen a token in each. So its
-    # numbers are known in advance.
+    # Within a call an active row has chosen a token in every step, so its random numbers can be
+    # drawn beforehand.
     uniforms = row_uniforms(state.keys, state.num_generated, spec.chunk)  # [S, C]
 
     def goes_on(carry: tuple[DecodeState, DecodeOutput]) -> Array:
@@ -214,15 +215,14 @@ def decode(
                 array, new[:, None], output.num_steps, axis=1
             )
 
-        # 2. Count it for the active rows, and read it: the ring gets a column.
+        # 2. Count it for the active rows, and run the model on it: the ring gets its column.
         hit_eos = state.active & jnp.isin(token, jnp.array(spec.eos_ids))
         counted = state.active.astype(jnp.int32)
-        state_before = state
         state = state._replace(num_generated=state.num_generated + counted)
         state = _read_token(config, params, state, token, spec)
 
         # 3. A row ends at an end token or at its bound.
-        active = state_before.active & ~hit_eos & (state.num_generated < state.max_tokens)
+        active = state.active & ~hit_eos & (state.num_generated < state.max_tokens)
         output = DecodeOutput(
             tokens=write(output.tokens, token),
             logprobs=write(output.logprobs, logprob),
@@ -243,7 +243,7 @@ def _read_token(
     token: Int[Array, "S"],
     spec: DecodeSpec,
 ) -> DecodeState:
-    """Reads every row's newest token, which is counted already.
+    """Runs the model on every row's newest token, which is counted already.
 
     Its keys and values go into the ring at `ring_position`, and it gives a new hidden state.
     """
@@ -251,7 +251,8 @@ def _read_token(
     ring_length = state.ring_cache[0][1].shape[2]
     position = (state.prompt_length + state.num_generated - 1)[:, None]  # [S, 1]
 
-    # Of its prompt's columns a row reads the last ones, of the ring's those that it wrote itself.
+    # A row attends to the last columns of its prompt cache, and to those of the ring that it wrote
+    # itself. An unused slot attends to nothing, and its output is finite all the same (`attend`).
     prompt_columns = jnp.arange(prompt_width)
     is_prompt = prompt_columns >= prompt_width - state.prompt_length[:, None]  # [S, W]
     age = (state.ring_position - jnp.arange(ring_length)) % ring_length  # [R], 0: the newest
@@ -261,13 +262,14 @@ def _read_token(
         tokens=token[:, None],
         positions=position,
         mask=jnp.concatenate([is_prompt, is_generated], axis=1)[:, None],  # [S, 1, W + R]
+        # For layers with a sliding window: keys are rotated already.
         key_positions=jnp.concatenate([prompt_positions, position - age], axis=1),
     )
     cache = KVCache(state.prompt_cache, state.ring_cache, state.ring_position)
     hidden, ring_cache = transformer.forward(
         config, params, inputs, cache, dtype=spec.dtype, shardings=spec.shardings
     )
-    # As a layer's input lies, or the last matrices would move instead.
+    # Sharded as a layer's input is, or XLA would move the last matrices instead of the activations.
     last = spec.shardings.layer(hidden[:, 0])
     return state._replace(
         ring_cache=ring_cache,
@@ -290,10 +292,11 @@ def grow(state: DecodeState, *, ring_length: int) -> DecodeState:
     return state._replace(ring_cache=ring_cache, ring_position=jnp.int32(old_length))
 
 
-def compact(state: DecodeState, rows: Int[Array, "S2"]) -> DecodeState:
-    """Returns slots with only these rows, in this order."""
+def compact(state: DecodeState, slots: Int[Array, "n"]) -> DecodeState:
+    """Returns the state of these slots alone, in this order."""
 
     def keep(x: Array) -> Array:
-        return x[rows] if x.ndim else x
+        # ring_position, the only number without an axis of slots, stays.
+        return x[slots] if x.ndim else x
 
     return jax.tree.map(keep, state)

@@ -1,7 +1,7 @@
 """Scoring: the log-probabilities of a batch's tokens, by policy and reference alike.
 
-Axes: B rows, A prompts, T columns, W prompt width, n columns of completions and one before them,
-D model width, M micro-batches of R rows.
+Axes: B rows, A runs of rows that share a prompt, T columns, W prompt width, n columns of
+completions and one before them, D model width, M micro-batches of R rows.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from jaxgrpo.types import Params, TrainBatch
 LogprobsAndEntropy = tuple[Float[Array, "B T"], Float[Array, "B T"] | None]
 
 MakeAttention = Callable[..., AttentionFn | None]
-"""(segments [B S], columns that were read before) -> an attention kernel; None: `attend`."""
+"""(segments [B S], width of a prompt that is read apart) -> a kernel; None: attention.attend."""
 
 
 def default_attention(segments: Array, prompt_width: int = 0) -> AttentionFn | None:
@@ -145,6 +145,8 @@ class GroupScorer(Scorer):
             mask=rows.mask[:, width:],
             key_positions=rows.positions,
         )
+        # Both pass through each layer in one call: the backward pass forms each weight gradient
+        # once, and fsdp gathers each weight once.
         prompt_hidden, hidden = transformer.forward_with_prompts(
             self.network,
             params,
@@ -158,7 +160,8 @@ class GroupScorer(Scorer):
             remat=self.remat,
             shardings=self.shardings,
         )
-        # The prompt's last hidden state decides the first token of each of its completions.
+        # The prompt's last hidden state decides the first token of each of its completions. Prompts
+        # are padded on the left, so it is in the last column.
         last = repeat_rows(prompt_hidden[:, -1:], rows_per_prompt)
         return jnp.concatenate([last, hidden], axis=1)
 
@@ -182,7 +185,7 @@ def reference_logprobs(
     if reference is None:
         return None
 
-    # A micro-batch at a time, as the policy is scored: the two agree bit for bit.
+    # A micro-batch at a time, in the shapes in which the policy is scored: rounding is alike.
     def score(rows: TrainBatch) -> Float[Array, "R T"]:
         rows_per_prompt = micro_batches.rows_per_prompt
         logprobs, _ = scorer(reference, rows, temperature, rows_per_prompt, entropy=False)

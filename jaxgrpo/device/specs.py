@@ -52,8 +52,8 @@ class ModelSpec:
 
     def loaded_shapes(self) -> Params:
         """Returns the parameters that are read from a folder, as jax.ShapeDtypeStruct."""
-        # With adapters the model is not trained. It is loaded as it is, and the reference rounds it
-        # to the compute dtype once.
+        # With adapters the model is not trained. It is loaded in float32, and rounded once, to the
+        # compute dtype, by the reference.
         dtype = jnp.float32 if self.adapters.rank else self.precision.params
         return jax.eval_shape(partial(cast, dtype=dtype), transformer.shapes(self.network))
 
@@ -67,7 +67,7 @@ class SamplingSpec:
     slots: rows that are sampled side by side
     eos_ids: ids that end a completion
     group_size: G, rows that start from each prompt
-    chunk: tokens of a row between two looks at what has ended, at most
+    chunk: decode steps of one call, at most, after which the host looks for rows that have ended
     """
 
     prompt_width: int

@@ -1,6 +1,6 @@
 """Drawing one token for each row: logits, truncation, a categorical sample, and its randomness.
 
-Axes: S slots (B rows), V vocabulary, D model width.
+Axes: B rows, V vocabulary, D model width.
 """
 
 import jax
@@ -16,41 +16,44 @@ BLOCK = 64
 
 
 def next_token(
-    hidden: Float[Array, "S D"],
+    hidden: Float[Array, "B D"],
     embedding: Float[Array, "V D"],
-    uniform: Float[Array, "S"],
-    num_generated: Int[Array, "S"],
+    uniform: Float[Array, "B"],
+    num_generated: Int[Array, "B"],
     params: SamplingParams,
     eos_ids: tuple[int, ...],
     *,
     softcap: float | None = None,
     shardings: ActivationShardings = UNCONSTRAINED,
     unused: Ranges = (),
-) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Returns the next token of each row and its log-probability.
 
+    The log-probability is that of the distribution drawn from: at the temperature, without masked
+    and truncated tokens.
+
     uniform: one number in [0, 1) a row
-    num_generated: tokens that the row has; an end token needs params.min_tokens of them
-    softcap: as of to_logits
+    num_generated: tokens that the row has; below params.min_tokens, end tokens are masked out
+    softcap: see `to_logits`
     unused: ids that no token has
     """
     is_greedy = jnp.asarray(params.temperature == 0)
     temperature = jnp.where(is_greedy, 1.0, params.temperature)
-    logits = shardings.logits(to_logits(hidden, embedding, temperature, softcap))  # [S, V]
+    logits = shardings.logits(to_logits(hidden, embedding, temperature, softcap))  # [B, V]
     if unused:
         logits = jnp.where(used_ids(logits.shape[-1], unused), logits, -jnp.inf)
     is_eos = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(eos_ids))
     is_too_short = (num_generated < params.min_tokens)[:, None]
     logits = jnp.where(is_eos & is_too_short, -jnp.inf, logits)
     logits = truncate_logits(logits, params)
-    # A branch, not a select: the argmax takes as long as everything else here together.
+    # A branch runs one of the two; a select would run both, and each takes as long as all the rest.
     return jax.lax.cond(is_greedy, argmax_token, sample_categorical, logits, uniform)
 
 
 def truncate_logits(logits: Float[Array, "B V"], params: SamplingParams) -> Float[Array, "B V"]:
     """Returns logits with -inf for the tokens that top-k, top-p and min-p leave out, in this order.
 
-    The likeliest token always stays.
+    The likeliest token always stays, and so do tokens as likely as the last one that is kept.
     """
 
     def lowest_kept(logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
@@ -104,8 +107,10 @@ def sample_categorical(
     block_weights = weights.sum(axis=-1)
     total = block_weights.sum(axis=-1, keepdims=True)
 
-    # 1. The block, then 2. the token within it.
+    # 1. The block.
     block, rest = _inverse_cdf(block_weights, uniform[:, None] * total)
+
+    # 2. The token within it.
     weights_of_block = jnp.take_along_axis(weights, block[..., None], axis=1)[:, 0]
     offset, _ = _inverse_cdf(weights_of_block, rest)
     token = block * BLOCK + offset
@@ -116,9 +121,10 @@ def sample_categorical(
 def _inverse_cdf(
     weights: Float[Array, "B n"], target: Float[Array, "B 1"]
 ) -> tuple[Int[Array, "B 1"], Float[Array, "B 1"]]:
-    """Returns the weight that a target falls on where all are laid end to end, and how far into it.
+    """Returns the index of the weight that a target falls on, and how far into the weight it falls.
 
-    It is never a weight of 0: where rounding leads there, or past the end, it is the largest.
+    The weights are laid end to end. It is never a weight of 0: where rounding leads there, or past
+    the end, the index is that of the largest.
     """
     ends = jnp.cumsum(weights, axis=-1)
     passed = jnp.sum(ends <= target, axis=-1, keepdims=True)
@@ -130,8 +136,8 @@ def _inverse_cdf(
 
 
 def row_uniforms(
-    keys: UInt32[Array, "S 2"], first: Int[Array, "S"], count: int
-) -> Float[Array, "S {count}"]:
+    keys: UInt32[Array, "B 2"], first: Int[Array, "B"], count: int
+) -> Float[Array, "B {count}"]:
     """Returns numbers in [0, 1) for the tokens first, first + 1, ... of each row.
 
     A number is a function of its row's key and of the token's number alone.

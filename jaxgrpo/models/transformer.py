@@ -8,7 +8,6 @@ and `unstack` go from one to the other, and `forward` scans over stacked layers.
 layers.py.
 """
 
-from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
@@ -183,7 +182,13 @@ def init(config: ModelConfig, key: Array) -> Params:
 
 def shapes(config: ModelConfig) -> Params:
     """Returns the shapes of `init`'s result, as jax.ShapeDtypeStruct: no memory, no arithmetic."""
-    return jax.eval_shape(partial(init, config), jax.random.key(0))
+
+    def init_params() -> Params:
+        # The key is made in here, where it is a shape, too. An array would open the devices, and a
+        # run checks its model folder before it decides how many devices a CPU is divided into.
+        return init(config, jax.random.key(0))
+
+    return jax.eval_shape(init_params)
 
 
 def forward(

@@ -1,7 +1,7 @@
 """Says whether a run fits its chips and what they allow; compiled ahead of time, without a TPU.
 
-    python -m tools.plan --config FILE [--config.name=value ...] [--topology v5e:4x4] [--json]
-                         [--arrays]
+    python -m jaxgrpo.plan --config FILE [--config.name=value ...] [--topology v5e:4x4] [--json]
+                           [--arrays]
 
 Without --topology: for the devices here. Exit code 0: it fits; 1: it does not, and what was tried
 to make it fit is shown; 2: bad input. Times are bounds: a chip at its peak, everything overlapped.
@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 def _make_parser() -> _Parser:
     """Returns the parser of the planner's own flags."""
     about = str(__doc__).splitlines()[0]
-    parser = _Parser(prog="python -m tools.plan", description=about, allow_abbrev=False)
+    parser = _Parser(prog="python -m jaxgrpo.plan", description=about, allow_abbrev=False)
     parser.add_argument(
         "--topology",
         help="chips that need not be here: v5e:4x4, v5p:2x2x1, ...; by default those here",
@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, str, list[str]]:
     path, changes, _ = split(rest)
     if path is None:
         raise UserError(
-            "no config file given; run python -m tools.plan --config FILE, for example "
+            "no config file given; run python -m jaxgrpo.plan --config FILE, for example "
             "configs/quickstart.py"
         )
     if options.memory is not None and options.memory <= 0:

@@ -69,7 +69,7 @@ def collect_groups(
         rollout/idle: the share of time/rollout in which no call was under way
         time/rollout: seconds from the step's beginning to the end of its last call; what verdicts
             take beyond that is no part of it
-    Without keep_in_flight, a call that the step's end stopped counts nowhere.
+    Without keep_in_flight, a call that the step's end stopped is in no metric.
 
     weights: of the rewards in this step
     """
@@ -80,14 +80,16 @@ def collect_groups(
     while True:
         needed = min(spec.groups - len(kept), spec.max_prompts - len(asked))
         groups = stream.take(needed) if needed else []
-        if not groups:
+        if not groups:  # the batch is full, the bound is reached, or no problem is left
             break
         asked += groups
         kept += [group for group in groups if spec.filter.accepts(group.solved, group.judged)]
+    # Both count from the session's beginning.
     in_flight = session.launched - stream.problems.used - len(asked)
     stream.end(len(asked))
 
     # 2. Fill what is left with the most informative of the others.
+    # By identity: groups hold arrays, which have no plain equality.
     kept_ids = {id(group) for group in kept}
     others = [group for group in asked if id(group) not in kept_ids]
     fallback = most_informative(others, spec.groups - len(kept))

@@ -3,9 +3,10 @@
     problems -> prefill -> insert into free slots -> decode -> harvest -> groups
 
 A prompt is read once for its whole group. Rows start in whatever slots are free, each with its own
-length. A call of `decode` comes back when a few rows have ended. Then their slots are filled again
-and the next call is launched before anything is made of the texts: what the host does, it does
-while the device decodes.
+length. A call of `decode` comes back when a few rows have ended, or after a number of steps. Then
+free slots are filled again and the next call is launched before anything is made of the texts: what
+the host does, it does while the device decodes. Only stop strings are looked for between two calls,
+since they decide which slots are free.
 """
 
 import time
@@ -47,9 +48,9 @@ class Engine:
     system: str = ""
 
     def warm_up(self, params: Params) -> None:
-        """Compiles every program that sampling can need, and seals them.
+        """Compiles every program that sampling can need.
 
-        Whatever comes, nothing compiles from then on.
+        Those that every session calls are sealed: from then on a compile of theirs is an error.
         """
         programs = self.programs
         # 1. The copy that is decoded from, and a prefill of empty prompts.
@@ -74,7 +75,7 @@ class Engine:
                 )
                 if longer_rings:
                     programs.grow(programs.empty_state(slots, ring_length), longer_rings[0])
-        # 3. From now on a compile would be a mistake of ours.
+        # 3. From now on a compile is a bug: something is not traced that ought to be.
         for program in (programs.prefill, programs.insert, programs.decode, programs.compact):
             program.seal()
 
@@ -83,10 +84,10 @@ class Engine:
     ) -> "SamplingSession":
         """Returns a session that samples a group of each problem, as slots become free.
 
-        A text is a function of the parameters and of (seed, step, purpose, problem, sample),
-        whatever slot it ran in. The step is the one in which the problem was launched. The n-th
-        time that a problem is asked in a step, from 0, its samples are n * group_size and those
-        that follow.
+        A text is a function of the request, the parameters and (seed, step, purpose, problem,
+        sample), whatever slot it ran in; its logits may differ in rounding. The step is the one in
+        which the problem was launched. The n-th time that a session asks a problem in a step, from
+        0, its samples are n * group_size and those that follow.
         """
         return SamplingSession(self, params, problems, request, step)
 
@@ -99,17 +100,17 @@ class Engine:
 
 
 class SamplingSession:
-    """An iterator over what happens while problems are sampled, in the order in which it does.
+    """Samples problems; to iterate over it is to sample, and yields what happens, in that order.
 
     It yields each completion as a FinishedCompletion, and (index, Group) once the last one of a
-    group has ended; index counts problems as they were taken. It also yields None, once a call of
-    the device and while the device is busy, so that whoever iterates can look after other things.
+    group has ended; index counts problems as they were taken. It also yields None, once for each
+    call of the device and while the device is busy, so that whoever iterates can do other work.
     The order of all items is a function of what was sampled, and of no clock.
 
     To stop early, stop iterating: what is in flight is forgotten. Or call `set_policy` and go on
     with the same iterator. To hold back problems, set `max_launched`: at that bound, rows that end
-    leave their slots empty. Where no row is left, None comes with no call under way, until the
-    bound is raised.
+    leave their slots empty. Where no row is left, None comes with no call under way, again and
+    again, until the bound is raised.
     """
 
     def __init__(
@@ -149,8 +150,8 @@ class SamplingSession:
     def set_policy(self, params: Params, step: int) -> None:
         """Has another policy sample from now on, and counts usage anew.
 
-        What is in flight goes on with what it has: its tokens so far, and their keys and values as
-        the earlier policy computed them (arXiv 2509.19128).
+        What is in flight goes on with what it has: its tokens so far, and their keys, values and
+        last hidden state as the earlier policy computed them (arXiv 2509.19128).
         """
         self.wait_for_call()
         self.usage = SamplingUsage()
@@ -176,7 +177,7 @@ class SamplingSession:
                 self._launch_decode()
             elif self._exhausted:
                 break
-            # 3. While the device is busy, if any row could start: the time for everything else.
+            # 3. Meanwhile what the last call has ended is handed out, and the caller does its work.
             yield from self.take_events()
             yield None
             # 4. The call has ended, and its tokens are taken.
@@ -184,9 +185,10 @@ class SamplingSession:
         yield from self.take_events()
 
     def take_events(self) -> Iterator[Event]:
-        """Yields what has happened and was not told yet; the session will not tell it again.
+        """Yields the completions that have ended since the last time, and then the groups.
 
-        The texts of all rows come first, then the groups that they were the last of.
+        Each is yielded once: iterate to the end. All texts come before the groups, so that all can
+        be judged before anybody waits for one.
         """
         ended = self._ended
         self._ended = []
@@ -204,7 +206,10 @@ class SamplingSession:
                 yield row.group.index, group
 
     def wait_for_call(self) -> None:
-        """Waits for the call of `decode` under way, if there is one; it is this policy's."""
+        """Waits for the call of `decode` under way, if there is one, and takes its tokens.
+
+        They are the present policy's, so this comes before a change of the policy.
+        """
         if self._running is None:
             return
         output = jax.device_get(self._running)
@@ -290,7 +295,7 @@ class SamplingSession:
             self._rows = [self._rows[slot] for slot in order]
             self._stopped = self._stopped[order]
             self._slots = fewer
-        # The ring holds the longest row after the next call, and no more than it may have.
+        # After the next call the longest row has at most so many tokens.
         chunk = self._programs.chunk
         needed = max(min(len(row.tokens) + chunk, row.max_tokens) for row in self._rows if row)
         while needed > self._ring_length:
@@ -308,8 +313,8 @@ class SamplingSession:
     def _launch_decode(self) -> None:
         """Launches the next call of `decode`, without waiting for it.
 
-        It comes back once a few rows have ended whose slots can be used again, or, at the end,
-        once fewer slots will do.
+        It comes back once a few rows have ended whose slots can be used again, at the end once
+        fewer slots will do, and in any case after `chunk` steps: the ring has no more room.
         """
         num_rows = self._num_rows()
         # Rows end one after another. To come back for each would cost a launch a row, to wait for

@@ -1,4 +1,4 @@
-"""Verdicts on groups: texts go to the verifier pool as they end, groups come back judged.
+"""JsonVerdicts on groups: texts go to the verifier pool as they end, groups come back judged.
 
 Groups come back in the order in which their problems were launched, not in the order in which they
 finish: taking the first to finish would favour short answers.
@@ -22,15 +22,15 @@ from jaxgrpo.rollout.protocols import Event
 RewardWeights = Mapping[str, float]
 """The weight of each reward, by its name, in the sum that advantages are made of."""
 
-Verdicts = dict[str, float | str]
-"""Of one text: by reward, its number, or the reason why there is none. JSON values."""
+JsonVerdicts = dict[str, float | str]
+"""One text's verdicts as JSON: each reward's number, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
 class Judge:
     """Has groups judged by the pool.
 
-    pool: it may compute further values besides the rewards, which are only measured
+    pool: it may compute values beyond `rewards`; those are only reported
     rewards: they are summed by their weights
     solved_by: the reward whose value 1.0 means that a completion is right
     """
@@ -56,7 +56,7 @@ class Judge:
             return None
         return self.pool.submit(finished.problem, [finished.text])
 
-    def verdicts(self, tickets: Sequence[Ticket]) -> list[Verdicts]:
+    def verdicts(self, tickets: Sequence[Ticket]) -> list[JsonVerdicts]:
         """Waits for the verdicts of a group's texts, and returns them in order."""
         verdicts = []
         for ticket in tickets:
@@ -65,7 +65,7 @@ class Judge:
         return verdicts
 
     def judge(
-        self, group: Group, verdicts: Sequence[Verdicts], weights: RewardWeights
+        self, group: Group, verdicts: Sequence[JsonVerdicts], weights: RewardWeights
     ) -> JudgedGroup:
         """Returns a group with its verdicts, its rewards and its counts."""
         # 1. A column of numbers for each reward, and why numbers are missing.
@@ -79,7 +79,7 @@ class Judge:
         # 2. The sum that advantages are made of. A reward of weight 0 is left out, so that its
         # missing verdicts do not make the sum NaN.
         parts = [weight * values[name] for name, weight in weights.items() if weight]
-        # 3. Counts for the difficulty filter, of the unshaped verdict.
+        # 3. Counts for the difficulty filter: of right and wrong alone, whatever else is rewarded.
         is_solved = values[self.solved_by]
         return JudgedGroup(
             **vars(group),
@@ -114,7 +114,8 @@ def judged_in_order(
         for event in session:
             if event is not None:
                 queue.add_event(event)
-            # One process need not wait for the next call of the device.
+            # None: the device has begun its next call, the time at which processes meet. A process
+            # that is alone hands out at every complete group, too.
             is_alone = queue.processes == 1
             if event is None or (is_alone and not isinstance(event, FinishedCompletion)):
                 yield from queue.judged(weights)
@@ -142,12 +143,12 @@ class JudgingQueue:
     """Tickets of this process's texts whose groups are not complete, by index and sample."""
     tickets: dict[int, list[Ticket]] = field(default_factory=dict)
     """Tickets of this process's complete groups."""
-    verdicts: dict[int, list[Verdicts]] = field(default_factory=dict)
-    """Verdicts of groups that are not handed out yet: the same in all processes."""
+    verdicts: dict[int, list[JsonVerdicts]] = field(default_factory=dict)
+    """JsonVerdicts of groups that are not handed out yet: the same in all processes."""
 
     @property
     def num_complete(self) -> int:
-        """The number of next groups that are complete, with none between them that is not."""
+        """The number of complete groups from `head` on, up to the first gap."""
         return next(n for n in itertools.count() if self.head + n not in self.groups)
 
     def add_event(self, event: Event) -> None:
@@ -179,8 +180,9 @@ class JudgingQueue:
 
         wait: how many of them are waited for; they must be complete
         """
-        # All processes call this at the same point of the program. Each brings what it knows, and
-        # afterwards all know the same.
+        # A collective: all processes iterate this at the same point of the program. Each brings the
+        # verdicts that it knows, and afterwards all know the same. Pairs, because JSON has no
+        # integer keys.
         ready = [index for index in self.tickets if index < self.head + wait or self._done(index)]
         own = [[index, self.judge.verdicts(self.tickets.pop(index))] for index in ready]
         for part in gather_json(own):

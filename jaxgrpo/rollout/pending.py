@@ -25,11 +25,13 @@ class PendingRow:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     policy_steps: list[int] = field(default_factory=list)
+    """The training step whose policy chose each token."""
     finished: bool = False
     """Whether it ended by itself, at an end token or a stop string."""
     text: Completion | None = None
     """None until it has ended."""
     stop_search: StopSearch | None = None
+    """Made at the first search."""
 
     def add(self, tokens: list[int], logprobs: list[float], policy_step: int) -> None:
         """Appends tokens that the policy of one step chose."""
@@ -77,7 +79,7 @@ class PendingGroup:
 
     def to_group(self, prompt_width: int, new_tokens: int, pad_id: int) -> Group:
         """Returns the group of rows that have all ended."""
-        # [G, W + N]; columns of no row are padding.
+        # [G, W + N]; what no row fills is padding.
         shape = (len(self.rows), prompt_width + new_tokens)
         tokens = np.full(shape, pad_id, np.int32)
         logprobs = np.zeros(shape, np.float32)
@@ -96,7 +98,7 @@ class PendingGroup:
         attention_mask[:, :prompt_width] = prompt_mask
         return Group(
             problem=self.problem,
-            texts=[row.text for row in self.rows if row.text is not None],
+            texts=[_text_of(row) for row in self.rows],
             tokens=tokens,
             attention_mask=attention_mask,
             completion_mask=chosen,
@@ -104,6 +106,11 @@ class PendingGroup:
             policy_steps=policy_steps,
             finished=np.array([row.finished for row in self.rows]),
         )
+
+
+def _text_of(row: PendingRow) -> Completion:
+    assert row.text is not None  # rows that have all ended
+    return row.text
 
 
 def new_rows(starting: Sequence[tuple[int, int, PendingRow]], size: int, no_slot: int) -> NewRows:

@@ -17,8 +17,8 @@ from jaxgrpo.types import Params
 class RolloutStream:
     """Judged groups in the order of their launch, for one step after another.
 
-    keep_in_flight: what is in flight when a step has its batch goes on at the next step, under that
-        one's policy. Else it is stopped, and its problems are as if they had not been asked.
+    keep_in_flight: unfinished completions go on in the next step, under its policy. If False they
+        are dropped, and their problems are asked again.
     max_age: with keep_in_flight, the greatest age in steps of a token that is trained on, from 1 up
 
     What a step trains on is a function of the seed and of the verdicts, never of the time that a
@@ -32,9 +32,9 @@ class RolloutStream:
     uses at least `groups` problems, so the last of these is used at most max_age steps later. It is
     the bound of AReaL (arXiv 2505.24298), and like there it is held when problems are launched.
 
-    A checkpoint keeps the place of the last problem that was used. A run that is resumed asks what
-    was in flight anew, from the first token, under the policy and with the random keys of the step
-    that it resumes at: with keep_in_flight it does not go on as it would have without the stop.
+    A checkpoint keeps the place of the last problem that was used. A run that is resumed samples
+    what was in flight again, from the first token, under the policy and with the random keys of the
+    step that it resumes at: with keep_in_flight it does not go on as without the stop.
     """
 
     engine: SamplingEngine
@@ -85,7 +85,8 @@ class RolloutStream:
     def take(self, needed: int) -> list[JudgedGroup]:
         """Returns the next judged groups, at least one unless no problem is left.
 
-        needed: groups that the step has to take at least before it can end; it gets no more
+        needed: the step cannot end with fewer; at most so many are returned, or 1 without
+            keep_in_flight
         """
         if not self.keep_in_flight:
             return list(islice(self._groups, 1))

@@ -4,7 +4,7 @@ A reward is somebody's code run on a model's text. It may hang, hold the GIL, cr
 memory. So it runs in a process that can be killed from outside. An alarm inside the process would
 not do: it works in the main thread only, and not while C code runs.
 
-The processes. Each arrow is a fork, or a start, by the process at its tail:
+The processes, on Linux. An arrow from A to B: A has forked B, or started it.
 
     trainer                  Pool: a queue of tickets, and a supervisor thread for each worker
        |
@@ -22,9 +22,10 @@ The processes. Each arrow is a fork, or a start, by the process at its tail:
 
 The trainer talks to every one of these processes directly, over a socketpair of its own.
 
-Fork-unsafe rewards. Where a module that a reward imports makes forks unsafe, with threads for
-example (`worker.is_fork_safe`), there are no templates: the fork server becomes the worker itself,
-and each worker, and each replacement, is a fresh process with imports of its own.
+Fork-unsafe rewards. Elsewhere than on Linux, and where a module that a reward imports makes forks
+unsafe, with threads for example (`worker.is_fork_safe`), there are no templates: the fork server
+becomes the worker itself, and each worker, and each replacement, is a fresh process with imports of
+its own.
 
 The files. This one holds the trainer's queue and its threads. `process` starts and kills the
 processes, `channel` is the trainer's end of a socketpair, `worker` is what runs in the processes,
@@ -38,9 +39,9 @@ The life of one job:
 3. If its worker is not running, it starts one: fork server, template and worker, as far as they are
    missing (`WorkerProcess.start`, and on the other side `worker.main`).
 4. It sends the job, `[skip, [problem, texts]]`: skip is 0, or the number of calls that are done.
-5. The worker makes the other calls of `worker.list_calls`, one after the other: every reward of the
-   first text, of the second, ..., then every batched reward on all texts. It writes a line with the
-   verdicts after each call (`worker._answer_jobs`).
+5. The worker makes the calls of `worker.list_calls` that are left, one after the other: every
+   reward of the first text, of the second, ..., then every batched reward on all texts. It writes a
+   line with the verdicts after each call (`worker._answer_jobs`).
 6. The supervisor waits for each line, for `deadline` seconds at most, and collects the verdicts
    (`_Supervisor._compute_verdicts`).
 7. If a line does not come in time ("timeout"), or if the worker dies or writes something else
@@ -55,9 +56,9 @@ the UserError, and the supervisor goes on to the next ticket.
 
 Who ends whom:
 
-- A supervisor kills its worker's process group, so what a reward has started dies with it. The
-  template then waits for the dead worker. If it does not, the reward has stopped or killed it, and
-  it is replaced, too.
+- A supervisor kills its worker's process group, so what a reward has started dies with it, unless
+  that left the group. The template then waits for the dead worker. If it does not, the reward has
+  stopped or killed it, and it is replaced, too.
 - `Pool.close` makes all supervisors stop at once, whatever they wait for. Each kills its worker and
   its template; the last of them kills the fork server. Tickets that are left are cancelled.
 - If the trainer dies, Linux kills the fork server, and with it templates and workers, each when its
@@ -127,7 +128,7 @@ class Pool:
     rewards: by name; each must be importable by `reward_name`, in the workers too
     workers: how many processes
     deadline: seconds that one call may take; the same for a batched reward, which is called on all
-      texts at once, for more texts are no excuse for a hang; a worker's imports do not count
+      texts at once: it is not raised for more texts; a worker's imports do not count
     memory: bytes of address space that a worker may use; past them a reward gets a MemoryError
     """
 
@@ -154,7 +155,7 @@ class Pool:
         fork_server = ForkServer(json.dumps(setup).encode() + b"\n", self._stop_fd)
         # No supervisor may end while another one is at work: see ForkServer. The last one to come
         # to the barrier closes the fork server, and then all of them end.
-        self._all_done = threading.Barrier(workers, fork_server.close)
+        self._all_done = threading.Barrier(workers, action=fork_server.close)
         self._supervisors = [
             _Supervisor(fork_server, self._rewards, deadline, self._tickets, self._all_done)
             for _ in range(workers)
@@ -163,7 +164,7 @@ class Pool:
             for supervisor in self._supervisors:
                 supervisor.thread.start()
             for supervisor in self._supervisors:
-                supervisor.ready.result()
+                supervisor.imported.result()
         except BaseException:
             self.close()
             raise
@@ -274,7 +275,7 @@ class _Supervisor:
         tickets: queue.SimpleQueue,
         all_done: threading.Barrier,
     ):
-        self.ready: Future[None] = Future()
+        self.imported: Future[None] = Future()
         """Done when the rewards have been imported, or with the error that this gave."""
         self.thread = threading.Thread(target=self._run, name="reward worker", daemon=True)
         self._fork_server = fork_server
@@ -287,13 +288,13 @@ class _Supervisor:
     def _run(self) -> None:
         try:
             self._fork_server.start()
-            self.ready.set_result(None)
+            self.imported.set_result(None)
             for ticket in iter(self._tickets.get, None):
                 self._serve(ticket)
         except PoolClosedError:
             pass
         except Exception as error:
-            self.ready.set_exception(error)
+            self.imported.set_exception(error)
         finally:
             self._worker.close()
             # Broken if not all threads were started: see `Pool.close`.
@@ -302,7 +303,7 @@ class _Supervisor:
 
     def _serve(self, ticket: Ticket) -> None:
         """Computes a ticket's verdicts and hands them, or an error, to whoever waits for them."""
-        # From here on the ticket cannot be cancelled.
+        # Was it cancelled while it was queued? If not, it cannot be from here on.
         if not ticket.verdicts.set_running_or_notify_cancel():
             return
         try:

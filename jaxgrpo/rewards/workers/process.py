@@ -9,7 +9,8 @@ main program, and with it jax, and it unpickles what the other side sends. So a 
 imports the rewards, once for all workers, and forks from there.
 
 Why templates. A reward can kill or stop its own parent process. That costs one worker its template,
-and no other: each worker has its own, and the fork server is never a worker's parent.
+and no other: each worker has its own, and the fork server is never a worker's parent. (A fork
+server that dies takes its templates and their workers with it.)
 
 Why sockets. Each process has a socketpair of its own, so what a killed process has left half
 written is never read. The fork server gets its end as stdin; a child's end is sent to the parent
@@ -17,7 +18,7 @@ that forks it, over that parent's own socket (SCM_RIGHTS).
 
 Who waits for whom. A dead child is a zombie, and its process id is not used again, until its parent
 waits for it. The trainer decides when the parent does (`_reap`), after it has killed the child. So
-it never kills an unrelated process that was given the same id.
+it never kills an unrelated process that was given the same id, as long as the parent lives.
 
 Fork-unsafe rewards. Where an imported module has started threads, or holds files or shared memory,
 a fork would not be as good as a fresh process (`worker.is_fork_safe`). The fork server then becomes
@@ -97,14 +98,15 @@ class ForkServer:
         Raises UserError if the process does not start.
         """
         with self._lock:
-            for _ in range(2):
+            for _ in range(2):  # once more, with a new fork server
                 server = self._running_server()
                 try:
                     child = _request_fork(server.channel)
                 except ProcessLostError:  # a reward has killed the fork server, or stopped it
                     self._kill_server()
                     continue
-                if child.pid != server.pid:
+                became_worker = child.pid == server.pid  # where forks are not safe
+                if not became_worker:
                     return child
                 self._server = None
                 server.channel.close()
@@ -134,7 +136,7 @@ class ForkServer:
             popen = subprocess.Popen(
                 self._command,
                 stdin=child_socket.fileno(),
-                stdout=subprocess.DEVNULL,  # until the process makes it its stderr
+                stdout=subprocess.DEVNULL,  # the process itself sends its stdout to stderr
                 # A process group that can be killed as a whole. Ctrl-C then goes to the trainer
                 # alone, which closes the pool.
                 start_new_session=True,
@@ -144,15 +146,15 @@ class ForkServer:
         self._server = server  # before anything can raise, so that `close` kills it
         try:
             channel.send(self._setup, _START_SECONDS)
-            problem = channel.receive(_START_SECONDS)
+            import_error = channel.receive(_START_SECONDS)
         except ProcessLostError as lost:
-            problem = (
+            import_error = (
                 f"a worker process did not get through importing the rewards ({lost}); "
                 "see what it printed above"
             )
-        if problem:
+        if import_error:
             self._kill_server()
-            raise UserError(problem)
+            raise UserError(import_error)
         return server
 
     def _kill_server(self) -> None:

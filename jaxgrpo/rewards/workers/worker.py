@@ -191,8 +191,8 @@ def _serve_forks(control: socket.socket) -> int:
         message, child_socket = _receive_request(control)
         if child_socket is None:
             # The id of a child that the trainer has killed. Until it is waited for it stays a
-            # zombie and its id is not given to another process. ChildProcessError: it is another
-            # process's child, or an imported module has SIGCHLD ignored.
+            # zombie and its id is not given to another process. ChildProcessError: it is a child of
+            # a fork server that has been replaced, or an imported module has SIGCHLD ignored.
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(int(message), 0)
             _write_line(control.fileno(), None)
@@ -203,6 +203,7 @@ def _serve_forks(control: socket.socket) -> int:
             # share of the cores of its own, for it shares them out among sessions.
             os.setsid()
             _die_with_parent(parent)
+            # The child replies: the trainer learns its id once its group exists and can be killed.
             _write_line(control.fileno(), os.getpid())
             return child_socket
         os.close(child_socket)
@@ -295,8 +296,8 @@ def _is_open(file: int) -> bool:
 def _take_over_stdin() -> socket.socket:
     """Returns the socket to the trainer, which was stdin, on another file descriptor.
 
-    A reward that reads stdin meets /dev/null, and one that prints to stdout prints to stderr: both
-    would disturb what is said on the socket.
+    A reward that reads stdin meets /dev/null, where it would disturb the socket. What it prints to
+    stdout goes to stderr, where the user sees it.
     """
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
