@@ -89,8 +89,13 @@ def test_one_row_keeps_the_very_order():
 
 def test_batches_share_no_memory_and_come_as_they_fill():
     drawn = []
-    stream = (drawn.append(example) or example for example in make_examples(1000))
-    packed = sft.pack(stream, ROWS, WIDTH, PAD)
+
+    def stream():
+        for example in make_examples(1000):
+            drawn.append(example)
+            yield example
+
+    packed = sft.pack(stream(), ROWS, WIDTH, PAD)
     first = next(packed)
     assert len(drawn) < 50
     copy = jax.tree.map(np.copy, first)
