@@ -29,7 +29,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxgrpo import __main__ as command
-from jaxgrpo import build, evaluate, export, losses, sample, train
+from jaxgrpo import build, evaluate, export, losses, sample, summary, train
 from jaxgrpo import config as configs
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import (
@@ -46,6 +46,7 @@ from jaxgrpo.config.loader import call_get_config, find_file
 from jaxgrpo.data import arithmetic, jsonl
 from jaxgrpo.data.gsm8k import GSM8K, split_answer
 from jaxgrpo.data.order import ProblemOrder
+from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.device import optimizer
 from jaxgrpo.distributed import mesh
 from jaxgrpo.errors import UserError
@@ -54,16 +55,15 @@ from jaxgrpo.models.lora import Lora
 from jaxgrpo.plan import chips, times
 from jaxgrpo.plan import command as plan
 from jaxgrpo.problems import Driven, Problem, Scheduled, Weighted, batched
-from jaxgrpo.rewards import layout as layout
-from jaxgrpo.rewards import length, repetition, rouge
+from jaxgrpo.rewards import layout, length, repetition, rouge
 from jaxgrpo.rewards.gate import Gate
 from jaxgrpo.rewards.languages import consistency
 from jaxgrpo.rewards.maths import verifier
 from jaxgrpo.rewards.workers.pool import Pool, reward_name
 from jaxgrpo.rollout import difficulty
-from jaxgrpo.rollout.collect import check_missing_verdicts
+from jaxgrpo.rollout.report import check_missing_verdicts
 from jaxgrpo.text import tokenizer
-from tests import test_run
+from tests import test_build
 from tests.test_config import make, right
 from tests.tiny_models import make_folder
 from tests.tiny_rollouts import make_group
@@ -565,7 +565,7 @@ trial(
     lambda folder, said: arithmetic.Arithmetic(languages=("xx",), levels=(1,)).train(),
     arithmetic_as_told,
 )
-PROBLEMS = test_run.problems_of(1, 2, 3)
+PROBLEMS = test_build.problems_of(1, 2, 3)
 trial(
     "there are no problems to ask; check",
     give(ProblemOrder, [], 0),
@@ -894,19 +894,19 @@ trial(
 
 def finished(folder: Path, said: str, **changes: Any) -> str:
     """What a run says whose summary is there."""
-    summary = {"steps": 100, "accuracy_before": None, "accuracy_after": None}
-    (folder / "summary.json").write_text(json.dumps(summary))
+    saved = {"steps": 100, "accuracy_before": None, "accuracy_after": None}
+    (folder / "summary.json").write_text(json.dumps(saved))
     configs.save(make(out=str(folder)), str(folder))
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        assert train._finished(make(out=str(folder), **changes))
+        assert summary.is_finished(make(out=str(folder), **changes))
     return shown.getvalue()
 
 
 def goes_on(folder: Path, said: str) -> None:
     more = make(out=str(folder), steps=101)
     configs.check_same(more, more.out)
-    assert not train._finished(more)
+    assert not summary.is_finished(more)
     # Where the schedule ends with the steps there would be no going on.
     falling = configs.Optimizer(schedule="linear")
     assert "to go on" not in finished(folder, said, optimizer=falling)
@@ -925,29 +925,29 @@ trial(
 )
 
 
-def fitting(width: int, most: int | None = None) -> build.PromptFilter:
-    return replace(test_run.fitting(width), most=most)
+def make_filter(width: int, max_width: int | None = None) -> PromptFilter:
+    return replace(test_build.make_filter(width), max_width=max_width)
 
 
-LONG = test_run.problems_of(7, 9, 6)
+LONG = test_build.problems_of(7, 9, 6)
 trial(
     "there are no problems; {}",
-    lambda folder, said: fitting(5).check([], "held-out"),
+    lambda folder, said: make_filter(5).check([], "held-out"),
     lambda folder, said: load(QUICKSTART, [named(said, r"set (\S*),")]),
-    lambda folder, said: fitting(9).check(LONG, "held-out"),
+    lambda folder, said: make_filter(9).check(LONG, "held-out"),
 )
 
 
 def widened(folder: Path, said: str) -> None:
-    assert fitting(int(named(said, r"(\d+) takes all"))).check(LONG, "training") is None
+    assert make_filter(int(named(said, r"(\d+) takes all"))).check(LONG, "training") is None
 
 
 trial(
     "are longer than sampling.prompt_width={} tokens",
-    lambda folder, said: fitting(5).check(LONG, "x"),
+    lambda folder, said: make_filter(5).check(LONG, "x"),
     widened,
 )
-trial("{} takes all", lambda folder, said: fitting(6).check(LONG, "training"), widened)
+trial("{} takes all", lambda folder, said: make_filter(6).check(LONG, "training"), widened)
 
 
 def too_long(folder: Path, width: int, new: int) -> None:
@@ -962,8 +962,8 @@ trial(
 )
 trial(
     "it must be a multiple of mesh.data * mesh.fsdp",
-    lambda folder, said: build._check_shards(make(), 3, 3),
-    lambda folder, said: build._check_shards(changed({"batch.groups": 6}), 3, 3),
+    lambda folder, said: build._check_shards(make(), 3),
+    lambda folder, said: build._check_shards(changed({"batch.groups": 6, "sampling.slots": 24}), 3),
 )
 
 ASKED = b'{"question": "q", "answer": 1}'
@@ -1014,7 +1014,10 @@ spoiled(
 
 
 def without_ends(folder: Path) -> Path:
-    """A model folder in which no file names an end token; without a chat template, whose turns end."""
+    """A model folder in which no file names an end token.
+
+    It has no chat template, whose turns would end.
+    """
     made = model(folder)
     for path in made.glob("*config.json"):
         found = json.loads(path.read_text())
@@ -1094,13 +1097,15 @@ trial(
 )
 trial(
     "which cannot be told; its source must give one of {}",
-    give(test_run.fitting(9).check, [Problem("1", "x", "1", "Klingon")], "training"),
-    give(test_run.fitting(9).check, [Problem("1", "x", "1", "Polish")], "training"),
+    give(test_build.make_filter(9).check, [Problem("1", "x", "1", "Klingon")], "training"),
+    give(test_build.make_filter(9).check, [Problem("1", "x", "1", "Polish")], "training"),
 )
 trial(
     "give the tokenizer's own model in --config.model",
-    lambda folder, said: replace(test_run.fitting(9), vocabulary=9).check(ROW_PROBLEMS, "training"),
-    lambda folder, said: test_run.fitting(9).check(ROW_PROBLEMS, "training"),
+    lambda folder, said: replace(test_build.make_filter(9), vocab_size=9).check(
+        ROW_PROBLEMS, "training"
+    ),
+    lambda folder, said: test_build.make_filter(9).check(ROW_PROBLEMS, "training"),
 )
 
 # --- tools ---
