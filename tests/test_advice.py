@@ -61,7 +61,7 @@ from jaxgrpo.rewards.languages import consistency
 from jaxgrpo.rewards.maths import verifier
 from jaxgrpo.rewards.workers.pool import Pool, reward_name
 from jaxgrpo.rollout import difficulty
-from jaxgrpo.rollout.collect import check_missing_verdicts
+from jaxgrpo.rollout.report import check_missing_verdicts
 from jaxgrpo.text import tokenizer
 from tests import test_run
 from tests.test_config import make, right
@@ -1014,7 +1014,10 @@ spoiled(
 
 
 def without_ends(folder: Path) -> Path:
-    """A model folder in which no file names an end token; without a chat template, whose turns end."""
+    """Returns a model folder in which no file names an end token.
+
+    It has no chat template, whose turns would end.
+    """
     made = model(folder)
     for path in made.glob("*config.json"):
         found = json.loads(path.read_text())
