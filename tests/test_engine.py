@@ -56,7 +56,9 @@ def test_there_is_something_to_be_equal_to():
 
 @pytest.mark.parametrize("slots", [4, 16, 64])
 @pytest.mark.parametrize("chunk", [1, 8, 32])
-def test_texts_are_those_of_an_uncached_forward_pass_whatever_the_slots_and_the_chunk(slots, chunk):
+def test_texts_are_those_of_an_uncached_forward_pass_whatever_the_slots_and_the_chunk(
+    slots, chunk
+):
     engine = make_engine(slots, chunk)
     groups = ask(engine)
     assert [group.problem for group in groups] == PROBLEMS
@@ -82,23 +84,33 @@ def test_the_width_of_the_left_padding_changes_nothing(width):
 def test_a_text_depends_on_seed_step_purpose_problem_and_sample_alone():
     engine = make_engine(4, 8)
     groups = ask(engine)
-    assert_same_texts(completions(ask(engine, problems=PROBLEMS[3:5])), completions(groups[3:5]))
     assert_same_texts(
-        completions(ask(engine, problems=PROBLEMS[::-1]))[-GROUP:], completions(groups[:1])
+        completions(ask(engine, problems=PROBLEMS[3:5])), completions(groups[3:5])
+    )
+    assert_same_texts(
+        completions(ask(engine, problems=PROBLEMS[::-1]))[-GROUP:],
+        completions(groups[:1]),
     )
     more = ask(engine, group_size=5)
     assert_same_texts(
-        [row for group in more for row in completions([group])[:GROUP]], completions(groups)
+        [row for group in more for row in completions([group])[:GROUP]],
+        completions(groups),
     )
     for other in (
         ask(engine, step=6),
         ask(dataclasses.replace(engine, seed=4)),
         engine(
-            make_params(), PROBLEMS, dataclasses.replace(make_request(), purpose="evaluation"), 5
+            make_params(),
+            PROBLEMS,
+            dataclasses.replace(make_request(), purpose="evaluation"),
+            5,
         ),
     ):
         different = [
-            a != b for (a, _), (b, _) in zip(completions(other), completions(groups), strict=True)
+            a != b
+            for (a, _), (b, _) in zip(
+                completions(other), completions(groups), strict=True
+            )
         ]
         assert sum(different) > 15
     assert len({tuple(tokens) for tokens, _ in completions(groups)}) > 15
@@ -116,7 +128,8 @@ def test_masks_and_ends_are_what_the_rows_say():
                 WIDTH <= column < WIDTH + length for column in range(WIDTH + NEW)
             ]
             attended = [
-                WIDTH - len(prompt) <= column < WIDTH + length for column in range(WIDTH + NEW)
+                WIDTH - len(prompt) <= column < WIDTH + length
+                for column in range(WIDTH + NEW)
             ]
             assert group.attention_mask[row].tolist() == attended
             assert tokens[WIDTH - len(prompt) : WIDTH].tolist() == prompt
@@ -143,7 +156,11 @@ def test_limits_cut_what_would_have_been_longer():
     engine = make_engine(4, 8)
     session = start_session(engine, max_tokens_of=max_tokens_of)
     groups = [group for _, group in sorted(session.groups(), key=lambda item: item[0])]
-    limits = [max_tokens_of(problem, sample) for problem in PROBLEMS for sample in range(GROUP)]
+    limits = [
+        max_tokens_of(problem, sample)
+        for problem in PROBLEMS
+        for sample in range(GROUP)
+    ]
     assert limits[0] == 0  # a row that may say nothing says nothing
     cut = [
         (tokens[:limit], logprobs[:limit])
@@ -153,13 +170,17 @@ def test_limits_cut_what_would_have_been_longer():
     finished = [bool(end) for group in groups for end in group.finished]
     assert finished == [bool(tokens) and tokens[-1] in ENDS for tokens, _ in cut]
     for limit in (1, 5, NEW + 9):
-        cut = [(tokens[:limit], logprobs[:limit]) for tokens, logprobs in expected_rows()]
+        cut = [
+            (tokens[:limit], logprobs[:limit]) for tokens, logprobs in expected_rows()
+        ]
         assert_same_texts(completions(ask(engine, max_tokens=limit)), cut)
 
 
 def test_no_row_ends_before_it_has_the_fewest_tokens():
     groups = ask(make_engine(4, 8), SamplingParams(min_tokens=9))
-    uncached = written_without_a_cache(make_params(), PROBLEMS, GROUP, KEY_NAME, min_tokens=9)
+    uncached = written_without_a_cache(
+        make_params(), PROBLEMS, GROUP, KEY_NAME, min_tokens=9
+    )
     assert_same_texts(completions(groups), uncached)
     assert min(len(tokens) for tokens, _ in completions(groups)) > 9
     assert min(len(tokens) for tokens, _ in expected_rows()) < 9
@@ -213,12 +234,15 @@ def test_a_stop_string_may_be_of_tokens_that_are_not_in_the_text(chunk):
     for stop in (TOKENIZER.decode_all(row[3:4]), TOKENIZER.decode_all(row[2:6])):
         groups = ask(dataclasses.replace(engine, tokenizer=hiding), stop=(stop,))
         wanted = [cut_after(tokens, (stop,)) for tokens in rows]
-        assert [tokens for tokens, _ in completions(groups)] == [tokens for tokens, _ in wanted]
+        assert [tokens for tokens, _ in completions(groups)] == [
+            tokens for tokens, _ in wanted
+        ]
         assert [bool(end) for group in groups for end in group.finished] == [
             ended for _, ended in wanted
         ]
         shown = [
-            TOKENIZER.decode([token for token in cut if token != control]) for cut, _ in wanted
+            TOKENIZER.decode([token for token in cut if token != control])
+            for cut, _ in wanted
         ]
         assert [text for group in groups for text in group.texts] == shown
 
@@ -226,7 +250,8 @@ def test_a_stop_string_may_be_of_tokens_that_are_not_in_the_text(chunk):
 def test_what_the_prompt_opened_is_in_the_text_and_nowhere_else():
     """Not among the tokens, not in their count, and not where stop strings are looked for."""
     opening = dataclasses.replace(
-        make_engine(4, 8), tokenizer=dataclasses.replace(TOKENIZER, completion_prefix="<think>\n")
+        make_engine(4, 8),
+        tokenizer=dataclasses.replace(TOKENIZER, completion_prefix="<think>\n"),
     )
     stop = ("think", "A")
     groups = ask(opening, stop=stop)
@@ -234,7 +259,9 @@ def test_what_the_prompt_opened_is_in_the_text_and_nowhere_else():
     assert completions(groups) == completions(plain)
     for group, other in zip(groups, plain, strict=True):
         assert group.texts == ["<think>\n" + text for text in other.texts]
-        assert [text.tokens for text in group.texts] == [text.tokens for text in other.texts]
+        assert [text.tokens for text in group.texts] == [
+            text.tokens for text in other.texts
+        ]
 
 
 @pytest.mark.parametrize(("slots", "chunk"), [(4, 1), (4, 8), (16, 8), (64, 32)])
@@ -283,13 +310,17 @@ def scored(params, tokens, attention_mask, temperature=1.0):
     )
     hidden, _ = transformer.forward(NETWORK, params, inputs)
     embedding = transformer.output_embedding(params)
-    return token_logprobs(hidden, embedding, tokens, temperature, softcap=NETWORK.logit_softcap)[0]
+    return token_logprobs(
+        hidden, embedding, tokens, temperature, softcap=NETWORK.logit_softcap
+    )[0]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_the_groups_arrays_score_as_the_engine_says(temperature):
     for group in ask(make_engine(4, 8), SamplingParams(temperature))[:3]:
-        logprobs = scored(make_params(), group.tokens, group.attention_mask, temperature)
+        logprobs = scored(
+            make_params(), group.tokens, group.attention_mask, temperature
+        )
         gap = np.where(group.completion_mask, logprobs - group.logprobs, 0.0)
         assert np.abs(gap).max() < 1e-4
 
@@ -318,7 +349,9 @@ def test_sampled_tokens_follow_the_distribution():
     problems = PROBLEMS[:1]
     tokens = np.array(TOKENIZER.prompt(problems[0].prompt))[None]
     lengths = np.array([tokens.shape[1]], np.int32)
-    logits = np.asarray(uncached_logits(1, tokens.shape[1])(make_params(), tokens, lengths))[0]
+    logits = np.asarray(
+        uncached_logits(1, tokens.shape[1])(make_params(), tokens, lengths)
+    )[0]
     for temperature, top_p in ((1.0, 1.0), (1.5, 0.7)):
         probs = np.exp(logits.astype(np.float64) / temperature)
         probs /= probs.sum()
@@ -357,7 +390,13 @@ def test_keys_and_values_are_updated_in_place():
     ring_length = 256
     programs = compile_sampling(
         ModelSpec(network, make_mesh(devices=jax.devices()[:1])),
-        SamplingSpec(prompt_width=256, new_tokens=ring_length, slots=slots, eos_ids=ENDS, chunk=32),
+        SamplingSpec(
+            prompt_width=256,
+            new_tokens=ring_length,
+            slots=slots,
+            eos_ids=ENDS,
+            chunk=32,
+        ),
     )
     state = jax.eval_shape(lambda: programs.empty_state(slots, ring_length))
     sampling = SamplingParams(*(np.float32(0) for _ in range(5)))
@@ -367,7 +406,10 @@ def test_keys_and_values_are_updated_in_place():
     )
     memory = lowered.compile(compiler_options=tiny_devices.DEFAULT).memory_analysis()
     one = state.ring_cache[0][0].size * 4
-    cache = sum(leaf.size * 4 for leaf in jax.tree.leaves((state.prompt_cache, state.ring_cache)))
+    cache = sum(
+        leaf.size * 4
+        for leaf in jax.tree.leaves((state.prompt_cache, state.ring_cache))
+    )
     assert memory.alias_size_in_bytes >= cache
     assert memory.temp_size_in_bytes < one, (memory.temp_size_in_bytes, one)
 
@@ -393,7 +435,9 @@ def compare_meshes():
     """
     for sizes in MESHES:
         mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
-        programs = dataclasses.replace(tiny_engines.make_programs(16, 8, mesh), slot_counts=(16, 8))
+        programs = dataclasses.replace(
+            tiny_engines.make_programs(16, 8, mesh), slot_counts=(16, 8)
+        )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, programs.params_like)
         params = to_device(jax.device_get(make_params()), shardings)
         engine = dataclasses.replace(make_engine(16, 8), programs=programs)

@@ -11,7 +11,9 @@ from jaxgrpo.rewards.workers.pool import Pool
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINKS = set(re.findall(r"\]\(([^)#]+)\)", README)) | set(re.findall(r"configs/\w+\.py", README))
+LINKS = set(re.findall(r"\]\(([^)#]+)\)", README)) | set(
+    re.findall(r"configs/\w+\.py", README)
+)
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -27,17 +29,22 @@ def test_the_losses_example_runs():
 
 def test_the_reward_examples_run_in_workers(tmp_path, monkeypatch):
     (module,) = [block for block in BLOCKS if block.startswith("# my_rewards.py")]
-    (config,) = [block for block in BLOCKS if block.startswith("# the config's rewards")]
+    (config,) = [
+        block for block in BLOCKS if block.startswith("# the config's rewards")
+    ]
     (tmp_path / "my_rewards.py").write_text(module, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     names: dict = {}
     exec(compile(config, "README.md", "exec"), names)
     texts = ["Please, \\boxed{42}", "Please, \\boxed{42}", "The answer is \\boxed{41}"]
     completions = [
-        Completion(text, tokens) for text, tokens in zip(texts, (50, 51, 9), strict=True)
+        Completion(text, tokens)
+        for text, tokens in zip(texts, (50, 51, 9), strict=True)
     ]
     with Pool(names["rewards"], 1, deadline=30.0) as pool:
-        first, second, third = pool.result(pool.submit(Problem("1", "6 * 7?", "42"), completions))
+        first, second, third = pool.result(
+            pool.submit(Problem("1", "6 * 7?", "42"), completions)
+        )
     assert first == {
         "accuracy": 1.0,
         "language": 1.0,

@@ -57,7 +57,9 @@ def test_longer_rings_and_fewer_slots_change_nothing(changing):
         state = arguments[1]
         seen.add((state.active.shape[0], state.ring_cache[0][1].shape[2]))
 
-    assert_same_texts(completions(ask(watching_decode(changing, look))), expected_rows())
+    assert_same_texts(
+        completions(ask(watching_decode(changing, look))), expected_rows()
+    )
     assert {slots for slots, _ in seen} == {8, 4}
     assert {ring_length for _, ring_length in seen} == {12, 24}
 
@@ -84,7 +86,9 @@ def test_groups_come_when_they_are_ready_and_their_indices_say_which():
         return NEW if problem.id == "p0" else 1
 
     sampling = SamplingParams(min_tokens=NEW)
-    session = start_session(make_engine(4, 1), sampling=sampling, max_tokens_of=max_tokens_of)
+    session = start_session(
+        make_engine(4, 1), sampling=sampling, max_tokens_of=max_tokens_of
+    )
     groups = list(session.groups())
     assert [index for index, _ in groups] == [1, 2, 3, 4, 5, 6, 0]
     assert all(group.problem == PROBLEMS[index] for index, group in groups)
@@ -100,7 +104,9 @@ def test_a_new_policy_goes_on_with_what_the_old_one_wrote():
     events = iter(session)
     early_events = [next(events) for _ in range(6)]  # a few tokens of every row
     session.set_policy(other_params, 6)
-    groups = dict(event for event in [*early_events, *events] if isinstance(event, tuple))
+    groups = dict(
+        event for event in [*early_events, *events] if isinstance(event, tuple)
+    )
     mixed_rows = 0
     for index in sorted(groups):
         group = groups[index]
@@ -159,7 +165,9 @@ def test_a_session_holds_problems_back_and_goes_on_when_it_may(changing):
             assert set(slot_counts) == {8}
             session.max_launched += 3
     assert session.launched == len(PROBLEMS)
-    assert_same_texts(completions([groups[index] for index in sorted(groups)]), expected_rows())
+    assert_same_texts(
+        completions([groups[index] for index in sorted(groups)]), expected_rows()
+    )
     assert compiled_versions(changing.programs) == before
 
 
@@ -177,9 +185,13 @@ def test_the_call_that_is_under_way_is_the_earlier_policys():
             tokens_of_step[step] = session.usage.tokens
             session.set_policy(make_params(), step + 1)
     tokens_of_step[5 + len(tokens_of_step)] = session.usage.tokens
-    steps = np.concatenate([group.policy_steps[group.completion_mask] for group in groups])
+    steps = np.concatenate(
+        [group.policy_steps[group.completion_mask] for group in groups]
+    )
     assert len(tokens_of_step) > 3
-    assert {step: int(np.sum(steps == step)) for step in tokens_of_step} == tokens_of_step
+    assert {
+        step: int(np.sum(steps == step)) for step in tokens_of_step
+    } == tokens_of_step
 
 
 def test_texts_come_as_they_end_and_before_their_groups():
@@ -193,7 +205,9 @@ def test_texts_come_as_they_end_and_before_their_groups():
         elif event:
             index, group = event
             assert group.texts == [texts[index, sample] for sample in range(GROUP)]
-            groups_after_other_texts += len(texts) > GROUP * (groups_after_other_texts + 1)
+            groups_after_other_texts += len(texts) > GROUP * (
+                groups_after_other_texts + 1
+            )
     assert len(texts) == GROUP * len(PROBLEMS)
     # Texts of the next groups had ended when a group was complete.
     assert groups_after_other_texts > 0
@@ -223,7 +237,12 @@ def test_two_hundred_steps_of_changing_settings_compile_nothing(changing):
     rng = np.random.default_rng(0)
     programs = engine.programs
     before = compiled_versions(programs)
-    for program in (programs.prefill, programs.insert, programs.decode, programs.compact):
+    for program in (
+        programs.prefill,
+        programs.insert,
+        programs.decode,
+        programs.compact,
+    ):
         assert program.sealed
     num_tokens = 0
     for step in range(200):
@@ -236,7 +255,9 @@ def test_two_hundred_steps_of_changing_settings_compile_nothing(changing):
         )
         max_tokens = int(rng.choice([1, 3, 5, 16]))
         seeded = dataclasses.replace(engine, seed=int(rng.integers(0, 2**31)))
-        problems = [PROBLEMS[i] for i in rng.permutation(len(PROBLEMS))[: rng.integers(1, 4)]]
+        problems = [
+            PROBLEMS[i] for i in rng.permutation(len(PROBLEMS))[: rng.integers(1, 4)]
+        ]
         groups = ask(
             seeded,
             sampling,

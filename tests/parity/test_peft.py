@@ -74,7 +74,9 @@ def test_peft_and_transformers_compute_the_policy(tmp_path, architecture, adapte
     ours = our_logits(base, policy)
     untrained = their_logits(load(base))
     assert np.abs(ours - untrained).max() > 0.1
-    np.testing.assert_allclose(their_logits(load(tmp_path / "merged")), ours, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        their_logits(load(tmp_path / "merged")), ours, rtol=0, atol=1e-4
+    )
     adapted = peft.PeftModel.from_pretrained(load(base), tmp_path / "adapter")
     np.testing.assert_allclose(their_logits(adapted), ours, rtol=0, atol=1e-4)
     # The adapter's folder names its base model.

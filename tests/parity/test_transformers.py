@@ -50,7 +50,11 @@ GEMMA3 = {
 
 
 def sizes(heads, kv_heads, width):
-    return {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": width}
+    return {
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_size": width,
+    }
 
 
 SHAPES = {
@@ -105,7 +109,8 @@ SHAPES = {
     ),
     "qwen2, upper layer with a window": (
         "Qwen2",
-        sizes(5, 1, 20) | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+        sizes(5, 1, 20)
+        | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     ),
     "llama, scaled as 3.1": (
         "Llama",
@@ -126,7 +131,8 @@ SHAPES = {
     "qwen3, grouped": ("Qwen3", sizes(6, 2, 24) | {"head_dim": 8}),
     "qwen3, odd heads": (
         "Qwen3",
-        sizes(7, 1, 28) | {"head_dim": 6, "tie_word_embeddings": True, "attention_bias": True},
+        sizes(7, 1, 28)
+        | {"head_dim": 6, "tie_word_embeddings": True, "attention_bias": True},
     ),
     "qwen3, yarn and a window": (
         "Qwen3",
@@ -149,12 +155,17 @@ SHAPES = {
         sizes(5, 5, 30)
         | {
             "attention_bias": True,
-            "rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0},
+            "rope_parameters": {
+                "rope_type": "linear",
+                "rope_theta": 5e5,
+                "factor": 4.0,
+            },
         },
     ),
     "gemma2, grouped": (
         "Gemma2",
-        sizes(4, 2, 24) | {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 6},
+        sizes(4, 2, 24)
+        | {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 6},
     ),
     "gemma2, odd heads, low caps": (
         "Gemma2",
@@ -179,7 +190,10 @@ SHAPES = {
             "tie_word_embeddings": False,
         },
     ),
-    "gemma3, grouped": ("Gemma3", sizes(4, 2, 24) | GEMMA3 | {"head_dim": 8, "sliding_window": 7}),
+    "gemma3, grouped": (
+        "Gemma3",
+        sizes(4, 2, 24) | GEMMA3 | {"head_dim": 8, "sliding_window": 7},
+    ),
     "gemma3, odd heads": (
         "Gemma3",
         sizes(3, 1, 18)
@@ -189,7 +203,11 @@ SHAPES = {
             "sliding_window": 4,
             "final_logit_softcapping": 3.0,
             "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "full_attention": {
+                    "rope_type": "linear",
+                    "rope_theta": 1e6,
+                    "factor": 8.0,
+                },
                 "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
             },
         },
@@ -198,12 +216,18 @@ SHAPES = {
         "Gemma3",
         sizes(5, 5, 20)
         | GEMMA3
-        | {"head_dim": 4, "sliding_window": 12, "query_pre_attn_scalar": 9, "attention_bias": True},
+        | {
+            "head_dim": 4,
+            "sliding_window": 12,
+            "query_pre_attn_scalar": 9,
+            "attention_bias": True,
+        },
     ),
     "mistral, grouped": ("Mistral", sizes(6, 2, 24) | {"sliding_window": 5}),
     "mistral, odd heads": (
         "Mistral",
-        sizes(3, 1, 18) | {"sliding_window": 13, "head_dim": 10, "rope_parameters": YARN},
+        sizes(3, 1, 18)
+        | {"sliding_window": 13, "head_dim": 10, "rope_parameters": YARN},
     ),
     "mistral, no window": (
         "Mistral",
@@ -300,7 +324,11 @@ def our_logits(folder, tokens):
 def their_logits(folder, tokens):
     """Returns logits in float64: the difference to ours is then our rounding alone."""
     with torch.no_grad(), Exact():
-        return theirs(folder).double()(torch.as_tensor(tokens, dtype=torch.long)).logits.numpy()
+        return (
+            theirs(folder)
+            .double()(torch.as_tensor(tokens, dtype=torch.long))
+            .logits.numpy()
+        )
 
 
 def assert_logits_agree(folder, tokens):
@@ -311,7 +339,9 @@ def assert_logits_agree(folder, tokens):
 
 
 def random_tokens(vocabulary, rows=3, width=40):
-    return np.random.default_rng(0).integers(0, vocabulary, (rows, width)).astype(np.int32)
+    return (
+        np.random.default_rng(0).integers(0, vocabulary, (rows, width)).astype(np.int32)
+    )
 
 
 def test_logits_agree(saved):
@@ -358,7 +388,9 @@ def test_greedy_texts_agree(saved):
     model = ModelSpec(hf_folder.load_config(saved), make_mesh())
     programs = compile_sampling(
         model,
-        SamplingSpec(prompt_width=width, new_tokens=NEW, slots=2, eos_ids=(NO_END,), chunk=24),
+        SamplingSpec(
+            prompt_width=width, new_tokens=NEW, slots=2, eos_ids=(NO_END,), chunk=24
+        ),
     )
     # Slots are not compacted: that takes fewer compiles.
     programs = replace(programs, slot_counts=(2,))
@@ -387,16 +419,25 @@ def test_greedy_texts_agree(saved):
     [
         {"rope_theta": 300.0},
         {"rope_theta": 300.0, "rope_scaling": None},
-        {"rope_theta": ..., "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}},
+        {
+            "rope_theta": ...,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 300.0},
+        },
     ],
     ids=["apart", "with no scaling", "gathered"],
 )
 def test_both_spellings_of_the_rotary_base_are_read_as_transformers_reads_them(
     tmp_path, architecture, spelling
 ):
-    changes = {name: None if value is ... else value for name, value in spelling.items()}
+    changes = {
+        name: None if value is ... else value for name, value in spelling.items()
+    }
     folder = make_folder(
-        tmp_path / "model", architecture, vocab_size=VOCABULARY, eos_token_id=1, **changes
+        tmp_path / "model",
+        architecture,
+        vocab_size=VOCABULARY,
+        eos_token_id=1,
+        **changes,
     )
     assert hf_folder.load_config(folder).rope.theta == 300.0
     assert_logits_agree(folder, random_tokens(VOCABULARY))
@@ -404,11 +445,15 @@ def test_both_spellings_of_the_rotary_base_are_read_as_transformers_reads_them(
 
 def test_the_embedded_model_loads_in_transformers():
     tokens = tokenizer.load(hf_folder.EMBEDDED)
-    loaded = transformers.AutoTokenizer.from_pretrained(hf_folder.EMBEDDED, local_files_only=True)
+    loaded = transformers.AutoTokenizer.from_pretrained(
+        hf_folder.EMBEDDED, local_files_only=True
+    )
     question = "Tom has 12 apples and buys 7 more. How many apples does Tom have?"
     ids = tokens.prompt(question)
     their_ids = loaded.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+        [{"role": "user", "content": question}],
+        add_generation_prompt=True,
+        return_dict=False,
     )
     assert their_ids == ids
     assert_logits_agree(hf_folder.EMBEDDED, np.array([ids], np.int32))
@@ -425,7 +470,9 @@ def test_what_is_saved_here_loads_there(tmp_path, architecture, tied):
     assert_logits_agree(tmp_path / "target", tokens)
     change = their_logits(tmp_path / "target", tokens) - their_logits(source, tokens)
     assert np.abs(change).max() > 0.1
-    transformers.AutoTokenizer.from_pretrained(tmp_path / "target", local_files_only=True)
+    transformers.AutoTokenizer.from_pretrained(
+        tmp_path / "target", local_files_only=True
+    )
 
 
 def test_bfloat16_folders_agree(tmp_path):

@@ -75,7 +75,14 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import BatchedReward, Completion, Problem, Reward, Weighted, is_batched
+from jaxgrpo.problems import (
+    BatchedReward,
+    Completion,
+    Problem,
+    Reward,
+    Weighted,
+    is_batched,
+)
 from jaxgrpo.rewards.workers.channel import PoolClosedError, ProcessLostError
 from jaxgrpo.rewards.workers.process import ForkServer, WorkerProcess
 from jaxgrpo.rewards.workers.reward_names import reward_name
@@ -157,7 +164,9 @@ class Pool:
         # to the barrier closes the fork server, and then all of them end.
         self._all_done = threading.Barrier(workers, action=fork_server.close)
         self._supervisors = [
-            _Supervisor(fork_server, self._rewards, deadline, self._tickets, self._all_done)
+            _Supervisor(
+                fork_server, self._rewards, deadline, self._tickets, self._all_done
+            )
             for _ in range(workers)
         ]
         try:
@@ -200,7 +209,9 @@ class Pool:
         for call, call_verdicts in zip(calls, ticket.verdicts.result(), strict=True):
             name = self._names[call.reward]
             for text, verdict in zip(call.texts, call_verdicts, strict=True):
-                verdicts[text][name] = verdict if isinstance(verdict, float) else Missing(verdict)
+                verdicts[text][name] = (
+                    verdict if isinstance(verdict, float) else Missing(verdict)
+                )
         return verdicts
 
     def cancel(self, ticket: Ticket) -> None:
@@ -241,7 +252,9 @@ class Pool:
         self.close()
 
 
-def _check_settings(rewards: Mapping[str, Weighted], workers: int, deadline: float) -> None:
+def _check_settings(
+    rewards: Mapping[str, Weighted], workers: int, deadline: float
+) -> None:
     if not rewards:
         raise UserError("the reward pool has no reward to compute")
     if workers < 1:
@@ -277,7 +290,9 @@ class _Supervisor:
     ):
         self.imported: Future[None] = Future()
         """Done when the rewards have been imported, or with the error that this gave."""
-        self.thread = threading.Thread(target=self._run, name="reward worker", daemon=True)
+        self.thread = threading.Thread(
+            target=self._run, name="reward worker", daemon=True
+        )
         self._fork_server = fork_server
         self._worker = WorkerProcess(fork_server)
         self._rewards = rewards
@@ -328,7 +343,9 @@ class _Supervisor:
                 self._worker.start()
             channel = self._worker.channel
             try:
-                channel.send(b"[%d, %b]\n" % (len(verdicts), ticket.job), self._deadline)
+                channel.send(
+                    b"[%d, %b]\n" % (len(verdicts), ticket.job), self._deadline
+                )
                 while len(verdicts) < len(calls):
                     verdicts.append(channel.receive(self._deadline))
             except ProcessLostError as lost:
