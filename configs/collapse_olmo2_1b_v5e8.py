@@ -17,4 +17,6 @@ from jaxgrpo.config import Config
 
 def get_config() -> Config:
     base = collapse_qwen2_5_1_5b_v5e8.get_config()
-    return replace(base, out="out/collapse_olmo2_1b_v5e8", model="OLMo-2-0425-1B-Instruct")
+    return replace(
+        base, out="out/collapse_olmo2_1b_v5e8", model="OLMo-2-0425-1B-Instruct"
+    )

@@ -16,7 +16,16 @@ GSM8K, and 14.5 % with SimpleRL-Zoo mixed in; its GRPO settings are not known to
 our choice.
 """
 
-from jaxgrpo.config import Batch, Compute, Config, Evaluation, Filter, Mesh, Optimizer, Sampling
+from jaxgrpo.config import (
+    Batch,
+    Compute,
+    Config,
+    Evaluation,
+    Filter,
+    Mesh,
+    Optimizer,
+    Sampling,
+)
 from jaxgrpo.data.jsonl import Jsonl
 from jaxgrpo.losses import GRPO
 from jaxgrpo.problems import Weighted

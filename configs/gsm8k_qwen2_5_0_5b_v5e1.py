@@ -10,15 +10,21 @@ update, and at least 5.8 s a step, whatever is done well. Expect: not known yet;
 after is in OUT/summary.json.
 """
 
-from jaxgrpo.config import Batch, Compute, Config, Evaluation, Filter, Optimizer, Sampling
+from jaxgrpo.config import (
+    Batch,
+    Compute,
+    Config,
+    Evaluation,
+    Filter,
+    Optimizer,
+    Sampling,
+)
 from jaxgrpo.data.gsm8k import GSM8K
 from jaxgrpo.losses import GRPO
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rewards import layout, maths
 
-SYSTEM = (
-    "Reason step by step between <think> and </think>, then give the final answer in \\boxed{}."
-)
+SYSTEM = "Reason step by step between <think> and </think>, then give the final answer in \\boxed{}."
 
 
 def get_config() -> Config:

@@ -18,5 +18,7 @@ def get_config() -> Config:
     base = qwen2_5_7b_v5e16.get_config()
     # There is room for moments in float32.
     return replace(
-        base, out="out/qwen2_5_7b_v5p8", optimizer=replace(base.optimizer, state_dtype="float32")
+        base,
+        out="out/qwen2_5_7b_v5p8",
+        optimizer=replace(base.optimizer, state_dtype="float32"),
     )

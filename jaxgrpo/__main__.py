@@ -26,12 +26,18 @@ class Program(NamedTuple):
 
 
 PROGRAMS = {
-    "train": Program("jaxgrpo.train", "train a model as a config says, or go on with a run"),
+    "train": Program(
+        "jaxgrpo.train", "train a model as a config says, or go on with a run"
+    ),
     "evaluate": Program(
         "jaxgrpo.evaluate", "measure a run's newest checkpoint on held-out problems"
     ),
-    "sample": Program("jaxgrpo.sample", "print what a model or a run answers to a prompt"),
-    "export": Program("jaxgrpo.export", "write a run's newest checkpoint as a Hugging Face folder"),
+    "sample": Program(
+        "jaxgrpo.sample", "print what a model or a run answers to a prompt"
+    ),
+    "export": Program(
+        "jaxgrpo.export", "write a run's newest checkpoint as a Hugging Face folder"
+    ),
     "plan": Program(
         "jaxgrpo.plan.command", "say whether a run fits its chips, without having them"
     ),
@@ -74,7 +80,11 @@ def run_program(arguments: list[str]) -> None:
     name, *rest = arguments
     if name not in PROGRAMS:
         near = difflib.get_close_matches(name, PROGRAMS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(PROGRAMS)}"
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"choose one of {', '.join(PROGRAMS)}"
+        )
         raise UserError(f"jaxgrpo {name}: there is no such program; {hint}")
     _import_main(name)(rest)
 

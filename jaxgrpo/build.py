@@ -102,7 +102,9 @@ def build_run(config: Config) -> Run:
 
     # 3. Programs, which need the devices, and worker processes.
     programs = build_programs(config, network, tokens.eos_ids)
-    pool = Pool(config.rewards | MEASURED, config.verifier.workers, config.verifier.deadline)
+    pool = Pool(
+        config.rewards | MEASURED, config.verifier.workers, config.verifier.deadline
+    )
     engine = Engine(
         programs,
         tokens,
@@ -139,7 +141,9 @@ def build_programs(
     slots = num_slots(config)
     rows = math.gcd(num_rows(config), config.batch.micro_batch, slots)
     mesh_sizes = config.mesh
-    mesh = make_mesh(mesh_sizes.data, mesh_sizes.fsdp, mesh_sizes.tensor, devices, rows=rows)
+    mesh = make_mesh(
+        mesh_sizes.data, mesh_sizes.fsdp, mesh_sizes.tensor, devices, rows=rows
+    )
     _check_shards(config, row_devices(mesh))
     model = ModelSpec(
         network=network,
@@ -191,9 +195,18 @@ def build_optimizer(config: Config) -> Optimizer:
     """Returns the optimizer that a config describes."""
     optimizer = config.optimizer
     rate = schedule(
-        optimizer.schedule, optimizer.learning_rate, optimizer.warmup_steps, config.steps
+        optimizer.schedule,
+        optimizer.learning_rate,
+        optimizer.warmup_steps,
+        config.steps,
     )
-    return adamw(rate, optimizer.b1, optimizer.b2, optimizer.weight_decay, optimizer.max_grad_norm)
+    return adamw(
+        rate,
+        optimizer.b1,
+        optimizer.b2,
+        optimizer.weight_decay,
+        optimizer.max_grad_norm,
+    )
 
 
 def match_tokenizer(
@@ -219,13 +232,17 @@ def match_tokenizer(
         )
     pad_id = tokens.pad_id if tokens.pad_id < rows else min(eos_ids)
     unused = tuple(_ranges(sorted(set(range(rows)) - ids)))
-    return replace(network, unused_ids=unused), replace(tokens, eos_ids=eos_ids, pad_id=pad_id)
+    return replace(network, unused_ids=unused), replace(
+        tokens, eos_ids=eos_ids, pad_id=pad_id
+    )
 
 
 def _ranges(ids: list[int]) -> Iterator[tuple[int, int]]:
     """Yields sorted ids as (first, end) pairs."""
     firsts = [id_ for i, id_ in enumerate(ids) if i == 0 or ids[i - 1] != id_ - 1]
-    lasts = [id_ for i, id_ in enumerate(ids) if i == len(ids) - 1 or ids[i + 1] != id_ + 1]
+    lasts = [
+        id_ for i, id_ in enumerate(ids) if i == len(ids) - 1 or ids[i + 1] != id_ + 1
+    ]
     for first, last in zip(firsts, lasts, strict=True):
         yield first, last + 1
 

@@ -70,7 +70,9 @@ class Checkpoints:
         expected = named_leaves(shapes)
         step = self._newest()
         self._check(step, expected, is_exact=True)
-        items = self._read(step, state=_restore_arguments(expected), host=ocp.args.JsonRestore())
+        items = self._read(
+            step, state=_restore_arguments(expected), host=ocp.args.JsonRestore()
+        )
         return _unflatten(shapes, items["state"]), items["host"]
 
     def restore_params(self, shapes: PyTree) -> PyTree:
@@ -175,7 +177,9 @@ def _open_manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         create=can_write,
         cleanup_tmp_directories=can_write,
-        preservation_policy=ocp.checkpoint_managers.LatestN(keep) if can_write else None,
+        preservation_policy=ocp.checkpoint_managers.LatestN(keep)
+        if can_write
+        else None,
         enable_async_checkpointing=False,  # `save` returns when the checkpoint is complete
     )
     return ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
@@ -198,7 +202,9 @@ def _restore_arguments(
         targets[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     # partial_restore: arrays of other paths, such as the optimizer's, are not read.
     array_arguments = ocp.checkpoint_utils.construct_restore_args(targets)
-    return ocp.args.PyTreeRestore(targets, restore_args=array_arguments, partial_restore=True)
+    return ocp.args.PyTreeRestore(
+        targets, restore_args=array_arguments, partial_restore=True
+    )
 
 
 def _describe(array: Any, with_dtype: bool) -> str:

@@ -114,7 +114,9 @@ def format_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -
         texts = [line[index] for line in lines]
         width = max(len(text) for text in texts)
         is_numeric = any(isinstance(row.get(column), int | float) for row in rows)
-        aligned.append([text.rjust(width) if is_numeric else text.ljust(width) for text in texts])
+        aligned.append(
+            [text.rjust(width) if is_numeric else text.ljust(width) for text in texts]
+        )
     return "\n".join("  ".join(cells).rstrip() for cells in zip(*aligned, strict=True))
 
 

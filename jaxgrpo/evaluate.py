@@ -63,8 +63,17 @@ def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[Judged
     session = run.engine.session(params, problems, request, step=0)
     judged = judged_in_order(session, run.judge, run.judge.initial_weights())
     # Step 0: evaluations draw the same random numbers, whenever they are made.
-    is_hidden = jax.process_index() > 0 or None  # None: hidden where there is no terminal
-    bar = tqdm(judged, "evaluating", len(problems), unit="problem", leave=False, disable=is_hidden)
+    is_hidden = (
+        jax.process_index() > 0 or None
+    )  # None: hidden where there is no terminal
+    bar = tqdm(
+        judged,
+        "evaluating",
+        len(problems),
+        unit="problem",
+        leave=False,
+        disable=is_hidden,
+    )
     return list(bar)
 
 

@@ -62,7 +62,9 @@ def read_run(run: Path) -> SavedRun:
         adapters = config.get("lora", overrides.describe(lora.NO_LORA))
         return SavedRun(
             folder=folder,
-            adapters=Lora(adapters["rank"], adapters["alpha"], tuple(adapters["targets"])),
+            adapters=Lora(
+                adapters["rank"], adapters["alpha"], tuple(adapters["targets"])
+            ),
             is_stacked=config.get("compute", {}).get("scan_layers", False),
             system=config.get("system", ""),
         )
@@ -111,7 +113,9 @@ def export(
     return step, lost_by_rounding(base, merged, merged_dtype)
 
 
-def _restore_trained(run: Path, source: Path, stacked: bool, adapters: Lora) -> tuple[int, Params]:
+def _restore_trained(
+    run: Path, source: Path, stacked: bool, adapters: Lora
+) -> tuple[int, Params]:
     """Returns the newest checkpoint's step and its trained parameters on the host, not stacked."""
     layout = transformer.stack if stacked else transformer.unstack
 
@@ -121,7 +125,9 @@ def _restore_trained(run: Path, source: Path, stacked: bool, adapters: Lora) -> 
     # Shapes alone: a checkpoint is restored into a tree like the one that was trained.
     like = jax.eval_shape(init, transformer.shapes(hf_folder.load_config(source)))
     with Checkpoints(run) as checkpoints:
-        restored = jax.device_get(checkpoints.restore_params(sharded_shapes(make_mesh(), like)))
+        restored = jax.device_get(
+            checkpoints.restore_params(sharded_shapes(make_mesh(), like))
+        )
         step = checkpoints.latest()
     assert step is not None  # else nothing could have been restored
     return step, transformer.unstack(restored)
@@ -136,7 +142,9 @@ def lost_by_rounding(base: Params, merged: Params, dtype: str) -> float:
     changed = 0.0
     base_leaves = named_leaves(base)
     for path, leaf in named_leaves(merged).items():
-        change = np.asarray(leaf, np.float32) - np.asarray(base_leaves[path], np.float32)
+        change = np.asarray(leaf, np.float32) - np.asarray(
+            base_leaves[path], np.float32
+        )
         if not change.any():
             continue
         rounded = np.asarray(leaf.astype(jnp.dtype(dtype)), np.float32)
@@ -154,7 +162,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--run", type=Path, required=True, help="the --config.out of a training run"
     )
     parser.add_argument(
-        "--to", type=Path, required=True, help="the folder to write; it must not be there yet"
+        "--to",
+        type=Path,
+        required=True,
+        help="the folder to write; it must not be there yet",
     )
     parser.add_argument(
         "--adapter",
@@ -174,7 +185,9 @@ def main(argv: list[str]) -> None:
     """Exports as the command line says, and prints what was written and lost."""
     arguments = parse(argv)
     step, lost = export(arguments.run, arguments.to, arguments.adapter, arguments.dtype)
-    print(f"{arguments.to}: step {step} of {arguments.run}, {jax.device_count()} device(s)")
+    print(
+        f"{arguments.to}: step {step} of {arguments.run}, {jax.device_count()} device(s)"
+    )
     if lost > 0.01:
         hint = "--dtype float32 keeps it, --adapter writes the adapters alone"
         print(

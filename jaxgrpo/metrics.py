@@ -51,7 +51,9 @@ class Writer:
             truncate(path, start_step)
             self._files[name] = path.open("a", encoding="utf-8")
         # purge_step: TensorBoard hides what an earlier process wrote for this step and later.
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        self._tensorboard = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start_step
+        )
         self._progress = Progress(start_step, steps)
 
     def write(self, step: int, metrics: Mapping[str, Number]) -> None:
@@ -75,7 +77,9 @@ class Writer:
         if self._active:
             self._progress.print_line(line)
 
-    def write_rollouts(self, step: int, records: Iterable[Mapping[str, object]]) -> None:
+    def write_rollouts(
+        self, step: int, records: Iterable[Mapping[str, object]]
+    ) -> None:
         """Appends sampled completions, each a mapping of JSON values, to OUT/rollouts.jsonl."""
         if self._active:
             self._append("rollouts", ({"step": step, **record} for record in records))

@@ -46,7 +46,11 @@ def plot(out: str | os.PathLike) -> Path | None:
     except ImportError:
         return None
     records = read(out)
-    names = [name for name in PANELS if any(record.get(name) is not None for record in records)]
+    names = [
+        name
+        for name in PANELS
+        if any(record.get(name) is not None for record in records)
+    ]
     if not names:
         return None
     evaluations = _evaluations(Path(out) / "summary.json")
@@ -70,7 +74,9 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """
     # The first windows reach back before the first value.
     padded = np.concatenate([np.full(width - 1, np.nan), values])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, width)  # [positions, width]
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, width
+    )  # [positions, width]
     present = np.isfinite(windows)
     counts = present.sum(axis=1)
     sums = np.where(present, windows, 0.0).sum(axis=1)
@@ -93,8 +99,12 @@ def _draw_metric(
 ) -> None:
     """Draws one metric over the steps, with a gap for steps that lack it."""
     steps = np.array([record["step"] for record in records])
-    values = np.array([record.get(name) for record in records], float)  # None becomes NaN
-    marker = "." if len(steps) < 3 else None  # a line through so few points is hard to see
+    values = np.array(
+        [record.get(name) for record in records], float
+    )  # None becomes NaN
+    marker = (
+        "." if len(steps) < 3 else None
+    )  # a line through so few points is hard to see
     panel.plot(steps, values, color=LIGHT_BLUE, linewidth=1, marker=marker)
     # The window is a tenth of the run: wide enough to show a trend through the noise of the steps.
     mean = running_mean(values, max(3, len(values) // 10))
@@ -119,7 +129,9 @@ def _draw_metric(
     panel.margins(x=0.02)
 
 
-def _draw_evaluation(panel: "Axes", step: int, value: int | float, label: str, fill: str) -> None:
+def _draw_evaluation(
+    panel: "Axes", step: int, value: int | float, label: str, fill: str
+) -> None:
     """Marks the result of an evaluation on held-out problems."""
     panel.plot(
         step,

@@ -126,7 +126,9 @@ class Weighted:
     function: Reward | BatchedReward
     weight: float = 1.0
 
-    def next_weight(self, step: int, previous_weight: float, mean_reward: float) -> float:
+    def next_weight(
+        self, step: int, previous_weight: float, mean_reward: float
+    ) -> float:
         """Returns the weight at a step.
 
         step: from 1
@@ -154,7 +156,9 @@ class Scheduled(Weighted):
                 "and the last"
             )
 
-    def next_weight(self, step: int, previous_weight: float, mean_reward: float) -> float:
+    def next_weight(
+        self, step: int, previous_weight: float, mean_reward: float
+    ) -> float:
         """Returns the weight at a step, from the schedule alone."""
         # From 0 at step 1 to 1 at step `steps`, and 1 ever after.
         progress = min(1.0, (step - 1) / (self.steps - 1))
@@ -188,7 +192,9 @@ class Driven(Weighted):
                 f"rate={self.rate}: it must hold 0 <= weight <= max_weight and rate > 0"
             )
 
-    def next_weight(self, step: int, previous_weight: float, mean_reward: float) -> float:
+    def next_weight(
+        self, step: int, previous_weight: float, mean_reward: float
+    ) -> float:
         """Returns the weight after one step of dual ascent from the previous one."""
         if math.isnan(mean_reward):
             # Without a verdict nothing is known of the constraint.

@@ -53,7 +53,9 @@ class Program:
         result = self._jitted(*arguments)
         if self.sealed and self.compiled > compiled_before:
             shapes = jax.tree.map(_shape_text, arguments)
-            raise RuntimeError(f"{self.name} was compiled again after warm-up, for {shapes}")
+            raise RuntimeError(
+                f"{self.name} was compiled again after warm-up, for {shapes}"
+            )
         return result
 
     def temporary_bytes(self, *arguments: Any) -> float:
@@ -145,7 +147,9 @@ class Programs(SamplingPrograms):
 
         arguments: those of `update` after the reference
         """
-        temporary_bytes = self.update.temporary_bytes(self.state_like, reference, *arguments)
+        temporary_bytes = self.update.temporary_bytes(
+            self.state_like, reference, *arguments
+        )
         return {
             "memory/parameters": float(device_bytes(self.state_like.params)),
             "memory/optimizer": float(device_bytes(self.state_like.opt_state)),
@@ -167,13 +171,19 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
     params = model.loaded_shapes()
     params_like = sharded_shapes(mesh, params)
     reference_like = sharded_shapes(mesh, jax.eval_shape(model.layout, params))
-    trained_like = sharded_shapes(mesh, jax.eval_shape(partial(_trained, model), params))
-    published_like = sharded_shapes(mesh, jax.eval_shape(partial(_with_adapters, model), params))
+    trained_like = sharded_shapes(
+        mesh, jax.eval_shape(partial(_trained, model), params)
+    )
+    published_like = sharded_shapes(
+        mesh, jax.eval_shape(partial(_with_adapters, model), params)
+    )
 
     # in_shardings are taken from the arguments. out_shardings are fixed, because a result is the
     # argument of a later call, and another sharding there would compile again.
     state_shardings = decode_state_shardings(mesh, model.network.kv_heads)(DecodeState)
-    prefilled_shardings = decode_state_shardings(mesh, model.network.kv_heads)(Prefilled)
+    prefilled_shardings = decode_state_shardings(mesh, model.network.kv_heads)(
+        Prefilled
+    )
     decode_spec = DecodeSpec(
         chunk=spec.chunk,
         eos_ids=spec.eos_ids,
@@ -231,14 +241,20 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
 
     exact_decode = _exact(decode, dtype)
     return SamplingPrograms(
-        make_reference=jax.jit(make_reference, out_shardings=_shardings(reference_like)),
+        make_reference=jax.jit(
+            make_reference, out_shardings=_shardings(reference_like)
+        ),
         publish=jax.jit(publish, out_shardings=decode_shardings(mesh, published_like)),
         prefill=Program(
-            "prefill", jax.jit(_exact(prefill, dtype), out_shardings=prefilled_shardings)
+            "prefill",
+            jax.jit(_exact(prefill, dtype), out_shardings=prefilled_shardings),
         ),
-        empty_state=jax.jit(empty_state, static_argnums=(0, 1), out_shardings=state_shardings),
+        empty_state=jax.jit(
+            empty_state, static_argnums=(0, 1), out_shardings=state_shardings
+        ),
         insert=Program(
-            "insert", jax.jit(sampler.insert, out_shardings=state_shardings, donate_argnums=0)
+            "insert",
+            jax.jit(sampler.insert, out_shardings=state_shardings, donate_argnums=0),
         ),
         decode=Program(
             "decode",
@@ -249,7 +265,9 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
             ),
         ),
         grow=jax.jit(grow, static_argnums=1, out_shardings=state_shardings),
-        compact=Program("compact", jax.jit(sampler.compact, out_shardings=state_shardings)),
+        compact=Program(
+            "compact", jax.jit(sampler.compact, out_shardings=state_shardings)
+        ),
         slot_counts=_halves(spec.slots, max(1, spec.slots // 8), devices),
         ring_lengths=_halves(spec.new_tokens, 128, 1)[::-1],
         prompts_per_prefill=_prompts_per_prefill(spec, devices),
@@ -301,7 +319,8 @@ def compile_programs(
     sampling_programs = compile_sampling(model, sampling)
     return Programs(
         **{
-            field.name: getattr(sampling_programs, field.name) for field in fields(SamplingPrograms)
+            field.name: getattr(sampling_programs, field.name)
+            for field in fields(SamplingPrograms)
         },
         init_state=jax.jit(init_state, out_shardings=_shardings(state_like)),
         update=Program("update", jitted_update),
@@ -365,9 +384,13 @@ def _shardings(like: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.sharding, like)
 
 
-def _trained_unrounded(model: ModelSpec, params: Params, seed: int | Array = 0) -> Params:
+def _trained_unrounded(
+    model: ModelSpec, params: Params, seed: int | Array = 0
+) -> Params:
     """Returns what is trained, before it is rounded to the dtype it is stored in."""
-    return lora.init_trainable(model.adapters, model.layout(params), jax.random.key(seed))
+    return lora.init_trainable(
+        model.adapters, model.layout(params), jax.random.key(seed)
+    )
 
 
 def _trained(model: ModelSpec, params: Params) -> Params:
@@ -377,7 +400,9 @@ def _trained(model: ModelSpec, params: Params) -> Params:
 
 def _with_adapters(model: ModelSpec, params: Params) -> Params:
     """Returns parameters with adapters beside their matrices, if there are any."""
-    return lora.attach(params, lora.init_trainable(model.adapters, params, jax.random.key(0)))
+    return lora.attach(
+        params, lora.init_trainable(model.adapters, params, jax.random.key(0))
+    )
 
 
 def _forward_copy(params: Params, dtype: DTypeLike) -> Params:

@@ -46,11 +46,17 @@ def check(arguments: argparse.Namespace) -> None:
         ("top_k", a.top_k >= 0, "at least 0 (all tokens)"),
         ("top_p", 0 < a.top_p <= 1, "above 0 and at most 1 (all tokens)"),
         ("min_p", 0 <= a.min_p <= 1, "from 0 (all tokens) to 1"),
-        ("min_tokens", 0 <= a.min_tokens <= a.max_tokens, f"from 0 to --max-tokens {a.max_tokens}"),
+        (
+            "min_tokens",
+            0 <= a.min_tokens <= a.max_tokens,
+            f"from 0 to --max-tokens {a.max_tokens}",
+        ),
         ("stop", all(a.stop), "a text that is not empty"),
     ):
         if not is_fine:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be {rule}")
+            raise UserError(
+                f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be {rule}"
+            )
 
 
 def sample(arguments: argparse.Namespace, prompt: str) -> Group:
@@ -84,7 +90,9 @@ def sample(arguments: argparse.Namespace, prompt: str) -> Group:
     )
 
     # 3. The samples.
-    engine = Engine(programs, tokens, width, arguments.max_tokens, arguments.seed, system)
+    engine = Engine(
+        programs, tokens, width, arguments.max_tokens, arguments.seed, system
+    )
     request = SamplingRequest(
         group_size=arguments.samples,
         sampling=SamplingParams(
@@ -184,18 +192,37 @@ def make_parser() -> argparse.ArgumentParser:
         help="the --config.out of a training run: its newest checkpoint is asked",
     )
     parser.add_argument("--prompt", help="what to ask; by default what stdin says")
-    parser.add_argument("--system", help="a system prompt; by default the run's, or none")
+    parser.add_argument(
+        "--system", help="a system prompt; by default the run's, or none"
+    )
     for flag, kind, default, about in (
         ("--samples", int, 4, "completions"),
         ("--max-tokens", int, 256, "tokens of a completion, at most"),
         ("--min-tokens", int, 0, "tokens of a completion, at least"),
-        ("--temperature", float, 1.0, "divides the logits; 0 takes the likeliest token"),
+        (
+            "--temperature",
+            float,
+            1.0,
+            "divides the logits; 0 takes the likeliest token",
+        ),
         ("--top-k", int, 0, "only the k likeliest tokens; 0 takes all"),
-        ("--top-p", float, 1.0, "only the likeliest tokens that together have this probability"),
-        ("--min-p", float, 0.0, "only tokens at least this probable, as a share of the likeliest"),
+        (
+            "--top-p",
+            float,
+            1.0,
+            "only the likeliest tokens that together have this probability",
+        ),
+        (
+            "--min-p",
+            float,
+            0.0,
+            "only tokens at least this probable, as a share of the likeliest",
+        ),
         ("--seed", int, 0, "another one gives other samples"),
     ):
-        parser.add_argument(flag, type=kind, default=default, help=f"{about}; default {default}")
+        parser.add_argument(
+            flag, type=kind, default=default, help=f"{about}; default {default}"
+        )
     parser.add_argument(
         "--stop",
         action="append",
@@ -213,7 +240,11 @@ def main(argv: list[str]) -> None:
     if prompt is None:
         prompt = sys.stdin.read().rstrip("\n")
     for record in records(sample(arguments, prompt)):
-        print(json.dumps(record, ensure_ascii=False) if arguments.json else to_text(record))
+        print(
+            json.dumps(record, ensure_ascii=False)
+            if arguments.json
+            else to_text(record)
+        )
 
 
 if __name__ == "__main__":

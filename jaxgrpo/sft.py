@@ -25,7 +25,9 @@ class Example(NamedTuple):
     completion: list[int]
 
 
-def pack(examples: Iterable[Example], rows: int, width: int, pad_id: int) -> Iterator[TrainBatch]:
+def pack(
+    examples: Iterable[Example], rows: int, width: int, pad_id: int
+) -> Iterator[TrainBatch]:
     """Yields batches [rows, width] of NumPy arrays into which examples are packed whole.
 
     Each example is a segment of its own. It goes into the first row that has room; when none has,
@@ -45,9 +47,13 @@ def pack(examples: Iterable[Example], rows: int, width: int, pad_id: int) -> Ite
                 "predicted from"
             )
         if len(ids) > width:
-            raise ValueError(f"an example of {len(ids)} tokens does not fit into rows of {width}")
+            raise ValueError(
+                f"an example of {len(ids)} tokens does not fit into rows of {width}"
+            )
         # First fit: no search for a better one, which would change the order.
-        row = next((row for row in range(rows) if lengths[row] + len(ids) <= width), None)
+        row = next(
+            (row for row in range(rows) if lengths[row] + len(ids) <= width), None
+        )
         if row is None:
             yield batch
             batch = _empty_batch(rows, width, pad_id)

@@ -13,7 +13,9 @@ def noted_signals() -> Iterator[list[int]]:
     So the step can be finished and saved. A second one ends the program at once.
     """
     noted: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+    }
 
     def restore() -> None:
         for number, handler in handlers.items():

@@ -46,7 +46,9 @@ def _table(key: str, names: list[str], reports: dict[str, Report]) -> str:
     for value in first_report[f"by_{key}"]:
         row = {key: value}
         for name, when in columns:
-            row[TABLE_METRICS[name] + when] = reports[when][f"by_{key}"].get(value, {}).get(name)
+            row[TABLE_METRICS[name] + when] = (
+                reports[when][f"by_{key}"].get(value, {}).get(name)
+            )
         rows.append(row)
     total = {key: "all"}
     for name, when in columns:
@@ -125,7 +127,9 @@ def check_shared(out: Path) -> None:
 def is_finished(config: Config) -> bool:
     """Returns whether OUT holds the summary of all the steps that are wanted; then says so."""
     path = Path(config.out) / "summary.json"
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1}
+    saved = (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1}
+    )
     summary = gather_json(saved)[0]
     if summary["steps"] < config.steps:
         return False

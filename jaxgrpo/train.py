@@ -83,7 +83,9 @@ class RunState:
         }
 
 
-def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[Metrics]:
+def train(
+    config: Config, stop: Callable[[], bool] = lambda: False
+) -> Iterator[Metrics]:
     """Trains, and yields the metrics of each step as they are written to OUT/metrics.jsonl.
 
     It goes on from the newest checkpoint in config.out. Before the first step and after the last it
@@ -100,7 +102,10 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
     out = Path(config.out)
     if is_finished(config):
         return
-    with build_run(config) as run, Checkpoints(config.out, config.keep_checkpoints) as checkpoints:
+    with (
+        build_run(config) as run,
+        Checkpoints(config.out, config.keep_checkpoints) as checkpoints,
+    ):
         # 1. Prepare: parameters, the newest checkpoint, compiled programs.
         if jax.process_index() == 0:
             configs.save(config, config.out)
@@ -120,7 +125,9 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Iterator[
         if config.lora.rank:
             # The programs are compiled for a policy with adapters, so the base is asked through
             # adapters of zeros.
-            untrained = lora.attach(reference, lora.zero_adapters(run_state.state.params))
+            untrained = lora.attach(
+                reference, lora.zero_adapters(run_state.state.params)
+            )
         before = make_once(out / "before.json", partial(_evaluate, run, untrained))
         if before:
             print0(f"\n{tables(before)}\n", flush=True)
@@ -196,7 +203,9 @@ def run_steps(
         config.sampling.max_age,
     )
     is_first = jax.process_index() == 0
-    writer = metrics.Writer(config.out, run_state.step + 1, config.steps, active=is_first)
+    writer = metrics.Writer(
+        config.out, run_state.step + 1, config.steps, active=is_first
+    )
     with writer, contextlib.closing(stream):
 
         def save() -> None:
@@ -242,7 +251,9 @@ def run_step(
     spec = CollectSpec(
         groups=config.batch.groups,
         max_prompts=max_prompts(config),
-        filter=DifficultyFilter(config.filter.rule, config.filter.low, config.filter.high),
+        filter=DifficultyFilter(
+            config.filter.rule, config.filter.low, config.filter.high
+        ),
         mask_truncated=config.batch.mask_truncated,
     )
     policy = lora.attach(reference, run_state.state.params)
@@ -275,7 +286,9 @@ def run_step(
     )
 
 
-def _move_reward_weights(run: Run, run_state: RunState, asked: list[JudgedGroup]) -> Metrics:
+def _move_reward_weights(
+    run: Run, run_state: RunState, asked: list[JudgedGroup]
+) -> Metrics:
     """Moves the reward weights on to the next step's; returns this step's that can move."""
     step = run_state.step + 1
     weights = run_state.reward_weights
@@ -306,7 +319,9 @@ def _update(
     if not collected.groups:
         run_state.state = state._replace(step=state.step + 1)
         return {}
-    host_batch = make_batch(collected.groups, config.batch.groups, config.batch.mask_truncated)
+    host_batch = make_batch(
+        collected.groups, config.batch.groups, config.batch.mask_truncated
+    )
     batch: TrainBatch = to_device(host_batch, programs.row_sharding)
     objective = config.objective
     temperature = config.sampling.temperature
@@ -352,7 +367,9 @@ def peak_memory() -> Metrics:
     It returns nothing where nobody knows, as of a CPU.
     """
     stats = [device.memory_stats() for device in jax.local_devices()]
-    peaks = [device_stats["peak_bytes_in_use"] for device_stats in stats if device_stats]
+    peaks = [
+        device_stats["peak_bytes_in_use"] for device_stats in stats if device_stats
+    ]
     return {"memory/peak": float(max(peaks))} if peaks else {}
 
 

@@ -3,7 +3,14 @@
 import json
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+)
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -52,12 +59,16 @@ def make_chat_folder(
     config_ends, generation_ends: end tokens that config.json and generation_config.json name
     """
     backend = Tokenizer(
-        models.BPE(vocab={letter: i for i, letter in enumerate(byte_alphabet())}, merges=[])
+        models.BPE(
+            vocab={letter: i for i, letter in enumerate(byte_alphabet())}, merges=[]
+        )
     )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([eos, *([bos] if bos else []), *special])
-    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in plain])
+    backend.add_tokens(
+        [AddedToken(text, special=False, normalized=False) for text in plain]
+    )
     if bos:
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
@@ -65,7 +76,12 @@ def make_chat_folder(
     hf = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, bos_token=bos)
     hf.chat_template = template
     hf.save_pretrained(folder)
-    for name, ends in (("config.json", config_ends), ("generation_config.json", generation_ends)):
+    for name, ends in (
+        ("config.json", config_ends),
+        ("generation_config.json", generation_ends),
+    ):
         if ends is not None:
-            (folder / name).write_text(json.dumps({"eos_token_id": hf.convert_tokens_to_ids(ends)}))
+            (folder / name).write_text(
+                json.dumps({"eos_token_id": hf.convert_tokens_to_ids(ends)})
+            )
     return folder

@@ -38,7 +38,9 @@ class Document:
 
     def blocks(self, language: str) -> list[str]:
         """Returns the contents of the blocks ```language ... ```."""
-        return re.findall(rf"^```{language}\n(.*?)^```$", self.text, re.DOTALL | re.MULTILINE)
+        return re.findall(
+            rf"^```{language}\n(.*?)^```$", self.text, re.DOTALL | re.MULTILINE
+        )
 
     def prose(self) -> str:
         """Returns the text without its blocks."""
@@ -46,7 +48,9 @@ class Document:
 
     def spans(self) -> list[str]:
         """Returns what stands in `backticks`, each on one line."""
-        return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", self.prose())]
+        return [
+            " ".join(span.split()) for span in re.findall(r"`([^`]+)`", self.prose())
+        ]
 
     def links(self) -> list[str]:
         """Returns the targets of all links, without what follows a #."""
@@ -54,7 +58,9 @@ class Document:
 
     def commands(self) -> list[str]:
         """Returns the commands of shell blocks, of indented blocks and of backticks."""
-        commands = [line for block in self.blocks("sh") for line in block.splitlines() if line]
+        commands = [
+            line for block in self.blocks("sh") for line in block.splitlines() if line
+        ]
         indented = re.findall(r"^    (\S.*)$", self.prose(), re.MULTILINE)
         for text in [*indented, *self.spans()]:
             program, _, rest = text.partition(" ")

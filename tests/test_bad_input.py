@@ -101,7 +101,10 @@ def test_a_config_file_without_get_config(refused, tmp_path, path):
             "--config.steps=many",
             "--config.steps=many: steps is a whole number, and 'many' is not; it is now 4",
         ),
-        ("--config.steps=2.5", "--config.steps=2.5: steps is a whole number, and '2.5' is not"),
+        (
+            "--config.steps=2.5",
+            "--config.steps=2.5: steps is a whole number, and '2.5' is not",
+        ),
         ("--config.seed=-1", "seed is -1: it must be at least 0"),
         ("--config.seed=4294967296", "seed is 4294967296: it must be below 2**32"),
         (
@@ -115,8 +118,14 @@ def test_a_config_file_without_get_config(refused, tmp_path, path):
         ),
         ("--config.sampling.slots=-1", "sampling.slots is -1: it must be at least 0"),
         ("--config.sampling.chunk=0", "sampling.chunk is 0: it must be at least 1"),
-        ("--config.evaluation.problems=-1", "evaluation.problems is -1: it must be at least 0"),
-        ("--config.filter.rule=bend", "filter.rule is 'bend': it must be one of band, dapo, off"),
+        (
+            "--config.evaluation.problems=-1",
+            "evaluation.problems is -1: it must be at least 0",
+        ),
+        (
+            "--config.filter.rule=bend",
+            "filter.rule is 'bend': it must be one of band, dapo, off",
+        ),
         ("--config.data.languages=xx", "arithmetic: "),
         (
             "--config.mesh.data=3",
@@ -144,7 +153,9 @@ def test_a_setting(refused, path, flag, says):
 
 def test_a_model_of_another_kind(refused, path, model):
     hf = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(hf | {"architectures": ["MambaForCausalLM"]}))
+    (model / "config.json").write_text(
+        json.dumps(hf | {"architectures": ["MambaForCausalLM"]})
+    )
     assert refused("--config", path, f"--config.model={model}").startswith(
         f"{model}/config.json says architecture MambaForCausalLM; "
         "those known here are LlamaForCausalLM"
@@ -166,7 +177,9 @@ def test_a_tensor_has_another_shape(refused, path, model):
     tensors["model.norm.weight"] = np.ones(7, np.float32)
     save_file(tensors, model / "model.safetensors")
     said = refused("--config", path, f"--config.model={model}")
-    assert said.startswith(f"{model}: model.norm.weight is (7,), but config.json makes it (16,)")
+    assert said.startswith(
+        f"{model}: model.norm.weight is (7,), but config.json makes it (16,)"
+    )
 
 
 def test_a_folder_without_a_tokenizer(refused, path, model):
@@ -227,18 +240,30 @@ def with_language(language: str) -> str:
 @pytest.mark.parametrize(
     ("language", "flag", "says"),
     [
-        ("Klingon", "language_field=lang", 'DATA line 1: "lang" is "Klingon", not a language '),
+        (
+            "Klingon",
+            "language_field=lang",
+            'DATA line 1: "lang" is "Klingon", not a language ',
+        ),
         ("", "language_field=lang", 'DATA line 1: "lang" is blank; fill it in, '),
-        ("en", "language=xx", "--config.data.language is 'xx', not a language that can be told; "),
+        (
+            "en",
+            "language=xx",
+            "--config.data.language is 'xx', not a language that can be told; ",
+        ),
     ],
 )
 def test_a_language_that_cannot_be_told(refused, tmp_path, path, language, flag, says):
     path, data = data_file(tmp_path, with_language(language))
-    assert refused("--config", path, f"--config.data.{flag}").startswith(says.replace("DATA", data))
+    assert refused("--config", path, f"--config.data.{flag}").startswith(
+        says.replace("DATA", data)
+    )
 
 
 def test_a_reward_in_a_language_that_cannot_be_told(refused, tmp_path, path):
-    path = config_file(tmp_path, TEXT.replace("languages.target_word_ratio", "languages.Ratio()"))
+    path = config_file(
+        tmp_path, TEXT.replace("languages.target_word_ratio", "languages.Ratio()")
+    )
     said = refused("--config", path, "--config.rewards.language.function.language=xx")
     assert "language 'xx' is not one that can be told: use one of af " in said
 
@@ -255,9 +280,13 @@ class Mine:
 def get_config"""
     text = TEXT.replace("import Weighted", "import Problem, Weighted")
     text = text.replace("def get_config", source.strip())
-    path = config_file(tmp_path, text.replace("Arithmetic(levels=(1,), size=24)", "Mine()"))
+    path = config_file(
+        tmp_path, text.replace("Arithmetic(levels=(1,), size=24)", "Mine()")
+    )
     said = refused("--config", path)
-    assert said.startswith("the problem 'p2' has the language 'Klingon', which cannot be told; ")
+    assert said.startswith(
+        "the problem 'p2' has the language 'Klingon', which cannot be told; "
+    )
 
 
 def _stop(run):
@@ -286,7 +315,8 @@ def test_odd_data_that_can_be_read(tmp_path, monkeypatch, text):
 
 def test_long_prompts_are_dropped_with_a_count(tmp_path, monkeypatch, capsys):
     path, _ = data_file(
-        tmp_path, as_lines([*ROWS[:2], {"question": "and so on " * 50, "answer": 1}, *ROWS[2:]])
+        tmp_path,
+        as_lines([*ROWS[:2], {"question": "and so on " * 50, "answer": 1}, *ROWS[2:]]),
     )
     monkeypatch.setattr(sys, "argv", ["train", "--config", path])
     monkeypatch.setattr(Run, "load_params", _stop)
@@ -313,7 +343,8 @@ def test_the_folder_of_another_run(refused, tmp_path):
 
 def test_a_reward_that_is_a_lambda(refused, tmp_path, path):
     path = config_file(
-        tmp_path, TEXT.replace("Weighted(maths.accuracy)", "Weighted(lambda problem, text: 1.0)")
+        tmp_path,
+        TEXT.replace("Weighted(maths.accuracy)", "Weighted(lambda problem, text: 1.0)"),
     )
     said = refused("--config", path)
     assert "<lambda>" in said
@@ -327,7 +358,8 @@ def test_a_reward_of_a_module_that_is_not_there(refused, tmp_path, path):
     path = config_file(
         tmp_path,
         TEXT.replace(
-            "import languages, maths", "import languages, maths\nfrom no_rewards import mine"
+            "import languages, maths",
+            "import languages, maths\nfrom no_rewards import mine",
         ),
     )
     said = refused("--config", path)
@@ -363,7 +395,9 @@ def test_as_a_process(tmp_path, case):
     )
     out, errors = process.communicate(timeout=120)
     says = (
-        "error: batch.group_size is 1" if case == "setting" else f"error: {data} line 7 is not JSON"
+        "error: batch.group_size is 1"
+        if case == "setting"
+        else f"error: {data} line 7 is not JSON"
     )
     assert process.returncode == 2
     assert errors.startswith(says)

@@ -97,7 +97,9 @@ RATES = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(make_folder(tmp_path_factory.mktemp("bench") / "model", num_hidden_layers=1))
+    return str(
+        make_folder(tmp_path_factory.mktemp("bench") / "model", num_hidden_layers=1)
+    )
 
 
 def measured(capsys, *argv: str) -> dict:
@@ -120,7 +122,9 @@ def test_rollout_says_what_it_measured(model, capsys):
 
 
 def test_lengths_that_differ_are_also_timed_batch_by_batch(model, capsys):
-    result = measured(capsys, "rollout", "--model", model, "--mean-new", "3", "--slots", "4")
+    result = measured(
+        capsys, "rollout", "--model", model, "--mean-new", "3", "--slots", "4"
+    )
     assert result["batch_by_batch_s"] > 0
     assert result["tokens_per_s"] < 2 * 4 * 8 / result["median_s"]
 
@@ -134,7 +138,10 @@ def test_a_step_samples_and_updates(model, capsys):
 def test_the_work_of_a_step_is_ten_products_a_parameter_and_token():
     lengths = np.full(64, 128)
     work = sampling.step_work(NETWORK, 64, lengths, 64, 4)
-    assert work.flops == 10 * transformer.parameter_count(transformer.shapes(NETWORK)) * 64 * 192
+    assert (
+        work.flops
+        == 10 * transformer.parameter_count(transformer.shapes(NETWORK)) * 64 * 192
+    )
     assert work.floor_s(1e9, 1e30) == work.flops / 1e9
     assert work.floor_s(1e30, 1e9) == work.bytes / 1e9
 
@@ -156,7 +163,9 @@ def test_numbers_that_do_not_go_together_are_refused(model, argv, message):
 
 
 def test_rewards_counts_verdicts(capsys):
-    bench.main(["rewards", "--verdicts", "35", "--workers", "1", "--repeats", "2", "--json"])
+    bench.main(
+        ["rewards", "--verdicts", "35", "--workers", "1", "--repeats", "2", "--json"]
+    )
     result = json.loads(capsys.readouterr().out)
     expected = {"bench": "rewards", "verdicts": 40, "workers": 1, "repeats": 2}
     assert result.items() >= expected.items()

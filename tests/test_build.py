@@ -41,7 +41,9 @@ def problems_of(*lengths: int) -> list[Problem]:
 
     The template ends every prompt with one token more.
     """
-    return [Problem(str(i), "x" * (length - 1), "1") for i, length in enumerate(lengths)]
+    return [
+        Problem(str(i), "x" * (length - 1), "1") for i, length in enumerate(lengths)
+    ]
 
 
 def make_filter(width: int, system: str = "") -> PromptFilter:
@@ -54,14 +56,19 @@ def test_a_prompt_as_long_as_the_width_fits():
 
 
 def test_the_system_message_counts():
-    assert make_filter(8, "four").accepts(problems_of(2)[0])  # four, two line ends, x, line end
+    assert make_filter(8, "four").accepts(
+        problems_of(2)[0]
+    )  # four, two line ends, x, line end
     assert not make_filter(7, "four").accepts(problems_of(2)[0])
 
 
 def test_long_prompts_are_counted():
     assert make_filter(5).check(problems_of(4, 5), "training") is None
     note = make_filter(5).check(problems_of(4, 6, 9, 5), "training")
-    assert note == "2 of 4 training prompts are longer than 5 tokens and left out; 9 takes all"
+    assert (
+        note
+        == "2 of 4 training prompts are longer than 5 tokens and left out; 9 takes all"
+    )
 
 
 def test_only_so_many_are_measured():
@@ -75,7 +82,8 @@ def test_only_so_many_are_measured():
 def test_a_language_that_cannot_be_told_is_refused_with_the_problem():
     problems = [Problem("a", "x", "1", "pt-BR"), Problem("b", "x", "1", "Klingon")]
     with pytest.raises(
-        UserError, match="the problem 'b' has the language 'Klingon', which cannot be told"
+        UserError,
+        match="the problem 'b' has the language 'Klingon', which cannot be told",
     ):
         make_filter(5).check(problems, "training")
     # Among problems that are not checked before the run, it is passed over.
@@ -98,8 +106,17 @@ def test_no_problems_are_refused():
 
 def test_the_first_that_fit_are_taken():
     problems = problems_of(9, 2, 9, 3, 4, 5)
-    assert [problem.id for problem in make_filter(5).take(problems, 3)] == ["1", "3", "4"]
-    assert [problem.id for problem in make_filter(5).take(problems, 9)] == ["1", "3", "4", "5"]
+    assert [problem.id for problem in make_filter(5).take(problems, 3)] == [
+        "1",
+        "3",
+        "4",
+    ]
+    assert [problem.id for problem in make_filter(5).take(problems, 9)] == [
+        "1",
+        "3",
+        "4",
+        "5",
+    ]
 
 
 def test_the_embedded_model_is_the_default():
@@ -128,18 +145,39 @@ def test_rows_are_no_longer_than_the_model_was_made_for(tmp_path):
 
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 YARN = {"type": "yarn", "factor": 4.0}
 
 
 @pytest.mark.parametrize(
     ("architecture", "changes", "max_positions"),
     [
-        ("Qwen2", {"rope_scaling": YARN | {"original_max_position_embeddings": 100}}, 400),
+        (
+            "Qwen2",
+            {"rope_scaling": YARN | {"original_max_position_embeddings": 100}},
+            400,
+        ),
         ("Qwen2", {"rope_scaling": YARN}, 400),
-        ("Qwen2", {"rope_scaling": YARN | {"original_max_position_embeddings": 25}}, 100),
-        ("Llama", {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 10}}, 100),
-        ("Llama", {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 50}}, 100),
+        (
+            "Qwen2",
+            {"rope_scaling": YARN | {"original_max_position_embeddings": 25}},
+            100,
+        ),
+        (
+            "Llama",
+            {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 10}},
+            100,
+        ),
+        (
+            "Llama",
+            {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 50}},
+            100,
+        ),
         ("Llama", {"rope_scaling": LLAMA3}, 800),
         ("Llama", {"rope_scaling": LINEAR}, 400),
         ("Gemma3", {"rope_scaling": LINEAR}, 100),
@@ -166,9 +204,12 @@ def test_the_configs_of_the_embedded_model_fit_it(name):
 
 
 def test_a_run_that_is_too_long_for_its_model_is_refused_before_it_begins(tmp_path):
-    config = make_config(tmp_path, "sampling.prompt_width=1024", "sampling.max_new_tokens=8192")
+    config = make_config(
+        tmp_path, "sampling.prompt_width=1024", "sampling.max_new_tokens=8192"
+    )
     with pytest.raises(
-        UserError, match=r"9216 tokens, more than the 2048 .* lower .*max_new_tokens to 1024"
+        UserError,
+        match=r"9216 tokens, more than the 2048 .* lower .*max_new_tokens to 1024",
     ):
         build_run(config)
 
@@ -176,7 +217,11 @@ def test_a_run_that_is_too_long_for_its_model_is_refused_before_it_begins(tmp_pa
 @pytest.mark.parametrize(
     ("shards", "overrides", "says"),
     [
-        (8, ("batch.groups=3",), "batch.groups * batch.group_size is 12: it must be a multiple of"),
+        (
+            8,
+            ("batch.groups=3",),
+            "batch.groups * batch.group_size is 12: it must be a multiple of",
+        ),
         (8, ("batch.groups=4", "batch.micro_batch=4"), "batch.micro_batch is 4"),
         (8, ("batch.groups=4", "sampling.slots=12"), "sampling.slots is 12"),
         (8, ("batch.groups=4", "evaluation.samples=3"), None),
@@ -262,7 +307,9 @@ def test_ids_that_no_token_has_are_never_trained_on(tmp_path, monkeypatch):
     """A model with a hundred rows more than its tokenizer has tokens, as Qwen2.5 has."""
     share_programs(monkeypatch)
     tokens = tokenizer.load(model_folder("")).hf
-    folder = make_folder(tmp_path / "model", num_hidden_layers=1, vocab_size=len(tokens) + 100)
+    folder = make_folder(
+        tmp_path / "model", num_hidden_layers=1, vocab_size=len(tokens) + 100
+    )
     batches = []
 
     def make_and_note_batch(*arguments):
@@ -270,7 +317,9 @@ def test_ids_that_no_token_has_are_never_trained_on(tmp_path, monkeypatch):
         return batches[-1]
 
     monkeypatch.setattr(train, "make_batch", make_and_note_batch)
-    config = replace(make_config(tmp_path, "steps=2", "evaluation.problems=0"), model=str(folder))
+    config = replace(
+        make_config(tmp_path, "steps=2", "evaluation.problems=0"), model=str(folder)
+    )
     for values in train.train(config):
         assert values["policy/logprob_gap_max"] < 1e-4
     assert max(batch.tokens.max() for batch in batches) < len(tokens)

@@ -71,8 +71,14 @@ def load(folder, template=CHATML, special=IM, **given):
             "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n"
             "<|im_start|>assistant",
         ),
-        (EITHER, "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n"),
-        (GEMMA, "<start_of_turn>user\nThink first.\n\n3+4?<end_of_turn>\n<start_of_turn>model"),
+        (
+            EITHER,
+            "<|im_start|>system\nThink first.<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n",
+        ),
+        (
+            GEMMA,
+            "<start_of_turn>user\nThink first.\n\n3+4?<end_of_turn>\n<start_of_turn>model",
+        ),
         (MISTRAL, "[INST] Think first.\n\n3+4? [/INST]"),
         (ALTERNATE, "[INST] Think first.\n\n3+4? [/INST]"),
         (SILENT, "<|im_start|>Think first.\n\n3+4?<|im_end|>"),
@@ -105,7 +111,10 @@ def test_the_question_and_the_system_message_are_asked(tmp_path, template, expec
         ("{% if messages %}{{ 1 / 0 }}{% endif %}", "division by zero"),
         ("{{ messages[0].content.nothing.at_all }}", "has no attribute 'nothing'"),
         ("Ask away: ", "it leaves out the question"),
-        ("{% for m in messages %}{{ m['text'] }}{% endfor %}", "it leaves out the question"),
+        (
+            "{% for m in messages %}{{ m['text'] }}{% endfor %}",
+            "it leaves out the question",
+        ),
     ],
 )
 def test_a_template_that_cannot_ask_is_one_line(tmp_path, template, reason):
@@ -123,17 +132,23 @@ def name_templates(folder, **named):
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     path = folder / "tokenizer_config.json"
     templates = [{"name": name, "template": text} for name, text in named.items()]
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": templates}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"chat_template": templates})
+    )
 
 
 def test_of_named_templates_the_default_asks(tmp_path):
     make_chat_folder(tmp_path, CHATML, special=IM)
-    name_templates(tmp_path, tool_use="{{ raise_exception('no tools') }}", default=CHATML)
+    name_templates(
+        tmp_path, tool_use="{{ raise_exception('no tools') }}", default=CHATML
+    )
     loaded = tokenizer.load(tmp_path)
     text = loaded.hf.decode(loaded.prompt("3+4?"))
     assert text == "<|im_start|>user\n3+4?<|im_end|>\n<|im_start|>assistant\n"
     name_templates(tmp_path, rag=CHATML, chat=CHATML)
-    with pytest.raises(UserError, match="there are chat, rag, and none is named default") as caught:
+    with pytest.raises(
+        UserError, match="there are chat, rag, and none is named default"
+    ) as caught:
         tokenizer.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
@@ -152,10 +167,13 @@ def test_the_template_may_stand_in_the_file_of_a_processor(tmp_path):
 
 def test_a_question_that_the_template_leaves_out_is_one_line(tmp_path):
     """Although it renders others."""
-    loaded = load(tmp_path, CHATML.replace("m['content']", "m['content'].split('#')[0]"))
+    loaded = load(
+        tmp_path, CHATML.replace("m['content']", "m['content'].split('#')[0]")
+    )
     assert loaded.prompt("3+4?")
     with pytest.raises(
-        UserError, match=r"cannot ask a question \(it leaves out the question '3 # 4\?'\)"
+        UserError,
+        match=r"cannot ask a question \(it leaves out the question '3 # 4\?'\)",
     ):
         loaded.prompt("3 # 4?")
 
@@ -166,7 +184,10 @@ def test_a_question_that_the_template_leaves_out_is_one_line(tmp_path):
         (("<think>", "</think>"), "<think>\\boxed{6}</think>\\boxed{7}"),
         (("<answer>", "</answer>"), "<answer>7</answer>"),
         (("[THINK]", "[/THINK]"), "[THINK]a[/THINK]b"),
-        (("<|begin_of_thought|>", "<|end_of_thought|>"), "<|begin_of_thought|>a<|end_of_thought|>"),
+        (
+            ("<|begin_of_thought|>", "<|end_of_thought|>"),
+            "<|begin_of_thought|>a<|end_of_thought|>",
+        ),
         (("<tool_call>",), "<tool_call>"),
         (("\n",), "a\nb"),
         (("◁think▷", "◁/think▷"), "◁think▷a◁/think▷b"),
@@ -177,10 +198,15 @@ def test_special_tokens_that_are_content_stay(tmp_path, special, text):
     ids = loaded.encode(text)
     assert loaded.decode(ids) == text
     assert (
-        loaded.decode([*loaded.encode("<|im_start|><s>"), *ids, *loaded.encode("<|im_end|>")])
+        loaded.decode(
+            [*loaded.encode("<|im_start|><s>"), *ids, *loaded.encode("<|im_end|>")]
+        )
         == text
     )
-    assert loaded.decode_all([*ids, *loaded.encode("<|im_start|>")]) == text + "<|im_start|>"
+    assert (
+        loaded.decode_all([*ids, *loaded.encode("<|im_start|>")])
+        == text + "<|im_start|>"
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,7 +215,11 @@ def test_special_tokens_that_are_content_stay(tmp_path, special, text):
         (MISTRAL, ("[INST]", "[/INST]"), "[INST][/INST]"),
         (ALTERNATE, ("[INST]", "[/INST]"), "[INST][/INST]"),
         (GEMMA, ("<start_of_turn>", "<end_of_turn>"), "<start_of_turn><end_of_turn>"),
-        (PHI, ("<|system|>", "<|user|>", "<|assistant|>"), "<|system|><|user|><|assistant|>"),
+        (
+            PHI,
+            ("<|system|>", "<|user|>", "<|assistant|>"),
+            "<|system|><|user|><|assistant|>",
+        ),
         (
             LLAMA,
             ("<|start_header_id|>", "<|end_header_id|>"),
@@ -198,7 +228,9 @@ def test_special_tokens_that_are_content_stay(tmp_path, special, text):
         (NO_ASSISTANT.replace("{{ m.", "<turn>{{ m."), ("<turn>",), "<turn>"),
     ],
 )
-def test_special_tokens_that_turns_are_wrapped_in_are_dropped(tmp_path, template, special, control):
+def test_special_tokens_that_turns_are_wrapped_in_are_dropped(
+    tmp_path, template, special, control
+):
     loaded = load(tmp_path, template, special=special)
     assert loaded.decode(loaded.encode(f"12{control} + 7")) == "12 + 7"
 
@@ -295,7 +327,9 @@ def test_the_tag_that_every_turn_begins_with_is_not_opened(tmp_path):
         (accuracy, "Maybe \\boxed{6}.\n</think>\\boxed{7}", True, 1.0),
     ],
 )
-def test_rewards_see_what_the_prompt_opened(tmp_path, reward, written, finished, expected):
+def test_rewards_see_what_the_prompt_opened(
+    tmp_path, reward, written, finished, expected
+):
     loaded = load(tmp_path, CHATML.replace("assistant\n", "assistant\n<think>\n"))
     text = Completion(loaded.completion(loaded.encode(written)), 9, finished)
     assert reward(Problem("1", "3+4?", "7"), text) == expected

@@ -34,7 +34,9 @@ def make_state(width=3, dtype=jnp.float32, seed=0):
 
 
 def shapes(tree, sharding=None):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
 
 
 def assert_same(a, b):
@@ -60,7 +62,9 @@ def test_restore_gives_back_every_bit(saved):
 
 
 def test_restore_puts_arrays_where_asked(saved):
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh(
+        (jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     restored, _ = Checkpoints(saved).restore(shapes(make_state(), sharding))
     assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(restored))
@@ -84,7 +88,10 @@ def test_the_newest_are_kept(tmp_path):
         restored, host = checkpoints.restore(shapes(make_state()))
     assert_same(restored, make_state(seed=10))
     assert host == {"step": 10}
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "2"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "10",
+        "2",
+    ]
 
 
 def test_reading_leaves_no_trace(tmp_path):
@@ -158,7 +165,9 @@ def nothing(folder):
     folder.mkdir()
 
 
-@pytest.mark.parametrize("damage", [cut_host, no_host, no_state, no_arrays, torn_arrays, nothing])
+@pytest.mark.parametrize(
+    "damage", [cut_host, no_host, no_state, no_arrays, torn_arrays, nothing]
+)
 def test_damage_is_said_in_one_line(saved, damage, monkeypatch):
     # When one read fails, those that still run report to an event loop that Orbax has closed.
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
@@ -185,11 +194,16 @@ with Checkpoints({out!r}, keep=2) as checkpoints:
 
 def test_a_killed_save_is_not_there(tmp_path):
     """Whenever SIGKILL comes, a complete checkpoint is left."""
-    process = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER.format(out=str(tmp_path))])
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVE_FOREVER.format(out=str(tmp_path))]
+    )
     folder = tmp_path / "checkpoints"
     deadline = time.monotonic() + 60
     # Only a kill in the middle of a save tests anything: wait until the second save has begun.
-    while not (any(folder.glob("*tmp*")) and any(path.name.isdigit() for path in folder.glob("*"))):
+    while not (
+        any(folder.glob("*tmp*"))
+        and any(path.name.isdigit() for path in folder.glob("*"))
+    ):
         assert process.poll() is None
         assert time.monotonic() < deadline
     os.kill(process.pid, signal.SIGKILL)
@@ -215,4 +229,7 @@ def test_nothing_is_pickled(saved):
     for file in Path(saved).rglob("*"):
         if file.is_file():
             assert not file.read_bytes().startswith(b"\x80")
-    assert json.loads((saved / "checkpoints" / "7" / "host" / "metadata").read_text()) == HOST
+    assert (
+        json.loads((saved / "checkpoints" / "7" / "host" / "metadata").read_text())
+        == HOST
+    )

@@ -67,7 +67,9 @@ def test_what_is_kept_does_not_depend_on_which_groups_are_ready_first(ahead, pic
     "slow", [("p0",), ("p1",), ("p5", "p6"), ("p7",), ("p0", "p3", "p6")], ids="".join
 )
 def test_what_is_kept_does_not_depend_on_which_verdicts_are_slow(slow):
-    world = World(SCRIPT, ahead=3, delay=lambda name: 0.05 * (name in slow), num_problems=30)
+    world = World(
+        SCRIPT, ahead=3, delay=lambda name: 0.05 * (name in slow), num_problems=30
+    )
     collection = world.collect()
     assert ids(collection.groups) == ["p1", "p4", "p6"]
     assert ids(collection.asked) == [f"p{place}" for place in range(7)]
@@ -83,10 +85,14 @@ def test_several_processes_share_the_judging_and_come_to_the_same_decisions(
     All take the same groups at the same call of the device.
     """
     worlds = [
-        World(SCRIPT, ahead=3, delay=lambda name: 0.03 * (name in slow), num_problems=30)
+        World(
+            SCRIPT, ahead=3, delay=lambda name: 0.03 * (name in slow), num_problems=30
+        )
         for _ in range(num_processes)
     ]
-    collections = in_lockstep(monkeypatch, num_processes, lambda process: worlds[process].collect())
+    collections = in_lockstep(
+        monkeypatch, num_processes, lambda process: worlds[process].collect()
+    )
     for collection in collections:
         assert ids(collection.groups) == ["p1", "p4", "p6"]
         assert ids(collection.asked) == [f"p{place}" for place in range(7)]
@@ -95,7 +101,9 @@ def test_several_processes_share_the_judging_and_come_to_the_same_decisions(
     assert len({len(world.taken) for world in worlds}) == 1
     for process, world in enumerate(worlds):
         share = [
-            f"p{place}" for place in range(len(world.taken)) if place % num_processes == process
+            f"p{place}"
+            for place in range(len(world.taken))
+            if place % num_processes == process
         ]
         submitted = world.pool.submitted
         assert submitted == share[: len(submitted)]
@@ -125,7 +133,9 @@ def test_at_the_bound_the_most_informative_of_the_others_fill_the_batch():
     collection = World(script).collect(groups=6, low=0.5, high=0.5, max_prompts=6)
     assert ids(collection.groups) == ["p3", "p1", "p4"]
     assert collection.metrics["filter/groups"] == 3
-    shaped = World(script, shaped=0.01).collect(groups=6, low=0.5, high=0.5, max_prompts=6)
+    shaped = World(script, shaped=0.01).collect(
+        groups=6, low=0.5, high=0.5, max_prompts=6
+    )
     # Of equal verdicts, the greater variance of the reward comes first.
     assert ids(shaped.groups)[:3] == ["p3", "p4", "p1"]
     assert set(ids(shaped.groups)) == {f"p{place}" for place in range(6)}
@@ -141,14 +151,20 @@ def test_equal_rewards_are_never_informative():
     absent = make_group("absent", [math.nan] * 8)
     one = make_group("one", [0, *[math.nan] * 7], [1.0, *[math.nan] * 7])
     different = make_group("different", [0] * 8, [0.1] * 7 + [0.2])
-    assert ids(most_informative([same, rounded, absent, one, different], 5)) == ["different"]
+    assert ids(most_informative([same, rounded, absent, one, different], 5)) == [
+        "different"
+    ]
     assert most_informative([different], 0) == most_informative([different], -1) == []
 
 
 def test_the_filter_sees_the_verdict_and_not_the_shaped_reward():
     plain = World([2, 0, 4, 1, 3, 2])
     shaped = World([2, 0, 4, 1, 3, 2], shaped=-0.7)
-    assert ids(plain.collect().groups) == ids(shaped.collect().groups) == ["p0", "p3", "p4"]
+    assert (
+        ids(plain.collect().groups)
+        == ids(shaped.collect().groups)
+        == ["p0", "p3", "p4"]
+    )
 
 
 def test_dapo_and_off():
@@ -180,7 +196,9 @@ def collect_texts(slots: int, chunk: int, delay: Callable[[str], float] = no_del
     judge = Judge(Verdicts(judge_even_lengths, delay), BY_ACCURACY, "accuracy")
     engine = tiny_engines.make_engine(slots, chunk)
     problems = FixedProblems(iter(tiny_engines.make_problems(40)))
-    spec = CollectSpec(groups=6, max_prompts=30, filter=DifficultyFilter("band", 0.5, 0.5))
+    spec = CollectSpec(
+        groups=6, max_prompts=30, filter=DifficultyFilter("band", 0.5, 0.5)
+    )
     collection = collect_groups(
         RolloutStream(engine, judge, problems, REQUEST),
         tiny_engines.make_params(),
@@ -195,14 +213,21 @@ def collect_texts(slots: int, chunk: int, delay: Callable[[str], float] = no_del
     assert metrics["time/rollout"] > 0
     assert metrics["rollout/in_flight"] >= 0
     same_metrics = {
-        name: value for name, value in metrics.items() if not name.startswith(("rollout/", "time/"))
+        name: value
+        for name, value in metrics.items()
+        if not name.startswith(("rollout/", "time/"))
     }
-    texts = [(group.problem.id, group.texts, group.rewards.tolist()) for group in collection.groups]
+    texts = [
+        (group.problem.id, group.texts, group.rewards.tolist())
+        for group in collection.groups
+    ]
     return texts, ids(collection.asked), same_metrics
 
 
 @pytest.mark.parametrize(("slots", "chunk"), [(4, 8), (16, 1), (16, 8), (64, 32)])
-@pytest.mark.parametrize("slow", [(), ("p0", "p5"), ("p3",)], ids=["none", "p0 p5", "p3"])
+@pytest.mark.parametrize(
+    "slow", [(), ("p0", "p5"), ("p3",)], ids=["none", "p0 p5", "p3"]
+)
 def test_the_groups_of_a_step_do_not_depend_on_slots_chunk_or_slow_verdicts(
     kept, slots, chunk, slow
 ):

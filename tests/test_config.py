@@ -157,7 +157,10 @@ def test_the_last_override_wins_and_the_original_is_left_alone():
             ["did you mean", "sampling.temperature", "evaluation.temperature"],
         ),
         ("--config.zzz=1", ["no such setting", "--help"]),
-        ("--config.sampling=1", ["group", "sampling.temperature", "sampling.prompt_width"]),
+        (
+            "--config.sampling=1",
+            ["group", "sampling.temperature", "sampling.prompt_width"],
+        ),
         ("--config.data=1", ["group", "data.languages"]),
         ("--config.rewards.accuracy.function=print", ["no such setting"]),
         ("--config.steps=twenty", ["steps is a whole number", "'twenty'", "now 100"]),
@@ -172,7 +175,10 @@ def test_the_last_override_wins_and_the_original_is_left_alone():
         ('--config.data.languages=("en",', ["a tuple of str"]),
         ("--config.data.languages=(1, 2)", ["a tuple of str", "(1, 2)"]),
         ("--config.data.levels=en", ["a tuple of int", "'en'"]),
-        ("--config.data.languages=xx", ["--config.data.languages=xx", "no such language"]),
+        (
+            "--config.data.languages=xx",
+            ["--config.data.languages=xx", "no such language"],
+        ),
         ("--config.steps", ["--config.name=value"]),
         ("steps=3", ["--config.name=value"]),
         ("--config.batch.micro_batch=7", ["is 7", "8 * 8 = 64", "4 and 8"]),
@@ -188,13 +194,19 @@ def test_a_wrong_override(file, flag, fragments):
     [
         ("", ["no get_config()"]),
         ("get_config = 3", ["no get_config()"]),
-        ("def get_config():\n    pass", ["returned a NoneType", "jaxgrpo.config:Config"]),
+        (
+            "def get_config():\n    pass",
+            ["returned a NoneType", "jaxgrpo.config:Config"],
+        ),
         (
             "def get_config():\n    return 1 / 0\n",
             ["run_config.py, line 2", "ZeroDivisionError: division by zero"],
         ),
         ("def get_config()\n    pass", ["run_config.py, line 1", "SyntaxError"]),
-        ("import nowhere_to_be_found", ["line 1", "ModuleNotFoundError", "nowhere_to_be_found"]),
+        (
+            "import nowhere_to_be_found",
+            ["line 1", "ModuleNotFoundError", "nowhere_to_be_found"],
+        ),
         (FILE.replace("make()", "make(stesp=1)"), ["line 5", "TypeError", "stesp"]),
         (FILE.replace("make()", "make(steps=-1)"), ["steps is -1", "at least 0"]),
     ],
@@ -213,11 +225,15 @@ def test_a_missing_file(file):
 def test_a_file_is_read_anew(file, tmp_path):
     """The bytecode of what it said a moment ago, of the same size and time, is not taken."""
     for steps in ("11", "12"):
-        (tmp_path / "run_config.py").write_text(FILE.replace("make()", f"make(steps={steps})"))
+        (tmp_path / "run_config.py").write_text(
+            FILE.replace("make()", f"make(steps={steps})")
+        )
         assert load(file).steps == int(steps)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "quickstart.py", "configs/quickstart.py"])
+@pytest.mark.parametrize(
+    "name", ["quickstart", "quickstart.py", "configs/quickstart.py"]
+)
 def test_a_shipped_config_is_found_by_its_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -228,7 +244,9 @@ def test_a_shipped_config_is_found_by_its_name(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("is_package", [True, False])
-def test_a_shipped_config_is_found_where_the_package_holds_them(tmp_path, monkeypatch, is_package):
+def test_a_shipped_config_is_found_where_the_package_holds_them(
+    tmp_path, monkeypatch, is_package
+):
     """As packaging lays them out: jaxgrpo/configs/*.py, with or without an __init__.py."""
     folder = tmp_path / "jaxgrpo" / "configs"
     folder.mkdir(parents=True)
@@ -282,7 +300,10 @@ def test_rewards_in_a_config_file_can_be_imported_by_name(file, tmp_path):
         + "\ndef mine(p, t):\n  return 1"
     )
     function = load(file).rewards["accuracy"].function
-    assert (function.__module__, sys.modules["run_config"].mine) == ("run_config", function)
+    assert (function.__module__, sys.modules["run_config"].mine) == (
+        "run_config",
+        function,
+    )
 
 
 @pytest.mark.parametrize(
@@ -301,7 +322,10 @@ def test_rewards_in_a_config_file_can_be_imported_by_name(file, tmp_path):
         ({"filter.max_prompts": 0.5}, ["at least 1"]),
         ({"solved_by": "acc"}, ["'acc'", "accuracy, my-language"]),
         ({"rewards": {}}, ["rewards is {}", "at least one"]),
-        ({"rewards": {"accuracy": right}}, ["rewards['accuracy']", "Weighted(function, weight)"]),
+        (
+            {"rewards": {"accuracy": right}},
+            ["rewards['accuracy']", "Weighted(function, weight)"],
+        ),
         (
             {"rewards": {"accuracy": Weighted(right, float("inf"))}},
             ["rewards.accuracy.weight is inf"],
@@ -401,7 +425,11 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_a_reward_must_not_be_called(name):
     """Names that the metrics or the command line take for something else are refused."""
-    rewards = {"right": Weighted(right), "taken": Weighted(right), name: Weighted(right, 0.5)}
+    rewards = {
+        "right": Weighted(right),
+        "taken": Weighted(right),
+        name: Weighted(right, 0.5),
+    }
     said = message(validate, make(rewards=rewards, solved_by="right"))
     assert said.startswith(f"rewards has a {name!r}: ")
     assert said.endswith(NAMES[name])
@@ -412,17 +440,23 @@ def test_a_reward_must_not_be_called(name):
     )
     validate(config)
     assert (
-        overrides.override(config, [f"--config.rewards.{free}.weight=0.25"]).rewards[free].weight
+        overrides.override(config, [f"--config.rewards.{free}.weight=0.25"])
+        .rewards[free]
+        .weight
         == 0.25
     )
 
 
 @pytest.mark.parametrize("name", ["x", "my-language", "language_2", "языка", "0"])
 def test_a_reward_may_be_called(name):
-    config = make(rewards={"right": Weighted(right), name: Weighted(right)}, solved_by="right")
+    config = make(
+        rewards={"right": Weighted(right), name: Weighted(right)}, solved_by="right"
+    )
     validate(config)
     assert (
-        overrides.override(config, [f"--config.rewards.{name}.weight=0.25"]).rewards[name].weight
+        overrides.override(config, [f"--config.rewards.{name}.weight=0.25"])
+        .rewards[name]
+        .weight
         == 0.25
     )
 
@@ -459,13 +493,37 @@ FLIGHT = [
     ),
     (Corrected(losses.GRPO()), "trainer", "float32", True, None),
     (Regularised(Corrected(losses.GRPO())), "trainer", "float32", True, None),
-    (Corrected(losses.GRPO()), "sampler", "float32", True, "set batch.old_logprobs to 'trainer'"),
+    (
+        Corrected(losses.GRPO()),
+        "sampler",
+        "float32",
+        True,
+        "set batch.old_logprobs to 'trainer'",
+    ),
     (losses.RLOO(), "sampler", "float32", False, None),
     (losses.RLOO(), "sampler", "float32", True, "RLOO has no importance ratio"),
-    (losses.RLOO(), "trainer", "float32", True, "put Corrected(...) around the objective"),
-    (Regularised(losses.RLOO()), "sampler", "float32", True, "RLOO has no importance ratio"),
+    (
+        losses.RLOO(),
+        "trainer",
+        "float32",
+        True,
+        "put Corrected(...) around the objective",
+    ),
+    (
+        Regularised(losses.RLOO()),
+        "sampler",
+        "float32",
+        True,
+        "RLOO has no importance ratio",
+    ),
     (Corrected(losses.RLOO()), "trainer", "float32", True, None),
-    (losses.Supervised(), "sampler", "float32", True, "Supervised has no importance ratio"),
+    (
+        losses.Supervised(),
+        "sampler",
+        "float32",
+        True,
+        "Supervised has no importance ratio",
+    ),
     (Mine(), "sampler", "float32", True, "Mine has no importance ratio"),
     (NARROW, "sampler", "float32", False, None),
     (NARROW, "sampler", "float32", True, None),
@@ -488,14 +546,22 @@ FLIGHT = [
     (Corrected(NARROW), "trainer", "bfloat16", True, None),
     (losses.GSPOToken(), "sampler", "bfloat16", False, "GSPOToken.clip_low=0.0003"),
     (Regularised(NARROW), "sampler", "bfloat16", False, "GSPO.clip_low=0.0003"),
-    (losses.GRPO(clip_high=0.001), "sampler", "bfloat16", False, "GRPO.clip_high=0.001"),
+    (
+        losses.GRPO(clip_high=0.001),
+        "sampler",
+        "bfloat16",
+        False,
+        "GRPO.clip_high=0.001",
+    ),
     (losses.CISPO(), "sampler", "bfloat16", False, None),
     (losses.GRPO(clip_low=1e-7), "sampler", "float32", False, "GRPO.clip_low=1e-07"),
 ]
 
 
 @pytest.mark.parametrize(("objective", "old", "dtype", "keep", "says"), FLIGHT)
-def test_what_the_ratio_is_taken_to_suits_the_objective(objective, old, dtype, keep, says):
+def test_what_the_ratio_is_taken_to_suits_the_objective(
+    objective, old, dtype, keep, says
+):
     def config(objective, old):
         batch = Batch(old_logprobs=old)
         sampling = Sampling(keep_in_flight=keep)
@@ -509,7 +575,10 @@ def test_what_the_ratio_is_taken_to_suits_the_objective(objective, old, dtype, k
     # All of the advice is accepted, each alternative by itself.
     if "set batch.old_logprobs to 'trainer'" in said:
         validate(
-            config(Corrected(objective) if "and put Corrected" in said else objective, "trainer")
+            config(
+                Corrected(objective) if "and put Corrected" in said else objective,
+                "trainer",
+            )
         )
     if "or set batch.old_logprobs to 'sampler'" in said:
         validate(config(objective, "sampler"))
@@ -521,7 +590,15 @@ def test_what_the_ratio_is_taken_to_suits_the_objective(objective, old, dtype, k
 
 
 def test_command_line(file):
-    argv = ["--config", file, "--config.steps", "3", "--config.mesh.data", "-1", "--config.out=a=b"]
+    argv = [
+        "--config",
+        file,
+        "--config.steps",
+        "3",
+        "--config.mesh.data",
+        "-1",
+        "--config.out=a=b",
+    ]
     assert dataclasses.astuple(parse_command_line(argv)) == dataclasses.astuple(
         make(steps=3, out="a=b")
     )
@@ -554,7 +631,9 @@ def test_help_lists_every_setting_with_its_value(file, capsys):
     assert "--config.steps=7 " in text
     assert "--config.data.languages='(\"en\",)'" in text
     assert "  those of the problems, of all of them\n" in text
-    documented = [line.split()[0] for line in text.splitlines() if len(line.split()) == 1]
+    documented = [
+        line.split()[0] for line in text.splitlines() if len(line.split()) == 1
+    ]
     ours = {f"--config.{field.name}" for field in dataclasses.fields(Config)}
     undocumented = [flag for flag in documented if flag.split("=")[0] in ours]
     assert not undocumented
@@ -564,7 +643,10 @@ def test_help_lists_every_setting_with_its_value(file, capsys):
 
 @pytest.mark.parametrize(
     ("error", "code", "line"),
-    [(UserError("a\nb"), 2, "error: a b\n"), (KeyboardInterrupt(), 130, "interrupted\n")],
+    [
+        (UserError("a\nb"), 2, "error: a b\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
 )
 def test_run_main_ends_in_one_line(monkeypatch, capsys, error, code, line):
     def main(argv):
@@ -597,7 +679,14 @@ def test_check_same(tmp_path):
     save(make(), out)
     check_same(make(), out)
     check_same(
-        make(out="elsewhere", steps=7, save_every=1, keep_checkpoints=9, show_rollouts_every=0), out
+        make(
+            out="elsewhere",
+            steps=7,
+            save_every=1,
+            keep_checkpoints=9,
+            show_rollouts_every=0,
+        ),
+        out,
     )
     workers = make()
     workers.verifier.workers = 5
@@ -645,8 +734,12 @@ def test_check_same_names_what_differs(tmp_path, changes, fragments):
 )
 def test_an_evaluation_reads_the_policy_as_the_run_does(tmp_path, change, fragment):
     save(make(), str(tmp_path))
-    said = message(compare, overrides.override(make(), [f"--config.{change}"]), str(tmp_path))
-    assert said.startswith(f"{tmp_path} holds a run whose policy has other settings: {fragment}")
+    said = message(
+        compare, overrides.override(make(), [f"--config.{change}"]), str(tmp_path)
+    )
+    assert said.startswith(
+        f"{tmp_path} holds a run whose policy has other settings: {fragment}"
+    )
     assert said.endswith("give another --config.out, or go back")
 
 
@@ -663,7 +756,8 @@ def test_an_evaluation_says_what_else_it_measures(tmp_path):
     ]
     assert (
         compare(
-            overrides.override(make(), [f"--config.{change}" for change in changes]), str(tmp_path)
+            overrides.override(make(), [f"--config.{change}" for change in changes]),
+            str(tmp_path),
         )
         is None
     )
@@ -675,8 +769,13 @@ def test_an_evaluation_says_what_else_it_measures(tmp_path):
         "evaluation.top_k=3": "evaluation.top_k (then 0, now 3)",
         "rewards.accuracy.weight=3": "rewards.accuracy.weight (then 1.0, now 3.0)",
     }.items():
-        line = compare(overrides.override(make(), [f"--config.{change}"]), str(tmp_path))
-        assert line == f"measured with other settings than the run in {tmp_path}: {fragment}"
+        line = compare(
+            overrides.override(make(), [f"--config.{change}"]), str(tmp_path)
+        )
+        assert (
+            line
+            == f"measured with other settings than the run in {tmp_path}: {fragment}"
+        )
 
 
 def test_every_mark_is_of_a_setting_that_is_there():
@@ -753,7 +852,9 @@ def test_a_run_of_before_a_setting_was_made_goes_on_with_its_default(tmp_path):
     assert compare(config, str(tmp_path)) is None
     check_same(config, str(tmp_path))
     older = overrides.override(config, ["--config.sampling.max_age=3"])
-    assert "sampling.max_age (then 2, now 3)" in message(check_same, older, str(tmp_path))
+    assert "sampling.max_age (then 2, now 3)" in message(
+        check_same, older, str(tmp_path)
+    )
     adapted = overrides.override(config, ["--config.lora.rank=4"])
     said = message(compare, adapted, str(tmp_path))
     assert "lora.rank (then 0, now 4)" in said

@@ -7,7 +7,10 @@ from jaxgrpo import console
 
 def test_progress_line_shows_what_there_is():
     line = console.progress_line(
-        12, {"rollout/tokens_per_s": 1234.4, "reward/accuracy": 0.414, "other": 1.0}, 60, 5 / 3
+        12,
+        {"rollout/tokens_per_s": 1234.4, "reward/accuracy": 0.414, "other": 1.0},
+        60,
+        5 / 3,
     )
     assert line == "step 12/60  accuracy 0.41  1,234 tok/s  eta 1m20s"
     assert console.progress_line(60, {}, 60, 1.7) == "step 60/60"

@@ -20,13 +20,18 @@ from jaxgrpo.problems import Problem
 
 def write_lines(path: Path, rows: list) -> str:
     """Writes each row as JSON, or as it is if it is text already; returns the path as text."""
-    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    lines = [
+        row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)
+        for row in rows
+    ]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return str(path)
 
 
 def rows(count: int) -> list[dict]:
-    return [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(count)]
+    return [
+        {"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(count)
+    ]
 
 
 def the_error(call) -> str:
@@ -83,7 +88,8 @@ def test_jsonl_defaults_where_the_file_has_no_such_fields(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("answer", "text"), [(42, "42"), (-0.5, "-0.5"), ("1/2", "1/2"), ("x=\u2028 1", "x=\u2028 1")]
+    ("answer", "text"),
+    [(42, "42"), (-0.5, "-0.5"), ("1/2", "1/2"), ("x=\u2028 1", "x=\u2028 1")],
 )
 def test_jsonl_answers_are_text_or_numbers(tmp_path, answer, text):
     path = write_lines(tmp_path / "a.jsonl", [{"question": "?", "answer": answer}])
@@ -113,7 +119,9 @@ def test_jsonl_numbers_keep_the_digits_of_the_file(tmp_path, number):
 
 
 def test_gsm8k_numbers_keep_the_digits_of_the_file(tmp_path):
-    path = write_lines(tmp_path / "a.jsonl", ['{"question": 0.10, "answer": "#### 0.10"}'])
+    path = write_lines(
+        tmp_path / "a.jsonl", ['{"question": 0.10, "answer": "#### 0.10"}']
+    )
     (problem,) = GSM8K(path, heldout_size=0).train()
     assert (problem.prompt, problem.answer) == ("0.10", "0.10")
 
@@ -129,8 +137,12 @@ SURROGATES = [
 
 
 @pytest.mark.parametrize(("escaped", "text"), SURROGATES)
-def test_half_a_surrogate_pair_becomes_a_character_in_the_whole_row(tmp_path, escaped, text):
-    row = '{"question": "X", "answer": "X", "key": "X", "m": {"X": ["X", 1]}}'.replace("X", escaped)
+def test_half_a_surrogate_pair_becomes_a_character_in_the_whole_row(
+    tmp_path, escaped, text
+):
+    row = '{"question": "X", "answer": "X", "key": "X", "m": {"X": ["X", 1]}}'.replace(
+        "X", escaped
+    )
     path = write_lines(tmp_path / "a.jsonl", [row])
     (problem,) = Jsonl(path, heldout_size=0, id_field="key").train()
     assert problem == Problem(text, text, text, meta={"m": {text: [text, 1]}})
@@ -145,17 +157,24 @@ def test_gsm8k_reads_half_a_surrogate_pair_alike(tmp_path):
     assert (problem.prompt, problem.meta["solution"]) == ("a \ufffd", "\ufffd")
 
 
-@pytest.mark.parametrize("language", ["pt-BR", "pt", "PT", "por", "Portuguese", "Português"])
+@pytest.mark.parametrize(
+    "language", ["pt-BR", "pt", "PT", "por", "Portuguese", "Português"]
+)
 def test_jsonl_languages_go_by_one_code(tmp_path, language):
-    path = write_lines(tmp_path / "a.jsonl", [{**row, "lang": language} for row in rows(1)])
-    assert Jsonl(path, heldout_size=0, language_field="lang").train()[0].language == "pt"
+    path = write_lines(
+        tmp_path / "a.jsonl", [{**row, "lang": language} for row in rows(1)]
+    )
+    assert (
+        Jsonl(path, heldout_size=0, language_field="lang").train()[0].language == "pt"
+    )
     assert Jsonl(path, heldout_size=0, language=language).train()[0].language == "pt"
 
 
 @pytest.mark.parametrize("language", ["Klingon", "xx", "sr-Latn", 3])
 def test_jsonl_refuses_languages_that_cannot_be_told(tmp_path, language):
     path = write_lines(
-        tmp_path / "a.jsonl", [{**rows(1)[0], "lang": "en"}, {**rows(1)[0], "lang": language}]
+        tmp_path / "a.jsonl",
+        [{**rows(1)[0], "lang": "en"}, {**rows(1)[0], "lang": language}],
     )
     message = the_error(Jsonl(path, heldout_size=0, language_field="lang").train)
     assert message.startswith(
@@ -169,7 +188,9 @@ def test_jsonl_refuses_languages_that_cannot_be_told(tmp_path, language):
 
 @pytest.mark.parametrize(("level", "expected"), [(5, 5), ("5", 5), ("Level 5", 5)])
 def test_jsonl_levels_are_whole_numbers(tmp_path, level, expected):
-    path = write_lines(tmp_path / "a.jsonl", [{"question": "?", "answer": "1", "level": level}])
+    path = write_lines(
+        tmp_path / "a.jsonl", [{"question": "?", "answer": "1", "level": level}]
+    )
     assert Jsonl(path, heldout_size=0, level_field="level").train()[0].level == expected
 
 
@@ -249,8 +270,12 @@ def test_jsonl_errors_name_the_file_the_line_and_the_mend(tmp_path, row, expecte
 
 @pytest.mark.parametrize("level", ["hard", -1, 1.5, "1 to 3"])
 def test_jsonl_refuses_levels_that_are_no_whole_numbers(tmp_path, level):
-    path = write_lines(tmp_path / "a.jsonl", [{"question": "?", "answer": "1", "level": level}])
-    assert "not a level like 3" in the_error(Jsonl(path, heldout_size=0, level_field="level").train)
+    path = write_lines(
+        tmp_path / "a.jsonl", [{"question": "?", "answer": "1", "level": level}]
+    )
+    assert "not a level like 3" in the_error(
+        Jsonl(path, heldout_size=0, level_field="level").train
+    )
 
 
 def test_jsonl_refuses_two_problems_with_one_id(tmp_path):
@@ -297,13 +322,18 @@ def test_gsm8k_takes_the_number_after_the_last_mark(tmp_path):
     problems = GSM8K(path, path).train()
     assert [p.answer for p in problems] == ["5", "1234567", "-2"]
     assert problems[0] == Problem(
-        "gsm8k:train:1", "Two pens and three?", "5", meta={"solution": "2+3 = <<2+3=5>>5"}
+        "gsm8k:train:1",
+        "Two pens and three?",
+        "5",
+        meta={"solution": "2+3 = <<2+3=5>>5"},
     )
 
 
 @pytest.mark.parametrize("answer", ["42", "so it is 42 ###42", "####", "#### ,"])
 def test_gsm8k_refuses_an_answer_without_the_mark(tmp_path, answer):
-    path = write_lines(tmp_path / "train.jsonl", [OFFICIAL[0], {"question": "?", "answer": answer}])
+    path = write_lines(
+        tmp_path / "train.jsonl", [OFFICIAL[0], {"question": "?", "answer": answer}]
+    )
     message = the_error(GSM8K(path, heldout_size=0).train)
     assert message.startswith(f"{path} line 2: ")
     assert "####" in message
@@ -337,7 +367,9 @@ def builder(tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(
-            module, "URLS", {split: f"{address}/{split}.jsonl" for split in ("train", "test")}
+            module,
+            "URLS",
+            {split: f"{address}/{split}.jsonl" for split in ("train", "test")},
         )
         monkeypatch.setattr(module.GSM8KBuilder, "url_infos", None)
         yield module
@@ -371,20 +403,32 @@ def test_gsm8k_without_a_network_says_what_to_do(tmp_path, builder, monkeypatch)
     assert "--config.data.path=gsm8k_train.jsonl" in message
 
 
-def test_gsm8k_refuses_a_download_that_is_not_the_official_file(tmp_path, builder, monkeypatch):
+def test_gsm8k_refuses_a_download_that_is_not_the_official_file(
+    tmp_path, builder, monkeypatch
+):
     info = builder._url_info(4_166_206, "0" * 64)
-    monkeypatch.setattr(builder.GSM8KBuilder, "url_infos", {builder.URLS["train"]: info})
-    assert "NonMatchingChecksumError" in the_error(GSM8K(data_dir=str(tmp_path / "prepared")).train)
+    monkeypatch.setattr(
+        builder.GSM8KBuilder, "url_infos", {builder.URLS["train"]: info}
+    )
+    assert "NonMatchingChecksumError" in the_error(
+        GSM8K(data_dir=str(tmp_path / "prepared")).train
+    )
 
 
 def test_gsm8k_builder_says_where_it_is_from(tmp_path, builder):
     info = builder.GSM8KBuilder(data_dir=str(tmp_path)).info
-    assert (info.name, str(info.version), info.homepage) == ("gsm8k", "1.0.0", builder.HOMEPAGE)
+    assert (info.name, str(info.version), info.homepage) == (
+        "gsm8k",
+        "1.0.0",
+        builder.HOMEPAGE,
+    )
     assert "2110.14168" in info.citation
 
 
 def test_gsm8k_from_files_does_not_need_tfds():
-    code = "import sys, jaxgrpo.data.gsm8k; sys.exit('tensorflow_datasets' in sys.modules)"
+    code = (
+        "import sys, jaxgrpo.data.gsm8k; sys.exit('tensorflow_datasets' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -431,7 +475,9 @@ def test_order_is_a_function_of_the_seed():
 def test_order_of_the_second_pass_is_not_that_of_the_next_seed():
     order = ProblemOrder(ProblemsOnDemand(50), seed=0)
     order.take(50)
-    assert ids(order.take(50)) != ids(ProblemOrder(ProblemsOnDemand(50), seed=1).take(50))
+    assert ids(order.take(50)) != ids(
+        ProblemOrder(ProblemsOnDemand(50), seed=1).take(50)
+    )
 
 
 @pytest.mark.parametrize("stop", [0, 7, 30, 31, 75])
@@ -473,10 +519,14 @@ def test_order_keeps_its_place_when_a_problem_cannot_be_read():
 
 def test_order_refuses_another_order_than_the_saved_one():
     state = ProblemOrder(ProblemsOnDemand(30), seed=3).state()
-    message = the_error(lambda: ProblemOrder(ProblemsOnDemand(31), seed=3).restore(state))
+    message = the_error(
+        lambda: ProblemOrder(ProblemsOnDemand(31), seed=3).restore(state)
+    )
     assert "problems=30" in message
     assert "problems=31" in message
-    message = the_error(lambda: ProblemOrder(ProblemsOnDemand(30), seed=4).restore(state))
+    message = the_error(
+        lambda: ProblemOrder(ProblemsOnDemand(30), seed=4).restore(state)
+    )
     assert "seed=3" in message
     assert "seed=4" in message
 

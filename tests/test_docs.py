@@ -118,13 +118,16 @@ def imports_of(path: Path) -> set[str]:
 
 def test_the_table_of_rooms_is_what_they_import():
     table = {
-        row[0].strip("`"): set(re.findall(r"`(\w+)`", row[2])) for row in rows(ARCHITECTURE, 3)
+        row[0].strip("`"): set(re.findall(r"`(\w+)`", row[2]))
+        for row in rows(ARCHITECTURE, 3)
     }
     imported: dict[str, set[str]] = {}
     for path in FILES:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         imported.setdefault(room_of(module), set()).update(imports_of(path))
-    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    folders = {
+        path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()
+    }
     assert folders <= set(table)
     for room, named in table.items():
         assert named == imported[room] - {room, "errors"}, room
@@ -146,7 +149,9 @@ def undocumented(node: ast.Module | ast.ClassDef, prefix: str = "") -> list[str]
     return names
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize(
+    "path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix()
+)
 def test_everything_public_has_a_docstring(path):
     assert ast.get_docstring(TREES[path]), "the module has none"
     assert undocumented(TREES[path]) == []
@@ -155,7 +160,10 @@ def test_everything_public_has_a_docstring(path):
 # 4. Names of settings, metrics and objectives.
 
 SETTINGS = overrides.fields(Config(data=Arithmetic(), rewards={}))
-GROUPS = {name.split(".")[0] for name in SETTINGS if "." in name} - {"data", "objective"}
+GROUPS = {name.split(".")[0] for name in SETTINGS if "." in name} - {
+    "data",
+    "objective",
+}
 
 SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
 
@@ -185,7 +193,8 @@ def definition_named(name: str) -> bool:
     """Returns whether a dotted name is that of a module or of something in it."""
     module, _, inner = name.partition(".")
     return any(
-        path.stem == module and definition(tree, inner) is not None for path, tree in TREES.items()
+        path.stem == module and definition(tree, inner) is not None
+        for path, tree in TREES.items()
     )
 
 
@@ -202,8 +211,12 @@ def test_metrics_that_it_names_are_there(document):
 def test_the_table_of_objectives_has_all_of_them():
     table = [row[0].strip("`") for row in rows(BY_NAME["docs/losses.md"], 5)]
     without = {"GroupRelative", "Objective", "Supervised", "Regularised", "Corrected"}
-    public = {name for name in losses.__all__ if isinstance(getattr(losses, name), type)}
-    objectives = {name for name in public if hasattr(getattr(losses, name), "token_loss")}
+    public = {
+        name for name in losses.__all__ if isinstance(getattr(losses, name), type)
+    }
+    objectives = {
+        name for name in public if hasattr(getattr(losses, name), "token_loss")
+    }
     assert set(table) == objectives - without
 
 

@@ -48,7 +48,9 @@ def test_problems_and_samples_are_those_asked_for(run):
     """5 problems in launches of 2: the last one is not full."""
     problems = run.prompt_filter.take(run.heldout, 5)
     groups = evaluate.sample(run, run.load_params(), problems)
-    assert [group.problem.id for group in groups] == [run.heldout[i].id for i in range(5)]
+    assert [group.problem.id for group in groups] == [
+        run.heldout[i].id for i in range(5)
+    ]
     assert {(len(group.texts), group.judged) for group in groups} == {(4, 4)}
     assert len({text for group in groups for text in group.texts}) > 15
 
@@ -61,10 +63,17 @@ def test_examples_are_the_first_of_each_language_and_the_same_at_every_call(run)
     assert languages == sorted(languages)
     assert set(languages) == set(report["by_language"]) == {"en", "ko", "uk", "zh"}
     for language in report["by_language"]:
-        shown = [example["id"] for example in examples if example["language"] == language]
-        assert shown == [problem.id for problem in problems if problem.language == language][:2]
+        shown = [
+            example["id"] for example in examples if example["language"] == language
+        ]
+        assert (
+            shown
+            == [problem.id for problem in problems if problem.language == language][:2]
+        )
     assert all(example["prompt"] and example["completion"] for example in examples)
-    assert all(example["rewards"].keys() >= {"accuracy", "language"} for example in examples)
+    assert all(
+        example["rewards"].keys() >= {"accuracy", "language"} for example in examples
+    )
 
 
 def test_more_problems_than_there_are_are_all(run):
@@ -79,7 +88,11 @@ def make_report(accuracy, **languages):
         "language/target_word_ratio": 0.5,
         "language/english_word_ratio": None,
         "by_language": {
-            name: {"accuracy": value, "target_word_ratio": 1.0, "english_word_ratio": 0.0}
+            name: {
+                "accuracy": value,
+                "target_word_ratio": 1.0,
+                "english_word_ratio": 0.0,
+            }
             for name, value in languages.items()
         },
         "by_level": {"1": {"accuracy": accuracy}, "2": {"accuracy": None}},
@@ -122,7 +135,9 @@ def test_the_program_evaluates_the_model_itself_where_nothing_is_trained(
 ):
     monkeypatch.setattr(sys, "argv", ["evaluate", "--config", config_file(tmp_path)])
     run_main(evaluate.main)
-    assert "untrained: 6 held-out problems, 4 samples of each" in capsys.readouterr().out
+    assert (
+        "untrained: 6 held-out problems, 4 samples of each" in capsys.readouterr().out
+    )
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert written.pop("of").endswith("untrained")
     assert written == evaluate.evaluate(run, run.load_params())
@@ -136,7 +151,9 @@ def test_another_policy_than_the_runs_is_refused_before_anything_is_computed(
     saved = config.load(file, ["--config.lora.rank=2", "--config.lora.alpha=64"])
     config.save(saved, str(tmp_path / "out"))
     monkeypatch.setattr(evaluate, "build_run", None)
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--config", file, "--config.lora.rank=2"])
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate", "--config", file, "--config.lora.rank=2"]
+    )
     with pytest.raises(SystemExit) as stopped:
         run_main(evaluate.main)
     assert stopped.value.code == 2
@@ -146,7 +163,9 @@ def test_another_policy_than_the_runs_is_refused_before_anything_is_computed(
     )
 
 
-def test_what_else_is_measured_than_by_the_run_is_said(tmp_path, monkeypatch, capsys, run):
+def test_what_else_is_measured_than_by_the_run_is_said(
+    tmp_path, monkeypatch, capsys, run
+):
     file = config_file(tmp_path)
     config.save(config.load(file, ["--config.seed=3"]), str(tmp_path / "out"))
     monkeypatch.setattr(sys, "argv", ["evaluate", "--config", file])
@@ -162,7 +181,12 @@ def test_no_problems_are_nothing_to_evaluate(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys,
         "argv",
-        ["evaluate", "--config", config_file(tmp_path), "--config.evaluation.problems=0"],
+        [
+            "evaluate",
+            "--config",
+            config_file(tmp_path),
+            "--config.evaluation.problems=0",
+        ],
     )
     with pytest.raises(SystemExit) as stopped:
         run_main(evaluate.main)

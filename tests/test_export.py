@@ -18,14 +18,20 @@ from tests.tiny_runs import leave_run
 LORA = Lora(2, 3.0, ("query", "down"))
 
 
-@pytest.fixture(scope="session", params=[False, True], ids=["layer by layer", "layers stacked"])
+@pytest.fixture(
+    scope="session", params=[False, True], ids=["layer by layer", "layers stacked"]
+)
 def run(request, tmp_path_factory):
     return leave_run(tmp_path_factory.mktemp("run"), stacked=request.param)
 
 
-@pytest.fixture(scope="session", params=[False, True], ids=["layer by layer", "layers stacked"])
+@pytest.fixture(
+    scope="session", params=[False, True], ids=["layer by layer", "layers stacked"]
+)
 def lora_run(request, tmp_path_factory):
-    return leave_run(tmp_path_factory.mktemp("lora"), "Qwen2ForCausalLM", LORA, request.param)
+    return leave_run(
+        tmp_path_factory.mktemp("lora"), "Qwen2ForCausalLM", LORA, request.param
+    )
 
 
 def call(monkeypatch, run: Path, target: Path, *flags: str):
@@ -57,7 +63,9 @@ def test_adapters_are_merged_unless_they_are_asked_for(lora_run, tmp_path, monke
     assert call(monkeypatch, out, tmp_path / "merged") == 0
     expected = named_leaves(params)
     for path, leaf in named_leaves(hf_folder.load_params(tmp_path / "merged")).items():
-        np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=1e-6, err_msg=path)
+        np.testing.assert_allclose(
+            leaf, expected[path], rtol=0, atol=1e-6, err_msg=path
+        )
 
 
 def test_an_adapter_folder_is_what_peft_calls_one(lora_run, tmp_path, monkeypatch):
@@ -76,12 +84,18 @@ def test_an_adapter_folder_is_what_peft_calls_one(lora_run, tmp_path, monkeypatc
     assert peft_config["target_modules"] == ["down_proj", "q_proj"]
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert len(tensors) == 2 * 2 * 2  # A and B of two matrices in two layers
-    for place, module in (("attention/query", "self_attn.q_proj"), ("mlp/down", "mlp.down_proj")):
+    for place, module in (
+        ("attention/query", "self_attn.q_proj"),
+        ("mlp/down", "mlp.down_proj"),
+    ):
         path = f"layers_1/{place}/kernel"
         prefix = f"base_model.model.model.layers.1.{module}"
         a = tensors[f"{prefix}.lora_A.weight"]
         b = tensors[f"{prefix}.lora_B.weight"]
-        change = named_leaves(params)[path] - named_leaves(hf_folder.load_params(model))[path]
+        change = (
+            named_leaves(params)[path]
+            - named_leaves(hf_folder.load_params(model))[path]
+        )
         np.testing.assert_allclose(1.5 * (b @ a).T, change, rtol=0, atol=1e-6)
 
 
@@ -133,7 +147,9 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_where_everything_is_trained_there_is_no_adapter(run, tmp_path, monkeypatch, capsys):
+def test_where_everything_is_trained_there_is_no_adapter(
+    run, tmp_path, monkeypatch, capsys
+):
     assert call(monkeypatch, run[0], tmp_path / "new", "--adapter") == 2
     assert "lora.rank is 0" in capsys.readouterr().err
 
@@ -144,7 +160,10 @@ def test_adapters_are_in_float32_alone(lora_run, tmp_path, monkeypatch, capsys):
     assert "which --dtype bfloat16 is not" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     for number, one_of_them in enumerate((flags[:1], flags[1:])):
-        assert call(monkeypatch, lora_run[0], tmp_path / f"new {number}", *one_of_them) == 0
+        assert (
+            call(monkeypatch, lora_run[0], tmp_path / f"new {number}", *one_of_them)
+            == 0
+        )
 
 
 def test_a_damaged_config_is_one_line_too(run, tmp_path, monkeypatch, capsys):

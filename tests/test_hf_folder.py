@@ -42,27 +42,35 @@ def change_config(folder, **values):
     """Sets fields of config.json; `...` removes one."""
     path = folder / "config.json"
     config = json.loads(path.read_text()) | values
-    path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+    path.write_text(
+        json.dumps({name: value for name, value in config.items() if value is not ...})
+    )
 
 
 def change_tensors(folder, **changes):
     """Adds or replaces tensors; `...` removes one."""
     path = folder / "model.safetensors"
     changed = load_file(path) | changes
-    save_file({name: value for name, value in changed.items() if value is not ...}, path)
+    save_file(
+        {name: value for name, value in changed.items() if value is not ...}, path
+    )
 
 
 def bits(tree):
     """Returns each leaf's shape and bytes, by its path."""
     leaves = named_leaves(tree)
-    return {name: (leaf.shape, np.asarray(leaf).tobytes()) for name, leaf in leaves.items()}
+    return {
+        name: (leaf.shape, np.asarray(leaf).tobytes()) for name, leaf in leaves.items()
+    }
 
 
 def with_dtype(like, dtype):
     """Returns shapes with the same shardings in another dtype."""
 
     def convert(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=leaf.sharding)
+        return jax.ShapeDtypeStruct(
+            leaf.shape, jnp.dtype(dtype), sharding=leaf.sharding
+        )
 
     return jax.tree.map(convert, like)
 
@@ -73,7 +81,11 @@ def with_dtype(like, dtype):
         ("LlamaForCausalLM", {}),
         (
             "LlamaForCausalLM",
-            {"tie_word_embeddings": False, "num_attention_heads": 3, "num_key_value_heads": 1},
+            {
+                "tie_word_embeddings": False,
+                "num_attention_heads": 3,
+                "num_key_value_heads": 1,
+            },
         ),
         ("Qwen2ForCausalLM", {}),
     ],
@@ -83,9 +95,14 @@ def test_what_is_saved_is_what_was_loaded(tmp_path, architecture, changes):
     params = hf_folder.load_params(source)
     hf_folder.save(params, source, tmp_path / "deep" / "target")
     assert bits(hf_folder.load_params(tmp_path / "deep" / "target")) == bits(params)
-    assert hf_folder.load_config(tmp_path / "deep" / "target") == hf_folder.load_config(source)
+    assert hf_folder.load_config(tmp_path / "deep" / "target") == hf_folder.load_config(
+        source
+    )
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["target"]
-    written = {path.name: path.stat().st_mode for path in (tmp_path / "deep" / "target").iterdir()}
+    written = {
+        path.name: path.stat().st_mode
+        for path in (tmp_path / "deep" / "target").iterdir()
+    }
     assert written.keys() == {path.name for path in source.iterdir()}
     assert written["model.safetensors"] == written["config.json"]
 
@@ -105,7 +122,9 @@ def test_kernels_are_transposed_and_biases_are_not(tmp_path):
     query = hf_folder.load_params(source)["layers_1"]["attention"]["query"]
     stored = load_file(source / "model.safetensors")
     np.testing.assert_array_equal(query["kernel"], stored[QUERY].T)
-    np.testing.assert_array_equal(query["bias"], stored[QUERY.replace("weight", "bias")])
+    np.testing.assert_array_equal(
+        query["bias"], stored[QUERY.replace("weight", "bias")]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -139,10 +158,14 @@ def test_any_part_of_a_tensor_can_be_read(tmp_path, monkeypatch):
         part = stored["matrix"].read((rows, columns), np.float32)
         np.testing.assert_array_equal(part, matrix[rows, columns])
         transposed = stored["matrix"].read((columns, rows), np.float16, transposed=True)
-        np.testing.assert_array_equal(transposed, matrix.T[columns, rows].astype(np.float16))
+        np.testing.assert_array_equal(
+            transposed, matrix.T[columns, rows].astype(np.float16)
+        )
         assert part.flags.c_contiguous
         assert transposed.flags.c_contiguous
-    np.testing.assert_array_equal(stored["one"].read((slice(2, 4),), np.float32), matrix[0, 2:4])
+    np.testing.assert_array_equal(
+        stored["one"].read((slice(2, 4),), np.float32), matrix[0, 2:4]
+    )
 
 
 def test_a_large_model_is_saved_in_several_files(original, tmp_path):
@@ -200,7 +223,10 @@ def test_shards_with_an_index_are_one_model(folder, original):
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": index})
     )
-    stray = {QUERY: np.zeros((3, 3), np.float32), "consolidated": np.zeros(2, np.float32)}
+    stray = {
+        QUERY: np.zeros((3, 3), np.float32),
+        "consolidated": np.zeros(2, np.float32),
+    }
     save_file(stray, folder / "consolidated.safetensors")  # the index does not name it
     assert bits(hf_folder.load_params(folder)) == bits(hf_folder.load_params(original))
     target = folder.with_name("target")
@@ -221,14 +247,16 @@ def test_half_width_folders_are_float32_here_and_stay_half_width_there(
     folder, spelling, name, dtype
 ):
     narrow = {
-        name: array.astype(dtype) for name, array in load_file(folder / "model.safetensors").items()
+        name: array.astype(dtype)
+        for name, array in load_file(folder / "model.safetensors").items()
     }
     save_file(narrow, folder / "model.safetensors")
     change_config(folder, **({"dtype": ...} | {spelling: name}))
     params = hf_folder.load_params(folder)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
     np.testing.assert_array_equal(
-        params["layers_1"]["attention"]["query"]["kernel"], narrow[QUERY].T.astype(np.float32)
+        params["layers_1"]["attention"]["query"]["kernel"],
+        narrow[QUERY].T.astype(np.float32),
     )
     target = folder.with_name("target")
     hf_folder.save(params, folder, target)
@@ -237,7 +265,9 @@ def test_half_width_folders_are_float32_here_and_stay_half_width_there(
         assert file.metadata() == {"format": "pt"}  # transformers asks for it
 
 
-def test_a_tied_folder_may_repeat_its_embedding_and_older_ones_hold_frequencies(folder, original):
+def test_a_tied_folder_may_repeat_its_embedding_and_older_ones_hold_frequencies(
+    folder, original
+):
     embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     extra = {
         "lm_head.weight": embedding,
@@ -280,7 +310,10 @@ SPOILED = {
         lambda f: (f / "config.json").write_text("{'a': 1}"),
         "config.json is not JSON",
     ),
-    "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json holds a list"),
+    "config a list": (
+        lambda f: (f / "config.json").write_text("[]"),
+        "config.json holds a list",
+    ),
     "unknown architecture": (
         lambda f: change_config(f, architectures=["GPT2LMHeadModel"]),
         "config.json says architecture GPT2LMHeadModel; "
@@ -312,11 +345,15 @@ SPOILED = {
         "default, linear, llama3 and yarn are",
     ),
     "rope, new spelling": (
-        lambda f: change_config(f, rope_parameters={"rope_type": "longrope", "factor": 8.0}),
+        lambda f: change_config(
+            f, rope_parameters={"rope_type": "longrope", "factor": 8.0}
+        ),
         "config.json: rope type 'longrope'",
     ),
     "rope, lacking a factor": (
-        lambda f: change_config(f, rope_parameters={"rope_type": "llama3", "factor": 8.0}),
+        lambda f: change_config(
+            f, rope_parameters={"rope_type": "llama3", "factor": 8.0}
+        ),
         "config.json lacks 'low_freq_factor'",
     ),
     "part of a head turned": (
@@ -346,7 +383,10 @@ SPOILED = {
         lambda f: change_config(f, num_attention_heads=4, num_key_value_heads=3),
         "config.json: 4 query heads cannot share 3 key-value heads",
     ),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no *.safetensors"),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        "has no *.safetensors",
+    ),
     "unreadable": (
         lambda f: (f / "model.safetensors").write_bytes(b"<html>"),
         "model.safetensors cannot be read",
@@ -436,7 +476,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("architecture", "changes", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"), REFUSED.values(), ids=REFUSED
+)
 def test_what_is_not_computed_is_refused(folder, architecture, changes, message):
     """The message names the field of config.json, its value, and what is computed."""
     change_config(folder, architectures=[architecture], **changes)
@@ -449,13 +491,24 @@ def test_each_layers_window_is_the_familys(folder):
 
     def windows(architecture, **changes):
         change_config(
-            folder, architectures=[f"{architecture}ForCausalLM"], num_hidden_layers=7, **changes
+            folder,
+            architectures=[f"{architecture}ForCausalLM"],
+            num_hidden_layers=7,
+            **changes,
         )
         return hf_folder.load_config(folder).windows
 
     assert windows("Llama") == ()
     assert windows("Qwen2", use_sliding_window=False, sliding_window=32) == ()
-    assert windows("Qwen2", use_sliding_window=True, max_window_layers=5) == (0, 0, 0, 0, 0, 32, 32)
+    assert windows("Qwen2", use_sliding_window=True, max_window_layers=5) == (
+        0,
+        0,
+        0,
+        0,
+        0,
+        32,
+        32,
+    )
     assert windows("Mistral") == (32,) * 7
     assert windows("Gemma2") == (32, 0, 32, 0, 32, 0, 32)
     assert windows("Gemma3") == (32, 32, 32, 32, 32, 0, 32)
@@ -466,7 +519,11 @@ def test_each_layers_window_is_the_familys(folder):
 def test_gemma3_has_a_rotary_base_for_each_kind_of_layer(folder):
     """Both spellings are read; a scaling applies to the layers without a window."""
     scaling = {"rope_type": "linear", "factor": 8.0}
-    old_spelling = {"rope_theta": 1e6, "rope_local_base_freq": 500.0, "rope_scaling": scaling}
+    old_spelling = {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 500.0,
+        "rope_scaling": scaling,
+    }
     new_spelling = dict.fromkeys(old_spelling, ...) | {
         "rope_parameters": {
             "full_attention": scaling | {"rope_theta": 1e6},
@@ -483,7 +540,10 @@ def test_gemma3_has_a_rotary_base_for_each_kind_of_layer(folder):
 def test_both_spellings_of_the_rotary_base(folder):
     for changes in (
         {"rope_theta": 5e5},
-        {"rope_theta": ..., "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {
+            "rope_theta": ...,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        },
     ):
         change_config(folder, **changes)
         assert hf_folder.load_config(folder).rope.theta == 5e5
@@ -506,21 +566,40 @@ WAYS = {  # (fields of config.json, whether they are computed)
     "nothing": ({}, True),
     "a base": (THETA, True),
     "a scaling": (THETA | {"rope_scaling": YARN}, True),
-    "a scaling, old spelling": (THETA | {"rope_scaling": {"type": "linear", "factor": 8.0}}, True),
+    "a scaling, old spelling": (
+        THETA | {"rope_scaling": {"type": "linear", "factor": 8.0}},
+        True,
+    ),
     "parameters": ({"rope_parameters": YARN | THETA}, True),
-    "parameters beside a base": ({"rope_theta": 5.0, "rope_parameters": YARN | THETA}, True),
+    "parameters beside a base": (
+        {"rope_theta": 5.0, "rope_parameters": YARN | THETA},
+        True,
+    ),
     "both, base beside": (
-        THETA | {"rope_parameters": THETA | {"rope_type": "default"}, "rope_scaling": YARN},
+        THETA
+        | {"rope_parameters": THETA | {"rope_type": "default"}, "rope_scaling": YARN},
         True,
     ),
     "both, base in both": (
-        {"rope_parameters": THETA | {"rope_type": "default"}, "rope_scaling": YARN | THETA},
+        {
+            "rope_parameters": THETA | {"rope_type": "default"},
+            "rope_scaling": YARN | THETA,
+        },
         True,
     ),
-    "both, no base": ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": LLAMA3}, True),
-    "both scaled": ({"rope_parameters": LINEAR | THETA, "rope_scaling": YARN | THETA}, True),
+    "both, no base": (
+        {"rope_parameters": {"rope_type": "default"}, "rope_scaling": LLAMA3},
+        True,
+    ),
+    "both scaled": (
+        {"rope_parameters": LINEAR | THETA, "rope_scaling": YARN | THETA},
+        True,
+    ),
     "both, no scaling": (
-        {"rope_parameters": LINEAR | THETA, "rope_scaling": {"rope_type": "default"} | THETA},
+        {
+            "rope_parameters": LINEAR | THETA,
+            "rope_scaling": {"rope_type": "default"} | THETA,
+        },
         True,
     ),
     "both, empty": ({"rope_parameters": LINEAR | THETA, "rope_scaling": {}}, True),
@@ -535,7 +614,9 @@ WAYS = {  # (fields of config.json, whether they are computed)
 }
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Olmo2", "Gemma2", "Mistral"])
+@pytest.mark.parametrize(
+    "family", ["Llama", "Qwen2", "Qwen3", "Olmo2", "Gemma2", "Mistral"]
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_rotary_settings_are_read_as_transformers_does(folder, family, way):
     """They are refused where transformers would lose what config.json says."""
@@ -543,14 +624,17 @@ def test_the_rotary_settings_are_read_as_transformers_does(folder, family, way):
     change_config(folder, architectures=[f"{family}ForCausalLM"], **NO_ROPE | fields)
     if not is_computed:
         with pytest.raises(
-            UserError, match=r"rope_scaling stands beside rope_parameters .* so that rope_theta"
+            UserError,
+            match=r"rope_scaling stands beside rope_parameters .* so that rope_theta",
         ):
             hf_folder.load_config(folder)
         return
     theirs = getattr(transformers, f"{family}Config")(
         max_position_embeddings=2048, **copy.deepcopy(fields)
     ).rope_parameters
-    assert hf_folder.load_config(folder).rope == rope.from_settings({}, theirs, math.nan)
+    assert hf_folder.load_config(folder).rope == rope.from_settings(
+        {}, theirs, math.nan
+    )
 
 
 NESTED = {
@@ -560,7 +644,10 @@ NESTED = {
 GEMMA3 = {  # (fields of config.json, the message that refuses them)
     "nothing": ({}, ""),
     "a scaling": ({"rope_scaling": LINEAR}, ""),
-    "bases and a scaling": (THETA | {"rope_local_base_freq": 500.0, "rope_scaling": LINEAR}, ""),
+    "bases and a scaling": (
+        THETA | {"rope_local_base_freq": 500.0, "rope_scaling": LINEAR},
+        "",
+    ),
     "parameters": ({"rope_parameters": NESTED}, ""),
     "one of them": ({"rope_parameters": {"full_attention": LINEAR | THETA}}, ""),
     "both": ({"rope_parameters": NESTED, "rope_scaling": LINEAR}, ""),
@@ -569,7 +656,10 @@ GEMMA3 = {  # (fields of config.json, the message that refuses them)
         "",
     ),
     "both scaled": (
-        {"rope_parameters": NESTED | {"full_attention": LINEAR | THETA}, "rope_scaling": YARN},
+        {
+            "rope_parameters": NESTED | {"full_attention": LINEAR | THETA},
+            "rope_scaling": YARN,
+        },
         "",
     ),
     "both, old spelling": (
@@ -599,7 +689,9 @@ def test_gemma3s_rotary_settings_are_read_as_transformers_does(folder, fields, m
     ).rope_parameters
     config = hf_folder.load_config(folder)
     assert config.rope == rope.from_settings({}, theirs["full_attention"], math.nan)
-    assert config.local_rope == rope.from_settings({}, theirs["sliding_attention"], math.nan)
+    assert config.local_rope == rope.from_settings(
+        {}, theirs["sliding_attention"], math.nan
+    )
 
 
 def test_checking_a_folder_opens_no_device():
@@ -610,5 +702,7 @@ def test_checking_a_folder_opens_no_device():
         "hf_folder.check_folder(hf_folder.EMBEDDED)\n"
         "print(xla_bridge.backends_are_initialized())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
     assert done.stdout == "False\n", done.stderr

@@ -35,7 +35,11 @@ def test_groups_are_judged_in_launch_order_and_submitted_as_they_come(order):
     for index in order:
         session += [(index, make_sampled_group(f"p{index}")), None]
     judge = Judge(pool, BY_ACCURACY, "accuracy")
-    assert ids(list(judged_in_order(iter(session), judge, WEIGHTS))) == ["p0", "p1", "p2"]
+    assert ids(list(judged_in_order(iter(session), judge, WEIGHTS))) == [
+        "p0",
+        "p1",
+        "p2",
+    ]
     assert pool.submitted == [f"p{index}" for index in order]
 
 
@@ -79,18 +83,24 @@ def interleaved_events() -> list:
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_texts_are_submitted_as_they_end_unless_a_reward_must_see_them_together(together):
+def test_texts_are_submitted_as_they_end_unless_a_reward_must_see_them_together(
+    together,
+):
     """Either way a group's verdicts are in the order of its texts."""
 
     def verdicts(problem, texts):
-        return [{"accuracy": float(text[-1]), "size": float(len(texts))} for text in texts]
+        return [
+            {"accuracy": float(text[-1]), "size": float(len(texts))} for text in texts
+        ]
 
     pool = Verdicts(verdicts)
     pool.batched = together
     judge = Judge(pool, BY_ACCURACY, "accuracy")
     groups = list(judged_in_order(iter(interleaved_events()), judge, WEIGHTS))
     assert ids(groups) == ["p0", "p1"]
-    assert pool.submitted == (["p1", "p0"] if together else ["p0", "p0", "p1", "p1", "p1", "p0"])
+    assert pool.submitted == (
+        ["p1", "p0"] if together else ["p0", "p0", "p1", "p1", "p1", "p0"]
+    )
     for group in groups:
         assert group.values["accuracy"].tolist() == [0, 1, 2]
         assert set(group.values["size"]) == {3.0 if together else 1.0}
@@ -170,7 +180,9 @@ def test_rewards_of_length_see_the_tokens_that_the_mask_counts():
     rewards = {"short": Weighted(SoftOverlong(max_tokens=NEW, buffer=NEW))}
     with Pool(rewards, 1, deadline=10.0) as pool:
         (group,) = judge_all(Judge(pool, rewards, "short"), [make_sampled_group("a")])
-    np.testing.assert_array_equal(group.rewards, -group.completion_mask.sum(axis=1) / NEW)
+    np.testing.assert_array_equal(
+        group.rewards, -group.completion_mask.sum(axis=1) / NEW
+    )
 
 
 def test_rewards_are_weighted_sums_and_pass_rates_are_not():
@@ -178,8 +190,14 @@ def test_rewards_are_weighted_sums_and_pass_rates_are_not():
     np.testing.assert_allclose(a.rewards, [2.05, math.nan, 2.098])
     np.testing.assert_allclose(b.rewards, [math.nan, 2.0, 0.0])
     assert (a.solved, a.judged) == (1, 3)  # 0.999 is not solved
-    assert (b.solved, b.judged) == (1, 2)  # the missing verdict is neither right nor wrong
-    assert [list(group.missing.values()) for group in (a, b)] == [["timeout"], ["crash"]]
+    assert (b.solved, b.judged) == (
+        1,
+        2,
+    )  # the missing verdict is neither right nor wrong
+    assert [list(group.missing.values()) for group in (a, b)] == [
+        ["timeout"],
+        ["crash"],
+    ]
 
 
 def test_a_missing_verdict_of_no_weight_costs_no_reward():

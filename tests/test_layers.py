@@ -35,7 +35,9 @@ class Layer:
 ARRAYS = frozenset({"jax", "numpy", "jaxtyping"})
 LAYERS = {
     "base": Layer(("", "errors", "files"), (), frozenset(), "everything imports it"),
-    "arrays": Layer(("types", "losses"), ("base",), ARRAYS, "losses are used in others' loops"),
+    "arrays": Layer(
+        ("types", "losses"), ("base",), ARRAYS, "losses are used in others' loops"
+    ),
     "host": Layer(
         ("problems", "text", "data", "rewards", "rollout.difficulty"),
         ("base",),
@@ -49,7 +51,10 @@ LAYERS = {
         "pure functions of arrays",
     ),
     "boundary": Layer(
-        ("programs",), ("base", "arrays", "device"), ARRAYS, "it compiles what lies under it"
+        ("programs",),
+        ("base", "arrays", "device"),
+        ARRAYS,
+        "it compiles what lies under it",
     ),
     "stages": Layer(
         ("rollout", "checkpoint", "metrics", "console", "plots"),
@@ -99,7 +104,9 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-SOURCES = {name_of(path): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+SOURCES = {
+    name_of(path): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))
+}
 PACKAGES = {name_of(path) for path in PACKAGE.rglob("__init__.py")}
 
 
@@ -112,7 +119,9 @@ def layer_of(module: str) -> str:
 
     The longest entry of the table that names the module or a folder above it decides.
     """
-    entries = [(entry, name) for name, layer in LAYERS.items() for entry in layer.modules]
+    entries = [
+        (entry, name) for name, layer in LAYERS.items() for entry in layer.modules
+    ]
     fitting = [
         (len(entry), name)
         for entry, name in entries
@@ -121,7 +130,9 @@ def layer_of(module: str) -> str:
     return max(fitting)[1] if fitting else "none"
 
 
-def imported(module: str, source: str, known: set[str], is_package: bool = False) -> Iterator[str]:
+def imported(
+    module: str, source: str, known: set[str], is_package: bool = False
+) -> Iterator[str]:
     """Yields the full names of the modules that a source imports, at the top or inside functions.
 
     `from package import name` is the import of package.name where `known` has such a module.
@@ -140,7 +151,9 @@ def imported(module: str, source: str, known: set[str], is_package: bool = False
                 yield full if full.removeprefix("jaxgrpo.") in known else base
 
 
-def violations(module: str, source: str, known: set[str], is_package: bool = False) -> list[str]:
+def violations(
+    module: str, source: str, known: set[str], is_package: bool = False
+) -> list[str]:
     """Returns what the module's own imports break, a sentence each."""
     file = f"jaxgrpo/{module.replace('.', '/')}"
     name = layer_of(module)
@@ -195,7 +208,9 @@ def reached(module: str, sources: dict[str, str]) -> set[str]:
     libraries: set[str] = set()
     while to_visit:
         current = to_visit.pop()
-        for full in imported(current, sources[current], set(sources), current in PACKAGES):
+        for full in imported(
+            current, sources[current], set(sources), current in PACKAGES
+        ):
             if full.split(".")[0] != "jaxgrpo":
                 libraries.add(full.split(".")[0])
                 continue
@@ -209,7 +224,9 @@ def reached(module: str, sources: dict[str, str]) -> set[str]:
 
 def circles(sources: dict[str, str]) -> list[str]:
     """Returns the circles of imports, each as "a -> b -> a"; a folder's __init__ counts, too."""
-    arrows = {module: sorted(inner_imports(module, sources) - {module}) for module in sources}
+    arrows = {
+        module: sorted(inner_imports(module, sources) - {module}) for module in sources
+    }
     found = []
     finished: set[str] = set()
 
@@ -246,7 +263,9 @@ def test_host_modules_never_reach_jax(module):
 
 @pytest.mark.parametrize("module", [m for m in SOURCES if layer_of(m) == "arrays"])
 def test_array_modules_reach_jax_and_numpy_alone(module):
-    libraries = {name for name in reached(module, SOURCES) if not is_under(name, "jaxgrpo")}
+    libraries = {
+        name for name in reached(module, SOURCES) if not is_under(name, "jaxgrpo")
+    }
     assert libraries <= ARRAYS | sys.stdlib_module_names
 
 
@@ -259,29 +278,71 @@ def test_only_programs_compiles():
                 alias.name in ("jit", "pjit") for alias in node.names
             )
             where = f"jaxgrpo/{module}.py line {getattr(node, 'lineno', 0)}"
-            assert not compiles or module == "programs", f"{where} compiles; programs.py does"
+            assert not compiles or module == "programs", (
+                f"{where} compiles; programs.py does"
+            )
 
 
 @pytest.mark.parametrize(
     ("module", "source", "says"),
     [
-        ("losses.mine", "import flax", "losses/mine imports flax, which only ('models.layers', "),
-        ("losses.mine", "import scipy", "which is not among ['jax', 'jaxtyping', 'numpy']"),
+        (
+            "losses.mine",
+            "import flax",
+            "losses/mine imports flax, which only ('models.layers', ",
+        ),
+        (
+            "losses.mine",
+            "import scipy",
+            "which is not among ['jax', 'jaxtyping', 'numpy']",
+        ),
         (
             "losses.mine",
             "from jaxgrpo.problems import Problem",
             "imports jaxgrpo.problems (host)",
         ),
-        ("losses.mine", "from ..rewards import maths", "imports jaxgrpo.rewards.maths (host)"),
-        ("rewards.mine", "def f():\n    import jax.numpy as jnp", "imports jax: a verifier's"),
+        (
+            "losses.mine",
+            "from ..rewards import maths",
+            "imports jaxgrpo.rewards.maths (host)",
+        ),
+        (
+            "rewards.mine",
+            "def f():\n    import jax.numpy as jnp",
+            "imports jax: a verifier's",
+        ),
         ("data.mine", "from jaxgrpo import types", "imports jaxgrpo.types (arrays)"),
-        ("rollout.difficulty", "from jaxgrpo import types", "(host) imports jaxgrpo.types"),
-        ("models.mine", "from flax import linen", "only ('models.layers', 'models.transformer')"),
-        ("device.sampler", "from jaxgrpo.programs import Program", "jaxgrpo.programs (boundary)"),
+        (
+            "rollout.difficulty",
+            "from jaxgrpo import types",
+            "(host) imports jaxgrpo.types",
+        ),
+        (
+            "models.mine",
+            "from flax import linen",
+            "only ('models.layers', 'models.transformer')",
+        ),
+        (
+            "device.sampler",
+            "from jaxgrpo.programs import Program",
+            "jaxgrpo.programs (boundary)",
+        ),
         ("programs", "import optax", "only ('device.optimizer',) may"),
-        ("rollout.engine", "from jaxgrpo.device import sampler", "jaxgrpo.device.sampler (device)"),
-        ("rollout.collect", "from jaxgrpo.config import Config", "jaxgrpo.config (programs)"),
-        ("train", "from tools import plan", "imports tools, which only nothing in jaxgrpo may"),
+        (
+            "rollout.engine",
+            "from jaxgrpo.device import sampler",
+            "jaxgrpo.device.sampler (device)",
+        ),
+        (
+            "rollout.collect",
+            "from jaxgrpo.config import Config",
+            "jaxgrpo.config (programs)",
+        ),
+        (
+            "train",
+            "from tools import plan",
+            "imports tools, which only nothing in jaxgrpo may",
+        ),
         ("errors", "import numpy", "which is not among []"),
     ],
 )

@@ -44,14 +44,21 @@ def plain(hidden, embedding, tokens, temperature, start=1, softcap=None):
     chosen = jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
     entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
     is_scored = jnp.arange(tokens.shape[1]) >= start
-    return tuple(jnp.pad(score, ((0, 0), (1, 0))) * is_scored for score in (chosen, entropy))
+    return tuple(
+        jnp.pad(score, ((0, 0), (1, 0))) * is_scored for score in (chosen, entropy)
+    )
 
 
-@partial(jax.jit, static_argnames=("start", "softcap", "entropy", "chunk", "shards", "unused"))
+@partial(
+    jax.jit,
+    static_argnames=("start", "softcap", "entropy", "chunk", "shards", "unused"),
+)
 def scores_from(hidden, embedding, tokens, temperature, start=1, **options):
     """Scores the columns from `start` on alone, from the hidden state before them; 0 elsewhere."""
     first = start - 1
-    scores = token_logprobs(hidden[:, first:], embedding, tokens[:, first:], temperature, **options)
+    scores = token_logprobs(
+        hidden[:, first:], embedding, tokens[:, first:], temperature, **options
+    )
     return jax.tree.map(lambda score: jnp.pad(score, ((0, 0), (first, 0))), scores)
 
 
@@ -89,17 +96,23 @@ def assert_close(ours, theirs, rtol=1e-5, atol=1e-5):
 @pytest.mark.parametrize(("start", "softcap", "temperature"), SETTINGS)
 def test_chunks_are_exact(case, chunk, start, softcap, temperature):
     expected = plain(*case, temperature, start, softcap)
-    assert_close(both(*case, temperature, start, softcap=softcap, chunk=chunk), expected)
+    assert_close(
+        both(*case, temperature, start, softcap=softcap, chunk=chunk), expected
+    )
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize(("start", "softcap", "temperature"), SETTINGS)
-def test_gradients_are_those_of_the_plain_form(case, chunk, start, softcap, temperature):
+def test_gradients_are_those_of_the_plain_form(
+    case, chunk, start, softcap, temperature
+):
     hidden, embedding, tokens = case
     settings = {"start": start, "softcap": softcap}
     ours = weighted(both, tokens, temperature, **settings, chunk=chunk)
     theirs = weighted(plain, tokens, temperature, **settings)
-    assert_close(gradients(ours, hidden, embedding), gradients(theirs, hidden, embedding))
+    assert_close(
+        gradients(ours, hidden, embedding), gradients(theirs, hidden, embedding)
+    )
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -112,7 +125,9 @@ def test_each_result_has_its_own_gradient(case, which):
     def theirs(hidden, embedding):
         return jnp.sum(plain(hidden, embedding, tokens, 0.7)[which])
 
-    assert_close(gradients(ours, hidden, embedding), gradients(theirs, hidden, embedding))
+    assert_close(
+        gradients(ours, hidden, embedding), gradients(theirs, hidden, embedding)
+    )
 
 
 def test_without_entropy_the_logprobs_are_the_same(case):
@@ -121,7 +136,9 @@ def test_without_entropy_the_logprobs_are_the_same(case):
     assert_close(logprobs, both(*case, 0.7)[0])
 
 
-@pytest.mark.parametrize(("shards", "chunk"), [(2, 1), (2, 8), (3, 7), (3, None), (12, 5)])
+@pytest.mark.parametrize(
+    ("shards", "chunk"), [(2, 1), (2, 8), (3, 7), (3, None), (12, 5)]
+)
 def test_shards_change_nothing(case, shards, chunk):
     hidden, embedding, tokens = case
     ours = weighted(both, tokens, 0.7, shards=shards, chunk=chunk)
@@ -133,7 +150,9 @@ def test_shards_change_nothing(case, shards, chunk):
 
 
 def test_a_vocabulary_divides_by_its_shards(case):
-    with pytest.raises(ValueError, match="vocabulary of 12 cannot be divided into shards=5"):
+    with pytest.raises(
+        ValueError, match="vocabulary of 12 cannot be divided into shards=5"
+    ):
         token_logprobs(*case, 1.0, shards=5)
 
 
@@ -168,7 +187,10 @@ def test_bfloat16_stays_near_float32():
     half = ((hidden / 8).astype(jnp.bfloat16), embedding.astype(jnp.bfloat16))
     full = tuple(x.astype(jnp.float32) for x in half)
     assert_close(
-        both(*half, tokens, 0.7, chunk=128), plain(*full, tokens, 0.7), rtol=1e-4, atol=1e-4
+        both(*half, tokens, 0.7, chunk=128),
+        plain(*full, tokens, 0.7),
+        rtol=1e-4,
+        atol=1e-4,
     )
     ours = gradients(weighted(both, tokens, 0.7, chunk=128), *half)
     theirs = gradients(weighted(plain, tokens, 0.7), *full)
@@ -179,7 +201,9 @@ def test_bfloat16_stays_near_float32():
 
 def test_gradients_come_in_the_dtypes_of_the_inputs(case):
     hidden, embedding, tokens = case
-    found = gradients(weighted(both, tokens, 1.0), hidden.astype(jnp.bfloat16), embedding)
+    found = gradients(
+        weighted(both, tokens, 1.0), hidden.astype(jnp.bfloat16), embedding
+    )
     assert [x.dtype for x in found] == [jnp.bfloat16, jnp.float32]
 
 
@@ -235,7 +259,9 @@ def test_the_default_chunk_holds_little_of_a_large_vocabulary():
     def loss(*inputs):
         return jnp.sum(token_logprobs(*inputs, 1.0)[0])
 
-    temp = temp_bytes(jax.value_and_grad(loss, argnums=(0, 1)), shapes_of(8, 1025, 64, 151936))
+    temp = temp_bytes(
+        jax.value_and_grad(loss, argnums=(0, 1)), shapes_of(8, 1025, 64, 151936)
+    )
     assert temp < 0.1 * 8 * 1024 * 151936 * 4
 
 
@@ -275,7 +301,9 @@ def test_it_can_be_rematerialized_and_scanned(case):
     once = weighted(both, tokens, 0.7, chunk=5)
 
     def scanned(hidden, embedding):
-        add = jax.checkpoint(lambda total, scale: (total + once(hidden * scale, embedding), None))
+        add = jax.checkpoint(
+            lambda total, scale: (total + once(hidden * scale, embedding), None)
+        )
         return jax.lax.scan(add, 0.0, jnp.array([1.0, 0.5]))[0]
 
     def twice(hidden, embedding):
@@ -288,7 +316,9 @@ def test_it_can_be_rematerialized_and_scanned(case):
 
 
 def test_a_softcap_bounds_logits_before_the_temperature():
-    logits = to_logits(jnp.array([[100.0], [0.01]]), jnp.array([[1.0], [-1.0]]), 0.5, 30.0)
+    logits = to_logits(
+        jnp.array([[100.0], [0.01]]), jnp.array([[1.0], [-1.0]]), 0.5, 30.0
+    )
     bound = 60 * np.tanh(10 / 3)
     np.testing.assert_allclose(logits, [[bound, -bound], [0.02, -0.02]], rtol=1e-6)
 
@@ -299,7 +329,9 @@ COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permut
 def moved(program):
     """Returns the elements of the largest array that a compiled program moves between devices."""
     shapes = []
-    for result in re.findall(rf"= (.*?) (?:{COLLECTIVES})(?:-start)?\(", program.as_text()):
+    for result in re.findall(
+        rf"= (.*?) (?:{COLLECTIVES})(?:-start)?\(", program.as_text()
+    ):
         shapes.extend(re.findall(r"\w\[([\d,]*)\]", result))
     assert shapes
     sizes = []
@@ -325,10 +357,13 @@ def compare_meshes():
         inputs = jax.device_put((hidden, embedding, tokens), (rows, matrix, rows))
 
         def loss(hidden, embedding, tokens, shards=mesh.shape["tensor"]):
-            return weighted(both, tokens, 0.7, chunk=chunk, shards=shards)(hidden, embedding)
+            return weighted(both, tokens, 0.7, chunk=chunk, shards=shards)(
+                hidden, embedding
+            )
 
         program = jax.jit(
-            jax.value_and_grad(loss, argnums=(0, 1)), out_shardings=(replicated, (rows, matrix))
+            jax.value_and_grad(loss, argnums=(0, 1)),
+            out_shardings=(replicated, (rows, matrix)),
         )
         compiled = program.lower(*inputs).compile()
         assert_close(compiled(*inputs), expected, rtol=1e-4, atol=1e-4)
@@ -351,7 +386,9 @@ def test_ids_that_no_token_has_are_in_no_softmax(case, chunk, shards):
     tokens = jnp.where(used[tokens], tokens, 3)
 
     def masked(hidden, embedding, tokens):
-        logprobs = jax.nn.log_softmax(jnp.where(used, hidden @ embedding.T / 0.7, -jnp.inf))[:, :-1]
+        logprobs = jax.nn.log_softmax(
+            jnp.where(used, hidden @ embedding.T / 0.7, -jnp.inf)
+        )[:, :-1]
         chosen = jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
         finite = jnp.where(used, logprobs, 0.0)
         entropy = -jnp.sum(jnp.where(used, jnp.exp(finite), 0.0) * finite, axis=-1)

@@ -73,7 +73,9 @@ def random_adapters(programs):
 def make_batch():
     """Returns groups of two completions of which the first was right."""
     shape = (ROWS, LENGTH)
-    tokens = np.random.default_rng(0).integers(0, NETWORK.vocab_size, shape, dtype=np.int32)
+    tokens = np.random.default_rng(0).integers(
+        0, NETWORK.vocab_size, shape, dtype=np.int32
+    )
     tokens[1::2, :WIDTH] = tokens[0::2, :WIDTH]
     return TrainBatch(
         tokens=tokens,
@@ -90,7 +92,9 @@ def hidden(params):
     segments = jnp.ones_like(tokens)
     positions = attention.sequence_positions(segments)
     mask = attention.sequence_mask(segments)
-    return transformer.forward(NETWORK, params, SequenceInputs(tokens, positions, mask))[0]
+    return transformer.forward(
+        NETWORK, params, SequenceInputs(tokens, positions, mask)
+    )[0]
 
 
 def same(tree, other):
@@ -113,7 +117,9 @@ def test_at_first_the_policy_is_the_base(programs, base):
 
 
 def test_adapters_stand_beside_their_targets_alone(base):
-    adapters = lora.init_trainable(Lora(3, targets=("key", "gate")), base, jax.random.key(0))
+    adapters = lora.init_trainable(
+        Lora(3, targets=("key", "gate")), base, jax.random.key(0)
+    )
     assert {name: leaf.shape for name, leaf in named_leaves(adapters).items()} == {
         "layers_0/attention/key/lora_a": (16, 3),
         "layers_0/attention/key/lora_b": (3, 8),
@@ -123,11 +129,15 @@ def test_adapters_stand_beside_their_targets_alone(base):
 
 
 def test_the_first_adapters_are_a_function_of_the_seed_and_each_its_own(programs, base):
-    draws = [programs.init_state(base, np.uint32(seed)).params for seed in (0, 0, 2**32 - 1)]
+    draws = [
+        programs.init_state(base, np.uint32(seed)).params for seed in (0, 0, 2**32 - 1)
+    ]
     assert same(draws[0], draws[1])
     leaves = []
     for draw in draws[1:]:
-        leaves += [leaf for name, leaf in named_leaves(draw).items() if name.endswith("lora_a")]
+        leaves += [
+            leaf for name, leaf in named_leaves(draw).items() if name.endswith("lora_a")
+        ]
     distinct = {np.asarray(leaf).tobytes() for leaf in leaves}
     assert len(distinct) == len(leaves) == 2 * len(ADAPTERS.targets)
 
@@ -135,7 +145,9 @@ def test_the_first_adapters_are_a_function_of_the_seed_and_each_its_own(programs
 def test_first_adapters_are_uniform_as_pefts():
     """torch's kaiming_uniform_(a=sqrt(5)) for a matrix with n inputs: within +-1 / sqrt(n)."""
     adapters = lora.init_trainable(
-        Lora(64, targets=("up",)), {"up": {"kernel": jnp.zeros((100, 7))}}, jax.random.key(0)
+        Lora(64, targets=("up",)),
+        {"up": {"kernel": jnp.zeros((100, 7))}},
+        jax.random.key(0),
     )
     drawn = np.asarray(adapters["up"]["lora_a"]) * 10.0
     assert 0.99 < np.abs(drawn).max() <= 1
@@ -158,26 +170,34 @@ def test_layers_may_be_an_axis():
     """Each of the stacked layers has its own pair."""
     rng = np.random.default_rng(0)
     kernels = jnp.asarray(rng.normal(size=(3, 5, 4)), jnp.float32)
-    pair = lora.init_trainable(ADAPTERS, {"up": {"kernel": kernels}}, jax.random.key(0))["up"]
+    pair = lora.init_trainable(
+        ADAPTERS, {"up": {"kernel": kernels}}, jax.random.key(0)
+    )["up"]
     assert {name: leaf.shape for name, leaf in pair.items()} == {
         "lora_a": (3, 5, 2),
         "lora_b": (3, 2, 4),
     }
     a, b = (rng.normal(size=leaf.shape).astype(np.float32) for leaf in pair.values())
-    policy = lora.attach({"up": {"kernel": kernels}}, {"up": {"lora_a": a, "lora_b": b}})
+    policy = lora.attach(
+        {"up": {"kernel": kernels}}, {"up": {"lora_a": a, "lora_b": b}}
+    )
     merged = lora.merge(policy, 0.5)["up"]["kernel"]
     for layer in range(3):
         expected = kernels[layer] + 0.5 * a[layer] @ b[layer]
         np.testing.assert_allclose(merged[layer], expected, atol=1e-6)
 
 
-def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(programs, base, trained):
+def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(
+    programs, base, trained
+):
     """dL/dA = scale * G B^T and dL/dB = scale * A^T G, G being that of the merged matrix."""
     policy = lora.attach(base, trained)
     before = jax.device_get(base)
     full = make_programs(lora.NO_LORA)
     merged = lora.merge(policy, ADAPTERS.scale)
-    moved, metrics = full.update(full.init_state(merged), base, make_batch(), GRPO(kl=0.1), 1.0)
+    moved, metrics = full.update(
+        full.init_state(merged), base, make_batch(), GRPO(kl=0.1), 1.0
+    )
     gradient = named_leaves(jax.tree.map(jnp.subtract, merged, moved.params))
     state = programs.init_state(base)._replace(params=jax.tree.map(jnp.copy, trained))
     state, lora_metrics = programs.update(state, base, make_batch(), GRPO(kl=0.1), 1.0)
@@ -190,9 +210,13 @@ def test_an_update_is_the_gradient_by_the_chain_rule_and_the_base_stays(programs
         b = named_leaves(trained)[f"{module}/lora_b"]
         expected = g @ b.T if name.endswith("lora_a") else a.T @ g
         assert np.abs(expected).max() > 1e-3
-        np.testing.assert_allclose(move, ADAPTERS.scale * expected, rtol=0, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(
+            move, ADAPTERS.scale * expected, rtol=0, atol=2e-6, err_msg=name
+        )
     for name in ("update/loss", "policy/kl", "policy/entropy"):
-        np.testing.assert_allclose(lora_metrics[name], metrics[name], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            lora_metrics[name], metrics[name], rtol=1e-4, err_msg=name
+        )
     assert same(base, before)
 
 
@@ -203,7 +227,9 @@ def learn_on_meshes():
     """
     expected = None
     for sizes in ((1, 1, 1), (2, 2, 2)):
-        programs = make_programs(mesh=make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)]))
+        programs = make_programs(
+            mesh=make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
+        )
         kernels = named_leaves(programs.params_like)
         base = to_device(
             jax.device_get(random_params(NETWORK)),
@@ -212,7 +238,11 @@ def learn_on_meshes():
         state = programs.init_state(base, np.uint32(3))
         for _ in range(2):
             state, metrics = programs.update(
-                state, base, to_device(make_batch(), programs.row_sharding), GRPO(kl=0.1), 1.0
+                state,
+                base,
+                to_device(make_batch(), programs.row_sharding),
+                GRPO(kl=0.1),
+                1.0,
             )
         for name, leaf in named_leaves(state.params).items():
             kernel = kernels[name.rpartition("/")[0] + "/kernel"]
@@ -222,11 +252,19 @@ def learn_on_meshes():
             sharding = NamedSharding(leaf.sharding.mesh, spec)
             assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), name
         result = named_leaves(
-            to_host((state.params, programs.publish(lora.attach(base, state.params)), metrics))
+            to_host(
+                (
+                    state.params,
+                    programs.publish(lora.attach(base, state.params)),
+                    metrics,
+                )
+            )
         )
         expected = expected or result
         for name, leaf in result.items():
-            np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=2e-6, err_msg=name)
+            np.testing.assert_allclose(
+                leaf, expected[name], rtol=1e-4, atol=2e-6, err_msg=name
+            )
         print("equal", *sizes)
 
 
@@ -321,7 +359,9 @@ def test_what_reads_a_run_finds_the_policy(run, tmp_path, monkeypatch, capsys):
     export.export(out, tmp_path / "merged")
     published = named_leaves(lora.merge(built.programs.publish(params), 1.0))
     for name, leaf in named_leaves(hf_folder.load_params(tmp_path / "merged")).items():
-        np.testing.assert_allclose(leaf, published[name], rtol=0, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            leaf, published[name], rtol=0, atol=1e-6, err_msg=name
+        )
 
     sampled = []
 
@@ -348,7 +388,9 @@ def test_in_bfloat16_the_sampler_stays_with_the_trainer(tmp_path, monkeypatch):
         "steps=17",
         "evaluation.problems=0",
     )
-    yielded = list(train(make_config(tmp_path, *flags, "save_every=100", "show_rollouts_every=0")))
+    yielded = list(
+        train(make_config(tmp_path, *flags, "save_every=100", "show_rollouts_every=0"))
+    )
     gaps = [values["policy/logprob_gap"] for values in yielded]
     assert yielded[-1]["policy/kl"] > 0.1
     assert gaps[-1] <= max(gaps[0], 1e-5)

@@ -69,7 +69,9 @@ def tpus(slices=1, width=4, height=2, kind="TPU v5 lite"):
     Each process has 2 x 2 chips.
     """
     chips = []
-    for slice_index, y, x in itertools.product(range(slices), range(height), range(width)):
+    for slice_index, y, x in itertools.product(
+        range(slices), range(height), range(width)
+    ):
         processes_before = slice_index * (width * height // 4)
         process = processes_before + (y // 2) * (width // 2) + x // 2
         chips.append(Device(len(chips), "tpu", process, kind, slice_index, (x, y, 0)))
@@ -92,7 +94,9 @@ def test_one_size_is_filled_in(sizes, filled):
     assert row_devices(mesh) == filled[0] * filled[1]
 
 
-@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (16, 1, 1), (2, 2, 1)])
+@pytest.mark.parametrize(
+    "sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (16, 1, 1), (2, 2, 1)]
+)
 def test_sizes_that_do_not_fit_are_named(sizes):
     with pytest.raises(UserError) as caught:
         make_mesh(*sizes, devices=devices(8))
@@ -111,7 +115,9 @@ def test_rows_are_divided_between_slices_and_nothing_else_is():
             assert {device.slice_index for device in half.flat} == {slice_index}
 
 
-@pytest.mark.parametrize(("sizes", "data"), [((1, 16, 1), 1), ((-1, 16, 1), 1), ((1, -1, 2), 1)])
+@pytest.mark.parametrize(
+    ("sizes", "data"), [((1, 16, 1), 1), ((-1, 16, 1), 1), ((1, -1, 2), 1)]
+)
 def test_data_that_the_slices_do_not_divide_is_named(sizes, data):
     with pytest.raises(
         UserError, match=f"mesh.data is {data}: it must be a multiple of the 2 slices"
@@ -150,7 +156,9 @@ def state():
     optimizer = adamw(schedule("cosine", 1e-3, 2, 10), 0.9, 0.95, 0.1, 1.0)
     params = transformer.shapes(NETWORK)
     return TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params)
+        jax.ShapeDtypeStruct((), jnp.int32),
+        params,
+        jax.eval_shape(optimizer.init, params),
     )
 
 
@@ -164,7 +172,9 @@ def test_every_parameter_has_its_rule(state, wide):
     for name, axes in EXPECTED.items():
         assert shardings[name].spec == PartitionSpec(*axes), name
     untied = {"output_embedding": jax.ShapeDtypeStruct((48, 16), jnp.float32)}
-    assert tree_shardings(wide, untied)["output_embedding"].spec == PartitionSpec("tensor", "fsdp")
+    assert tree_shardings(wide, untied)["output_embedding"].spec == PartitionSpec(
+        "tensor", "fsdp"
+    )
 
 
 def test_no_matrix_is_left_whole(state, wide):
@@ -177,7 +187,9 @@ def test_the_optimizers_moments_live_where_their_parameters_do(state, wide):
     shardings = named_leaves(tree_shardings(wide, state))
     params = named_leaves(tree_shardings(wide, state.params))
     for moment in ("mu", "nu"):
-        moments = {name: value for name, value in shardings.items() if f"/{moment}/" in name}
+        moments = {
+            name: value for name, value in shardings.items() if f"/{moment}/" in name
+        }
         assert len(moments) == len(params)
         for name, sharding in moments.items():
             assert sharding.spec == params[name.split(f"/{moment}/")[1]].spec, name
@@ -230,7 +242,9 @@ def test_sharded_shapes_have_shape_dtype_and_sharding(state):
 
 def test_stacked_layers_have_their_rules_behind_the_layers(state, wide):
     stacked = jax.eval_shape(transformer.stack, state.params)
-    shardings = named_leaves(tree_shardings(wide, TrainState(state.step, stacked, {"mu": stacked})))
+    shardings = named_leaves(
+        tree_shardings(wide, TrainState(state.step, stacked, {"mu": stacked}))
+    )
     for name, axes in EXPECTED.items():
         if name.startswith("layers_0/"):
             name = name.replace("layers_0/", "layers/")
@@ -259,7 +273,9 @@ def test_what_does_not_divide_so_keeps_its_rule(state):
     """8 columns cannot be divided by 16 devices; without fsdp, every leaf keeps its rule."""
     mesh = make_mesh(1, 4, 4, devices(16))
     shardings = named_leaves(decode_shardings(mesh, sharded_shapes(mesh, state.params)))
-    assert shardings["layers_0/attention/key/kernel"].spec == PartitionSpec("fsdp", "tensor")
+    assert shardings["layers_0/attention/key/kernel"].spec == PartitionSpec(
+        "fsdp", "tensor"
+    )
     query_sharding = shardings["layers_0/attention/query/kernel"]
     assert query_sharding.spec == PartitionSpec(None, ("tensor", "fsdp"))
     mesh = make_mesh(4, 1, 2, devices(8))

@@ -16,9 +16,16 @@ def lines(path):
 def test_a_step_is_a_line_of_valid_json(tmp_path, capsys):
     with Writer(tmp_path, steps=2) as writer:
         writer.write(
-            1, {"reward/accuracy": jnp.float32(0.5), "policy/kl": np.float64("nan"), "time/step": 2}
+            1,
+            {
+                "reward/accuracy": jnp.float32(0.5),
+                "policy/kl": np.float64("nan"),
+                "time/step": 2,
+            },
         )
-        writer.write(2, {"reward/accuracy": np.float32(0.25), "update/loss": float("-inf")})
+        writer.write(
+            2, {"reward/accuracy": np.float32(0.25), "update/loss": float("-inf")}
+        )
     assert lines(tmp_path / "metrics.jsonl") == [
         {"step": 1, "reward/accuracy": 0.5, "policy/kl": None, "time/step": 2.0},
         {"step": 2, "reward/accuracy": 0.25, "update/loss": None},
@@ -42,9 +49,23 @@ def test_resuming_neither_loses_nor_doubles_a_step(tmp_path):
         assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [0, 1, 2]
         for step in range(3, 6):
             writer.write(step, {"reward/accuracy": 1.0})
-    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
     assert lines(tmp_path / "metrics.jsonl")[3]["reward/accuracy"] == 1.0
-    assert [line["step"] for line in lines(tmp_path / "rollouts.jsonl")] == [0, 0, 1, 1, 2, 2]
+    assert [line["step"] for line in lines(tmp_path / "rollouts.jsonl")] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
     assert "안녕" in (tmp_path / "rollouts.jsonl").read_text(encoding="utf-8")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "metrics.jsonl",

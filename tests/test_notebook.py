@@ -27,7 +27,10 @@ def names_from_the_package() -> set[tuple[str, str]]:
     names = set()
     modules = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxgrpo":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").split(".")[0] == "jaxgrpo"
+        ):
             for alias in node.names:
                 names.add((node.module, alias.name))
                 modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"

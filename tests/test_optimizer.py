@@ -28,7 +28,9 @@ PEAK = 3e-3
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [1, 2, 5])
 def test_the_warmup_climbs_evenly_from_the_first_update_to_the_peak(kind, warmup):
-    rates = [float(schedule(kind, PEAK, warmup, 20)(step)) for step in range(warmup + 1)]
+    rates = [
+        float(schedule(kind, PEAK, warmup, 20)(step)) for step in range(warmup + 1)
+    ]
     expected = [PEAK * (step + 1) / warmup for step in range(warmup)]
     np.testing.assert_allclose(rates, [*expected, PEAK], rtol=1e-6)
 
@@ -58,7 +60,9 @@ def test_more_warmup_than_steps_never_falls():
 
 
 def test_an_unknown_schedule_lists_those_known():
-    with pytest.raises(UserError, match=r"optimizer.schedule is 'step'.*constant, linear, cosine"):
+    with pytest.raises(
+        UserError, match=r"optimizer.schedule is 'step'.*constant, linear, cosine"
+    ):
         schedule("step", PEAK, 0, 10)
 
 
@@ -74,7 +78,9 @@ def make_step(
     return updater._step(state, gradient, jnp.bool_(has_tokens))
 
 
-def make_steps(optimizer: Optimizer, gradient, params, steps: int, empty=()) -> TrainState:
+def make_steps(
+    optimizer: Optimizer, gradient, params, steps: int, empty=()
+) -> TrainState:
     """Returns the state after some steps of the learner.
 
     empty: the steps that have nothing to train on
@@ -87,7 +93,9 @@ def make_steps(optimizer: Optimizer, gradient, params, steps: int, empty=()) -> 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 3])
-def test_the_rate_is_that_of_the_step_whatever_the_steps_before_it_trained_on(kind, warmup):
+def test_the_rate_is_that_of_the_step_whatever_the_steps_before_it_trained_on(
+    kind, warmup
+):
     """Gradients are 1, so that Adam moves by the rate."""
     rate = schedule(kind, PEAK, warmup, 8)
     params = {"a": jnp.zeros(3)}
@@ -97,13 +105,18 @@ def test_the_rate_is_that_of_the_step_whatever_the_steps_before_it_trained_on(ki
         empty = range(step) if step % 2 else range(0, step, 2)
         before = make_steps(optimizer, gradient, params, step, empty)
         after = make_steps(optimizer, gradient, params, step + 1, empty)
-        np.testing.assert_allclose(before.params["a"] - after.params["a"], rate(step), rtol=1e-5)
+        np.testing.assert_allclose(
+            before.params["a"] - after.params["a"], rate(step), rtol=1e-5
+        )
         assert int(after.step) == step + 1
 
 
 def test_where_every_step_trains_the_updates_are_those_of_optax_bit_for_bit():
     rng = np.random.default_rng(0)
-    params = {"kernel": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32), "scale": jnp.ones(4)}
+    params = {
+        "kernel": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32),
+        "scale": jnp.ones(4),
+    }
     rate = schedule("cosine", PEAK, 3, 9)
     ours = adamw(rate, 0.9, 0.95, 0.1, 1.0)
     theirs = optax.chain(
@@ -120,7 +133,9 @@ def test_where_every_step_trains_the_updates_are_those_of_optax_bit_for_bit():
     for step in range(9):
         gradient = jax.tree.map(draw, params)
         our_state = make_step(ours, our_state, gradient)
-        updates, their_opt_state = theirs.update(gradient, their_opt_state, their_params)
+        updates, their_opt_state = theirs.update(
+            gradient, their_opt_state, their_params
+        )
         their_params = optax.apply_updates(their_params, updates)
         their_state = TrainState(jnp.int32(step + 1), their_params, their_opt_state)
         jax.tree.map(np.testing.assert_array_equal, our_state, their_state)
@@ -156,14 +171,20 @@ def first_moment(state):
 @pytest.mark.parametrize(("norm", "seen"), [(100.0, 1.0), (1.5, 1.0), (0.25, 0.25)])
 def test_gradients_are_clipped_to_the_norm_and_small_ones_left(norm, seen):
     params = {"a": jnp.ones((3, 2)), "b": jnp.ones(4)}
-    gradient = jax.tree.map(lambda leaf: jnp.ones_like(leaf) * norm / jnp.sqrt(10.0), params)
+    gradient = jax.tree.map(
+        lambda leaf: jnp.ones_like(leaf) * norm / jnp.sqrt(10.0), params
+    )
     optimizer = make_adamw()
     _, state = optimizer.update(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(first_moment(state), 0.1 * seen / np.sqrt(10), rtol=1e-5)
 
 
 def test_only_matrices_decay():
-    params = {"kernel": jnp.full((3, 2), 2.0), "scale": jnp.full(4, 2.0), "bias": jnp.full(1, 2.0)}
+    params = {
+        "kernel": jnp.full((3, 2), 2.0),
+        "scale": jnp.full(4, 2.0),
+        "bias": jnp.full(1, 2.0),
+    }
     optimizer = make_adamw(rate=0.1, weight_decay=0.5)
     no_gradient = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(no_gradient, optimizer.init(params), params)
@@ -177,12 +198,17 @@ def test_the_first_update_moves_each_parameter_by_the_rate_against_its_gradient(
     gradient = {"kernel": jnp.array([[0.3, -0.2], [0.01, -0.5]])}
     optimizer = make_adamw(rate=0.01)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-    np.testing.assert_allclose(updates["kernel"], -0.01 * jnp.sign(gradient["kernel"]), rtol=1e-4)
+    np.testing.assert_allclose(
+        updates["kernel"], -0.01 * jnp.sign(gradient["kernel"]), rtol=1e-4
+    )
 
 
 def test_norms_of_stacked_layers_do_not_decay():
     params = {
-        "layers": {"norm": {"scale": jnp.ones((2, 4))}, "up": {"kernel": jnp.ones((2, 4, 3))}}
+        "layers": {
+            "norm": {"scale": jnp.ones((2, 4))},
+            "up": {"kernel": jnp.ones((2, 4, 3))},
+        }
     }
     optimizer = make_adamw(weight_decay=0.5)
     no_gradient = jax.tree.map(jnp.zeros_like, params)
@@ -222,5 +248,7 @@ def test_what_is_stored_as_it_is_stays_as_it_is():
     same = round_stochastically(tree, tree, jnp.int32(0))
     assert same["a"] is tree["a"]
     assert cast(tree, jnp.bfloat16)["count"].dtype == jnp.int32
-    bad = round_stochastically(tree["bad"], tree["bad"].astype(jnp.bfloat16), jnp.int32(0))
+    bad = round_stochastically(
+        tree["bad"], tree["bad"].astype(jnp.bfloat16), jnp.int32(0)
+    )
     np.testing.assert_array_equal(bad.astype(jnp.float32), tree["bad"])

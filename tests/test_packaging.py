@@ -40,7 +40,9 @@ def normalized(name: str) -> str:
 
 def names(requirements: list[str]) -> set[str]:
     """Returns the distributions that requirements such as "jax>=0.10" name."""
-    return {normalized(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
+    return {
+        normalized(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements
+    }
 
 
 @functools.cache
@@ -89,7 +91,9 @@ def test_what_tests_import_is_declared():
     modules = set().union(*map(third_party, paths)) - {"tests", "tools"}
     # Others are files beside the tests.
     installed = modules & set(distributions())
-    assert [module for module in installed if not distributions()[module] & declared] == []
+    assert [
+        module for module in installed if not distributions()[module] & declared
+    ] == []
 
 
 def test_what_is_declared_is_imported():
@@ -144,7 +148,9 @@ def run_blocked(code: str, blocked: set[str]) -> str:
 
 def test_the_base_dependencies_are_enough_for_the_losses():
     closure = base_closure()
-    blocked = {module for module, owners in distributions().items() if not owners & closure}
+    blocked = {
+        module for module, owners in distributions().items() if not owners & closure
+    }
     assert {"flax", "optax", "transformers"} <= blocked - {"jaxgrpo"}
     code = "for module in modules: importlib.import_module(module)\nprint('imported')"
     assert run_blocked(code, blocked - {"jaxgrpo"}) == "imported\n"
@@ -158,7 +164,9 @@ def test_every_package_is_listed():
     folders = [path.parent for path in SOURCES if path.name == "__init__.py"]
     packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert sorted(packages | {"jaxgrpo.configs"}) == SETUPTOOLS["packages"]
-    assert (ROOT / SETUPTOOLS["package-dir"]["jaxgrpo.configs"] / "__init__.py").is_file()
+    assert (
+        ROOT / SETUPTOOLS["package-dir"]["jaxgrpo.configs"] / "__init__.py"
+    ).is_file()
     # A Python file in a folder that is no package would be left out.
     assert {path.parent for path in SOURCES} == set(folders)
 
@@ -166,9 +174,15 @@ def test_every_package_is_listed():
 def test_every_file_that_is_not_python_is_in_the_wheel():
     root = ROOT / "jaxgrpo"
     packed = {
-        path for pattern in SETUPTOOLS["package-data"]["jaxgrpo"] for path in root.glob(pattern)
+        path
+        for pattern in SETUPTOOLS["package-data"]["jaxgrpo"]
+        for path in root.glob(pattern)
     }
-    files = {path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    files = {
+        path
+        for path in root.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert files - set(SOURCES) == packed
     assert root / "py.typed" in packed
 
@@ -228,7 +242,9 @@ def test_an_unknown_program_is_one_line(monkeypatch, capsys, arguments, hint):
 
 
 def test_what_is_not_installed_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(command.PROGRAMS, "train", command.Program("not_installed.at_all", ""))
+    monkeypatch.setitem(
+        command.PROGRAMS, "train", command.Program("not_installed.at_all", "")
+    )
     monkeypatch.setattr(sys, "argv", ["jaxgrpo", "train"])
     with pytest.raises(SystemExit) as exit_:
         run_main(command.run_program)
@@ -237,6 +253,8 @@ def test_what_is_not_installed_is_named(monkeypatch, capsys):
 
 
 def test_a_missing_module_of_the_package_is_a_bug(monkeypatch):
-    monkeypatch.setitem(command.PROGRAMS, "train", command.Program("jaxgrpo.nothing", ""))
+    monkeypatch.setitem(
+        command.PROGRAMS, "train", command.Program("jaxgrpo.nothing", "")
+    )
     with pytest.raises(ModuleNotFoundError):
         command.run_program(["train"])

@@ -89,7 +89,9 @@ def test_shapes_are_as_large_as_the_compiler_says(plan, name):
 def test_a_program_needs_its_arguments_and_what_the_phase_says(plan):
     update = plan.compiled["update"]
     parts = plan.phases["update"]
-    held = sum(parts[part] for part in ("parameters", "optimizer", "reference", "batch"))
+    held = sum(
+        parts[part] for part in ("parameters", "optimizer", "reference", "batch")
+    )
     assert abs(held - update.arguments) < 256
     assert parts["temporaries"] == update.temporaries
     assert parts["results"] < update.arguments / 10  # the state is updated in place
@@ -122,7 +124,10 @@ def test_json_holds_the_same(monkeypatch, capsys, compiler, config_path, plan):
     assert code == 0
     assert shown["fits"] is True
     assert shown["peak"] == plan.peak
-    assert shown["programs"]["update"]["cost"]["flops"] == plan.compiled["update"].cost.flops
+    assert (
+        shown["programs"]["update"]["cost"]["flops"]
+        == plan.compiled["update"].cost.flops
+    )
     assert shown["tried"] == []
 
 
@@ -130,12 +135,21 @@ def test_a_run_that_cannot_fit_says_what_was_tried(
     monkeypatch, capsys, compiler, config_path, plan
 ):
     arrays = memory.peak_phase(memory.phase_memory(plan.config, plan.inputs, {}))[1]
-    between = (arrays + plan.peak) / 2  # there is room for the arrays, not for the temporaries
+    between = (
+        arrays + plan.peak
+    ) / 2  # there is room for the arrays, not for the temporaries
     assert plan.compiled["update"].temporaries > plan.peak - between
     remedies = planner.remedies
-    monkeypatch.setattr(planner, "remedies", lambda *arguments: remedies(*arguments)[:1])
+    monkeypatch.setattr(
+        planner, "remedies", lambda *arguments: remedies(*arguments)[:1]
+    )
     code, out = run(
-        monkeypatch, capsys, compiler, "--config", config_path, f"--memory={between / chips.GIB}"
+        monkeypatch,
+        capsys,
+        compiler,
+        "--config",
+        config_path,
+        f"--memory={between / chips.GIB}",
     )
     assert code == 1
     assert "DOES NOT FIT: peak" in out
@@ -153,15 +167,24 @@ def test_remedies_are_settings_that_can_still_change(config_path):
     assert divided in planner.remedies(load(config_path), 4)
 
 
-def test_nothing_is_compiled_where_the_arrays_are_too_much(monkeypatch, capsys, config_path):
+def test_nothing_is_compiled_where_the_arrays_are_too_much(
+    monkeypatch, capsys, config_path
+):
     monkeypatch.setattr(compiled, "_compile", lambda *_: pytest.fail("compiled"))
     code, out = run(
-        monkeypatch, capsys, compiled.Compiler(), "--config", config_path, "--memory=1e-6"
+        monkeypatch,
+        capsys,
+        compiled.Compiler(),
+        "--config",
+        config_path,
+        "--memory=1e-6",
     )
     assert code == 1
     assert "DOES NOT FIT by its arrays alone: peak at least" in out
     assert "tried" in out
-    code, out = run(monkeypatch, capsys, compiled.Compiler(), "--config", config_path, "--arrays")
+    code, out = run(
+        monkeypatch, capsys, compiled.Compiler(), "--config", config_path, "--arrays"
+    )
     assert code == 0
     assert "the arrays alone fit; nothing was compiled: peak at least" in out
 
@@ -176,7 +199,10 @@ def test_nothing_is_compiled_where_the_arrays_are_too_much(monkeypatch, capsys, 
         (["--config", "CONFIG", "--memory=many"], "invalid float value"),
         (["--config", "CONFIG", "--memory=0"], "it must be above 0"),
         (["--config", "CONFIG", "--kept=2"], "it must be above 0 and at most 1"),
-        (["--config", "CONFIG", "--mean-new=99"], "from 1 to sampling.max_new_tokens=8"),
+        (
+            ["--config", "CONFIG", "--mean-new=99"],
+            "from 1 to sampling.max_new_tokens=8",
+        ),
         (["--config", "CONFIG", "--nonsense"], "the flags are"),
         (
             ["--config", "CONFIG", "--config.model=no/such/Model-1B"],
@@ -186,7 +212,9 @@ def test_nothing_is_compiled_where_the_arrays_are_too_much(monkeypatch, capsys, 
 )
 def test_bad_input_is_one_line(config_path, arguments, says):
     with pytest.raises(UserError, match=says):
-        command.main([argument.replace("CONFIG", config_path) for argument in arguments])
+        command.main(
+            [argument.replace("CONFIG", config_path) for argument in arguments]
+        )
 
 
 def test_known_networks_are_found_by_the_folders_name():
@@ -196,7 +224,9 @@ def test_known_networks_are_found_by_the_folders_name():
 
 
 @pytest.mark.parametrize(
-    "path", sorted((tiny_runs.ROOT / "configs").glob("*_v[56]*.py")), ids=lambda path: path.stem
+    "path",
+    sorted((tiny_runs.ROOT / "configs").glob("*_v[56]*.py")),
+    ids=lambda path: path.stem,
 )
 def test_configs_for_tpus_are_valid_and_say_where_they_fit(path):
     """Hardware is a topology, the network is known, and nothing is claimed that was not seen."""
@@ -286,13 +316,17 @@ def test_counts_agree_with_a_program_whose_work_is_known():
     width = 128
 
     def multiply(w, x):
-        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=repeats)[0]
+        return jax.lax.scan(
+            lambda x, _: (jnp.tanh(x @ w), None), x, None, length=repeats
+        )[0]
 
     square = jax.ShapeDtypeStruct((width, width), jnp.float32)
     program = jax.jit(multiply).lower(square, square).compile()
     flops = repeats * 2 * width**3
     assert hlo.program_cost(program.as_text()).flops == flops
-    assert jaxpr_flops.written_flops(jax.make_jaxpr(multiply)(square, square), 1) == flops
+    assert (
+        jaxpr_flops.written_flops(jax.make_jaxpr(multiply)(square, square), 1) == flops
+    )
     once = hlo.program_cost(program.as_text(), count_loops=False)
     analysis = program.cost_analysis()
     assert once.flops <= analysis["flops"] <= 1.1 * once.flops
@@ -339,7 +373,9 @@ def test_what_binds_is_what_takes_longest(plan):
     cost = hlo.Cost(flops=197e12, bytes=819e9 * 2, collectives=gathers)
     assert times.roofline(cost, v5e) == {"flops": 1.0, "hbm": 2.0, "ici": 3.0}
     programs = dict.fromkeys(planner.ALL_PROGRAMS, plan.compiled["update"])
-    step = times.step_times(plan.config, plan.inputs, programs, v5e, times.Assumptions(8, 1.0))
+    step = times.step_times(
+        plan.config, plan.inputs, programs, v5e, times.Assumptions(8, 1.0)
+    )
     rows = 8
     slots = plan.inputs.programs.sizes[0]
     assert step["decode"]["calls"] == math.ceil(rows * 8 / slots)

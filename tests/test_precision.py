@@ -35,7 +35,11 @@ ONE_LAYER = replace(NETWORK, layers=1, tied_embeddings=False)
 NETWORKS = {
     "biases": replace(ONE_LAYER, out_bias=True),
     "norms of heads, around, tied": replace(
-        ONE_LAYER, tied_embeddings=True, head_norm="head", norms="around", norm_offset=1.0
+        ONE_LAYER,
+        tied_embeddings=True,
+        head_norm="head",
+        norms="around",
+        norm_offset=1.0,
     ),
     "a norm of all heads, after": replace(ONE_LAYER, head_norm="all", norms="after"),
 }
@@ -91,7 +95,9 @@ def bfloat16_params(network):
     def shrink(leaf):
         return leaf * (0.25 if leaf.ndim > 1 else 1.0)
 
-    return jax.tree.map(lambda leaf: round_to_bfloat16(shrink(leaf)), random_params(network))
+    return jax.tree.map(
+        lambda leaf: round_to_bfloat16(shrink(leaf)), random_params(network)
+    )
 
 
 def gradient(
@@ -144,7 +150,9 @@ def test_every_parameters_gradient_in_bfloat16_is_that_in_float32(exact):
     """
     actual = gradient(ONE_LAYER, bfloat16_params(ONE_LAYER), jnp.bfloat16)
     assert_near(actual, exact)
-    assert_near({"row": actual["embedding"][FREQUENT]}, {"row": exact["embedding"][FREQUENT]})
+    assert_near(
+        {"row": actual["embedding"][FREQUENT]}, {"row": exact["embedding"][FREQUENT]}
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -169,9 +177,12 @@ def test_so_is_every_adapters():
 
 def test_so_is_each_with_scanned_layers_in_micro_batches(exact):
     params = bfloat16_params(ONE_LAYER)
-    scanned = gradient(ONE_LAYER, params, jnp.bfloat16, scan_layers=True, micro_batch=16)
+    scanned = gradient(
+        ONE_LAYER, params, jnp.bfloat16, scan_layers=True, micro_batch=16
+    )
     actual = {
-        name.replace("layers/", "layers_0/"): np.squeeze(leaf) for name, leaf in scanned.items()
+        name.replace("layers/", "layers_0/"): np.squeeze(leaf)
+        for name, leaf in scanned.items()
     }
     assert_near(actual, exact)
 
@@ -186,7 +197,9 @@ def compare_devices():
     traced = programs.update.trace(programs.state_like, None, batch, Supervised(), 1.0)
     text = traced.lower().compile().as_text()
     sums = [
-        line for line in text.splitlines() if " all-reduce(" in line or " reduce-scatter(" in line
+        line
+        for line in text.splitlines()
+        if " all-reduce(" in line or " reduce-scatter(" in line
     ]
     assert sums
     assert not [line for line in sums if "bf16[" in line.partition("(")[0]]
@@ -243,7 +256,10 @@ def multiplying_programs(programs: Programs) -> Iterator[tuple[Program, tuple]]:
     sampling = SamplingParams().as_arrays()
     stopped = np.zeros(8, bool)
     yield programs.prefill, (published, tokens, tokens > 0)
-    yield programs.decode, (published, state, stopped, sampling, np.int32(1), np.int32(0))
+    yield (
+        programs.decode,
+        (published, state, stopped, sampling, np.int32(1), np.int32(0)),
+    )
     yield programs.update, (programs.state_like, None, make_batch(), Supervised(), 1.0)
 
 
@@ -256,7 +272,9 @@ def test_float32_is_float32_on_every_device(dtype):
     expected = (jax.lax.Precision.HIGHEST,) * 2 if dtype == jnp.float32 else None
     for program, arguments in multiplying_programs(make_programs(dtype=dtype)):
         jaxpr = program.trace(*arguments).jaxpr.jaxpr
-        precisions = [equation.params["precision"] for equation in matrix_products(jaxpr)]
+        precisions = [
+            equation.params["precision"] for equation in matrix_products(jaxpr)
+        ]
         assert len(precisions) >= 8
         assert all(precision == expected for precision in precisions), program.name
 

@@ -28,7 +28,12 @@ LANGUAGES = {
     "ckb": "ckb Sorani",
 }
 NAMES = {
-    "zh": ["Chinese (Simplified)", "Simplified Chinese", "Mandarin Chinese", " Chinese "],
+    "zh": [
+        "Chinese (Simplified)",
+        "Simplified Chinese",
+        "Mandarin Chinese",
+        " Chinese ",
+    ],
     "pt": ["Portuguese (Brazil)", "Portuguese, Brazilian", "Brazilian Portuguese"],
     "en": ["English (US)", "English language", "English-US"],
     "es": ["Spanish; Castilian", "Spanish (Latin America)"],
@@ -90,7 +95,9 @@ def test_a_copy_of_a_completion_knows_as_much(copied):
 
 def test_a_scheduled_weight_goes_evenly_to_its_end_and_stays():
     reward = Scheduled(len, 1.0, end=0.2, steps=5)
-    weights = [reward.next_weight(step, math.nan, math.nan) for step in (1, 2, 3, 4, 5, 6, 99)]
+    weights = [
+        reward.next_weight(step, math.nan, math.nan) for step in (1, 2, 3, 4, 5, 6, 99)
+    ]
     assert weights == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
 
 

@@ -31,7 +31,9 @@ from tests.tiny_runs import ROOT, TEXT, config_file, lines, make_config, start
 VARIABLE_METRICS = ("time/", "rollout/", "memory/")
 """Prefixes of metrics that depend on speed or on the number of devices."""
 SHORT = ("evaluation.problems=0", "sampling.slots=8", "show_rollouts_every=1")
-DELAYED = "from jaxgrpo.rewards import languages\nfrom tests.slow_rewards import Delayed"
+DELAYED = (
+    "from jaxgrpo.rewards import languages\nfrom tests.slow_rewards import Delayed"
+)
 DEATH_REPORT = (
     r"error: process \d of 2 (was ended|ends the run) "
     r".*start all of them again with the same command to go on from"
@@ -98,7 +100,11 @@ def finish(launched: list[subprocess.Popen]) -> None:
 
 def comparable(step: dict) -> dict:
     """Returns the metrics that any number of processes should agree on."""
-    return {name: value for name, value in step.items() if not name.startswith(VARIABLE_METRICS)}
+    return {
+        name: value
+        for name, value in step.items()
+        if not name.startswith(VARIABLE_METRICS)
+    }
 
 
 def assert_same_steps(actual: list[dict], expected: list[dict]) -> None:
@@ -145,7 +151,11 @@ def killed(folder):
     out = run_folder / "out"
     launched = launch(2, 4, run_folder, "steps=100")
     deadline = time.monotonic() + 300
-    while len(read(out)) < 2 and time.monotonic() < deadline and launched[0].poll() is None:
+    while (
+        len(read(out)) < 2
+        and time.monotonic() < deadline
+        and launched[0].poll() is None
+    ):
         time.sleep(0.01)
     launched[1].kill()
     killed_at = time.monotonic()
@@ -225,7 +235,9 @@ def train_on_meshes() -> None:
         assert len(list(train(settings))) == 5
 
 
-def test_every_mesh_makes_the_run_that_one_device_makes(tmp_path, uninterrupted, monkeypatch):
+def test_every_mesh_makes_the_run_that_one_device_makes(
+    tmp_path, uninterrupted, monkeypatch
+):
     expected = list(train(make_config(tmp_path, *SHORT, "steps=5", "save_every=9")))
     monkeypatch.setenv("TINY_CONFIG", str(tmp_path / "tiny.py"))
     output_on_devices(train_on_meshes)
@@ -305,9 +317,17 @@ def test_what_ends_one_process_ends_them_all(what, codes, message):
     address = f"127.0.0.1:{free_port()}"
     started_at = time.monotonic()
     command = [sys.executable, "-c", GATHER_UNTIL_DEATH, address]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    pipes = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "cwd": ROOT,
+    }
     results = wait_for_all(
-        [subprocess.Popen([*command, str(process), what], **pipes) for process in range(2)]
+        [
+            subprocess.Popen([*command, str(process), what], **pipes)
+            for process in range(2)
+        ]
     )
     assert time.monotonic() - started_at < 60
     met = what != "nobody comes"
@@ -331,11 +351,22 @@ def test_what_ends_one_process_ends_them_all(what, codes, message):
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"worker-network-endpoints": "t1v-w-0,t1v-w-1"}, True),
         ({"worker-network-endpoints": "t1v-w-0"}, False),
-        ({"worker-network-endpoints": "t1v-w-0", "tpu-env": "MEGASCALE_NUM_SLICES: '2'"}, True),
-        ({"worker-network-endpoints": "t1v-w-0,t1v-w-1", "TPU_SKIP_MDS_QUERY": "1"}, False),
+        (
+            {
+                "worker-network-endpoints": "t1v-w-0",
+                "tpu-env": "MEGASCALE_NUM_SLICES: '2'",
+            },
+            True,
+        ),
+        (
+            {"worker-network-endpoints": "t1v-w-0,t1v-w-1", "TPU_SKIP_MDS_QUERY": "1"},
+            False,
+        ),
     ],
 )
-def test_the_environment_says_whether_there_are_several(monkeypatch, environment, several):
+def test_the_environment_says_whether_there_are_several(
+    monkeypatch, environment, several
+):
     for name in (
         "SLURM_STEP_NODELIST",
         "SLURM_NTASKS",
@@ -365,16 +396,25 @@ def test_the_environment_says_whether_there_are_several(monkeypatch, environment
 def test_all_leave_at_the_same_turn_whichever_of_them_is_told_to():
     """JAX can handle SIGTERM too, which must not take the signal away from the program."""
     address = f"127.0.0.1:{free_port()}"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    pipes = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "cwd": ROOT,
+    }
     results = wait_for_all(
         [
-            subprocess.Popen([sys.executable, "-c", GATHER_UNTIL_SIGNAL, address, str(i)], **pipes)
+            subprocess.Popen(
+                [sys.executable, "-c", GATHER_UNTIL_SIGNAL, address, str(i)], **pipes
+            )
             for i in range(2)
         ]
     )
     assert [code for code, _, _ in results] == [0, 0], results
     assert not any("error:" in errors for _, _, errors in results), results
-    assert [output.splitlines()[-1] for _, output, _ in results] == ["left after 5 turns"] * 2
+    assert [output.splitlines()[-1] for _, output, _ in results] == [
+        "left after 5 turns"
+    ] * 2
 
 
 def test_alone_nothing_happens(capsys):
@@ -416,14 +456,20 @@ def test_settings_that_cannot_be_are_named(tmp_path, distributed, message):
         config.validate(settings)
 
 
-def test_a_run_that_began_without_them_goes_on_with_processes_and_another_mesh(tmp_path):
+def test_a_run_that_began_without_them_goes_on_with_processes_and_another_mesh(
+    tmp_path,
+):
     settings = make_config(tmp_path)
     config.save(settings, settings.out)
     description = Path(settings.out) / "config.json"
     saved = json.loads(description.read_text())
     del saved["distributed"]
     description.write_text(json.dumps(saved))
-    overrides = ("distributed.coordinator=a:1", "distributed.processes=2", "mesh.fsdp=2")
+    overrides = (
+        "distributed.coordinator=a:1",
+        "distributed.processes=2",
+        "mesh.fsdp=2",
+    )
     config.check_same(make_config(tmp_path, *overrides), settings.out)
     with pytest.raises(UserError, match="seed"):
         config.check_same(make_config(tmp_path, "seed=2", "mesh.fsdp=2"), settings.out)

@@ -62,7 +62,9 @@ def make_programs(
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     model = ModelSpec(NETWORK, mesh, precision, scan_layers=scan_layers)
-    sampling = SamplingSpec(WIDTH, NEW, slots=16, eos_ids=ENDS, group_size=GROUP, chunk=4)
+    sampling = SamplingSpec(
+        WIDTH, NEW, slots=16, eos_ids=ENDS, group_size=GROUP, chunk=4
+    )
     update_spec = UpdateSpec(**({"group_size": GROUP, "prompt_width": WIDTH} | update))
     return compile_programs(model, sampling, update_spec, optimizer)
 
@@ -120,17 +122,23 @@ def batch(programs, params):
 @pytest.fixture(scope="module")
 def updated(programs, params, other, batch):
     """Returns the state and the metrics of an update on the whole batch."""
-    return jax.device_get(programs.update(programs.init_state(params), other, batch, GRPO(), 1.0))
+    return jax.device_get(
+        programs.update(programs.init_state(params), other, batch, GRPO(), 1.0)
+    )
 
 
 def leaves(tree):
     """Returns each leaf's bytes, to be compared bit for bit."""
-    return {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(tree).items()}
+    return {
+        name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(tree).items()
+    }
 
 
 def assert_close(a, b, atol=1e-6):
     for name, leaf in named_leaves(a).items():
-        np.testing.assert_allclose(leaf, named_leaves(b)[name], rtol=0, atol=atol, err_msg=name)
+        np.testing.assert_allclose(
+            leaf, named_leaves(b)[name], rtol=0, atol=atol, err_msg=name
+        )
 
 
 def assert_same_metrics(a, b):
@@ -149,14 +157,24 @@ def test_scanning_the_layers_and_keeping_little_do_not_change_the_update(
     assert "layers" in state.params
     assert_close(transformer.unstack(state.params), updated[0].params)
     assert_same_metrics(metrics, updated[1])
-    assert leaves(programs.publish(programs.init_state(params).params)) == leaves(params)
+    assert leaves(programs.publish(programs.init_state(params).params)) == leaves(
+        params
+    )
 
 
-def test_parameters_and_moments_can_be_stored_in_bfloat16(params, other, batch, updated):
-    programs = make_programs(precision=Precision(params=jnp.bfloat16, optimizer=jnp.bfloat16))
-    state, metrics = programs.update(programs.init_state(params), other, batch, GRPO(), 1.0)
+def test_parameters_and_moments_can_be_stored_in_bfloat16(
+    params, other, batch, updated
+):
+    programs = make_programs(
+        precision=Precision(params=jnp.bfloat16, optimizer=jnp.bfloat16)
+    )
+    state, metrics = programs.update(
+        programs.init_state(params), other, batch, GRPO(), 1.0
+    )
     for path, leaf in named_leaves((state.params, state.opt_state)).items():
-        assert leaf.dtype == (jnp.int32 if path.endswith("count") else jnp.bfloat16), path
+        assert leaf.dtype == (jnp.int32 if path.endswith("count") else jnp.bfloat16), (
+            path
+        )
     kept = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state.params)
     assert_close(kept, updated[0].params, atol=0.01)
     np.testing.assert_allclose(
@@ -173,9 +191,13 @@ def test_parameters_and_moments_can_be_stored_in_bfloat16(params, other, batch, 
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
-def test_microbatches_do_not_change_the_update(params, other, batch, updated, micro_batch):
+def test_microbatches_do_not_change_the_update(
+    params, other, batch, updated, micro_batch
+):
     programs = make_programs(micro_batch=micro_batch)
-    state, metrics = programs.update(programs.init_state(params), other, batch, GRPO(), 1.0)
+    state, metrics = programs.update(
+        programs.init_state(params), other, batch, GRPO(), 1.0
+    )
     assert_close(state.params, updated[0].params)
     assert_same_metrics(metrics, updated[1])
 
@@ -192,7 +214,9 @@ def test_empty_rows_change_nothing(programs, params, other, batch):
     alone, alone_metrics = programs.update(
         programs.init_state(params), other, underfull, GRPO(), 1.0
     )
-    state, metrics = programs.update(programs.init_state(params), other, filled, GRPO(), 1.0)
+    state, metrics = programs.update(
+        programs.init_state(params), other, filled, GRPO(), 1.0
+    )
     assert_close(state.params, alone.params)
     assert_same_metrics(metrics, alone_metrics)
 
@@ -216,10 +240,14 @@ def test_what_no_mask_covers_does_not_matter(programs, params, other, batch, upd
     numbers = rng.choice(np.array([np.nan, np.inf, -7.0], np.float32), ids.shape)
     scrambled = batch._replace(
         tokens=np.where(batch.segments > 0, batch.tokens, ids),
-        sampler_logprobs=np.where(batch.completion_mask, batch.sampler_logprobs, numbers),
+        sampler_logprobs=np.where(
+            batch.completion_mask, batch.sampler_logprobs, numbers
+        ),
     )
     assert (scrambled.tokens != batch.tokens).any()
-    state, metrics = programs.update(programs.init_state(params), other, scrambled, GRPO(), 1.0)
+    state, metrics = programs.update(
+        programs.init_state(params), other, scrambled, GRPO(), 1.0
+    )
     assert leaves(state.params) == leaves(updated[0].params)
     assert leaves(metrics) == leaves(updated[1])
 
@@ -231,7 +259,9 @@ def test_rows_that_are_not_trained_on_move_nothing(params, other, batch, micro_b
     trained = np.arange(ROWS) % 3 != 1
     left_out = batch._replace(trained=trained)
     emptied = batch._replace(completion_mask=batch.completion_mask & trained[:, None])
-    ours, metrics = programs.update(programs.init_state(params), other, left_out, GRPO(), 1.0)
+    ours, metrics = programs.update(
+        programs.init_state(params), other, left_out, GRPO(), 1.0
+    )
     theirs, their_metrics = programs.update(
         programs.init_state(params), other, emptied, GRPO(), 1.0
     )
@@ -270,7 +300,9 @@ def test_rows_that_are_not_trained_on_are_still_compared_with(objective):
         finished=lengths < 6,
     )
     judged = with_rewards(group, [0.0, 1.0, 0.0, 1.0])
-    updater = Updater(RowScorer(NETWORK), optax.identity(), MicroBatches(0, 1, 1), group_size=4)
+    updater = Updater(
+        RowScorer(NETWORK), optax.identity(), MicroBatches(0, 1, 1), group_size=4
+    )
     ref_logprobs = jnp.asarray(noise - 0.5)
 
     def advantages(mask_truncated: bool):
@@ -290,7 +322,11 @@ def test_a_log_probability_that_is_not_finite_is_not_taken_for_agreement(
     row = int(np.flatnonzero(batch.completion_mask.any(axis=1))[0])
     numbers[row, np.flatnonzero(batch.completion_mask[row])[0]] = broken
     _, metrics = programs.update(
-        programs.init_state(params), other, batch._replace(sampler_logprobs=numbers), GRPO(), 1.0
+        programs.init_state(params),
+        other,
+        batch._replace(sampler_logprobs=numbers),
+        GRPO(),
+        1.0,
     )
     assert not np.isfinite(metrics["policy/logprob_gap_p99"])
 
@@ -311,10 +347,16 @@ def test_the_reference_outlives_the_update(programs, batch):
 def test_settings_compile_nothing(programs, params, other, batch):
     programs.update(programs.init_state(params), other, batch, GRPO(), 1.0)
     before = leaves(
-        programs.update(programs.init_state(params), other, batch, GRPO(), 1.0)[0].params
+        programs.update(programs.init_state(params), other, batch, GRPO(), 1.0)[
+            0
+        ].params
     )
     num_compiled = programs.update.compiled
-    for objective, temperature in ((GRPO(kl=0.5), 1.0), (GRPO(clip_high=0.3), 1.0), (GRPO(), 0.6)):
+    for objective, temperature in (
+        (GRPO(kl=0.5), 1.0),
+        (GRPO(clip_high=0.3), 1.0),
+        (GRPO(), 0.6),
+    ):
         state, _ = programs.update(
             programs.init_state(params), other, batch, objective, temperature
         )
@@ -324,7 +366,9 @@ def test_settings_compile_nothing(programs, params, other, batch):
 
 def test_the_first_step_is_on_policy(programs, params, batch):
     """The sampler's log-probabilities are the scorer's, and the policy's KL to itself is 0."""
-    _, metrics = programs.update(programs.init_state(params), params, batch, GRPO(), 1.0)
+    _, metrics = programs.update(
+        programs.init_state(params), params, batch, GRPO(), 1.0
+    )
     # The scores are the same bit for bit (next test), but XLA may compute their last step anew
     # where it takes the difference.
     rounding = np.finfo(np.float32).eps * np.abs(batch.sampler_logprobs).max()
@@ -352,7 +396,9 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
             ratio = jnp.exp(logprobs - rows.sampler_logprobs)
             return jnp.sum(ratio * rows.completion_mask), (logprobs, entropy)
 
-        gradient, (logprobs, _) = accumulate_gradients(loss, params, batch, micro_batches)
+        gradient, (logprobs, _) = accumulate_gradients(
+            loss, params, batch, micro_batches
+        )
         return micro_batches.merge(logprobs), gradient
 
     @jax.jit
@@ -368,13 +414,17 @@ def test_a_prompt_that_is_read_once_for_its_group_is_read_as_in_each_row(
     params, other, batch, updated
 ):
     programs = make_programs(prompt_width=None, score_from=WIDTH)
-    state, metrics = programs.update(programs.init_state(params), other, batch, GRPO(), 1.0)
+    state, metrics = programs.update(
+        programs.init_state(params), other, batch, GRPO(), 1.0
+    )
     assert_close(state.params, updated[0].params)
     assert_same_metrics(metrics, updated[1])
 
 
 def test_the_gap_shows_a_sampler_at_another_temperature(programs, params, batch):
-    _, metrics = programs.update(programs.init_state(params), params, batch, GRPO(), 0.5)
+    _, metrics = programs.update(
+        programs.init_state(params), params, batch, GRPO(), 0.5
+    )
     assert metrics["policy/logprob_gap"] > 0.1
 
 
@@ -384,7 +434,9 @@ def completion_logprobs(params, batch):
     tokens = jnp.asarray(batch.tokens)
     segments = jnp.asarray(batch.segments)
     inputs = SequenceInputs(
-        tokens, attention.sequence_positions(segments), attention.sequence_mask(segments)
+        tokens,
+        attention.sequence_positions(segments),
+        attention.sequence_mask(segments),
     )
     hidden, _ = transformer.forward(NETWORK, params, inputs)
     # From the prompt's last column on, which decides the first token of the completion.
@@ -399,7 +451,9 @@ def completion_logprobs(params, batch):
     return jnp.sum(logprobs * mask, axis=1) / mask.sum(axis=1)
 
 
-def test_what_was_rewarded_becomes_likelier_and_what_was_punished_less(programs, params, batch):
+def test_what_was_rewarded_becomes_likelier_and_what_was_punished_less(
+    programs, params, batch
+):
     state = programs.init_state(params)
     loss_values = []
     before = completion_logprobs(state.params, batch)
@@ -415,16 +469,24 @@ def test_what_was_rewarded_becomes_likelier_and_what_was_punished_less(programs,
 
 
 def test_no_reference_is_no_kl(programs, params, other, batch):
-    without, metrics = programs.update(programs.init_state(params), None, batch, GRPO(), 1.0)
-    unweighted, _ = programs.update(programs.init_state(params), other, batch, GRPO(kl=0.0), 1.0)
+    without, metrics = programs.update(
+        programs.init_state(params), None, batch, GRPO(), 1.0
+    )
+    unweighted, _ = programs.update(
+        programs.init_state(params), other, batch, GRPO(kl=0.0), 1.0
+    )
     assert_close(without.params, unweighted.params)
     assert metrics["policy/kl"] == 0
 
 
 def test_bfloat16_stays_near_float32(params, other, batch, updated):
     programs = make_programs(precision=Precision(compute=jnp.bfloat16))
-    state, metrics = programs.update(programs.init_state(params), other, batch, GRPO(), 1.0)
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    state, metrics = programs.update(
+        programs.init_state(params), other, batch, GRPO(), 1.0
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {
+        jnp.dtype("float32")
+    }
     for name in ("update/loss", "update/grad_norm", "policy/kl", "policy/entropy"):
         np.testing.assert_allclose(
             metrics[name], updated[1][name], rtol=0.1, atol=0.02, err_msg=name
@@ -447,7 +509,11 @@ def test_a_kl_in_the_reward_is_the_same_in_micro_batches(params, other, batch):
     for micro_batch in (0, 4):
         programs = make_programs(micro_batch=micro_batch)
         state, metrics = programs.update(
-            programs.init_state(params), other, batch, losses.ReinforcePlusPlus(kl=0.1), 1.0
+            programs.init_state(params),
+            other,
+            batch,
+            losses.ReinforcePlusPlus(kl=0.1),
+            1.0,
         )
         results.append((jax.device_get(state.params), metrics))
     assert_close(results[0][0], results[1][0])
@@ -458,10 +524,14 @@ def test_a_kl_in_the_reward_is_the_same_in_micro_batches(params, other, batch):
     assert leaves(without.params) != leaves(results[1][0])
 
 
-def test_with_the_trainers_own_logprobs_the_ratio_is_one_and_the_gap_is_corrected(params, batch):
+def test_with_the_trainers_own_logprobs_the_ratio_is_one_and_the_gap_is_corrected(
+    params, batch
+):
     """Sampled at temperature 1 and trained at 0.5, so that there is a gap."""
     programs = make_programs(old_logprobs="trainer")
-    plain, metrics = programs.update(programs.init_state(params), None, batch, GRPO(), 0.5)
+    plain, metrics = programs.update(
+        programs.init_state(params), None, batch, GRPO(), 0.5
+    )
     assert metrics["policy/ratio"] == metrics["policy/ratio_max"] == 1
     assert metrics["policy/logprob_gap"] > 0.1
     assert metrics["policy/effective_sample_size"] < 0.9
@@ -479,7 +549,9 @@ def look_for_matrices_that_move():
     """
     rows = 40  # so many that no activation is as large as a matrix
     matrix_sizes = {
-        16 * columns // shards for columns in (8, 16, 24, NETWORK.vocab_size) for shards in (1, 2)
+        16 * columns // shards
+        for columns in (8, 16, 24, NETWORK.vocab_size)
+        for shards in (1, 2)
     }
     for sizes in ((1, 8, 1), (1, 4, 2), (2, 2, 2)):
         programs = make_programs(make_mesh(*sizes, devices=jax.devices()))
@@ -553,7 +625,9 @@ def compare_meshes():
 
 
 def assert_sharded_alike(state, state_like):
-    for leaf, like in zip(jax.tree.leaves(state), jax.tree.leaves(state_like), strict=True):
+    for leaf, like in zip(
+        jax.tree.leaves(state), jax.tree.leaves(state_like), strict=True
+    ):
         assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim), (
             leaf.sharding,
             like.sharding,

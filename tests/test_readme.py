@@ -84,7 +84,9 @@ MACHINES = ("gcloud", "srun", "xpk")
 """Commands that start a command of ours on machines that are not here."""
 
 BLOCKS = {
-    block: document.name for document in reversed(DOCUMENTS) for block in document.blocks("python")
+    block: document.name
+    for document in reversed(DOCUMENTS)
+    for block in document.blocks("python")
 }
 """Every block of Python, and the document that it is in."""
 
@@ -96,7 +98,12 @@ COMMANDS = sorted(
         for command in line.split("#")[0].split(" && ")
         if not line.startswith(MACHINES)
     }
-    | {line for document in DOCUMENTS for line in document.commands() if line.startswith(MACHINES)}
+    | {
+        line
+        for document in DOCUMENTS
+        for line in document.commands()
+        if line.startswith(MACHINES)
+    }
 )
 
 
@@ -152,10 +159,13 @@ def test_the_reward_examples_run_in_workers(tmp_path, monkeypatch):
     names = execute(python_block("docs/extending.md", "# the config's rewards"))
     texts = ["Please, \\boxed{42}", "Please, \\boxed{42}", "The answer is \\boxed{41}"]
     completions = [
-        Completion(text, tokens) for text, tokens in zip(texts, (50, 51, 9), strict=True)
+        Completion(text, tokens)
+        for text, tokens in zip(texts, (50, 51, 9), strict=True)
     ]
     with Pool(names["rewards"], 1, deadline=30.0) as pool:
-        first, second, third = pool.result(pool.submit(Problem("1", "6 * 7?", "42"), completions))
+        first, second, third = pool.result(
+            pool.submit(Problem("1", "6 * 7?", "42"), completions)
+        )
     assert first == {
         "accuracy": 1.0,
         "language": 1.0,
@@ -196,8 +206,12 @@ def test_a_run_goes_as_the_readme_shows(tmp_path, monkeypatch, capsys):
     assert "step 1/1" in said
     assert "--- sample 3" in said
     # The files that the README lists.
-    (table,) = re.findall(r"In `(out/quickstart)` then lie\n\n((?:\|.*\n)+)", README.text)
-    for name in re.findall(r"`([\w./]+)`", re.sub(r"\|[^|]*\|$", "", table[1], flags=re.M)):
+    (table,) = re.findall(
+        r"In `(out/quickstart)` then lie\n\n((?:\|.*\n)+)", README.text
+    )
+    for name in re.findall(
+        r"`([\w./]+)`", re.sub(r"\|[^|]*\|$", "", table[1], flags=re.M)
+    ):
         assert (tmp_path / table[0] / name).exists(), name
 
 
@@ -231,20 +245,26 @@ def check(command: str, monkeypatch) -> None:
         return
     words = shlex.split(command)
     if words[0] in MACHINES:
-        inner = " ".join(words[words.index("python") :]) if "python" in words else words[-1]
+        inner = (
+            " ".join(words[words.index("python") :]) if "python" in words else words[-1]
+        )
         for part in inner.removeprefix("--command=").split(" && "):
             check(part, monkeypatch)
     elif words[0] == "pip":
         check_install(words)
     elif words[0] == "pytest":
-        assert all((ROOT / word).exists() for word in words[1:] if word.startswith("tests"))
+        assert all(
+            (ROOT / word).exists() for word in words[1:] if word.startswith("tests")
+        )
     else:
         check_program(words, monkeypatch)
 
 
 def check_install(words: list[str]) -> None:
     """Fails if `pip install` names an extra that the package has not."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
     assert words[1] == "install"
     target = re.fullmatch(r"(\.|jaxgrpo|jax)(?:\[([\w,]+)\])?", words[-1])
     assert target, words
@@ -309,7 +329,9 @@ def parse_only(module: str, arguments: list[str], monkeypatch) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_every_link_leads_somewhere(document):
     for link in document.links():
-        assert link.startswith("https://") or (document.path.parent / link).exists(), link
+        assert link.startswith("https://") or (document.path.parent / link).exists(), (
+            link
+        )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

@@ -8,7 +8,11 @@ import pytest
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rewards.workers.pool import Missing
 from jaxgrpo.rollout.judge import Judge
-from jaxgrpo.rollout.report import MissingVerdictsError, check_missing_verdicts, summarise
+from jaxgrpo.rollout.report import (
+    MissingVerdictsError,
+    check_missing_verdicts,
+    summarise,
+)
 from tests.tiny_rollouts import Verdicts, judge_all, make_group, make_sampled_group
 
 
@@ -18,9 +22,15 @@ def test_means_leave_out_what_is_missing_and_tell_languages_apart():
 
     groups = [
         make_group(
-            "a", [1, math.nan, 0], [1.0, math.nan, 0.2], "en", **word_ratio(1.0, math.nan, 0.5)
+            "a",
+            [1, math.nan, 0],
+            [1.0, math.nan, 0.2],
+            "en",
+            **word_ratio(1.0, math.nan, 0.5),
         ),
-        make_group("b", [0] * 3, [0.0] * 3, "ko", **word_ratio(0, 0, 0), format=[1, 0, 0.5]),
+        make_group(
+            "b", [0] * 3, [0.0] * 3, "ko", **word_ratio(0, 0, 0), format=[1, 0, 0.5]
+        ),
         make_group("c", [math.nan] * 3, language="uk", **word_ratio(*[math.nan] * 3)),
     ]
     means = summarise(groups)
@@ -52,7 +62,9 @@ def test_more_missing_verdicts_than_are_allowed_stop_the_run_and_leave_their_tex
         return [first, {"accuracy": 0.0, "format": 0.0}]
 
     judge = Judge(
-        Verdicts(verdicts), {"accuracy": Weighted(len), "format": Weighted(len)}, "accuracy"
+        Verdicts(verdicts),
+        {"accuracy": Weighted(len), "format": Weighted(len)},
+        "accuracy",
     )
     groups = judge_all(judge, [make_sampled_group(name, 2) for name in ("b", "a", "c")])
     path = tmp_path / "out" / "missing.jsonl"
@@ -66,7 +78,9 @@ def test_more_missing_verdicts_than_are_allowed_stop_the_run_and_leave_their_tex
     ):
         check_missing_verdicts(groups, max_share, path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(line["reward"], line["missing"], line["id"], line["text"]) for line in lines] == [
+    assert [
+        (line["reward"], line["missing"], line["id"], line["text"]) for line in lines
+    ] == [
         ("format", "timeout", "a", "a 0"),
         ("format", "timeout", "c", "c 0"),
         ("accuracy", "crash", "b", "b 0"),

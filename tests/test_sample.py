@@ -34,17 +34,30 @@ def ask(capsys, *argv: str) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_a_prompt_becomes_samples_and_the_same_command_the_same(model, monkeypatch, capsys):
+def test_a_prompt_becomes_samples_and_the_same_command_the_same(
+    model, monkeypatch, capsys
+):
     of_flag = ask(capsys, "--model", str(model), "--prompt", "2 + 3")
     assert [record["sample"] for record in of_flag] == [0, 1, 2]
-    assert all(0 < record["tokens"] <= 6 and record["logprob"] < 0 for record in of_flag)
+    assert all(
+        0 < record["tokens"] <= 6 and record["logprob"] < 0 for record in of_flag
+    )
     assert len({record["text"] for record in of_flag}) > 1
     monkeypatch.setattr(sys, "stdin", io.StringIO("2 + 3\n"))
     assert ask(capsys, "--model", str(model)) == of_flag
 
 
 def test_how_tokens_are_drawn_is_obeyed(model, capsys):
-    flags = ["--model", str(model), "--prompt", "2 + 3", "--min-tokens", "6", "--top-k", "1"]
+    flags = [
+        "--model",
+        str(model),
+        "--prompt",
+        "2 + 3",
+        "--min-tokens",
+        "6",
+        "--top-k",
+        "1",
+    ]
     likeliest, *others = (record["text"] for record in ask(capsys, *flags))
     assert {likeliest} == set(others)
     assert likeliest == ask(capsys, *flags[:-2], "--temperature", "0")[0]["text"]
@@ -70,7 +83,9 @@ def test_a_run_answers_with_its_newest_checkpoint(model, tmp_path, capsys):
     state = programs.init_state(random_params(network, seed=9))
     with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
         checkpoints.save(3, state, {})
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"model": str(model), "system": ""}))
+    (tmp_path / "run" / "config.json").write_text(
+        json.dumps({"model": str(model), "system": ""})
+    )
     hf_folder.save(jax.device_get(state.params), model, tmp_path / "exported")
     trained = ask(capsys, "--run", str(tmp_path / "run"), "--prompt", "2 + 3")
     exported = ask(capsys, "--model", str(tmp_path / "exported"), "--prompt", "2 + 3")
@@ -85,7 +100,10 @@ def test_a_run_answers_with_its_newest_checkpoint(model, tmp_path, capsys):
         (["--temperature", "nan"], "--temperature is nan"),
         (["--top-p", "0"], "--top-p is 0.0"),
         (["--min-p", "2"], "--min-p is 2.0"),
-        (["--min-tokens", "7"], "--min-tokens is 7: it must be from 0 to --max-tokens 6"),
+        (
+            ["--min-tokens", "7"],
+            "--min-tokens is 7: it must be from 0 to --max-tokens 6",
+        ),
         (["--stop", ""], "--stop is"),
         (["--max-tokens", "2048"], "more than the 2,048"),
         (["--run", "/nowhere"], "/nowhere holds no run"),
@@ -97,7 +115,9 @@ def test_what_makes_no_sense_is_refused(model, flags, message):
 
 
 def test_it_ends_with_one_line_and_exit_code_2(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["tools.sample", "--prompt", "2 + 3", "--model", "/nowhere"])
+    monkeypatch.setattr(
+        sys, "argv", ["tools.sample", "--prompt", "2 + 3", "--model", "/nowhere"]
+    )
     with pytest.raises(SystemExit) as end:
         run_main(sample.main)
     assert end.value.code == 2

@@ -40,9 +40,13 @@ def params():
 @pytest.fixture(scope="module")
 def prefilled(params):
     """Prompts of 6, 3 and 1 tokens."""
-    tokens = np.random.default_rng(0).integers(12, 23, (PROMPTS, WIDTH)).astype(np.int32)
+    tokens = (
+        np.random.default_rng(0).integers(12, 23, (PROMPTS, WIDTH)).astype(np.int32)
+    )
     mask = np.arange(WIDTH) >= WIDTH - np.array([6, 3, 1])[:, None]
-    return jax.jit(partial(sampler.prefill, NETWORK, dtype=jnp.float32))(params, tokens, mask)
+    return jax.jit(partial(sampler.prefill, NETWORK, dtype=jnp.float32))(
+        params, tokens, mask
+    )
 
 
 def new_rows(*rows: tuple[int, int, int], max_tokens: int = RING) -> NewRows:
@@ -59,7 +63,11 @@ def new_rows(*rows: tuple[int, int, int], max_tokens: int = RING) -> NewRows:
 
 def empty_state(ring_length: int = RING) -> sampler.DecodeState:
     return sampler.empty_state(
-        NETWORK, slots=SLOTS, prompt_width=WIDTH, ring_length=ring_length, dtype=jnp.float32
+        NETWORK,
+        slots=SLOTS,
+        prompt_width=WIDTH,
+        ring_length=ring_length,
+        dtype=jnp.float32,
     )
 
 
@@ -105,7 +113,9 @@ def expected(params, prefilled):
     return texts
 
 
-def test_a_row_does_not_depend_on_its_slot_nor_on_its_neighbours(params, prefilled, expected):
+def test_a_row_does_not_depend_on_its_slot_nor_on_its_neighbours(
+    params, prefilled, expected
+):
     reversed_rows = [(3 - slot, prompt, key) for slot, prompt, key in ROWS]
     texts, _ = run(params, insert(empty_state(), prefilled, new_rows(*reversed_rows)))
     assert_same(
@@ -184,7 +194,9 @@ def test_compaction_keeps_rows_as_they_are(params, prefilled, expected):
     assert_same(texts, {3: expected[3], 1: expected[1]})
 
 
-def test_a_call_makes_no_more_steps_than_it_may_and_leaves_when_few_are_active(params, prefilled):
+def test_a_call_makes_no_more_steps_than_it_may_and_leaves_when_few_are_active(
+    params, prefilled
+):
     begun = insert(empty_state(), prefilled, new_rows(*ROWS[:2], max_tokens=2))
     begun = insert(begun, prefilled, new_rows(*ROWS[2:], max_tokens=9))
     for max_steps, leave_at, num_steps, num_tokens in (

@@ -89,8 +89,13 @@ def test_one_row_keeps_the_very_order():
 
 def test_batches_share_no_memory_and_come_as_they_fill():
     drawn = []
-    stream = (drawn.append(example) or example for example in make_examples(1000))
-    packed = sft.pack(stream, ROWS, WIDTH, PAD)
+
+    def stream():
+        for example in make_examples(1000):
+            drawn.append(example)
+            yield example
+
+    packed = sft.pack(stream(), ROWS, WIDTH, PAD)
     first = next(packed)
     assert len(drawn) < 50
     copy = jax.tree.map(np.copy, first)
@@ -101,7 +106,9 @@ def test_batches_share_no_memory_and_come_as_they_fill():
 def test_what_fills_a_row_fits_and_what_is_longer_is_refused():
     full = Example([5] * 6, [6] * (WIDTH - 6))
     assert list(unpack(next(sft.pack([full], 1, WIDTH, PAD)))) == [full]
-    with pytest.raises(ValueError, match=rf"{WIDTH + 1} tokens does not fit into rows of {WIDTH}"):
+    with pytest.raises(
+        ValueError, match=rf"{WIDTH + 1} tokens does not fit into rows of {WIDTH}"
+    ):
         list(sft.pack([Example([5] * 6, [6] * (WIDTH - 5))], ROWS, WIDTH, PAD))
 
 
@@ -118,7 +125,11 @@ def test_no_examples_no_batches():
 @pytest.fixture(scope="module")
 def programs():
     optimizer = adamw(
-        schedule("constant", 3e-3, 0, 100), b1=0.9, b2=0.95, weight_decay=0.0, max_grad_norm=1.0
+        schedule("constant", 3e-3, 0, 100),
+        b1=0.9,
+        b2=0.95,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
     )
     return compile_programs(
         ModelSpec(NETWORK, make_mesh()),
@@ -144,11 +155,15 @@ def test_a_packed_batch_trains_as_its_examples_would_alone(programs):
     state, metrics = update(packed)
     expected_state, expected_metrics = update(unpacked)
     for name in ("update/loss", "update/grad_norm", "update/tokens", "policy/entropy"):
-        np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            metrics[name], expected_metrics[name], rtol=1e-5, err_msg=name
+        )
     # The gradient, as the optimizer's moments remember it.
     expected = named_leaves(expected_state.opt_state)
     for name, leaf in named_leaves(state.opt_state).items():
-        np.testing.assert_allclose(leaf, expected[name], rtol=0, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            leaf, expected[name], rtol=0, atol=1e-6, err_msg=name
+        )
 
 
 def test_the_loss_falls_and_is_the_mean_over_completion_tokens(programs):

@@ -25,14 +25,19 @@ def inputs(length):
     left_padded = columns >= 37
     packed = np.where(columns < 50, 1, np.where(columns < 101, 2, 0))
     segments = jnp.array([left_padded, packed], jnp.int32)
-    arrays = [jax.random.normal(key, shape) for key, shape in zip(rng_keys, shapes, strict=True)]
+    arrays = [
+        jax.random.normal(key, shape)
+        for key, shape in zip(rng_keys, shapes, strict=True)
+    ]
     return arrays, segments
 
 
 CAPPED = {"window": 20, "scale": 0.4, "softcap": 1.5}
 
 
-@pytest.mark.parametrize(("offset", "settings"), [(0, {}), (LENGTH, {}), (LENGTH, CAPPED)])
+@pytest.mark.parametrize(
+    ("offset", "settings"), [(0, {}), (LENGTH, {}), (LENGTH, CAPPED)]
+)
 def test_values_and_gradients_are_those_of_dense_attention(offset, settings):
     """Over whole sequences, and after a prompt: then keys and values come in two parts."""
     (queries, keys, values), segments = inputs(offset + LENGTH)
@@ -80,4 +85,7 @@ def test_values_and_gradients_are_those_of_dense_attention(offset, settings):
 def test_without_a_kernel_there_is_none(length, interpret):
     """Neither off TPUs nor for a length that is no multiple of 128."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    assert splash.attention(mesh, jnp.ones((1, length), jnp.int32), interpret=interpret) is None
+    assert (
+        splash.attention(mesh, jnp.ones((1, length), jnp.int32), interpret=interpret)
+        is None
+    )

@@ -33,14 +33,20 @@ def stripping():
     """Returns a tokenizer that strips the space with which a text begins, as Llama 2's does."""
     hf = embedded()
     backend = json.loads(hf.backend_tokenizer.to_str())
-    backend["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    return PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(json.dumps(backend)))
+    backend["decoder"]["decoders"].append(
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Backend.from_str(json.dumps(backend))
+    )
 
 
 def single_bytes():
     """Returns a tokenizer whose tokens are bytes: most characters are of several."""
     alphabet = byte_alphabet()
-    backend = Backend(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    backend = Backend(
+        models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[])
+    )
     backend.pre_tokenizer = splitters.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|end|>", "<|user|>"])
@@ -58,7 +64,9 @@ class Counting:
     def __call__(self, ids) -> str:
         self.tokens += len(ids)
         self.calls += 1
-        return self._hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._hf.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
 
 def plain(decode, tokens, stops):
@@ -101,7 +109,9 @@ def random_stops(decode, row, rng):
     for _ in range(rng.integers(0, 4)):
         first = int(rng.integers(max(1, len(text))))
         stops.append(text[first : first + int(rng.integers(1, 9))])
-    return tuple(stop for stop in stops if stop and "\N{REPLACEMENT CHARACTER}" not in stop)
+    return tuple(
+        stop for stop in stops if stop and "\N{REPLACEMENT CHARACTER}" not in stop
+    )
 
 
 @pytest.mark.parametrize("make", [embedded, stripping, single_bytes])
@@ -114,7 +124,11 @@ def test_what_is_found_is_what_reading_every_beginning_finds(make):
         row = random_row(hf, rng)
         stops = random_stops(decode, row, rng)
         expected = plain(decode, row, stops)
-        for chunks in ([len(row)], [1] * len(row), rng.integers(1, 40, len(row)).tolist()):
+        for chunks in (
+            [len(row)],
+            [1] * len(row),
+            rng.integers(1, 40, len(row)).tolist(),
+        ):
             count = in_chunks(StopSearch(stops, decode), row, chunks)
             assert count == expected, (row, stops, chunks)
         num_found += expected is not None
@@ -131,7 +145,9 @@ def test_a_row_is_decoded_in_time_linear_in_its_length(make, text, chunk):
     ids = hf(text * 1000, add_special_tokens=False).input_ids
     row = ids[:2000] + hf("</answer>", add_special_tokens=False).input_ids
     decode = Counting(hf)
-    assert in_chunks(StopSearch(("</answer>",), decode), row, [chunk] * len(row)) == len(row)
+    assert in_chunks(
+        StopSearch(("</answer>",), decode), row, [chunk] * len(row)
+    ) == len(row)
     assert decode.tokens < 3 * BLOCK_TOKENS * len(row)
     assert decode.calls < 4 * len(row)
 

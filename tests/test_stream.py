@@ -129,12 +129,21 @@ def run_seven_steps(
     for step in range(1, 8):
         collection = collect(stream, spec, step)
         texts = [
-            (group.problem.id, group.tokens.tolist(), group.policy_steps.tolist(), group.solved)
+            (
+                group.problem.id,
+                group.tokens.tolist(),
+                group.policy_steps.tolist(),
+                group.solved,
+            )
             for group in collection.asked
         ]
         metrics = collection.metrics
-        timeless = {name: value for name, value in metrics.items() if name not in CLOCK_METRICS}
-        timeless["tokens"] = round(metrics["rollout/tokens_per_s"] * metrics["time/rollout"])
+        timeless = {
+            name: value for name, value in metrics.items() if name not in CLOCK_METRICS
+        }
+        timeless["tokens"] = round(
+            metrics["rollout/tokens_per_s"] * metrics["time/rollout"]
+        )
         steps.append((ids(collection.groups), texts, timeless))
     return steps
 
@@ -145,8 +154,13 @@ def test_what_is_kept_in_flight_does_not_depend_on_how_long_verdicts_take(max_ag
     at_once = run_seven_steps(max_age)
     random = np.random.default_rng(0)
     assert run_seven_steps(max_age, lambda _: 0.03) == at_once
-    assert run_seven_steps(max_age, lambda name: 0.1 * (name in ("p0", "p7", "p11"))) == at_once
-    assert run_seven_steps(max_age, lambda _: random.choice([0.0, 0.002, 0.05])) == at_once
+    assert (
+        run_seven_steps(max_age, lambda name: 0.1 * (name in ("p0", "p7", "p11")))
+        == at_once
+    )
+    assert (
+        run_seven_steps(max_age, lambda _: random.choice([0.0, 0.002, 0.05])) == at_once
+    )
 
 
 def all_wrong(problem: Problem, texts: list[str]) -> list[dict]:
@@ -176,7 +190,9 @@ def test_tokens_that_are_trained_on_are_no_older_than_they_may_be(max_age, chang
     """
     in_flight = []
     ages = []
-    for step, (_, asked, metrics) in enumerate(run_seven_steps(max_age, **changes), start=1):
+    for step, (_, asked, metrics) in enumerate(
+        run_seven_steps(max_age, **changes), start=1
+    ):
         in_flight.append(metrics["rollout/in_flight"])
         for _, _, policy_steps, _ in asked:
             steps = np.array(policy_steps)
@@ -227,7 +243,8 @@ def test_a_problem_that_is_asked_twice_in_a_step_is_another_group(keep):
     """Four problems fill a batch of eight groups: no two are alike, in a step or in two."""
     order = ProblemOrder(tiny_engines.make_problems(4), seed=0)
     stream = replace(
-        make_stream(keep, Verdicts(all_right)), problems=ProblemStream(order, lambda problem: True)
+        make_stream(keep, Verdicts(all_right)),
+        problems=ProblemStream(order, lambda problem: True),
     )
     groups = []
     for step in (1, 2):
@@ -242,5 +259,7 @@ def test_several_processes_keep_the_same_in_flight(monkeypatch, num_processes):
     def late(problem_id: str) -> float:
         return 0.03 * (int(problem_id[1:]) % 3 == 0)
 
-    results = in_lockstep(monkeypatch, num_processes, lambda process: run_seven_steps(2, late))
+    results = in_lockstep(
+        monkeypatch, num_processes, lambda process: run_seven_steps(2, late)
+    )
     assert results == [run_seven_steps(2)] * num_processes

@@ -93,7 +93,9 @@ def test_exactly_the_likely_tokens_are_left(sampling):
 )
 def test_tokens_follow_the_distribution_that_is_left(distribution, sampling):
     """Chi-square, with the support exact; the log-probability is that under what is left."""
-    logits = np.asarray(to_logits(*distribution, sampling.temperature))[0].astype(np.float64)
+    logits = np.asarray(to_logits(*distribution, sampling.temperature))[0].astype(
+        np.float64
+    )
     if sampling.min_tokens:
         logits[list(ENDS)] = -np.inf
     probs = np.where(kept_tokens(logits, sampling), np.exp(logits), 0.0)
@@ -119,7 +121,9 @@ def test_at_temperature_0_the_likeliest_token_is_chosen_and_scored_at_1(distribu
     for sampling in (SamplingParams(0.0), SamplingParams(0.0, top_p=0.9)):
         tokens, logprobs = draw_many(*distribution, sampling.as_arrays(), jnp.int32(4))
         assert set(np.asarray(tokens).tolist()) == {likeliest}
-        kept = np.where(kept_tokens(logits, sampling), np.exp(logits.astype(np.float64)), 0.0)
+        kept = np.where(
+            kept_tokens(logits, sampling), np.exp(logits.astype(np.float64)), 0.0
+        )
         np.testing.assert_allclose(logprobs, np.log(kept.max() / kept.sum()), atol=1e-5)
 
 
@@ -150,7 +154,9 @@ def test_samples_follow_the_distribution(vocabulary):
     probs = np.asarray(jax.nn.softmax(logits))
     shares = np.bincount(tokens, minlength=vocabulary) / NUM_DRAWS
     np.testing.assert_allclose(shares, probs, atol=2e-4)
-    np.testing.assert_allclose(logprobs, np.log(probs)[np.asarray(tokens)], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        logprobs, np.log(probs)[np.asarray(tokens)], rtol=1e-3, atol=1e-5
+    )
 
 
 def test_a_sample_is_never_a_token_of_no_probability():
@@ -163,7 +169,9 @@ def test_a_sample_is_never_a_token_of_no_probability():
     logits[np.random.default_rng(2).random(500) < 0.95] = -np.inf
     ends = np.cumsum(np.exp(logits) / np.exp(logits).sum()).astype(np.float32)
     beside = [np.nextafter(ends, np.float32(side)) for side in (0, 1)]
-    edges = np.concatenate([*beside, ends]).clip(0, np.nextafter(1, 0, dtype=np.float32))
+    edges = np.concatenate([*beside, ends]).clip(
+        0, np.nextafter(1, 0, dtype=np.float32)
+    )
     rows = jnp.broadcast_to(logits, (len(edges), 500))
     tokens, logprobs = sample_categorical(rows, jnp.asarray(edges))
     assert np.isfinite(logits[np.asarray(tokens)]).all()

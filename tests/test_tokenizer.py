@@ -50,7 +50,9 @@ def change(folder, **values):
     """Sets fields of tokenizer_config.json; `...` removes one."""
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text()) | values
-    path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+    path.write_text(
+        json.dumps({name: value for name, value in config.items() if value is not ...})
+    )
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -85,7 +87,10 @@ def test_a_prompt_ends_where_its_answer_begins(embedded):
     assert embedded.hf.decode(ids).endswith("<|assistant|>\n")
     assert embedded.hf.decode(ids).count("12 + 7?") == 1
     assert not set(ids) & set(embedded.eos_ids)
-    conversation = [{"role": "user", "content": "12 + 7?"}, {"role": "assistant", "content": "19"}]
+    conversation = [
+        {"role": "user", "content": "12 + 7?"},
+        {"role": "assistant", "content": "19"},
+    ]
     whole = embedded.hf.apply_chat_template(conversation, tokenize=False)
     assert whole.startswith(embedded.hf.decode(ids) + "19")
 
@@ -113,11 +118,16 @@ def test_a_base_model_is_asked_in_the_problems_language(folder):
         example = re.search(r"<think> [^<>]+ </think> \\boxed\{[^{}]+\}", text)
         assert think_then_answer(Problem("p", "", ""), example[0]) == 1.0
         words = language_of.target_word_ratio(
-            Problem("p", "", "", language=language), prompts.BASE_PROMPTS[language].instruction
+            Problem("p", "", "", language=language),
+            prompts.BASE_PROMPTS[language].instruction,
         )
         assert words > 0.7, (language, words)
-    assert base.prompt("12 + {7}?", language="zh-CN") == base.prompt("12 + {7}?", language="zh")
-    assert base.prompt("12 + {7}?", language="la") == base.prompt("12 + {7}?", language="en")
+    assert base.prompt("12 + {7}?", language="zh-CN") == base.prompt(
+        "12 + {7}?", language="zh"
+    )
+    assert base.prompt("12 + {7}?", language="la") == base.prompt(
+        "12 + {7}?", language="en"
+    )
 
 
 def test_a_system_message_says_what_is_wanted_in_place_of_that(folder):
@@ -148,7 +158,9 @@ def test_a_sentencepiece_model_alone_is_a_tokenizer(folder, embedded):
     alone = tokenizer.load(folder)
     assert alone.eos_ids == embedded.eos_ids
     assert alone.uses_base_prompt
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    pieces = sentencepiece.SentencePieceProcessor(
+        model_file=str(folder / "tokenizer.model")
+    )
     for text in TEXTS:
         assert alone.encode(text) == pieces.encode(text)
 
@@ -221,7 +233,9 @@ def spoil_json(**changes):
 @pytest.mark.parametrize(
     "wrong",
     [
-        spoil_json(model={"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b", "c"]]}),
+        spoil_json(
+            model={"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b", "c"]]}
+        ),
         spoil_json(model={"type": "FooBPE", "vocab": {"a": 0}, "merges": []}),
         spoil_json(pre_tokenizer={"type": "Tomorrow"}),
         spoil_json(decoder={"type": "Tomorrow"}),
@@ -254,7 +268,9 @@ def spoil_json(**changes):
         lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\xfe\x00\x80"),
     ],
 )
-def test_a_tokenizer_json_that_cannot_be_read_is_one_line_that_names_the_folder(tmp_path, wrong):
+def test_a_tokenizer_json_that_cannot_be_read_is_one_line_that_names_the_folder(
+    tmp_path, wrong
+):
     wrong(make_chat_folder(tmp_path, CHATML))
     with pytest.raises(UserError) as caught:
         tokenizer.load(tmp_path)
@@ -286,17 +302,34 @@ TURN = "<|im_end|>"
         ({"eos": END}, {END}),
         ({"eos": TURN, "special": (END,), "template": CHATML}, {TURN}),
         (
-            {"eos": TURN, "special": (END,), "template": CHATML, "generation_ends": [TURN, END]},
+            {
+                "eos": TURN,
+                "special": (END,),
+                "template": CHATML,
+                "generation_ends": [TURN, END],
+            },
             {END, TURN},
         ),
         ({"eos": END, "config_ends": TURN}, {END, TURN}),
         (
-            {"eos": END, "config_ends": [END, TURN, "<|eom_id|>"], "special": (TURN, "<|eom_id|>")},
+            {
+                "eos": END,
+                "config_ends": [END, TURN, "<|eom_id|>"],
+                "special": (TURN, "<|eom_id|>"),
+            },
             {END, TURN, "<|eom_id|>"},
         ),
-        ({"eos": END, "config_ends": TURN, "special": (), "plain": (TURN,)}, {END, TURN}),
         (
-            {"eos": END, "template": CHATML, "special": ("<|im_start|>",), "plain": (TURN,)},
+            {"eos": END, "config_ends": TURN, "special": (), "plain": (TURN,)},
+            {END, TURN},
+        ),
+        (
+            {
+                "eos": END,
+                "template": CHATML,
+                "special": ("<|im_start|>",),
+                "plain": (TURN,),
+            },
             {END, TURN},
         ),
         # "A" is an ordinary piece of text: in config.json it was left from another tokenizer, in
@@ -313,7 +346,12 @@ TURN = "<|im_end|>"
             {"<eos>", "<end_of_turn>"},
         ),
         (
-            {"eos": "</s>", "bos": "<s>", "special": ("[INST]", "[/INST]"), "template": MISTRAL},
+            {
+                "eos": "</s>",
+                "bos": "<s>",
+                "special": ("[INST]", "[/INST]"),
+                "template": MISTRAL,
+            },
             {"</s>"},
         ),
         (
@@ -331,16 +369,22 @@ def test_ends_are_those_of_every_file_and_of_the_template(tmp_path, given, expec
     )
     assert set(loaded.hf.convert_ids_to_tokens(list(loaded.eos_ids))) == expected
     for end in loaded.eos_ids:
-        assert loaded.decode([*loaded.encode("The answer is 4."), end]) == "The answer is 4."
+        assert (
+            loaded.decode([*loaded.encode("The answer is 4."), end])
+            == "The answer is 4."
+        )
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("ends", ["<|im_end|>", True, 1.0, [1, None], [[1]], -1, {"id": 1}])
+@pytest.mark.parametrize(
+    "ends", ["<|im_end|>", True, 1.0, [1, None], [[1]], -1, {"id": 1}]
+)
 def test_ends_that_are_no_numbers_are_one_line(tmp_path, name, ends):
     make_chat_folder(tmp_path, CHATML)
     (tmp_path / name).write_text(json.dumps({"eos_token_id": ends}))
     with pytest.raises(
-        UserError, match=r"says eos_token_id .* it must be a token's number, or a list of"
+        UserError,
+        match=r"says eos_token_id .* it must be a token's number, or a list of",
     ) as caught:
         tokenizer.load(tmp_path)
     assert str(caught.value).startswith(str(tmp_path / name))
@@ -355,17 +399,22 @@ def test_an_end_that_the_tokenizer_does_not_have_is_one_line(tmp_path):
     ):
         tokenizer.load(tmp_path)
     (tmp_path / "generation_config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"generation_config.json holds a list, not an object"):
+    with pytest.raises(
+        UserError, match=r"generation_config.json holds a list, not an object"
+    ):
         tokenizer.load(tmp_path)
     (tmp_path / "generation_config.json").write_text("[" * 100_000)
     with pytest.raises(
-        UserError, match=r"generation_config.json is not JSON \(maximum recursion depth exceeded"
+        UserError,
+        match=r"generation_config.json is not JSON \(maximum recursion depth exceeded",
     ):
         tokenizer.load(tmp_path)
 
 
 def test_half_a_surrogate_pair_is_asked_as_no_character(tmp_path):
-    loaded = tokenizer.load(make_chat_folder(tmp_path, CHATML, special=("<|im_start|>",)))
+    loaded = tokenizer.load(
+        make_chat_folder(tmp_path, CHATML, special=("<|im_start|>",))
+    )
     assert loaded.prompt("3 \ud83d 4?", "Think\udcff.") == loaded.prompt(
         "3 \ufffd 4?", "Think\ufffd."
     )

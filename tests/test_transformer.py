@@ -13,7 +13,9 @@ from jaxgrpo.models.rope import Linear, Llama3, Rope, Yarn
 from jaxgrpo.models.transformer import SequenceInputs
 from tests.tiny_models import NETWORK, random_params
 
-SLIDING = replace(NETWORK, windows=(3, 0), local_rope=Llama3(100.0, original_positions=16))
+SLIDING = replace(
+    NETWORK, windows=(3, 0), local_rope=Llama3(100.0, original_positions=16)
+)
 """Layers that differ."""
 
 VARIED = replace(
@@ -109,7 +111,8 @@ def test_windows_go_by_positions_where_columns_are_in_no_order(varied):
     expected, _ = hidden(varied, tokens, ones, VARIED)
     _, prompt = hidden(varied, tokens[:, :5], ones[:, :5], VARIED)
     ring = tuple(
-        (jnp.zeros_like(keys[..., :3]), jnp.zeros_like(values[:, :, :3])) for keys, values in prompt
+        (jnp.zeros_like(keys[..., :3]), jnp.zeros_like(values[:, :, :3]))
+        for keys, values in prompt
     )
     key_positions = jnp.array([[0, 1, 2, 3, 4, 6, 7, 5]])
 
@@ -128,7 +131,9 @@ def test_windows_go_by_positions_where_columns_are_in_no_order(varied):
         tokens[:, :1], jnp.zeros((1, 1), int), jnp.ones((1, 1, 8), bool)
     )
     with pytest.raises(ValueError, match="this network has windows"):
-        transformer.forward(VARIED, varied, without_key_positions, attention.KVCache(prompt))
+        transformer.forward(
+            VARIED, varied, without_key_positions, attention.KVCache(prompt)
+        )
 
 
 def test_scalings_leave_fast_pairs_and_slow_the_others():
@@ -139,7 +144,10 @@ def test_scalings_leave_fast_pairs_and_slow_the_others():
     plain = Rope(1e4).frequencies(32)
     np.testing.assert_allclose(plain, 1e4 ** (-np.arange(16) / 16), rtol=1e-7)
     np.testing.assert_allclose(Linear(1e4, 4.0).frequencies(32), plain / 4, rtol=1e-6)
-    for scaled in (Llama3(1e4, 4.0, original_positions=64), Yarn(1e4, 4.0, original_positions=64)):
+    for scaled in (
+        Llama3(1e4, 4.0, original_positions=64),
+        Yarn(1e4, 4.0, original_positions=64),
+    ):
         share = scaled.frequencies(32) / plain
         np.testing.assert_allclose(share[[0, -1]], [1.0, 0.25], rtol=1e-6)
         assert np.all(np.diff(share) <= 1e-6)
@@ -150,7 +158,9 @@ def test_scalings_leave_fast_pairs_and_slow_the_others():
 def test_rotation_depends_on_the_distance_alone():
     x = jax.random.normal(jax.random.key(0), (1, 1, 2, 8))
     near, far = (
-        attention.apply_rotary(x, attention.rotary_table(Rope(), 8, jnp.array([[p, p + 3]])))
+        attention.apply_rotary(
+            x, attention.rotary_table(Rope(), 8, jnp.array([[p, p + 3]]))
+        )
         for p in (0, 50)
     )
     products = [jnp.einsum("e,e->", r[0, 0, 0], r[0, 0, 1]) for r in (near, far)]
@@ -158,7 +168,9 @@ def test_rotation_depends_on_the_distance_alone():
 
 
 def test_a_row_of_padding_stays_finite(params):
-    assert np.isfinite(hidden(params, np.zeros((1, 4), int), np.zeros((1, 4), bool))[0]).all()
+    assert np.isfinite(
+        hidden(params, np.zeros((1, 4), int), np.zeros((1, 4), bool))[0]
+    ).all()
 
 
 def test_stacking_loses_nothing(params):
@@ -207,7 +219,9 @@ def read_on():
 
 @pytest.mark.parametrize("remat", transformer.REMAT)
 @pytest.mark.parametrize("layout", [transformer.unstack, transformer.stack])
-def test_neither_scanning_nor_rematerialising_changes_a_number(params, read_on, layout, remat):
+def test_neither_scanning_nor_rematerialising_changes_a_number(
+    params, read_on, layout, remat
+):
     expected_hidden, expected_gradient = read_on(params, "none")
     hidden, gradient = read_on(layout(params), remat)
     np.testing.assert_allclose(hidden, expected_hidden, rtol=1e-6, atol=2e-6)
@@ -234,7 +248,9 @@ def test_less_is_kept_for_the_backward_pass(params):
         def residuals(params):
             return jax.vjp(read, params)[1]
 
-        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(residuals, params)))
+        return sum(
+            leaf.size for leaf in jax.tree.leaves(jax.eval_shape(residuals, params))
+        )
 
     assert kept("full") < kept("dots") < kept("none")
 

@@ -35,14 +35,22 @@ def flags(devices: int) -> str:
     return " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())
 
 
-def output_on_devices(function: Callable[[], None], devices: int = 8, timeout: float = 300) -> str:
+def output_on_devices(
+    function: Callable[[], None], devices: int = 8, timeout: float = 300
+) -> str:
     """Returns what a function of a test module prints in a process with so many CPU devices.
 
     Fails if the function does.
     """
-    module = ".".join(Path(inspect.getfile(function)).relative_to(ROOT).with_suffix("").parts)
+    module = ".".join(
+        Path(inspect.getfile(function)).relative_to(ROOT).with_suffix("").parts
+    )
     result = subprocess.run(
-        [sys.executable, "-c", f"from {module} import {function.__name__} as run; run()"],
+        [
+            sys.executable,
+            "-c",
+            f"from {module} import {function.__name__} as run; run()",
+        ],
         env=os.environ | {"XLA_FLAGS": flags(devices)},
         cwd=ROOT,
         capture_output=True,

@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -22,10 +22,11 @@ from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.problems import Problem
 from jaxgrpo.programs import Program, SamplingPrograms, compile_sampling
-from jaxgrpo.rollout.engine import Engine
-from jaxgrpo.rollout.groups import Group
+from jaxgrpo.rollout.engine import Engine, SamplingSession
+from jaxgrpo.rollout.groups import Group, SamplingRequest
 from jaxgrpo.rollout.pending import completion_key
 from jaxgrpo.text.tokenizer import Tokenizer
+from jaxgrpo.types import SamplingParams
 from tests import tiny_models
 from tests.tiny_models import random_params
 
@@ -66,7 +67,9 @@ def make_problems(count: int = 7, longest: int = WIDTH) -> list[Problem]:
     rng = np.random.default_rng(1)
     lengths = [longest - i % longest for i in range(count)]
     others = [i for i in range(1, NETWORK.vocab_size) if i not in ENDS]
-    texts = [TOKENIZER.decode(rng.choice(others, length).tolist()) for length in lengths]
+    texts = [
+        TOKENIZER.decode(rng.choice(others, length).tolist()) for length in lengths
+    ]
     return [Problem(f"p{i}", text, "1") for i, text in enumerate(texts)]
 
 
@@ -83,7 +86,9 @@ def make_programs(
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     return compile_sampling(
         ModelSpec(network, mesh, Precision(compute=dtype)),
-        SamplingSpec(prompt_width, new_tokens, slots, ENDS, group_size=GROUP, chunk=chunk),
+        SamplingSpec(
+            prompt_width, new_tokens, slots, ENDS, group_size=GROUP, chunk=chunk
+        ),
     )
 
 
@@ -154,7 +159,9 @@ def uncached_logits(rows: int, columns: int):
         )
         hidden, _ = transformer.forward(NETWORK, params, inputs)
         last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-        return to_logits(last, transformer.output_embedding(params), 1.0, NETWORK.logit_softcap)
+        return to_logits(
+            last, transformer.output_embedding(params), 1.0, NETWORK.logit_softcap
+        )
 
     return last_logits
 
@@ -185,7 +192,9 @@ def written_without_a_cache(
     rows = [(problem, sample) for problem in problems for sample in range(group_size)]
     texts = [TOKENIZER.prompt(problem.prompt) for problem, _ in rows]
     prompt_lengths = [len(text) for text in texts]
-    keys = np.stack([completion_key(key_name, problem.id, sample) for problem, sample in rows])
+    keys = np.stack(
+        [completion_key(key_name, problem.id, sample) for problem, sample in rows]
+    )
     uniforms = np.asarray(_uniforms(keys), np.float64)
     logprobs: list[list[float]] = [[] for _ in rows]
     columns = max(prompt_lengths) + NEW
@@ -210,7 +219,9 @@ def written_without_a_cache(
         unfinished = [row for row in unfinished if texts[row][-1] not in ENDS]
     return [
         (text[prompt_length:], row_logprobs)
-        for text, prompt_length, row_logprobs in zip(texts, prompt_lengths, logprobs, strict=True)
+        for text, prompt_length, row_logprobs in zip(
+            texts, prompt_lengths, logprobs, strict=True
+        )
     ]
 
 
@@ -230,3 +241,46 @@ def assert_same_texts(found, expected, atol: float = 1e-4) -> None:
     assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected]
     for (_, a), (_, b) in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+PROBLEMS = make_problems()
+KEY_NAME = "3/5/training"
+"""Seed, step and purpose, which the random keys of `ask` and `start_session` are made of."""
+
+
+def make_request(
+    sampling: SamplingParams | None = None, group_size: int = GROUP, **changes
+) -> SamplingRequest:
+    """Returns a request for training, by default of groups at temperature 1."""
+    return SamplingRequest(
+        group_size, sampling or SamplingParams(), "training", **changes
+    )
+
+
+def ask(
+    engine: Engine,
+    sampling: SamplingParams | None = None,
+    params=None,
+    problems: Sequence[Problem] = PROBLEMS,
+    group_size: int = GROUP,
+    step: int = 5,
+    **changes,
+) -> list[Group]:
+    """Returns the groups of all problems; changes: fields of the request."""
+    request = make_request(sampling, group_size, **changes)
+    return engine(params or make_params(), problems, request, step)
+
+
+def start_session(
+    engine: Engine, problems: Iterable[Problem] = PROBLEMS, **changes
+) -> SamplingSession:
+    """Returns a session of step 5; changes: fields of the request."""
+    return engine.session(make_params(), problems, make_request(**changes), 5)
+
+
+@functools.cache
+def expected_rows(temperature: float = 1.0) -> list[tuple[list[int], list[float]]]:
+    """Returns the rows that `ask` must come to, whatever the engine's sizes."""
+    return written_without_a_cache(
+        make_params(), PROBLEMS, GROUP, KEY_NAME, temperature
+    )

@@ -118,7 +118,10 @@ class Verdicts(Pool):
 def judge_all(judge: Judge, groups: Sequence[Group]) -> list[JudgedGroup]:
     """Returns the groups with their verdicts, by the weights that the rewards begin with."""
     weights = judge.initial_weights()
-    return [judge.judge(group, judge.verdicts([judge.submit(group)]), weights) for group in groups]
+    return [
+        judge.judge(group, judge.verdicts([judge.submit(group)]), weights)
+        for group in groups
+    ]
 
 
 def scripted(script: Sequence[int], shaped: float = 0.0):
@@ -130,7 +133,8 @@ def scripted(script: Sequence[int], shaped: float = 0.0):
     def verdicts(problem: Problem, texts: list[str]) -> list[dict[str, float]]:
         right = script[int(problem.id[1:])]
         return [
-            {"accuracy": float(row < right), "shape": shaped * row} for row in range(len(texts))
+            {"accuracy": float(row < right), "shape": shaped * row}
+            for row in range(len(texts))
         ]
 
     return verdicts
@@ -190,7 +194,11 @@ class World:
             yield Problem(f"p{place}", f"p{place}", "1")
 
     def session(
-        self, params: object, problems: Iterable[Problem], request: SamplingRequest, step: int
+        self,
+        params: object,
+        problems: Iterable[Problem],
+        request: SamplingRequest,
+        step: int,
     ) -> "ScriptedSession":
         """Stands in for Engine.session."""
         assert params == "params"
@@ -217,7 +225,9 @@ class World:
 class ScriptedSession:
     """Stands in for a SamplingSession: groups are complete in a scripted order."""
 
-    def __init__(self, problems: Iterator[Problem], ahead: int, pick: Callable[[list[int]], int]):
+    def __init__(
+        self, problems: Iterator[Problem], ahead: int, pick: Callable[[list[int]], int]
+    ):
         self.launched = 0
         self.max_launched: int | None = None
         self.usage = SamplingUsage(tokens=1, slot_steps=2, seconds=1.0)
@@ -228,7 +238,9 @@ class ScriptedSession:
     def __iter__(self) -> Iterator[Event | None]:
         pending: dict[int, Problem] = {}
         while True:
-            while len(pending) < self._ahead and (problem := next(self._problems, None)):
+            while len(pending) < self._ahead and (
+                problem := next(self._problems, None)
+            ):
                 pending[self.launched] = problem
                 self.launched += 1
             if not pending:

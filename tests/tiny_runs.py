@@ -71,7 +71,9 @@ def model_folder() -> Path:
 def config_file(folder: Path, text: str = TEXT) -> str:
     """Writes a config file into `folder`, whose run writes to folder/out; returns its path."""
     path = folder / "tiny.py"
-    path.write_text(text.replace("MODEL", str(model_folder())).replace("OUT", str(folder / "out")))
+    path.write_text(
+        text.replace("MODEL", str(model_folder())).replace("OUT", str(folder / "out"))
+    )
     return str(path)
 
 
@@ -127,7 +129,10 @@ def leave_run(
     model_path = make_folder(folder / "model", architecture, tie_word_embeddings=False)
     programs = compile_programs(
         ModelSpec(
-            hf_folder.load_config(model_path), make_mesh(), adapters=adapters, scan_layers=stacked
+            hf_folder.load_config(model_path),
+            make_mesh(),
+            adapters=adapters,
+            scan_layers=stacked,
         ),
         SamplingSpec(prompt_width=4, new_tokens=4, slots=1, eos_ids=(1,)),
         UpdateSpec(prompt_width=4),

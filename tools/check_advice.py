@@ -44,12 +44,16 @@ class Message:
         """A pattern that matches the message as people see it, however its lines are wrapped."""
         # Lines may be wrapped anywhere in what people see.
         parts = [re.escape(" ".join(part.split())) for part in self.text.split("{}")]
-        return re.compile(r".*?".join(part.replace(r"\ ", r"\s+") for part in parts), re.DOTALL)
+        return re.compile(
+            r".*?".join(part.replace(r"\ ", r"\s+") for part in parts), re.DOTALL
+        )
 
 
 def messages() -> list[Message]:
     """Returns every message that gives advice, in the order of the files."""
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in _source_files()}
+    trees = {
+        path: ast.parse(path.read_text(encoding="utf-8")) for path in _source_files()
+    }
     errors = _error_names(trees.values())
     found = {}
     for path, tree in trees.items():
@@ -105,7 +109,9 @@ def _shown_texts(tree: ast.Module, errors: set[str]) -> Iterator[tuple[ast.expr,
 
 
 def _returns_note(function: ast.FunctionDef) -> bool:
-    return function.returns is not None and ast.unparse(function.returns) == "str | None"
+    return (
+        function.returns is not None and ast.unparse(function.returns) == "str | None"
+    )
 
 
 def _is_text(node: ast.expr) -> bool:
@@ -127,7 +133,9 @@ def _has_hint(text: ast.expr) -> bool:
 def _template(node: ast.expr) -> str:
     """Returns a string literal with {} where a value is put in."""
     parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-    return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
+    return "".join(
+        str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts
+    )
 
 
 if __name__ == "__main__":

@@ -79,7 +79,10 @@ def main() -> None:
     """Runs all checks and exits."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--data", type=Path, required=True, help="the folder with mgsm_*.tsv and gsm8k_test.jsonl"
+        "--data",
+        type=Path,
+        required=True,
+        help="the folder with mgsm_*.tsv and gsm8k_test.jsonl",
     )
     corpora = read_corpora(parser.parse_args().data)
     checks = (check_files, check_mixes, check_noise, check_speed)
@@ -98,7 +101,9 @@ def read_corpora(folder: Path) -> dict[str, Corpus]:
     solutions = folder / "gsm8k_test.jsonl"
     if solutions.exists():
         lines = solutions.read_text(encoding="utf-8").splitlines()
-        corpora["gsm8k solutions"] = Corpus("en", [json.loads(line)["answer"] for line in lines])
+        corpora["gsm8k solutions"] = Corpus(
+            "en", [json.loads(line)["answer"] for line in lines]
+        )
     if not corpora:
         sys.exit(f"{folder} holds neither mgsm_*.tsv nor gsm8k_test.jsonl")
     return corpora
@@ -123,18 +128,28 @@ def check_files(corpora: dict[str, Corpus]) -> bool:
     worst_texts = []
     for name, corpus in corpora.items():
         ratios = {
-            language: [ratio(text, language) for text in corpus.texts] for language in LANGUAGES
+            language: [ratio(text, language) for text in corpus.texts]
+            for language in LANGUAGES
         }
         means = {language: statistics.mean(ratios[language]) for language in LANGUAGES}
-        print(f"{name:16}" + "".join(f"{means[language]:7.4f}" for language in LANGUAGES))
-        other_means = [mean for language, mean in means.items() if language != corpus.language]
-        all_met &= means[corpus.language] >= MIN_OWN_RATIO and max(other_means) <= MAX_OTHER_RATIO
+        print(
+            f"{name:16}" + "".join(f"{means[language]:7.4f}" for language in LANGUAGES)
+        )
+        other_means = [
+            mean for language, mean in means.items() if language != corpus.language
+        ]
+        all_met &= (
+            means[corpus.language] >= MIN_OWN_RATIO
+            and max(other_means) <= MAX_OTHER_RATIO
+        )
         worst_texts += _describe_worst(name, corpus, ratios)
     print("\n" + "\n".join(worst_texts) + "\n")
     return all_met
 
 
-def _describe_worst(name: str, corpus: Corpus, ratios: dict[str, list[float]]) -> list[str]:
+def _describe_worst(
+    name: str, corpus: Corpus, ratios: dict[str, list[float]]
+) -> list[str]:
     """Returns lines about the texts that miss a bar, and the two that are worst.
 
     ratios: by language, of each text
@@ -142,7 +157,9 @@ def _describe_worst(name: str, corpus: Corpus, ratios: dict[str, list[float]]) -
     own = corpus.language
     own_ratios = ratios[own]
     # Of each text, its ratios in all other languages.
-    other_ratios = zip(*(ratios[other] for other in LANGUAGES if other != own), strict=True)
+    other_ratios = zip(
+        *(ratios[other] for other in LANGUAGES if other != own), strict=True
+    )
     num_below = sum(value < MIN_OWN_RATIO for value in own_ratios)
     num_above = sum(max(values) > MAX_OTHER_RATIO for values in other_ratios)
     lines = [
@@ -187,7 +204,9 @@ def check_mixes(corpora: dict[str, Corpus]) -> bool:
     return all_met
 
 
-def _mix_error(first: str, first_language: str, second: str, second_language: str) -> float:
+def _mix_error(
+    first: str, first_language: str, second: str, second_language: str
+) -> float:
     """Returns how far the mix's ratio in the first language is from the true share."""
     num_first = word_ratios(first, first_language).words
     num_second = word_ratios(second, second_language).words

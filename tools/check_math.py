@@ -64,7 +64,9 @@ def mgsm(path: Path) -> Iterator[Case]:
 def math500(path: Path) -> Iterator[Case]:
     """Yields the official solutions, whose last box holds the answer."""
     for row in _rows(path):
-        yield Case(Problem(row["unique_id"], row["problem"], row["answer"]), row["solution"])
+        yield Case(
+            Problem(row["unique_id"], row["problem"], row["answer"]), row["solution"]
+        )
 
 
 def with_answer(path: Path) -> Iterator[Case]:
@@ -79,7 +81,9 @@ def minerva(path: Path) -> Iterator[Case]:
     """Yields the official solutions; the gold is their last box, as in lm-evaluation-harness."""
     for row in _rows(path):
         gold = extract_answer(row["solution"], ("boxed",)) or ""
-        yield Case(Problem(f"minerva_math:{row['idx']}", row["problem"], gold), row["solution"])
+        yield Case(
+            Problem(f"minerva_math:{row['idx']}", row["problem"], gold), row["solution"]
+        )
 
 
 def olympiadbench(path: Path) -> Iterator[Case]:
@@ -131,7 +135,9 @@ def check(cases: list[Case]) -> Report:
         is_right = reward(problem, case.completion) == 1.0
         # Without equal text, numbers, parts and formulas have to be read.
         with mock.patch.object(verifier, "text_key", _unique_key):
-            is_computed = verifier.same_answer(problem.answer, problem.answer, problem.language)
+            is_computed = verifier.same_answer(
+                problem.answer, problem.answer, problem.language
+            )
         other = next_other(cases, index)
         is_wrong = reward(problem, other.completion) == 0.0
         report.right += is_right
@@ -141,7 +147,9 @@ def check(cases: list[Case]) -> Report:
             report.exceptions.append(f"{problem.id}: {problem.answer!r} is not itself")
         if not is_wrong:
             equal = f"{other.problem.answer!r} of {other.problem.id}"
-            report.exceptions.append(f"{problem.id}: {problem.answer!r} is also {equal}")
+            report.exceptions.append(
+                f"{problem.id}: {problem.answer!r} is also {equal}"
+            )
     return report
 
 
@@ -168,7 +176,9 @@ def main(argv: list[str] | None = None) -> int:
     """Prints a line for each data set of the folder; returns the exit code."""
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(description=summary)
-    parser.add_argument("--data", type=Path, required=True, help="the folder with the data sets")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the folder with the data sets"
+    )
     folder = parser.parse_args(argv).data
     files = [
         (path, reader)
@@ -189,7 +199,9 @@ def check_file(path: Path, reader: Callable[[Path], Iterator[Case]]) -> bool:
     seconds = time.monotonic() - started_at
     size = report.problems
     counts = {"right": report.right, "computed": report.computed, "wrong": report.wrong}
-    shares = "  ".join(f"{name} {count} ({count / size:.2%})" for name, count in counts.items())
+    shares = "  ".join(
+        f"{name} {count} ({count / size:.2%})" for name, count in counts.items()
+    )
     print(f"{path.stem:14} {size:5} problems  {shares}  {seconds:.1f} s", flush=True)
     for line in report.exceptions:
         print(f"    {line}", flush=True)

@@ -66,7 +66,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("tests/golden/trl.json"))
     parser.add_argument(
-        "--seed", type=int, default=30, help="of the inputs; this one's are not near an edge"
+        "--seed",
+        type=int,
+        default=30,
+        help="of the inputs; this one's are not near an edge",
     )
     arguments = parser.parse_args()
     if not trl.__version__.startswith(f"{VERSION}."):
@@ -115,7 +118,9 @@ def loss(folder: str, settings: Settings, inputs: Inputs) -> dict[str, object]:
     return {"loss": value.item(), "gradient": (gradient + 0.0).tolist()}
 
 
-def advantages(folder: str, settings: Settings, inputs: Inputs, rewards: str) -> list[float]:
+def advantages(
+    folder: str, settings: Settings, inputs: Inputs, rewards: str
+) -> list[float]:
     """Returns TRL's advantages of the rewards of this name, one a row."""
     trainer = make_trainer(folder, settings, inputs, rewards)
     return prepared_batch(trainer, inputs)["advantages"].tolist()
@@ -166,10 +171,20 @@ class FixedGRPO(FixedCompletions, GRPOTrainer):
 
     def _generate(self, prompts):
         sampler_logprobs = [
-            row[:length] for row, length in zip(self.sampler_logprobs, self.lengths, strict=True)
+            row[:length]
+            for row, length in zip(self.sampler_logprobs, self.lengths, strict=True)
         ]
         tokens, texts = self.completions
-        return [[PROMPT]] * len(prompts), tokens, None, texts, sampler_logprobs, {}, None, None
+        return (
+            [[PROMPT]] * len(prompts),
+            tokens,
+            None,
+            texts,
+            sampler_logprobs,
+            {},
+            None,
+            None,
+        )
 
 
 class FixedRLOO(FixedCompletions, RLOOTrainer):
@@ -179,10 +194,15 @@ class FixedRLOO(FixedCompletions, RLOOTrainer):
         return [[PROMPT]] * len(prompts), *self.completions
 
 
-TRAINERS = {"GRPOTrainer": (FixedGRPO, GRPOConfig), "RLOOTrainer": (FixedRLOO, RLOOConfig)}
+TRAINERS = {
+    "GRPOTrainer": (FixedGRPO, GRPOConfig),
+    "RLOOTrainer": (FixedRLOO, RLOOConfig),
+}
 
 
-def make_trainer(folder: str, settings: Settings, inputs: Inputs, rewards: str) -> FixedCompletions:
+def make_trainer(
+    folder: str, settings: Settings, inputs: Inputs, rewards: str
+) -> FixedCompletions:
     """Returns TRL's trainer with these settings, and the inputs put in."""
     trainer_class, config_class = TRAINERS[str(settings["trainer"])]
     on_policy = settings.get("on_policy", False)
@@ -194,7 +214,9 @@ def make_trainer(folder: str, settings: Settings, inputs: Inputs, rewards: str) 
     trainer = trainer_class(
         model=folder,
         reward_funcs=lambda **_: inputs["rewards"][rewards],
-        train_dataset=Dataset.from_dict({"prompt": ["prompt"] * len(inputs["lengths"])}),
+        train_dataset=Dataset.from_dict(
+            {"prompt": ["prompt"] * len(inputs["lengths"])}
+        ),
         args=config_class(
             output_dir=folder,
             use_cpu=True,
@@ -216,7 +238,9 @@ def make_trainer(folder: str, settings: Settings, inputs: Inputs, rewards: str) 
     trainer.lengths = inputs["lengths"]
     trainer.sampler_logprobs = inputs["sampler_logprobs"]
     trainer.logprobs = torch.tensor(inputs["logprobs"], requires_grad=True)
-    trainer.old_logprobs = torch.tensor(inputs["logprobs" if on_policy else "old_logprobs"])
+    trainer.old_logprobs = torch.tensor(
+        inputs["logprobs" if on_policy else "old_logprobs"]
+    )
     trainer.ref_logprobs = torch.tensor(inputs["ref_logprobs"])
     tokens = completion_tokens(inputs)
     trainer.completions = (tokens, ["completion"] * len(tokens))
@@ -259,7 +283,9 @@ def make_model(folder: str) -> None:
 
 def to_text(inputs: Inputs, loss_cases: list[dict], advantage_cases: list[dict]) -> str:
     """Returns JSON with one line an input or a case."""
-    arrays = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in inputs.items())
+    arrays = (
+        f"{json.dumps(name)}: {json.dumps(value)}" for name, value in inputs.items()
+    )
     parts = [
         f' "trl": {json.dumps(trl.__version__)}',
         f' "torch": {json.dumps(torch.__version__)}',

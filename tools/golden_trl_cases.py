@@ -161,7 +161,11 @@ def require_coverage(inputs: Inputs) -> None:
 def loss_settings() -> dict[str, Settings]:
     """Returns the settings of all losses, by names that list what is not the default."""
     settings: dict[str, Settings] = {}
-    for name, changes in {**_kl_changes(), **_other_changes(), **_sampler_changes()}.items():
+    for name, changes in {
+        **_kl_changes(),
+        **_other_changes(),
+        **_sampler_changes(),
+    }.items():
         settings[name] = GRPO_DEFAULTS | changes
     settings["rloo"] = RLOO_DEFAULTS
     settings["rloo, clip higher"] = RLOO_DEFAULTS | CLIP_HIGHER
@@ -193,7 +197,11 @@ def _other_changes() -> dict[str, Settings]:
     for name in ("grpo", "bnpo", "dapo", "dr_grpo", "cispo", "gspo"):
         changes[f"{name}; truncated masked"] = {**VARIANTS[name], **TRUNCATED_MASKED}
         changes[f"{name}; on policy"] = {**VARIANTS[name], **ON_POLICY}
-    changes["dapo; kl; truncated masked"] = {**VARIANTS["dapo"], **KL, **TRUNCATED_MASKED}
+    changes["dapo; kl; truncated masked"] = {
+        **VARIANTS["dapo"],
+        **KL,
+        **TRUNCATED_MASKED,
+    }
     return changes
 
 
@@ -203,7 +211,10 @@ def _sampler_changes() -> dict[str, Settings]:
     for mode in MODES:
         changes[f"grpo; {mode}"] = {**VARIANTS["grpo"], **_correction(mode)}
         changes[f"grpo; {mode}; kl"] = {**VARIANTS["grpo"], **_correction(mode), **KL}
-        changes[f"grpo; {mode} from below"] = {**VARIANTS["grpo"], **_correction(mode, 0.5)}
+        changes[f"grpo; {mode} from below"] = {
+            **VARIANTS["grpo"],
+            **_correction(mode, 0.5),
+        }
         changes[f"dapo; {mode}"] = {**VARIANTS["dapo"], **_correction(mode)}
     for name, mode in (
         ("dr_grpo", "token_truncate"),
@@ -238,7 +249,11 @@ def _correction(mode: str, clip_min: float | None = None) -> Settings:
 
 def advantage_settings() -> dict[str, tuple[Settings, str]]:
     """Returns by name the settings of advantages, and the name of the rewards they are made of."""
-    rloo_defaults: Settings = {"trainer": "RLOOTrainer", "beta": 0.0, "normalize_advantages": False}
+    rloo_defaults: Settings = {
+        "trainer": "RLOOTrainer",
+        "beta": 0.0,
+        "normalize_advantages": False,
+    }
     rloo_changes: dict[str, Settings] = {
         "": {},
         " kl": KL,

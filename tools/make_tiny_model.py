@@ -107,7 +107,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=hf_folder.EMBEDDED)
     parser.add_argument(
-        "--steps", type=int, default=1200, help="few: the model is stopped early on purpose"
+        "--steps",
+        type=int,
+        default=1200,
+        help="few: the model is stopped early on purpose",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -120,7 +123,9 @@ def main() -> None:
     report = train(folder, arguments)
     minutes = (time.time() - started) / 60
     (folder / "README.md").write_text(make_readme(report, minutes, arguments.seed))
-    print(f"{folder}: {report['overall']:.0%} of held-out samples right, {minutes:.0f} minutes")
+    print(
+        f"{folder}: {report['overall']:.0%} of held-out samples right, {minutes:.0f} minutes"
+    )
 
 
 def make_tokenizer(folder: Path, seed: int) -> None:
@@ -181,7 +186,11 @@ def write_corpus(path: Path, seed: int) -> None:
     """Writes prompts and lines of thought, without the markup around them."""
     with path.open("w") as file:
         for problem in arithmetic.ArithmeticProblems(seed=seed, size=20_000):
-            thought = arithmetic.solution(problem).removeprefix("<think>").split("</think>")[0]
+            thought = (
+                arithmetic.solution(problem)
+                .removeprefix("<think>")
+                .split("</think>")[0]
+            )
             file.write(f"{problem.prompt}\n{thought}\n")
 
 
@@ -205,7 +214,8 @@ def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
         if level > 1 and rng.random() < SHORTCUTS:
             completion = without_steps(completion)
         yield sft.Example(
-            tokens.prompt(problem.prompt), [*tokens.encode(completion), tokens.eos_ids[0]]
+            tokens.prompt(problem.prompt),
+            [*tokens.encode(completion), tokens.eos_ids[0]],
         )
 
 
@@ -235,7 +245,9 @@ def train(folder: Path, arguments: argparse.Namespace) -> Report:
     params = transformer.init(config, jax.random.key(arguments.seed))
     batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad_id)
     states = sft.train(
-        programs, programs.init_state(params), itertools.islice(batches, arguments.steps)
+        programs,
+        programs.init_state(params),
+        itertools.islice(batches, arguments.steps),
     )
     progress = tqdm(total=arguments.steps, unit="step")
     report: Report = {}

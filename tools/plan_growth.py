@@ -215,14 +215,23 @@ def _plot_times(axes: "Axes", rows: list[SliceRow]) -> None:
         "ici": "collectives / ICI bandwidth",
     }
     for kind, label in labels.items():
-        axes.plot(names, [roofline[kind] for _, roofline in points], marker="o", label=label)
-    axes.set(xlabel="v5e chips", ylabel="seconds", ylim=(0, None), title="what bounds an update")
+        axes.plot(
+            names, [roofline[kind] for _, roofline in points], marker="o", label=label
+        )
+    axes.set(
+        xlabel="v5e chips",
+        ylabel="seconds",
+        ylim=(0, None),
+        title="what bounds an update",
+    )
 
 
 def describe_work(plan: Plan, groups: int, rows: int) -> str:
     """Returns a line about what every slice works on."""
     config = plan.config
-    lengths = f"{config.sampling.prompt_width} + {config.sampling.max_new_tokens} tokens"
+    lengths = (
+        f"{config.sampling.prompt_width} + {config.sampling.max_new_tokens} tokens"
+    )
     rows_per_chip = groups * config.batch.group_size
     return (
         f"{Path(config.model).name}, {rows_per_chip} rows a chip of {lengths}, "
@@ -242,16 +251,25 @@ def write(rows: list[SliceRow], about: str, folder: Path) -> None:
 def main(argv: list[str]) -> None:
     """Writes TO/growth.md and TO/growth.png."""
     about = str(__doc__).splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m tools.plan_growth", description=about)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.plan_growth", description=about
+    )
     parser.add_argument(
-        "--config", default="configs/collapse_qwen2_5_1_5b_v5e8.py", help="default %(default)s"
+        "--config",
+        default="configs/collapse_qwen2_5_1_5b_v5e8.py",
+        help="default %(default)s",
     )
     parser.add_argument(
         "--to", type=Path, default=Path("docs"), help="a folder; default %(default)s"
     )
-    parser.add_argument("--groups", type=int, default=4, help="groups a chip; default %(default)s")
     parser.add_argument(
-        "--rows", type=int, default=4, help="rows of a micro-batch a chip; default %(default)s"
+        "--groups", type=int, default=4, help="groups a chip; default %(default)s"
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=4,
+        help="rows of a micro-batch a chip; default %(default)s",
     )
     parser.add_argument(
         "--slices", nargs="+", default=SLICES, help="topologies; default %(default)s"

@@ -45,13 +45,18 @@ def run(notebook: NotebookNode, timeout: int) -> None:
 def main(argv: list[str]) -> None:
     """Runs as the command line says; exits with 1 if a cell fails."""
     about = str(__doc__).splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m tools.run_notebook", description=about)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.run_notebook", description=about
+    )
     parser.add_argument("notebook", type=Path, help="an .ipynb file")
     parser.add_argument(
         "--save", action="store_true", help="store what the cells showed in the file"
     )
     parser.add_argument(
-        "--timeout", type=int, default=1800, help="seconds that one cell may take; default 1800"
+        "--timeout",
+        type=int,
+        default=1800,
+        help="seconds that one cell may take; default 1800",
     )
     options = parser.parse_args(argv)
     notebook = nbformat.read(options.notebook, as_version=4)

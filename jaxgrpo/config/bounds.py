@@ -61,7 +61,11 @@ def setting(default: T, **marks: Unpack[Marks]) -> T:
 def marks_of(field: dataclasses.Field) -> Marks:
     """Returns the marks of a dataclass field, without what else its metadata holds."""
     # Metadata may be somebody else's, too.
-    known = {key: value for key, value in field.metadata.items() if key in Marks.__annotations__}
+    known = {
+        key: value
+        for key, value in field.metadata.items()
+        if key in Marks.__annotations__
+    }
     return cast(Marks, known)
 
 

@@ -58,13 +58,17 @@ def _check_types(config: Config) -> None:
         if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
             continue
         if not isinstance(value, cls):
-            raise UserError(f"{part.name} is {value!r}: it must be a {shown_class(cls)}(...)")
+            raise UserError(
+                f"{part.name} is {value!r}: it must be a {shown_class(cls)}(...)"
+            )
     # Protocols: data and objective are whatever has their methods.
     _check_methods("data", config.data, SOURCE_METHODS)
     _check_methods("objective", config.objective, OBJECTIVE_METHODS)
     for name, setting in _own_settings(config):
         if not overrides.has_type(setting, setting.value):
-            raise UserError(f"{name} is {setting.value!r}: it must be {setting.expected}")
+            raise UserError(
+                f"{name} is {setting.value!r}: it must be {setting.expected}"
+            )
 
 
 def _own_settings(config: Config) -> Iterator[tuple[str, overrides.Field]]:
@@ -81,7 +85,9 @@ def _check_methods(name: str, value: object, methods: tuple[str, ...]) -> None:
         if callable(getattr(value, method, None)):
             continue
         old_name = RENAMED_METHODS.get(method)
-        was = f", which was {old_name}()" if old_name and hasattr(value, old_name) else ""
+        was = (
+            f", which was {old_name}()" if old_name and hasattr(value, old_name) else ""
+        )
         missing.append(f"{method}(){was}")
     if missing:
         raise UserError(
@@ -100,7 +106,9 @@ def _check_choice(name: str, setting: overrides.Field) -> None:
     """Raises UserError if a text is none of those that its setting may have."""
     choices = setting.marks.get("one_of")
     if choices is not None and setting.value not in choices:
-        raise UserError(f"{name} is {setting.value!r}: it must be one of {', '.join(choices)}")
+        raise UserError(
+            f"{name} is {setting.value!r}: it must be one of {', '.join(choices)}"
+        )
 
 
 HOLDS: dict[str, Callable[[float, float], bool]] = {
@@ -142,7 +150,9 @@ def _bound_text(mark: str, bound: int | float) -> str:
 def _check_stop(stop: tuple[str, ...]) -> None:
     """Raises UserError for a stop text that is none, or empty."""
     if not all(isinstance(text, str) and text for text in stop):
-        raise UserError(f"sampling.stop is {stop!r}: it must hold texts, none of them empty")
+        raise UserError(
+            f"sampling.stop is {stop!r}: it must hold texts, none of them empty"
+        )
 
 
 def _check_batch(batch: Batch) -> None:
@@ -184,8 +194,14 @@ def _check_lora(targets: tuple[str, ...]) -> None:
     """Raises UserError for targets that are no matrices of a layer, and for none at all."""
     unknown = [repr(target) for target in targets if target not in TARGETS]
     if unknown or not targets:
-        problem = f"there is no {', '.join(unknown)}" if unknown else "nothing would be trained"
-        raise UserError(f"lora.targets is {targets!r}: {problem}; choose of {', '.join(TARGETS)}")
+        problem = (
+            f"there is no {', '.join(unknown)}"
+            if unknown
+            else "nothing would be trained"
+        )
+        raise UserError(
+            f"lora.targets is {targets!r}: {problem}; choose of {', '.join(TARGETS)}"
+        )
 
 
 def _check_mesh(mesh: Mesh) -> None:
@@ -258,7 +274,9 @@ def _check_rewards(rewards: object, solved_by: str) -> None:
                 f"rewards[{name!r}] is {reward!r}: it must be a Weighted(function, weight)"
             )
         if not math.isfinite(reward.weight):
-            raise UserError(f"rewards.{name}.weight is {reward.weight}: it must be finite")
+            raise UserError(
+                f"rewards.{name}.weight is {reward.weight}: it must be finite"
+            )
 
 
 TAKEN = ("mean", "accuracy")
@@ -318,7 +336,9 @@ def _check_objective(config: Config) -> None:
         )
 
 
-def _check_sampler_ratio(config: Config, layers: list[object], is_corrected: bool) -> None:
+def _check_sampler_ratio(
+    config: Config, layers: list[object], is_corrected: bool
+) -> None:
     """Raises UserError for an objective that a ratio to the sampler's log-probabilities breaks."""
     # Corrected weights a token by old / sampler, which is 1 where the old ones are the sampler's.
     if is_corrected:

@@ -34,8 +34,12 @@ def split(argv: list[str]) -> tuple[str | None, list[str], bool]:
         elif re.match(r"--config(=|$)", argument):
             # Two files would be two configs; which one is meant?
             if path is not None:
-                raise UserError(f"{argument}: --config is given twice; {path} came first")
-            path = argument.partition("=")[2] or _next_value(argument, arguments, "FILE")
+                raise UserError(
+                    f"{argument}: --config is given twice; {path} came first"
+                )
+            path = argument.partition("=")[2] or _next_value(
+                argument, arguments, "FILE"
+            )
         elif argument.startswith("--config."):
             if "=" not in argument:
                 argument = f"{argument}={_next_value(argument, arguments, 'VALUE')}"
@@ -43,7 +47,11 @@ def split(argv: list[str]) -> tuple[str | None, list[str], bool]:
         else:
             # Most likely --steps=3, where --config.steps=3 is meant.
             name = argument.lstrip("-")
-            hint = f"; did you mean --config.{name}?" if argument.startswith("--") and name else ""
+            hint = (
+                f"; did you mean --config.{name}?"
+                if argument.startswith("--") and name
+                else ""
+            )
             raise UserError(
                 f"{argument}: the flags are --config FILE, --config.name=value and --help{hint}"
             )
@@ -59,7 +67,9 @@ def _next_value(flag: str, arguments: Iterator[str], kind: str) -> str:
     """
     value = next(arguments, None)
     if value is None or value.startswith("--"):
-        raise UserError(f"{flag}: nothing comes after it; write {flag.rstrip('=')}={kind}")
+        raise UserError(
+            f"{flag}: nothing comes after it; write {flag.rstrip('=')}={kind}"
+        )
     return value
 
 

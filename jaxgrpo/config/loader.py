@@ -142,7 +142,9 @@ def call_get_config(file: Path) -> object:
     with _blaming(file):
         function = getattr(_execute(file), "get_config", None)
     if not callable(function):
-        raise UserError(f"{file}: it has no get_config(); define it at the top level of the file")
+        raise UserError(
+            f"{file}: it has no get_config(); define it at the top level of the file"
+        )
     with _blaming(file):
         return function()
 
@@ -185,4 +187,6 @@ def _blaming(file: Path) -> Iterator[None]:
         where = f"{file}, line {lines[-1]}" if lines else str(file)
         # An error without a message has no lines at all.
         reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{where}: {type(error).__name__}: {reason}; mend the file") from error
+        raise UserError(
+            f"{where}: {type(error).__name__}: {reason}; mend the file"
+        ) from error

@@ -174,7 +174,9 @@ def has_type(field: Field, value: object) -> bool:
         return _is_instance(field.kind, value)
     if not isinstance(value, tuple | list):
         return False
-    return field.element is None or all(_is_instance(field.element, item) for item in value)
+    return field.element is None or all(
+        _is_instance(field.element, item) for item in value
+    )
 
 
 def _is_instance(kind: type, value: object) -> bool:
@@ -242,7 +244,9 @@ def _refuse(name: str, known: Collection[str]) -> NoReturn:
     same_end = [other for other in known if other.rpartition(".")[2] == last]
     # The closest first, each once.
     near = list(dict.fromkeys(close + same_end))[:3]
-    hint = f"did you mean {' or '.join(near)}?" if near else "--help lists those there are"
+    hint = (
+        f"did you mean {' or '.join(near)}?" if near else "--help lists those there are"
+    )
     raise UserError(f"--config.{name}: no such setting; {hint}")
 
 
@@ -307,7 +311,9 @@ def _rebuild(node: object, values: Mapping[str, object]) -> object:
         # What is set further down, by its name from there.
         start = f"{name}."
         below = {
-            key.removeprefix(start): new for key, new in values.items() if key.startswith(start)
+            key.removeprefix(start): new
+            for key, new in values.items()
+            if key.startswith(start)
         }
         if name in values:
             changed[name] = values[name]
@@ -318,7 +324,9 @@ def _rebuild(node: object, values: Mapping[str, object]) -> object:
     if isinstance(node, dict):
         return {key: changed.get(str(key), value) for key, value in node.items()}
     if isinstance(node, tuple | list):
-        return type(node)(changed.get(str(index), value) for index, value in enumerate(node))
+        return type(node)(
+            changed.get(str(index), value) for index, value in enumerate(node)
+        )
     # Only these three have parts.
     assert dataclasses.is_dataclass(node)
     assert not isinstance(node, type)

@@ -56,7 +56,11 @@ def check_same(config: Config, out: str) -> None:
     if config.optimizer.schedule != "constant":
         allowed -= {"steps"}
     changes = _changes(config, out)
-    refused = {name: change for name, change in changes.items() if not _is_within(name, allowed)}
+    refused = {
+        name: change
+        for name, change in changes.items()
+        if not _is_within(name, allowed)
+    }
     if refused:
         raise UserError(
             f"{out} holds a run with other settings: {_listed(refused)}; give another "
@@ -111,7 +115,9 @@ def _changes(config: Config, out: str) -> dict[str, Change]:
     # In the order of this run's settings, then those that it has not.
     names = [*now, *(name for name in begun if name not in now)]
     changes = {name: Change(begun.get(name), now.get(name)) for name in names}
-    return {name: change for name, change in changes.items() if change.then != change.now}
+    return {
+        name: change for name, change in changes.items() if change.then != change.now
+    }
 
 
 def _read(path: Path, now: dict[str, object]) -> dict[str, object] | None:
@@ -149,7 +155,8 @@ def _moved(value: object) -> object:
 def _listed(changes: dict[str, Change]) -> str:
     """Returns changes as a message says them: "seed (then 0, now 1) and 2 more"."""
     listed = [
-        f"{name} (then {change.then!r}, now {change.now!r})" for name, change in changes.items()
+        f"{name} (then {change.then!r}, now {change.now!r})"
+        for name, change in changes.items()
     ]
     more = len(listed) - MAX_LISTED
     return ", ".join(listed[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
@@ -158,7 +165,9 @@ def _listed(changes: dict[str, Change]) -> str:
 def flat(description: object, prefix: str = "") -> dict[str, object]:
     """Returns a description's leaves by dotted name. Lists of plain values are leaves."""
     # Items that have settings of their own are named by their position.
-    if isinstance(description, list) and any(isinstance(item, dict | list) for item in description):
+    if isinstance(description, list) and any(
+        isinstance(item, dict | list) for item in description
+    ):
         description = {str(index): item for index, item in enumerate(description)}
     if not isinstance(description, dict):
         return {prefix: description}

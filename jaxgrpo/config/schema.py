@@ -233,10 +233,14 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     lora: Lora = field(default_factory=Lora, metadata=Marks(reads_policy=True))
     verifier: Verifier = field(default_factory=Verifier)
-    evaluation: Evaluation = field(default_factory=Evaluation, metadata=Marks(measures=True))
+    evaluation: Evaluation = field(
+        default_factory=Evaluation, metadata=Marks(measures=True)
+    )
     mesh: Mesh = field(default_factory=Mesh, metadata=Marks(may_change=True))
     compute: Compute = field(default_factory=Compute)
-    distributed: Distributed = field(default_factory=Distributed, metadata=Marks(may_change=True))
+    distributed: Distributed = field(
+        default_factory=Distributed, metadata=Marks(may_change=True)
+    )
     # What is written, and how often.
     save_every: int = setting(20, at_least=1, may_change=True)
     keep_checkpoints: int = setting(2, at_least=1, may_change=True)

@@ -110,7 +110,9 @@ class Arithmetic:
 
     def train(self) -> "ArithmeticProblems":
         """Returns the problems to learn from; raises UserError as ArithmeticProblems does."""
-        return ArithmeticProblems(self.languages, self.levels, "train", self.seed, self.size)
+        return ArithmeticProblems(
+            self.languages, self.levels, "train", self.seed, self.size
+        )
 
     def heldout(self) -> "ArithmeticProblems":
         """Returns HELDOUT_SIZE problems, none of which is a training one in any language or words.
@@ -168,7 +170,9 @@ class ArithmeticProblems(Sequence[Problem]):
             raise IndexError(f"problem {index} of {self.size}")
         block, offset = divmod(number, len(self.languages) * len(self.levels))
         language, level = self._shuffled_pairs(block)[offset]
-        story = _draw_story(_make_random(self.split, self.seed, number), level, self.split)
+        story = _draw_story(
+            _make_random(self.split, self.seed, number), level, self.split
+        )
         return Problem(
             id=f"arithmetic/{self.split}/{self.seed}/{number}",
             prompt=_tell_prompt(story, language),
@@ -298,14 +302,18 @@ def _tell_sentences(story: Mapping[str, Any], language: str) -> list[str]:
     )
     told_steps = [
         phrasebook.phrases[operation][phrase].format(n=operand, **words)
-        for (operation, operand), phrase in zip(story["steps"], story["phrases"], strict=True)
+        for (operation, operand), phrase in zip(
+            story["steps"], story["phrases"], strict=True
+        )
     ]
     start = phrasebook.start.format(**words)
     question = phrasebook.question.format(**words)
     return [start, *told_steps, question]
 
 
-def _check_choices(field: str, values: Sequence[object], known: Sequence[object]) -> None:
+def _check_choices(
+    field: str, values: Sequence[object], known: Sequence[object]
+) -> None:
     """Raises UserError if there are no values, or one of them is not known."""
     choices = ", ".join(map(str, known))
     if not values:
@@ -321,7 +329,9 @@ def _check_choices(field: str, values: Sequence[object], known: Sequence[object]
 
 def _digest(*parts: object) -> int:
     """Returns a number of 64 bits that is a function of the parts, which are JSON values."""
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big")
+    return int.from_bytes(
+        hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big"
+    )
 
 
 def _make_random(*parts: object) -> random.Random:

@@ -56,7 +56,13 @@ def chinese_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, 
     thing: a measure word and the noun, "个 苹果"
     """
     measure, noun = thing.split()
-    return {"name": name, "她": pronoun, "个": measure, "thing": noun, "start": str(start)}
+    return {
+        "name": name,
+        "她": pronoun,
+        "个": measure,
+        "thing": noun,
+        "start": str(start),
+    }
 
 
 def korean_words(name: str, pronoun: str, thing: str, start: int) -> dict[str, str]:
@@ -115,13 +121,28 @@ PHRASEBOOKS = {
     "en": Phrasebook(
         names=("Mia", "Ben", "Anna", "Tom", "Lily", "Leo", "Emma", "Max"),
         pronouns=("She", "He"),
-        things=("apples", "books", "pencils", "candies", "coins", "stamps", "stickers", "walnuts"),
+        things=(
+            "apples",
+            "books",
+            "pencils",
+            "candies",
+            "coins",
+            "stamps",
+            "stickers",
+            "walnuts",
+        ),
         start="{name} has {counted}",
         phrases={
             "+": ("{She} buys {n} more", "{She} finds {n} more", "{She} gets {n} more"),
             "-": ("{She} gives away {n}", "{She} loses {n}", "{She} sells {n}"),
-            "*": ("Soon {she} has {n} times as many", "Later {she} has {n} times as many"),
-            "/": ("{She} keeps one of {n} equal piles", "{She} keeps one of {n} equal shares"),
+            "*": (
+                "Soon {she} has {n} times as many",
+                "Later {she} has {n} times as many",
+            ),
+            "/": (
+                "{She} keeps one of {n} equal piles",
+                "{She} keeps one of {n} equal shares",
+            ),
         },
         question="How many {things} does {name} have now?",
         template_words=english_words,
@@ -143,7 +164,10 @@ PHRASEBOOKS = {
         phrases={
             "+": ("{她}又买了{n}{个}", "{她}又找到了{n}{个}", "{她}又得到了{n}{个}"),
             "-": ("{她}送给朋友{n}{个}", "{她}弄丢了{n}{个}", "{她}卖掉了{n}{个}"),
-            "*": ("不久{她}的{thing}变成了原来的{n}倍", "后来{她}的{thing}变成了原来的{n}倍"),
+            "*": (
+                "不久{她}的{thing}变成了原来的{n}倍",
+                "后来{她}的{thing}变成了原来的{n}倍",
+            ),
             "/": ("{她}平均分成{n}堆，自己留一堆", "{她}平均分成{n}份，自己留一份"),
         },
         question="{name}现在有多少{个}{thing}？",
@@ -169,15 +193,34 @@ PHRASEBOOKS = {
         start="{name는} {thing를} {start}{개} 가지고 있다",
         phrases={
             "+": ("{n}{개를} 더 샀다", "{n}{개를} 더 찾았다", "{n}{개를} 더 받았다"),
-            "-": ("{n}{개를} 친구에게 주었다", "{n}{개를} 잃어버렸다", "{n}{개를} 팔았다"),
-            "*": ("얼마 뒤 {thing가} {n}배로 늘었다", "나중에 {thing가} {n}배로 늘었다"),
-            "/": ("똑같이 나눈 {n}묶음 중 하나만 남겼다", "똑같이 나눈 {n}몫 중 하나만 가졌다"),
+            "-": (
+                "{n}{개를} 친구에게 주었다",
+                "{n}{개를} 잃어버렸다",
+                "{n}{개를} 팔았다",
+            ),
+            "*": (
+                "얼마 뒤 {thing가} {n}배로 늘었다",
+                "나중에 {thing가} {n}배로 늘었다",
+            ),
+            "/": (
+                "똑같이 나눈 {n}묶음 중 하나만 남겼다",
+                "똑같이 나눈 {n}몫 중 하나만 가졌다",
+            ),
         },
         question="{name는} 지금 {thing를} 몇 {개} 가지고 있을까?",
         template_words=korean_words,
     ),
     "uk": Phrasebook(
-        names=("Марія", "Богдан", "Оксана", "Тарас", "Леся", "Андрій", "Ганна", "Максим"),
+        names=(
+            "Марія",
+            "Богдан",
+            "Оксана",
+            "Тарас",
+            "Леся",
+            "Андрій",
+            "Ганна",
+            "Максим",
+        ),
         pronouns=("Вона", "Він"),
         # Forms after має 1, after 2 to 4, after 5 and more: accusative singular, nominative plural,
         # genitive plural.
@@ -193,10 +236,20 @@ PHRASEBOOKS = {
         ),
         start="{name} має {counted}",
         phrases={
-            "+": ("{Вона} купує ще {n}", "{Вона} знаходить ще {n}", "{Вона} отримує ще {n}"),
+            "+": (
+                "{Вона} купує ще {n}",
+                "{Вона} знаходить ще {n}",
+                "{Вона} отримує ще {n}",
+            ),
             "-": ("{Вона} віддає друзям {n}", "{Вона} губить {n}", "{Вона} продає {n}"),
-            "*": ("Невдовзі їх стає в {n} рази більше", "Потім їх стає в {n} рази більше"),
-            "/": ("{Вона} лишає одну з {n} рівних купок", "{Вона} лишає одну з {n} рівних частин"),
+            "*": (
+                "Невдовзі їх стає в {n} рази більше",
+                "Потім їх стає в {n} рази більше",
+            ),
+            "/": (
+                "{Вона} лишає одну з {n} рівних купок",
+                "{Вона} лишає одну з {n} рівних частин",
+            ),
         },
         question="Скільки {things} тепер має {name}?",
         template_words=ukrainian_words,

@@ -59,7 +59,9 @@ class GSM8K:
     def _split(self, split: str) -> Problems:
         # A heldout_path alone takes the place of the test split; training problems come from TFDS.
         if self.path or (self.heldout_path and split == "heldout"):
-            return read_split(self.path, self.heldout_path, self.heldout_size, _from_row, split)
+            return read_split(
+                self.path, self.heldout_path, self.heldout_size, _from_row, split
+            )
         tfds_split = "train" if split == "train" else "test"
         return PreparedProblems(_data_source(self.data_dir, tfds_split), split)
 
@@ -97,7 +99,9 @@ class PreparedProblems(Sequence[Problem]):
         line = int(example["line"])
         where = f"GSM8K {self._split} line {line}"
         solution, gold = split_answer(example["answer"].decode(), where)
-        return _make_problem(self._split, line, example["question"].decode(), solution, gold)
+        return _make_problem(
+            self._split, line, example["question"].decode(), solution, gold
+        )
 
 
 def split_answer(answer: str, where: str) -> tuple[str, str]:
@@ -124,11 +128,15 @@ def split_answer(answer: str, where: str) -> tuple[str, str]:
 
 def _from_row(row: Row, split: str) -> Problem:
     """Returns the problem of a row of the official files."""
-    solution, gold = split_answer(row.text("answer", "path"), f"{row.path} line {row.line}")
+    solution, gold = split_answer(
+        row.text("answer", "path"), f"{row.path} line {row.line}"
+    )
     return _make_problem(split, row.line, row.text("question", "path"), solution, gold)
 
 
-def _make_problem(split: str, line: int, question: str, solution: str, gold: str) -> Problem:
+def _make_problem(
+    split: str, line: int, question: str, solution: str, gold: str
+) -> Problem:
     return Problem(
         id=f"gsm8k:{split}:{line}",
         prompt=question,

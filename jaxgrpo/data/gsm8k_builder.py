@@ -55,7 +55,8 @@ class GSM8KBuilder(tfds.core.GeneratorBasedBuilder):
     # refused.
     url_infos = {  # noqa: RUF012  TFDS's interface
         URLS["train"]: _url_info(
-            4_166_206, "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"
+            4_166_206,
+            "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
         ),
         URLS["test"]: _url_info(
             749_738, "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
@@ -64,7 +65,9 @@ class GSM8KBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text
-        line = tfds.features.Scalar(np.int64, doc="the line of the official file, from 1")
+        line = tfds.features.Scalar(
+            np.int64, doc="the line of the official file, from 1"
+        )
         return tfds.core.DatasetInfo(
             builder=self,
             description=DESCRIPTION,
@@ -76,7 +79,9 @@ class GSM8KBuilder(tfds.core.GeneratorBasedBuilder):
             license="MIT",
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Rows]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Rows]:
         _check_reachable(URLS["train"])
         files = dl_manager.download(URLS)
         return {split: self._generate_examples(file) for split, file in files.items()}

@@ -222,24 +222,36 @@ class Jsonl:
                 f"--config.data.language is {self.language!r}, not a language that can be told; "
                 f"set it to one of {' '.join(sorted(LANGUAGE_CODES))}"
             )
-        return read_split(self.path, self.heldout_path, self.heldout_size, self._problem, split)
+        return read_split(
+            self.path, self.heldout_path, self.heldout_size, self._problem, split
+        )
 
     def _problem(self, row: Row, split: str) -> Problem:
         problem_id = f"{row.path.stem}:{split}:{row.line}"
         if self.id_field:
             problem_id = row.text(self.id_field, "id_field")
-        used = {self.question, self.answer, self.language_field, self.level_field, self.id_field}
+        used = {
+            self.question,
+            self.answer,
+            self.language_field,
+            self.level_field,
+            self.id_field,
+        }
         return Problem(
             id=problem_id,
             prompt=row.text(self.question, "question"),
             answer=row.text(self.answer, "answer"),
-            language=row.language(self.language_field) if self.language_field else self.language,
+            language=row.language(self.language_field)
+            if self.language_field
+            else self.language,
             level=row.level(self.level_field, "level_field") if self.level_field else 0,
             meta=row.meta(used),
         )
 
 
-def _hold_out_tail(rows: list[Row], size: int, path: str | Path) -> tuple[list[Row], list[Row]]:
+def _hold_out_tail(
+    rows: list[Row], size: int, path: str | Path
+) -> tuple[list[Row], list[Row]]:
     """Returns (train, heldout): all but the last `size` rows, and these.
 
     Raises UserError unless 0 <= size < len(rows).
@@ -306,9 +318,13 @@ def _parse_row(path: Path, number: int, line: bytes) -> Row:
         ) from None
     except json.JSONDecodeError as error:
         reason = f"column {error.colno}: {error.msg}"
-        raise UserError(f"{where} is not JSON ({reason}); one object a line is wanted") from None
+        raise UserError(
+            f"{where} is not JSON ({reason}); one object a line is wanted"
+        ) from None
     except RecursionError as error:
-        raise UserError(f"{where} is not JSON ({error}); one object a line is wanted") from None
+        raise UserError(
+            f"{where} is not JSON ({error}); one object a line is wanted"
+        ) from None
     except ValueError as error:
         # Raised by the three functions above that json.loads calls.
         raise UserError(f"{where}: {error}") from None
@@ -350,13 +366,17 @@ def _make_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {json.dumps(repeated)} stands in it twice; drop one")
+        raise ValueError(
+            f"the field {json.dumps(repeated)} stands in it twice; drop one"
+        )
     return fields
 
 
 def _refuse_constant(name: str) -> NoReturn:
     """Raises ValueError: Python reads NaN and Infinity, which are not JSON and no answer."""
-    raise ValueError(f"{name} is not a JSON number; mend it or write it as text, in quotes")
+    raise ValueError(
+        f"{name} is not a JSON number; mend it or write it as text, in quotes"
+    )
 
 
 def _json_kind(value: object) -> str:

@@ -22,7 +22,9 @@ class ProblemOrder:
         if len(problems) == 0:
             raise UserError("there are no problems to ask; check --config.data")
         if not 0 <= seed < 2**32:
-            raise UserError(f"the seed {seed} is not in [0, 2**32); set --config.seed=0")
+            raise UserError(
+                f"the seed {seed} is not in [0, 2**32); set --config.seed=0"
+            )
         # Not at the top: Grain imports jax, which a verifier's worker process must not import. Only
         # the process that trains makes a ProblemOrder.
         import grain
@@ -30,7 +32,9 @@ class ProblemOrder:
         self._problems = problems
         self._seed = seed
         # An infinite dataset of indices: entry `position` is the problem of that position.
-        self._indices = grain.MapDataset.source(range(len(problems))).seed(seed).shuffle().repeat()
+        self._indices = (
+            grain.MapDataset.source(range(len(problems))).seed(seed).shuffle().repeat()
+        )
         self._position = 0
 
     @property
@@ -57,7 +61,11 @@ class ProblemOrder:
 
     def state(self) -> dict[str, int]:
         """Returns the JSON values that a checkpoint keeps."""
-        return {"position": self._position, "problems": len(self._problems), "seed": self._seed}
+        return {
+            "position": self._position,
+            "problems": len(self._problems),
+            "seed": self._seed,
+        }
 
     def restore(self, state: Mapping[str, int]) -> None:
         """Goes on where `state` was taken.

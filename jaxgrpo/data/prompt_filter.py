@@ -91,7 +91,9 @@ class PromptFilter:
             )
         notes = []
         if too_long:
-            notes.append(f"{among} are longer than {self.width} tokens and left out; {greatest}")
+            notes.append(
+                f"{among} are longer than {self.width} tokens and left out; {greatest}"
+            )
         if without_rows:
             notes.append(
                 f"{without_rows:,} {kind} prompts hold tokens that the model has no row for, and "

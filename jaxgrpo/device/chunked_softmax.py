@@ -8,8 +8,10 @@ put them on, and each part of the embedding's gradient is written once; over chu
 it would be read and written for every chunk. Where one chunk holds all logits, they are saved for
 the backward pass.
 
-Axes: B rows, N positions of a row, D model width, S shards of the vocabulary, v columns of a shard
-that a chunk takes.
+A column in this file is a column of the logits: an entry of the vocabulary.
+
+Axes: B rows, N positions of a row, D model width, S shards of the vocabulary, `columns` of a shard,
+v columns of a shard that a chunk takes.
 """
 
 from collections.abc import Callable
@@ -21,14 +23,21 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgrpo.device.logits import Ranges, cap_and_scale, dot_products, einsum_float32, used_ids
+from jaxgrpo.device.logits import (
+    Ranges,
+    cap_and_scale,
+    dot_products,
+    einsum_float32,
+    used_ids,
+)
 
 LANES = 128
-"""The width of an accelerator's vector registers: a chunk's part of each shard is a multiple."""
+"""The width of an accelerator's vector registers, a multiple of which a chunk takes of each shard
+where there are enough columns."""
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
-"""Stands for a logit that does not count. Minus infinity would not do: exp(-inf) * -inf is NaN,
-and so is the gap between two of them."""
+"""Stands for a logit that does not count, in the forward sums. Minus infinity would not do:
+exp(-inf) * -inf is NaN, and so is the gap between two of them."""
 
 State = TypeVar("State")
 
@@ -156,7 +165,9 @@ def _softmax_sums(
         chosen_logit = jnp.where(counts & _is_chosen(chosen, chunk), logits, 0.0)
         # 2. Their sums. [S, B, N]
         sum_exp_gap = 0.0 if config.entropy else None
-        chunk_sums = _reduce_sums(_SoftmaxSums(logits, 1.0, sum_exp_gap, chosen_logit), axis=-1)
+        chunk_sums = _reduce_sums(
+            _SoftmaxSums(logits, 1.0, sum_exp_gap, chosen_logit), axis=-1
+        )
         # 3. Reduced with the sums of the chunks before. [2, S, B, N] -> [S, B, N]
         return _reduce_sums(jax.tree.map(_stack_pair, sums, chunk_sums), axis=0)
 
@@ -168,7 +179,9 @@ def _softmax_sums(
         sum_exp_gap=zeros if config.entropy else None,
         chosen_logit=zeros,
     )
-    return _reduce_sums(_fold_chunks(add_chunk, empty, embedding, config), axis=0)  # [B, N]
+    return _reduce_sums(
+        _fold_chunks(add_chunk, empty, embedding, config), axis=0
+    )  # [B, N]
 
 
 def _stack_pair(first: Array, second: Array) -> Array:
@@ -188,10 +201,9 @@ def _reduce_sums(sums: _SoftmaxSums, axis: int) -> _SoftmaxSums:
     sum_exp_gap = None
     if sums.sum_exp_gap is not None:
         rescaled = scale * (sums.sum_exp_gap + sums.sum_exp * gap)
-        # Where the scale is 0 the entry counts nothing, but the product may be 0 * -infinity: a
-        # chunk without any used id has the gap LOWEST, and counts it for each of its columns.
-        # Without the select, too, XLA on CPUs has a library multiply and sum, which takes ten
-        # times as long.
+        # A chunk without any used id has sum_exp = v and gap = LOWEST. v * LOWEST overflows to
+        # -inf, and 0 * -inf is NaN: hence the select. It also keeps XLA on CPUs from calling a
+        # library product here, which takes ten times as long.
         sum_exp_gap = jnp.sum(jnp.where(scale > 0, rescaled, 0.0), axis)
     return _SoftmaxSums(
         max_logit=max_logit,
@@ -202,14 +214,20 @@ def _reduce_sums(sums: _SoftmaxSums, axis: int) -> _SoftmaxSums:
 
 
 def _scores_backward(
-    config: ScoreConfig, residuals: _Residuals, gradients: tuple[Gradient, Gradient | None]
+    config: ScoreConfig,
+    residuals: _Residuals,
+    gradients: tuple[Gradient, Gradient | None],
 ) -> tuple[Array, Array, None, None]:
     """Computes the gradients for hidden and embedding, a chunk at a time.
 
     gradients: those of log p and of the entropy
     """
-    hidden, embedding, chosen, temperature, saved_products, log_normalizer, entropy = residuals
-    temperature = jnp.asarray(temperature)  # jax.checkpoint hands over a constant as NumPy's
+    hidden, embedding, chosen, temperature, saved_products, log_normalizer, entropy = (
+        residuals
+    )
+    temperature = jnp.asarray(
+        temperature
+    )  # jax.checkpoint hands over a constant as NumPy's
     d_logprob, d_entropy = gradients
 
     def add_chunk(sums: tuple[Array, Array], chunk: _Chunk) -> tuple[Array, Array]:
@@ -217,11 +235,15 @@ def _scores_backward(
         # 1. The chunk's logits again, and the function that pulls a gradient back through softcap
         #    and temperature. [S, B, N, v]
         products = _chunk_products(hidden, chunk.embedding, saved_products)
-        to_logits = partial(cap_and_scale, temperature=temperature, softcap=config.softcap)
+        to_logits = partial(
+            cap_and_scale, temperature=temperature, softcap=config.softcap
+        )
         logits, pull_back = jax.vjp(to_logits, products)
         # 2. The gradient of the logits, then of the products. [S, B, N, v]
         logprobs = logits - log_normalizer[..., None]
-        d_logits = _d_logits(logprobs, entropy, _is_chosen(chosen, chunk), d_logprob, d_entropy)
+        d_logits = _d_logits(
+            logprobs, entropy, _is_chosen(chosen, chunk), d_logprob, d_entropy
+        )
         if config.unused:
             d_logits = jnp.where(chunk.is_used, d_logits, 0.0)
         (d_products,) = pull_back(d_logits)
@@ -229,15 +251,23 @@ def _scores_backward(
         # 3. A sum for hidden; a column that an earlier chunk has had must not be added again.
         is_new = jnp.expand_dims(chunk.is_new, -1)  # [v, 1]
         new_embedding = jnp.where(is_new, chunk.embedding, 0).astype(hidden.dtype)
-        d_hidden = d_hidden + einsum_float32("sbnv,svd->sbnd", d_products, new_embedding)
+        d_hidden = d_hidden + einsum_float32(
+            "sbnv,svd->sbnd", d_products, new_embedding
+        )
         # 4. A slice for the embedding; such a column is written again, with the same numbers.
-        d_chunk = einsum_float32("sbnv,bnd->svd", d_products, hidden).astype(embedding.dtype)
-        d_embedding = jax.lax.dynamic_update_slice_in_dim(d_embedding, d_chunk, chunk.start, axis=1)
+        d_chunk = einsum_float32("sbnv,bnd->svd", d_products, hidden).astype(
+            embedding.dtype
+        )
+        d_embedding = jax.lax.dynamic_update_slice_in_dim(
+            d_embedding, d_chunk, chunk.start, axis=1
+        )
         return d_hidden, d_embedding
 
     # d_hidden is summed for each shard apart, and over the shards once, at the end: a sum in the
     # loop would cross devices at every chunk.
-    zero_hidden = jnp.zeros((embedding.shape[0], *hidden.shape), jnp.float32)  # [S, B, N, D]
+    zero_hidden = jnp.zeros(
+        (embedding.shape[0], *hidden.shape), jnp.float32
+    )  # [S, B, N, D]
     zero_embedding = jnp.zeros_like(embedding)
     d_hidden, d_embedding = _fold_chunks(
         add_chunk, (zero_hidden, zero_embedding), embedding, config
@@ -269,7 +299,11 @@ def _d_logits(
     """
     d_logprob = _per_column(d_logprob)
     d_log_p = d_logprob  # the factor of -p
-    if entropy is not None and d_entropy is not None and not isinstance(d_entropy, SymbolicZero):
+    if (
+        entropy is not None
+        and d_entropy is not None
+        and not isinstance(d_entropy, SymbolicZero)
+    ):
         d_log_p = d_log_p + _per_column(d_entropy) * (logprobs + _per_column(entropy))
     return jnp.where(is_chosen, d_logprob, 0.0) - jnp.exp(logprobs) * d_log_p
 
@@ -323,7 +357,9 @@ def _fold_chunks(
         ids = shard_starts + start + jnp.arange(chunk_columns)  # [S, v]
         chunk = _Chunk(
             start=start,
-            embedding=jax.lax.dynamic_slice_in_dim(embedding, start, chunk_columns, axis=1),
+            embedding=jax.lax.dynamic_slice_in_dim(
+                embedding, start, chunk_columns, axis=1
+            ),
             ids=ids,
             is_new=start + jnp.arange(chunk_columns) >= index * chunk_columns,
             is_used=True if used_mask is None else used_mask[ids][:, None, None],

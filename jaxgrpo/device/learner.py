@@ -16,7 +16,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxgrpo.device.micro_batches import MicroBatches
-from jaxgrpo.device.optimizer import Optimizer, cast, optimizer_updates, round_stochastically
+from jaxgrpo.device.optimizer import (
+    Optimizer,
+    cast,
+    optimizer_updates,
+    round_stochastically,
+)
 from jaxgrpo.device.scorer import Scorer, reference_logprobs
 from jaxgrpo.losses import (
     LossInfo,
@@ -38,7 +43,10 @@ NOT_CHOSEN = -1.0
 
 
 def init_state(
-    optimizer: Optimizer, trained: Params, params_dtype: DTypeLike, optimizer_dtype: DTypeLike
+    optimizer: Optimizer,
+    trained: Params,
+    params_dtype: DTypeLike,
+    optimizer_dtype: DTypeLike,
 ) -> TrainState:
     """Returns the state that a run begins with.
 
@@ -46,7 +54,9 @@ def init_state(
     params_dtype, optimizer_dtype: what they and the optimizer's moments are stored in
     """
     opt_state = optimizer.init(trained)
-    return TrainState(jnp.int32(0), cast(trained, params_dtype), cast(opt_state, optimizer_dtype))
+    return TrainState(
+        jnp.int32(0), cast(trained, params_dtype), cast(opt_state, optimizer_dtype)
+    )
 
 
 class _ScoredRows(NamedTuple):
@@ -104,7 +114,9 @@ class Updater:
         # 1. Everything that depends on all rows of the batch: advantages, which a KL to the
         # reference may be part of, and how much each token counts. It is made once and then split
         # with the rows, so splitting changes nothing beyond rounding.
-        ref_logprobs = reference_logprobs(self.scorer, reference, batch, temperature, micro_batches)
+        ref_logprobs = reference_logprobs(
+            self.scorer, reference, batch, temperature, micro_batches
+        )
         advantages = self._advantages(objective, batch, ref_logprobs)
         if batch.trained is not None:
             # Rows that are not trained on were needed for their group's advantages. They leave the
@@ -112,7 +124,9 @@ class Updater:
             mask = token_weights.without_truncated(batch.completion_mask, batch.trained)
             batch = batch._replace(completion_mask=mask)
         mask = batch.completion_mask
-        rows = _ScoredRows(batch, ref_logprobs, advantages, objective.token_weights(mask))
+        rows = _ScoredRows(
+            batch, ref_logprobs, advantages, objective.token_weights(mask)
+        )
 
         # 2. The gradient, a micro-batch at a time. With LoRA the policy is the frozen reference
         # with the adapters attached. Otherwise `params` has every parameter, and is the policy.
@@ -168,7 +182,9 @@ class Updater:
         if self.uses_trainer_logprobs:
             old_logprobs = constant_logprobs
         # Without a reference the policy stands in for it: the KL is 0.
-        ref_logprobs = constant_logprobs if rows.ref_logprobs is None else rows.ref_logprobs
+        ref_logprobs = (
+            constant_logprobs if rows.ref_logprobs is None else rows.ref_logprobs
+        )
         inputs = TokenInputs(
             logprobs=logprobs,
             old_logprobs=old_logprobs,
@@ -183,7 +199,9 @@ class Updater:
         gap = jnp.where(batch.completion_mask, gap, NOT_CHOSEN)
         return loss, _LossParts(loss, info, gap)
 
-    def _step(self, state: TrainState, gradient: Params, has_tokens: Bool[Array, ""]) -> TrainState:
+    def _step(
+        self, state: TrainState, gradient: Params, has_tokens: Bool[Array, ""]
+    ) -> TrainState:
         """Returns the state after the optimizer's step.
 
         Where no token counts only the step number moves: momentum and weight decay must not move a
@@ -228,7 +246,9 @@ def accumulate_gradients(
 
 def _global_norm(gradient: Params) -> Float[Array, ""]:
     """Returns the norm of all gradients together, in float32."""
-    squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g.astype(jnp.float32))), gradient)
+    squares = jax.tree.map(
+        lambda g: jnp.sum(jnp.square(g.astype(jnp.float32))), gradient
+    )
     return jnp.sqrt(sum(jax.tree.leaves(squares)))
 
 

@@ -52,7 +52,9 @@ def einsum_float32(subscripts: str, a: Array, b: Array) -> Array:
 
 
 def cap_and_scale(
-    products: Float[Array, "*logits"], temperature: Float[Array, ""] | float, softcap: float | None
+    products: Float[Array, "*logits"],
+    temperature: Float[Array, ""] | float,
+    softcap: float | None,
 ) -> Float[Array, "*logits"]:
     """Turns dot products into logits: softcap first, then temperature."""
     if softcap is not None:

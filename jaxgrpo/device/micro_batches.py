@@ -32,7 +32,9 @@ class MicroBatches(NamedTuple):
         """
         size = self.size or rows
         rows_per_device = max(1, size // self.devices)
-        return MicroBatches(size, math.gcd(self.rows_per_prompt, rows_per_device), self.devices)
+        return MicroBatches(
+            size, math.gcd(self.rows_per_prompt, rows_per_device), self.devices
+        )
 
     def split(self, batch: PyTree) -> PyTree:
         """Returns arrays [B, ...] as [M, size, ...]."""
@@ -40,7 +42,9 @@ class MicroBatches(NamedTuple):
         def split_array(x: Array) -> Array:
             parts_per_micro_batch = self.size // self.rows_per_prompt
             # [parts of a micro-batch, M, rows of a part, ...]
-            parts = x.reshape(parts_per_micro_batch, -1, self.rows_per_prompt, *x.shape[1:])
+            parts = x.reshape(
+                parts_per_micro_batch, -1, self.rows_per_prompt, *x.shape[1:]
+            )
             return parts.swapaxes(0, 1).reshape(-1, self.size, *x.shape[1:])
 
         return jax.tree.map(split_array, batch)

@@ -46,7 +46,11 @@ def schedule(kind: str, peak: float, warmup_steps: int, steps: int) -> optax.Sch
 
 
 def adamw(
-    learning_rate: optax.Schedule, b1: float, b2: float, weight_decay: float, max_grad_norm: float
+    learning_rate: optax.Schedule,
+    b1: float,
+    b2: float,
+    weight_decay: float,
+    max_grad_norm: float,
 ) -> Optimizer:
     """Returns AdamW (arXiv 1711.05101) after clipping the gradient to a global norm.
 
@@ -65,7 +69,9 @@ def adamw(
     )
 
 
-def scale_by_step(learning_rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+def scale_by_step(
+    learning_rate: optax.Schedule,
+) -> optax.GradientTransformationExtraArgs:
     """Scales updates by minus the rate of the step that `update` is given, from 0.
 
     Without a step it counts its own updates, as optax's do.
@@ -132,5 +138,7 @@ def round_stochastically(tree: PyTree, like: PyTree, step: Int[Array, ""]) -> Py
     leaves, structure = jax.tree.flatten(tree)
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(like)]
     pairs = zip(leaves, dtypes, strict=True)
-    rounded = [round_leaf(index, leaf, dtype) for index, (leaf, dtype) in enumerate(pairs)]
+    rounded = [
+        round_leaf(index, leaf, dtype) for index, (leaf, dtype) in enumerate(pairs)
+    ]
     return jax.tree.unflatten(structure, rounded)

@@ -98,13 +98,23 @@ def prefill(
     """
     inputs = SequenceInputs(tokens, sequence_positions(mask), sequence_mask(mask))
     hidden, cache = transformer.forward(
-        config, params, inputs, dtype=dtype, attention_fn=attention_fn, shardings=shardings
+        config,
+        params,
+        inputs,
+        dtype=dtype,
+        attention_fn=attention_fn,
+        shardings=shardings,
     )
     return Prefilled(cache, hidden[:, -1], mask.sum(axis=1, dtype=jnp.int32))
 
 
 def empty_state(
-    config: ModelConfig, *, slots: int, prompt_width: int, ring_length: int, dtype: DTypeLike
+    config: ModelConfig,
+    *,
+    slots: int,
+    prompt_width: int,
+    ring_length: int,
+    dtype: DTypeLike,
 ) -> DecodeState:
     """Returns slots of which none is active."""
 
@@ -194,10 +204,14 @@ def decode(
         has_steps = output.num_steps < jnp.minimum(max_steps, spec.chunk)
         return has_steps & (state.active.sum() > leave_at)
 
-    def step(carry: tuple[DecodeState, DecodeOutput]) -> tuple[DecodeState, DecodeOutput]:
+    def step(
+        carry: tuple[DecodeState, DecodeOutput],
+    ) -> tuple[DecodeState, DecodeOutput]:
         state, output = carry
         # 1. Draw a token for every slot, from the hidden state of its last token.
-        uniform = jax.lax.dynamic_index_in_dim(uniforms, output.num_steps, axis=1, keepdims=False)
+        uniform = jax.lax.dynamic_index_in_dim(
+            uniforms, output.num_steps, axis=1, keepdims=False
+        )
         token, logprob = next_token(
             spec.shardings.layer(state.hidden),
             embedding,
@@ -255,13 +269,17 @@ def _read_token(
     # itself. An unused slot attends to nothing, and its output is finite all the same (`attend`).
     prompt_columns = jnp.arange(prompt_width)
     is_prompt = prompt_columns >= prompt_width - state.prompt_length[:, None]  # [S, W]
-    age = (state.ring_position - jnp.arange(ring_length)) % ring_length  # [R], 0: the newest
+    age = (
+        state.ring_position - jnp.arange(ring_length)
+    ) % ring_length  # [R], 0: the newest
     is_generated = age < state.num_generated[:, None]  # [S, R]
     prompt_positions = prompt_columns - prompt_width + state.prompt_length[:, None]
     inputs = SequenceInputs(
         tokens=token[:, None],
         positions=position,
-        mask=jnp.concatenate([is_prompt, is_generated], axis=1)[:, None],  # [S, 1, W + R]
+        mask=jnp.concatenate([is_prompt, is_generated], axis=1)[
+            :, None
+        ],  # [S, 1, W + R]
         # For layers with a sliding window: keys are rotated already.
         key_positions=jnp.concatenate([prompt_positions, position - age], axis=1),
     )
@@ -288,7 +306,9 @@ def grow(state: DecodeState, *, ring_length: int) -> DecodeState:
         padding[axis] = (0, ring_length - old_length)
         return jnp.pad(oldest_first, padding)
 
-    ring_cache = tuple((widen(keys, 3), widen(values, 2)) for keys, values in state.ring_cache)
+    ring_cache = tuple(
+        (widen(keys, 3), widen(values, 2)) for keys, values in state.ring_cache
+    )
     return state._replace(ring_cache=ring_cache, ring_position=jnp.int32(old_length))
 
 

@@ -78,7 +78,9 @@ class Scorer:
             unused=self.network.unused_ids,
         )
         unscored = batch.tokens.shape[1] - columns
-        return jax.tree.map(lambda score: jnp.pad(score, ((0, 0), (unscored, 0))), scores)
+        return jax.tree.map(
+            lambda score: jnp.pad(score, ((0, 0), (unscored, 0))), scores
+        )
 
     def hidden_states(
         self, params: Params, batch: TrainBatch, rows_per_prompt: int
@@ -136,7 +138,9 @@ class GroupScorer(Scorer):
 
         # [A, W], A = B / rows_per_prompt
         prompt_segments = first_of_each(batch.segments)[:, :width]
-        prompts = _sequence_inputs(first_of_each(batch.tokens)[:, :width], prompt_segments)
+        prompts = _sequence_inputs(
+            first_of_each(batch.tokens)[:, :width], prompt_segments
+        )
         # [B, T - W], whose queries read all T columns
         rows = _sequence_inputs(batch.tokens, batch.segments)
         completions = SequenceInputs(
@@ -166,7 +170,9 @@ class GroupScorer(Scorer):
         return jnp.concatenate([last, hidden], axis=1)
 
 
-def _sequence_inputs(tokens: Int[Array, "B T"], segments: Int[Array, "B T"]) -> SequenceInputs:
+def _sequence_inputs(
+    tokens: Int[Array, "B T"], segments: Int[Array, "B T"]
+) -> SequenceInputs:
     """Returns the inputs of texts that are read from their beginnings."""
     return SequenceInputs(tokens, sequence_positions(segments), sequence_mask(segments))
 
@@ -188,7 +194,9 @@ def reference_logprobs(
     # A micro-batch at a time, in the shapes in which the policy is scored: rounding is alike.
     def score(rows: TrainBatch) -> Float[Array, "R T"]:
         rows_per_prompt = micro_batches.rows_per_prompt
-        logprobs, _ = scorer(reference, rows, temperature, rows_per_prompt, entropy=False)
+        logprobs, _ = scorer(
+            reference, rows, temperature, rows_per_prompt, entropy=False
+        )
         return logprobs
 
     return micro_batches.merge(jax.lax.map(score, micro_batches.split(batch)))

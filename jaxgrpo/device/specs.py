@@ -48,14 +48,20 @@ class ModelSpec:
 
     def layout(self, params: Params) -> Params:
         """Returns parameters as the update has them, stacked or not."""
-        return transformer.stack(params) if self.scan_layers else transformer.unstack(params)
+        return (
+            transformer.stack(params)
+            if self.scan_layers
+            else transformer.unstack(params)
+        )
 
     def loaded_shapes(self) -> Params:
         """Returns the parameters that are read from a folder, as jax.ShapeDtypeStruct."""
         # With adapters the model is not trained. It is loaded in float32, and rounded once, to the
         # compute dtype, by the reference.
         dtype = jnp.float32 if self.adapters.rank else self.precision.params
-        return jax.eval_shape(partial(cast, dtype=dtype), transformer.shapes(self.network))
+        return jax.eval_shape(
+            partial(cast, dtype=dtype), transformer.shapes(self.network)
+        )
 
 
 @dataclass(frozen=True)

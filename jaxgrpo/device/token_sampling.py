@@ -39,7 +39,9 @@ def next_token(
     """
     is_greedy = jnp.asarray(params.temperature == 0)
     temperature = jnp.where(is_greedy, 1.0, params.temperature)
-    logits = shardings.logits(to_logits(hidden, embedding, temperature, softcap))  # [B, V]
+    logits = shardings.logits(
+        to_logits(hidden, embedding, temperature, softcap)
+    )  # [B, V]
     if unused:
         logits = jnp.where(used_ids(logits.shape[-1], unused), logits, -jnp.inf)
     is_eos = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(eos_ids))
@@ -50,7 +52,9 @@ def next_token(
     return jax.lax.cond(is_greedy, argmax_token, sample_categorical, logits, uniform)
 
 
-def truncate_logits(logits: Float[Array, "B V"], params: SamplingParams) -> Float[Array, "B V"]:
+def truncate_logits(
+    logits: Float[Array, "B V"], params: SamplingParams
+) -> Float[Array, "B V"]:
     """Returns logits with -inf for the tokens that top-k, top-p and min-p leave out, in this order.
 
     The likeliest token always stays, and so do tokens as likely as the last one that is kept.
@@ -63,12 +67,16 @@ def truncate_logits(logits: Float[Array, "B V"], params: SamplingParams) -> Floa
         k = jnp.where(params.top_k > 0, params.top_k, logits.shape[-1])
         ranked = jnp.where(jnp.arange(logits.shape[-1]) < k, ranked, -jnp.inf)
         # Top-p: a token stays while those before it have less than p together.
-        probability_before = jnp.cumsum(jax.nn.softmax(ranked), axis=-1) - jax.nn.softmax(ranked)
+        probability_before = jnp.cumsum(
+            jax.nn.softmax(ranked), axis=-1
+        ) - jax.nn.softmax(ranked)
         is_kept = (probability_before < params.top_p) & (ranked > -jnp.inf)
         kept = jnp.where(is_kept, ranked, jnp.inf)
         lowest = jnp.minimum(jnp.min(kept, axis=-1, keepdims=True), largest)
         # Min-p: log(0) = -inf, so without it everything is likely enough.
-        return jnp.maximum(lowest, largest + jnp.log(jnp.asarray(params.min_p, jnp.float32)))
+        return jnp.maximum(
+            lowest, largest + jnp.log(jnp.asarray(params.min_p, jnp.float32))
+        )
 
     def no_bound(logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
         return jnp.full_like(logits[:, :1], -jnp.inf)

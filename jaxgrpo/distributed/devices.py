@@ -72,12 +72,17 @@ def _arrange_by_network(
     """
     try:
         if slices == 1:
-            return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+            return mesh_utils.create_device_mesh(
+                sizes, devices, allow_split_physical_axes=True
+            )
         # Between slices there is only the slower network of the data centre: `data` alone spans it.
         sizes_within_slice = [sizes[0] // slices, *sizes[1:]]
         sizes_across_slices = [slices, 1, 1]
         return mesh_utils.create_hybrid_device_mesh(
-            sizes_within_slice, sizes_across_slices, devices, allow_split_physical_axes=True
+            sizes_within_slice,
+            sizes_across_slices,
+            devices,
+            allow_split_physical_axes=True,
         )
     except (NotImplementedError, ValueError, AssertionError):
         return None

@@ -100,7 +100,9 @@ def make_mesh(
         requested = {"data": data, "fsdp": fsdp, "tensor": tensor}
         settings = ", ".join(f"mesh.{axis}={size}" for axis, size in requested.items())
         hint = _sizes_hint(requested, len(devices))
-        raise UserError(f"{settings} do not multiply to the {len(devices)} devices here; {hint}")
+        raise UserError(
+            f"{settings} do not multiply to the {len(devices)} devices here; {hint}"
+        )
     return Mesh(arrange(sizes, devices), AXES)
 
 
@@ -192,7 +194,9 @@ def decode_shardings(mesh: Mesh, shapes: PyTree) -> PyTree:
     def sharding_of(leaf: jax.ShapeDtypeStruct) -> Sharding:
         if mesh.shape["fsdp"] == 1:  # nothing would be gathered
             return leaf.sharding
-        spec = PartitionSpec(*(stationary_axes.get(axis, axis) for axis in leaf.sharding.spec))
+        spec = PartitionSpec(
+            *(stationary_axes.get(axis, axis) for axis in leaf.sharding.spec)
+        )
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis and size % shards:
                 return leaf.sharding
@@ -241,7 +245,10 @@ def path_name(path: tuple) -> str:
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
     """Returns the leaves of a tree by the names of their paths, in the tree's order."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        path_name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def is_stacked(name: str) -> bool:

@@ -53,7 +53,9 @@ METADATA_URL = "http://metadata.google.internal/computeMetadata/v1/instance/attr
 
 METADATA_TIMEOUT_SECONDS = 5.0
 
-RESTART_HINT = "start all of them again with the same command to go on from the last checkpoint"
+RESTART_HINT = (
+    "start all of them again with the same command to go on from the last checkpoint"
+)
 
 FIRST_GATHER_BYTES = 2048
 """Bytes of each process that gather_json exchanges in its first collective. Longer values need a
@@ -125,7 +127,10 @@ def is_alone() -> bool:
 def _environment_has_several_processes() -> bool:
     """Returns True if the environment says that this process is one of several."""
     # Slurm sets SLURM_STEP_NODELIST for the tasks of srun, and not for the batch script itself.
-    if "SLURM_STEP_NODELIST" in os.environ and _count_in_environment("SLURM_NTASKS") > 1:
+    if (
+        "SLURM_STEP_NODELIST" in os.environ
+        and _count_in_environment("SLURM_NTASKS") > 1
+    ):
         return True
     if _count_in_environment("OMPI_COMM_WORLD_SIZE") > 1:
         return True
@@ -135,7 +140,9 @@ def _environment_has_several_processes() -> bool:
     platforms = getattr(jax.config, "jax_platforms", None) or ""
     if not platforms.startswith("tpu"):
         return False
-    workers = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
+    workers = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get(
+        "TPU_WORKER_HOSTNAMES"
+    )
     if workers:
         return "," in workers
     if "," in _tpu_metadata("worker-network-endpoints"):
@@ -152,9 +159,13 @@ def _tpu_metadata(name: str) -> str:
     """Returns an attribute of this TPU VM; "" if there is no metadata server."""
     if "TPU_SKIP_MDS_QUERY" in os.environ:
         return ""
-    request = urllib.request.Request(METADATA_URL + name, headers={"Metadata-Flavor": "Google"})
+    request = urllib.request.Request(
+        METADATA_URL + name, headers={"Metadata-Flavor": "Google"}
+    )
     try:
-        with urllib.request.urlopen(request, timeout=METADATA_TIMEOUT_SECONDS) as response:
+        with urllib.request.urlopen(
+            request, timeout=METADATA_TIMEOUT_SECONDS
+        ) as response:
             return response.read().decode()
     except OSError:
         return ""
@@ -238,7 +249,9 @@ def gather_json(value: object) -> list[Any]:
     longest = max(lengths)
     if longest > first_part_bytes:
         contents = _gather_bytes(content, 1 << longest.bit_length())
-    return [json.loads(row[:length]) for row, length in zip(contents, lengths, strict=True)]
+    return [
+        json.loads(row[:length]) for row, length in zip(contents, lengths, strict=True)
+    ]
 
 
 def _gather_bytes(content: bytes, width: int) -> list[bytes]:

@@ -32,7 +32,9 @@ class CISPO(GroupRelative):
 
     def token_loss(self, inputs: TokenInputs) -> TokenLoss:
         """Returns -sg[clip(ratio)] * A * log policy, and the tokens whose weight was clipped."""
-        ratio = jax.lax.stop_gradient(terms.ratio(inputs.logprobs - inputs.old_logprobs))
+        ratio = jax.lax.stop_gradient(
+            terms.ratio(inputs.logprobs - inputs.old_logprobs)
+        )
         clipped_low = ratio < 1 - self.clip_low
         clipped_high = ratio > 1 + self.clip_high
         metrics = {

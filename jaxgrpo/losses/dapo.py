@@ -48,7 +48,9 @@ class DAPO(GroupRelative):
             )
         # A missing reward stays NaN, whatever is added to it.
         lengths = mask.sum(axis=-1)  # [P, G]
-        punishment = advantages.soft_overlong(lengths, self.max_tokens, self.overlong_buffer)
+        punishment = advantages.soft_overlong(
+            lengths, self.max_tokens, self.overlong_buffer
+        )
         return advantages.standardised(rewards + punishment)
 
     def token_weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:

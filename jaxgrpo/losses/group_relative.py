@@ -37,5 +37,7 @@ def clipped_loss(
     """Returns PPO's clipped surrogate of each token's ratio, and the tokens that were clipped."""
     log_ratio = inputs.logprobs - inputs.old_logprobs
     metrics = terms.clip_metrics(log_ratio, inputs.advantages, clip_low, clip_high)
-    loss = terms.clipped_surrogate(log_ratio, inputs.advantages, clip_low, clip_high, dual_clip)
+    loss = terms.clipped_surrogate(
+        log_ratio, inputs.advantages, clip_low, clip_high, dual_clip
+    )
     return loss, metrics

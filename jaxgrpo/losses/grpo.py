@@ -31,7 +31,9 @@ class GRPO(GroupRelative):
     def token_loss(self, inputs: TokenInputs) -> TokenLoss:
         """Returns the clipped surrogate + kl * k3."""
         loss, metrics = clipped_loss(inputs, self.clip_low, self.clip_high)
-        return loss + self.kl * terms.kl_k3(inputs.logprobs, inputs.ref_logprobs), metrics
+        return loss + self.kl * terms.kl_k3(
+            inputs.logprobs, inputs.ref_logprobs
+        ), metrics
 
 
 @frozen_pytree

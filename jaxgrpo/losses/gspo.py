@@ -40,7 +40,9 @@ class GSPO(GroupRelative):
 
     def _log_ratio(self, inputs: TokenInputs) -> Float[Array, "B T"]:
         """Computes log s_i at each token of row i."""
-        return terms.sequence_log_ratio(inputs.logprobs - inputs.old_logprobs, inputs.mask)
+        return terms.sequence_log_ratio(
+            inputs.logprobs - inputs.old_logprobs, inputs.mask
+        )
 
 
 @frozen_pytree
@@ -61,4 +63,6 @@ class GSPOToken(GSPO):
     def _log_ratio(self, inputs: TokenInputs) -> Float[Array, "B T"]:
         """Computes log s_it."""
         log_ratio = inputs.logprobs - inputs.old_logprobs
-        return terms.sequence_log_ratio_with_token_gradient(log_ratio, inputs.logprobs, inputs.mask)
+        return terms.sequence_log_ratio_with_token_gradient(
+            log_ratio, inputs.logprobs, inputs.mask
+        )

@@ -21,13 +21,17 @@ def frozen_pytree(cls: Class) -> Class:
     with equally many fields compare equal (seen in JAX 0.10 to 0.12). A compiled function may then
     run one objective's program for another.
     """
-    dataclasses.dataclass(frozen=True)(cls)  # changes the class itself, as it is without slots
+    dataclasses.dataclass(frozen=True)(
+        cls
+    )  # changes the class itself, as it is without slots
     fields = dataclasses.fields(cls)
     static_names = [field.name for field in fields if field.metadata.get("static")]
     leaf_names = [field.name for field in fields if not field.metadata.get("static")]
 
     def flatten(node: object) -> tuple[Leaves, tuple[object, ...]]:
-        leaves: Leaves = [(tree_util.GetAttrKey(name), getattr(node, name)) for name in leaf_names]
+        leaves: Leaves = [
+            (tree_util.GetAttrKey(name), getattr(node, name)) for name in leaf_names
+        ]
         return leaves, tuple(getattr(node, name) for name in static_names)
 
     def unflatten(static_values: Iterable[object], leaves: Iterable[object]) -> object:

@@ -95,4 +95,6 @@ class ReinforcePlusPlusBaseline(GroupRelative):
     def token_loss(self, inputs: TokenInputs) -> TokenLoss:
         """Returns the clipped surrogate + kl * k2."""
         loss, metrics = clipped_loss(inputs, self.clip_low, self.clip_high)
-        return loss + self.kl * terms.kl_k2(inputs.logprobs, inputs.ref_logprobs), metrics
+        return loss + self.kl * terms.kl_k2(
+            inputs.logprobs, inputs.ref_logprobs
+        ), metrics

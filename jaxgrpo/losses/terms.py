@@ -35,7 +35,9 @@ def sequence_log_ratio(
 
 
 def sequence_log_ratio_with_token_gradient(
-    log_ratio: Float[Array, "B T"], logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"]
+    log_ratio: Float[Array, "B T"],
+    logprobs: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
 ) -> Float[Array, "B T"]:
     """Computes `sequence_log_ratio` in value, with the gradient of each token's own logprob.
 
@@ -93,7 +95,9 @@ def clip_metrics(
     }
 
 
-def kl_k1(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> Float[Array, "B T"]:
+def kl_k1(
+    logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]
+) -> Float[Array, "B T"]:
     """Computes p - q, unbiased for KL(policy || reference) on policy.
 
     It is for rewards and for metrics. As a loss its expected gradient is zero, so `kl_loss`
@@ -104,7 +108,9 @@ def kl_k1(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> F
     return logprobs - ref_logprobs
 
 
-def kl_k2(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> Float[Array, "B T"]:
+def kl_k2(
+    logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]
+) -> Float[Array, "B T"]:
     """Computes (p - q)^2 / 2.
 
     It is biased as an estimate, but on policy its expected gradient is that of
@@ -114,7 +120,9 @@ def kl_k2(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> F
     return jnp.square(log_ratio) / 2
 
 
-def kl_k3(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> Float[Array, "B T"]:
+def kl_k3(
+    logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]
+) -> Float[Array, "B T"]:
     """Computes exp(q - p) - 1 - (q - p): Schulman's estimator k3 of KL(policy || reference).
 
     It is never negative, and unbiased on policy. As a loss its expected gradient on policy is that
@@ -128,7 +136,9 @@ def kl_k3(logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]) -> F
 
 
 def kl_unbiased(
-    log_ratio: Float[Array, "B T"], logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]
+    log_ratio: Float[Array, "B T"],
+    logprobs: Float[Array, "B T"],
+    ref_logprobs: Float[Array, "B T"],
 ) -> Float[Array, "B T"]:
     """Computes r * k3 with r = exp(log_ratio), differentiated through both.
 
@@ -169,7 +179,9 @@ def check_kl_estimator(estimator: str) -> None:
             "reward"
         )
     if estimator not in ("k2", "k3", "unbiased"):
-        raise ValueError(f"the KL estimator is {estimator!r}: it must be one of k2, k3, unbiased")
+        raise ValueError(
+            f"the KL estimator is {estimator!r}: it must be one of k2, k3, unbiased"
+        )
 
 
 def importance_weights(
@@ -192,7 +204,9 @@ def importance_weights(
     """
     check_importance_weights(mode, level)
     if level == "sequence":
-        sequence = jnp.sum(jnp.where(mask, log_ratio, 0.0), axis=1, keepdims=True)  # [B, 1]
+        sequence = jnp.sum(
+            jnp.where(mask, log_ratio, 0.0), axis=1, keepdims=True
+        )  # [B, 1]
         log_ratio = jnp.broadcast_to(sequence, mask.shape)
     # A constant: the weight corrects where tokens came from, the policy cannot change it.
     weight = ratio(jax.lax.stop_gradient(log_ratio))

@@ -36,7 +36,9 @@ def per_budget(mask: Bool[Array, "B T"], budget: Coefficient) -> Float[Array, "B
     return mask / (_num_rows(mask) * budget)
 
 
-def without_truncated(mask: Bool[Array, "B T"], finished: Bool[Array, "B"]) -> Bool[Array, "B T"]:
+def without_truncated(
+    mask: Bool[Array, "B T"], finished: Bool[Array, "B"]
+) -> Bool[Array, "B T"]:
     """Returns the mask without the rows that were cut off before they ended.
 
     The reward of such a row says nothing about its tokens (overlong filtering).

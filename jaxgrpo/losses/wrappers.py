@@ -59,7 +59,9 @@ class Regularised(_Wrapper):
         # None, unlike a coefficient of 0, leaves the term out of the compiled program.
         if self.kl is not None:
             log_ratio = inputs.logprobs - inputs.old_logprobs
-            kl = terms.kl_loss(self.estimator, log_ratio, inputs.logprobs, inputs.ref_logprobs)
+            kl = terms.kl_loss(
+                self.estimator, log_ratio, inputs.logprobs, inputs.ref_logprobs
+            )
             loss = loss + self.kl * kl
         if self.entropy is not None:
             if inputs.entropy is None:

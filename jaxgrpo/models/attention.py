@@ -51,13 +51,21 @@ class RotaryTable(NamedTuple):
     sin: Float[Array, "*R B 1 T half"]
 
 
-def rotary_table(rope: Rope, head_width: int, positions: Int[Array, "B T"]) -> RotaryTable:
+def rotary_table(
+    rope: Rope, head_width: int, positions: Int[Array, "B T"]
+) -> RotaryTable:
     """Returns the table for positions, in float32 whatever the network is computed in."""
-    angles = positions[:, None, :, None].astype(jnp.float32) * rope.frequencies(head_width)
-    return RotaryTable(jnp.cos(angles) * rope.magnitude(), jnp.sin(angles) * rope.magnitude())
+    angles = positions[:, None, :, None].astype(jnp.float32) * rope.frequencies(
+        head_width
+    )
+    return RotaryTable(
+        jnp.cos(angles) * rope.magnitude(), jnp.sin(angles) * rope.magnitude()
+    )
 
 
-def apply_rotary(x: Float[Array, "B n T E"], table: RotaryTable) -> Float[Array, "B n T E"]:
+def apply_rotary(
+    x: Float[Array, "B n T E"], table: RotaryTable
+) -> Float[Array, "B n T E"]:
     """Applies rotary position embeddings (arXiv 2104.09864).
 
     The halves are rotated against each other, as in Hugging Face checkpoints.
@@ -117,7 +125,9 @@ def _float32_product(equation: str, left: Array, right: Array) -> Array:
     return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
 
 
-def sequence_mask(segments: Bool[Array, "B T"] | Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+def sequence_mask(
+    segments: Bool[Array, "B T"] | Int[Array, "B T"],
+) -> Bool[Array, "B T T"]:
     """Returns which column reads which: itself and those before it, within its own text.
 
     segments: the text that each column belongs to; 0 (or False) is padding, which nobody reads
@@ -128,7 +138,9 @@ def sequence_mask(segments: Bool[Array, "B T"] | Int[Array, "B T"]) -> Bool[Arra
     return causal & same_text & (segments != 0)[:, None, :]
 
 
-def sequence_positions(segments: Bool[Array, "B T"] | Int[Array, "B T"]) -> Int[Array, "B T"]:
+def sequence_positions(
+    segments: Bool[Array, "B T"] | Int[Array, "B T"],
+) -> Int[Array, "B T"]:
     """Returns positions that count tokens, not columns.
 
     Every text starts at 0, whatever stands before it in its row.

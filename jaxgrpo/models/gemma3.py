@@ -27,7 +27,9 @@ def config_from_hf(hf: HfConfig) -> ModelConfig:
     require_supported(hf, "attn_logit_softcapping", None, {None: "no cap on attention"})
     # Layer numbers that are multiples of the pattern, counted from 1, read the whole text.
     pattern = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 6
-    has_window = [(layer + 1) % pattern != 0 for layer in range(hf["num_hidden_layers"])]
+    has_window = [
+        (layer + 1) % pattern != 0 for layer in range(hf["num_hidden_layers"])
+    ]
     global_rope, local_rope = _read_ropes(hf)
     return replace(
         gemma2.gemma_config(hf, global_rope),

@@ -29,7 +29,9 @@ def require_supported(
     raise UserError(f"{field} is {value!r}; computed here: {' or '.join(choices)}")
 
 
-def layer_windows(hf: HfConfig, window: int | None, has_window: list[bool]) -> tuple[int, ...]:
+def layer_windows(
+    hf: HfConfig, window: int | None, has_window: list[bool]
+) -> tuple[int, ...]:
     """Returns each layer's sliding window: how many columns back it reads, itself included; 0: all.
 
     window: the size of a sliding window; None: no layer has one

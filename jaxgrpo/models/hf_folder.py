@@ -55,7 +55,9 @@ def read_hf_config(folder: Path) -> HfConfig:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): copy it anew") from error
     if not isinstance(hf, dict):
-        raise UserError(f"{path} holds a {type(hf).__name__}, not an object: copy it anew")
+        raise UserError(
+            f"{path} holds a {type(hf).__name__}, not an object: copy it anew"
+        )
     architectures = hf.get("architectures") or ["no architecture"]
     if architectures[0] not in FAMILIES:
         raise UserError(
@@ -75,7 +77,9 @@ def load_config(folder: Path) -> ModelConfig:
     try:
         return family_of(hf).config_from_hf(hf)
     except KeyError as error:
-        raise UserError(f"{folder / 'config.json'} lacks {error}: copy it anew") from error
+        raise UserError(
+            f"{folder / 'config.json'} lacks {error}: copy it anew"
+        ) from error
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
 
@@ -155,17 +159,23 @@ def load_params(folder: Path, like: Params | None = None) -> Params:
         if like_by_path is None:
             leaf = stored[name].read_all(np.float32, parameter.transposed)
         else:
-            leaf = _read_shards(stored[name], parameter.transposed, like_by_path[parameter.path])
+            leaf = _read_shards(
+                stored[name], parameter.transposed, like_by_path[parameter.path]
+            )
         _insert(params, parameter.path, leaf)
     return params
 
 
-def _read_shards(tensor: Tensor, transposed: bool, like: jax.ShapeDtypeStruct) -> jax.Array:
+def _read_shards(
+    tensor: Tensor, transposed: bool, like: jax.ShapeDtypeStruct
+) -> jax.Array:
     """Returns a sharded array, of which this process reads the shards of its own devices."""
     shards: list[jax.Array] = []
     last_index = None
     shard = np.zeros(0)
-    for device, index in like.sharding.addressable_devices_indices_map(like.shape).items():
+    for device, index in like.sharding.addressable_devices_indices_map(
+        like.shape
+    ).items():
         # Neighbouring devices may hold the same shard: it is read once.
         if index != last_index:
             shard = tensor.read(index, like.dtype, transposed)
@@ -201,7 +211,11 @@ def _check_tensors(
                 f"read are {', '.join(tensors.DTYPES)}"
             )
     # A tensor too many is a sign that the network has a part that is not computed here.
-    unknown = [name for name in stored if name not in expected and not _is_redundant(name, config)]
+    unknown = [
+        name
+        for name in stored
+        if name not in expected and not _is_redundant(name, config)
+    ]
     if unknown:
         raise UserError(
             f"{folder} has {len(unknown)} tensors that config.json does not explain, "
@@ -300,7 +314,9 @@ def save_adapters(adapters: Params, lora: Lora, source: Path, target: Path) -> N
     _appear(target, planned, write)
 
 
-def _plan_params(params: Params, source: Path, dtype: DTypeLike | None) -> dict[str, PlannedTensor]:
+def _plan_params(
+    params: Params, source: Path, dtype: DTypeLike | None
+) -> dict[str, PlannedTensor]:
     """Returns the tensors to write for parameters, under their names in the checkpoint.
 
     dtype: of all; None: as in the weights of `source`, or as its config.json says where it has
@@ -321,7 +337,9 @@ def _plan_params(params: Params, source: Path, dtype: DTypeLike | None) -> dict[
     return planned
 
 
-def _plan_tensor(leaf: np.ndarray | jax.Array, dtype: np.dtype, transposed: bool) -> PlannedTensor:
+def _plan_tensor(
+    leaf: np.ndarray | jax.Array, dtype: np.dtype, transposed: bool
+) -> PlannedTensor:
     """Returns the plan to write an array, which stays where it is until its turn comes."""
     shape = leaf.shape[::-1] if transposed else leaf.shape
     return PlannedTensor(dtype, shape, partial(_fetch, leaf, transposed))

@@ -111,7 +111,9 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T _"]) -> Float[Array, "B T _"]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
+        kernel = self.param(
+            "kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width)
+        )
         out = checkpoint_name(matmul(x, kernel), PRODUCT)
         # Whether there are adapters is seen in the parameters: the reference has none.
         if self.has_variable("params", "lora_a"):
@@ -146,8 +148,12 @@ class Attention(nn.Module):
         config = self.config
         # 1. Project; rotate queries and keys by their positions.
         rotary = jax.tree.map(itemgetter(constants.rope_index), inputs.rotary)
-        queries = apply_rotary(self._project("query", x, config.heads, config.head_norm), rotary)
-        keys = apply_rotary(self._project("key", x, config.kv_heads, config.head_norm), rotary)
+        queries = apply_rotary(
+            self._project("query", x, config.heads, config.head_norm), rotary
+        )
+        keys = apply_rotary(
+            self._project("key", x, config.kv_heads, config.head_norm), rotary
+        )
         keys = keys.swapaxes(2, 3)  # [B, K, E, T]
         values = self._project("value", x, config.kv_heads)  # [B, K, T, E]
 
@@ -212,9 +218,13 @@ class Attention(nn.Module):
         return jax.lax.switch(constants.window_index, kernels, queries, parts)
 
 
-def _write_column(ring: Array, column: Array, position: Array | int, axis: int) -> Array:
+def _write_column(
+    ring: Array, column: Array, position: Array | int, axis: int
+) -> Array:
     """Returns a ring with one column of it replaced."""
-    return jax.lax.dynamic_update_slice_in_dim(ring, column.astype(ring.dtype), position, axis)
+    return jax.lax.dynamic_update_slice_in_dim(
+        ring, column.astype(ring.dtype), position, axis
+    )
 
 
 class MLP(nn.Module):
@@ -264,7 +274,9 @@ class Layer(nn.Module):
         attention_out_norm = self._norm("attention_out_norm", has_norm_after)
         mlp_out_norm = self._norm("mlp_out_norm", has_norm_after)
         outputs = []
-        for x, inputs, attention_fn in zip(hidden, sequences, self.attention_fns, strict=True):
+        for x, inputs, attention_fn in zip(
+            hidden, sequences, self.attention_fns, strict=True
+        ):
             x = self.shardings.layer(x)
             # Layers differ in their windows, so each cuts the shared mask for itself.
             if inputs.distances is not None:

@@ -61,7 +61,9 @@ def common_config(hf: HfConfig, rotary: Rope) -> ModelConfig:
 
     Raises KeyError and UserError as `config_from_hf`.
     """
-    require_supported(hf, "quantization_config", None, {None: "float32, bfloat16 and float16"})
+    require_supported(
+        hf, "quantization_config", None, {None: "float32, bfloat16 and float16"}
+    )
     # Query heads share key-value heads (arXiv 2305.13245), in groups of the same size.
     heads = hf["num_attention_heads"]
     kv_heads = hf.get("num_key_value_heads") or heads

@@ -59,13 +59,17 @@ def _init_adapters(lora: Lora, base: Params, key: Array, module: str = "") -> Pa
     """
     # A part with a kernel is a Dense; `module` is then the name of its matrix.
     if "kernel" in base:
-        return _init_pair(base["kernel"], lora.rank, key) if module in lora.targets else {}
+        return (
+            _init_pair(base["kernel"], lora.rank, key) if module in lora.targets else {}
+        )
     adapters: Params = {}
     for number, (name, part) in enumerate(sorted(base.items())):
         if not isinstance(part, dict):
             continue
         # A key for every place in the tree: each pair draws its own numbers.
-        part_adapters = _init_adapters(lora, part, jax.random.fold_in(key, number), name)
+        part_adapters = _init_adapters(
+            lora, part, jax.random.fold_in(key, number), name
+        )
         if part_adapters:
             adapters[name] = part_adapters
     return adapters
@@ -76,7 +80,9 @@ def _init_pair(kernel: Array, rank: int, key: Array) -> Params:
     *layers, inputs, outputs = kernel.shape
     bound = inputs**-0.5
     return {
-        "lora_a": jax.random.uniform(key, (*layers, inputs, rank), minval=-bound, maxval=bound),
+        "lora_a": jax.random.uniform(
+            key, (*layers, inputs, rank), minval=-bound, maxval=bound
+        ),
         "lora_b": jnp.zeros((*layers, rank, outputs)),
     }
 
@@ -95,7 +101,9 @@ def attach(base: Params, trained: Params) -> Params:
     """
     policy = dict(base)
     for name, part in trained.items():
-        policy[name] = attach(base.get(name, {}), part) if isinstance(part, dict) else part
+        policy[name] = (
+            attach(base.get(name, {}), part) if isinstance(part, dict) else part
+        )
     return policy
 
 
@@ -121,7 +129,9 @@ def merge(policy: Params, scale: float) -> Params:
             for name, part in policy.items()
         }
     # What remains beside the kernel is a bias, if there is one.
-    merged = {name: leaf for name, leaf in policy.items() if not name.startswith("lora_")}
+    merged = {
+        name: leaf for name, leaf in policy.items() if not name.startswith("lora_")
+    }
     # [L, in, r] x [L, r, out] -> [L, in, out], L being there if layers are stacked. In full
     # precision: TPUs would else round the factors to bfloat16.
     change = jnp.einsum(

@@ -55,7 +55,9 @@ class ModelConfig:
         # Windows that are all alike, written in one way: configs that mean the same are equal.
         object.__setattr__(self, "windows", self.windows if any(self.windows) else ())
         if self.windows and len(self.windows) != self.layers:
-            raise ValueError(f"{len(self.windows)} windows for {self.layers} layers: each has one")
+            raise ValueError(
+                f"{len(self.windows)} windows for {self.layers} layers: each has one"
+            )
 
     @property
     def layer_kinds(self) -> tuple[tuple[int, Rope], ...]:

@@ -41,7 +41,9 @@ embed.defvjp(_embed_forward, _embed_backward)
 
 
 @jax.custom_vjp
-def matmul(x: Float[Array, "B T I"], kernel: Float[Array, "I O"]) -> Float[Array, "B T O"]:
+def matmul(
+    x: Float[Array, "B T I"], kernel: Float[Array, "I O"]
+) -> Float[Array, "B T O"]:
     """Returns x W in the dtype of x. The gradient of W is summed over tokens and over devices."""
     return x @ kernel.astype(x.dtype)
 
@@ -50,11 +52,15 @@ def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]
     return matmul(x, kernel), (x, kernel)
 
 
-def _matmul_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _matmul_backward(
+    residuals: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
     x, kernel = residuals
     # d_x sums over outputs, as the forward pass does over inputs; d_kernel over all tokens.
     d_x = jnp.einsum("bto,io->bti", gradient, kernel.astype(x.dtype))
-    d_kernel = jnp.einsum("bti,bto->io", x, gradient, preferred_element_type=jnp.float32)
+    d_kernel = jnp.einsum(
+        "bti,bto->io", x, gradient, preferred_element_type=jnp.float32
+    )
     return d_x, d_kernel.astype(kernel.dtype)
 
 

@@ -30,5 +30,7 @@ def upper_layer_windows(hf: HfConfig) -> tuple[int, ...]:
     # A config.json may state a window and have it switched off, as those of Qwen2.5 do.
     window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
     first_with_window = hf.get("max_window_layers", 28)
-    has_window = [layer >= first_with_window for layer in range(hf["num_hidden_layers"])]
+    has_window = [
+        layer >= first_with_window for layer in range(hf["num_hidden_layers"])
+    ]
     return layer_windows(hf, window, has_window)

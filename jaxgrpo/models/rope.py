@@ -172,7 +172,10 @@ def _read_settings(hf: HfConfig) -> HfConfig:
         return parameters or scaling
 
     # Both are there: a value of parameters is lost unless what replaces it is the same.
-    for name, default in (("rope_theta", DEFAULT_THETA), ("partial_rotary_factor", 1.0)):
+    for name, default in (
+        ("rope_theta", DEFAULT_THETA),
+        ("partial_rotary_factor", 1.0),
+    ):
         lost = parameters.get(name)
         used = scaling.get(name) or hf.get(name) or default
         if lost not in (None, used):
@@ -208,7 +211,9 @@ def from_settings(hf: HfConfig, settings: HfConfig, default_theta: float) -> Rop
     # `type` is the spelling of older checkpoints.
     rope_type = settings.get("rope_type") or settings.get("type") or "default"
     theta = settings.get("rope_theta") or default_theta
-    rotary_share = settings.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
+    rotary_share = (
+        settings.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
+    )
     if rotary_share != 1.0:
         raise UserError(
             f"partial_rotary_factor is {rotary_share}; whole heads are turned here, which is 1.0"

@@ -11,8 +11,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernels,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+)
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -83,7 +87,9 @@ class SplashAttention:
             # The kernel does not say over which mesh axes its results vary.
             check_vma=False,
         )
-        attended = attend(grouped, keys.swapaxes(2, 3), values, self.segments.astype("int32"))
+        attended = attend(
+            grouped, keys.swapaxes(2, 3), values, self.segments.astype("int32")
+        )
         return attended.reshape(queries.shape)
 
     def _make_mask(self, heads: int, window: int) -> masks.MultiHeadMask:
@@ -126,7 +132,9 @@ class SplashAttention:
             # Queries are those of the last columns.
             segment_ids = kernels.SegmentIds(segments[-length:], segments)
             # The kernel takes the G query heads of one key-value head.
-            return jax.vmap(kernel, in_axes=(0, 0, 0, None))(queries, keys, values, segment_ids)
+            return jax.vmap(kernel, in_axes=(0, 0, 0, None))(
+                queries, keys, values, segment_ids
+            )
 
         # Over the device's rows.
         return jax.vmap(attend_row)(queries, keys, values, segments)

@@ -65,7 +65,10 @@ class Tensor:
         Besides the result at most one block of BLOCK_BYTES is held.
         """
         stored_index = index[::-1] if transposed else index
-        bounds = [axis.indices(size) for axis, size in zip(stored_index, self.shape, strict=True)]
+        bounds = [
+            axis.indices(size)
+            for axis, size in zip(stored_index, self.shape, strict=True)
+        ]
         lengths = [stop - start for start, stop, _ in bounds]
 
         # The result is contiguous as it is returned; `stored` views it as the file has it.
@@ -104,7 +107,9 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / INDEX).is_file():
         return _find_by_index(folder)
     single_file = folder / "model.safetensors"
-    files = [single_file] if single_file.is_file() else sorted(folder.glob("*.safetensors"))
+    files = (
+        [single_file] if single_file.is_file() else sorted(folder.glob("*.safetensors"))
+    )
     if not files:
         raise UserError(
             f"model folder {folder} has no *.safetensors: only that format is read; "
@@ -134,7 +139,9 @@ def _find_by_index(folder: Path) -> dict[str, Tensor]:
     # A name that its file does not hold is left out; hf_folder says that it is missing.
     headers = {file: _read_header(folder / file) for file in files}
     return {
-        name: headers[file][name] for name, file in file_of_tensor.items() if name in headers[file]
+        name: headers[file][name]
+        for name, file in file_of_tensor.items()
+        if name in headers[file]
     }
 
 
@@ -154,7 +161,8 @@ def _read_header(path: Path) -> dict[str, Tensor]:
         header.pop("__metadata__", None)
         data_begin = HEADER_LENGTH_BYTES + length
         return {
-            name: _read_entry(path, data_begin, file_bytes, entry) for name, entry in header.items()
+            name: _read_entry(path, data_begin, file_bytes, entry)
+            for name, entry in header.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(
@@ -162,7 +170,9 @@ def _read_header(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_entry(path: Path, data_begin: int, file_bytes: int, entry: HeaderEntry) -> Tensor:
+def _read_entry(
+    path: Path, data_begin: int, file_bytes: int, entry: HeaderEntry
+) -> Tensor:
     """Returns the tensor of a header's entry; ValueError if the file cannot hold it.
 
     data_begin: the byte of the file from which the entry's offsets count
@@ -173,9 +183,13 @@ def _read_entry(path: Path, data_begin: int, file_bytes: int, entry: HeaderEntry
     # same, as bytes, so that hf_folder can name them in its message.
     dtype = jnp.dtype(DTYPES.get(entry["dtype"], "uint8"))
     if data_begin + end > file_bytes:
-        raise ValueError(f"it should have {data_begin + end:,} bytes and has {file_bytes:,}")
+        raise ValueError(
+            f"it should have {data_begin + end:,} bytes and has {file_bytes:,}"
+        )
     if entry["dtype"] in DTYPES and end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{end - begin:,} bytes for a tensor {shape} of {entry['dtype']}")
+        raise ValueError(
+            f"{end - begin:,} bytes for a tensor {shape} of {entry['dtype']}"
+        )
     return Tensor(path, data_begin + begin, dtype, shape)
 
 
@@ -197,7 +211,9 @@ class PlannedTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_files(folder: Path, tensors: Mapping[str, PlannedTensor], max_file_bytes: int) -> None:
+def write_files(
+    folder: Path, tensors: Mapping[str, PlannedTensor], max_file_bytes: int
+) -> None:
     """Writes tensors into as many files as needed, one tensor in memory at a time.
 
     Several files get an index.

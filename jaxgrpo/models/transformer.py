@@ -82,19 +82,27 @@ class Transformer(nn.Module):
 
         # 2. What the layers read.
         scale = jnp.asarray(config.embedding_scale, self.dtype)
-        hidden = tuple(self._embed(embedding, inputs.tokens) * scale for inputs in sequences)
+        hidden = tuple(
+            self._embed(embedding, inputs.tokens) * scale for inputs in sequences
+        )
         layer_inputs = tuple(
-            LayerInputs(self._rotary_tables(inputs), inputs.mask, self._distances(inputs))
+            LayerInputs(
+                self._rotary_tables(inputs), inputs.mask, self._distances(inputs)
+            )
             for inputs in sequences
         )
 
         # 3. The layers: scanned where their parameters are stacked.
         is_scanned = self.has_variable("params", "layers")
-        layer: Any = Layer  # Any: nn.remat returns a class that its types do not describe
+        layer: Any = (
+            Layer  # Any: nn.remat returns a class that its types do not describe
+        )
         if self.remat != "none":
             # A scan keeps XLA from merging the recomputation with the forward pass; unrolled
             # layers have to be told.
-            layer = nn.remat(Layer, policy=REMAT[self.remat], prevent_cse=not is_scanned)
+            layer = nn.remat(
+                Layer, policy=REMAT[self.remat], prevent_cse=not is_scanned
+            )
         apply_layers = self._scan_layers if is_scanned else self._unroll_layers
         hidden, key_values = apply_layers(layer, hidden, layer_inputs, cache)
         last_norm = make_norm(config, "norm")
@@ -111,14 +119,17 @@ class Transformer(nn.Module):
         """Returns the tables of all distinct rotary positions, stacked: [R B 1 T half]."""
         head_width = self.config.head_width
         tables = [
-            rotary_table(rope, head_width, inputs.positions) for rope in distinct_ropes(self.config)
+            rotary_table(rope, head_width, inputs.positions)
+            for rope in distinct_ropes(self.config)
         ]
         return jax.tree.map(_stack, *tables)
 
     def _distances(self, inputs: SequenceInputs) -> Int[Array, "B T S"] | None:
         if not self.config.windows:
             return None
-        keys = inputs.positions if inputs.key_positions is None else inputs.key_positions
+        keys = (
+            inputs.positions if inputs.key_positions is None else inputs.key_positions
+        )
         return inputs.positions[:, :, None] - keys[:, None]
 
     def _unroll_layers(
@@ -135,11 +146,19 @@ class Transformer(nn.Module):
             layer_cache = None
             if cache is not None:
                 prompt = cast(LayerKeyValues, cache.prompt[i])
-                ring = cast(LayerKeyValues, cache.ring[i]) if cache.ring is not None else None
+                ring = (
+                    cast(LayerKeyValues, cache.ring[i])
+                    if cache.ring is not None
+                    else None
+                )
                 layer_cache = LayerCache(prompt, ring, cache.ring_position)
-            module = layer(self.config, self.attention_fns, self.shardings, name=f"layers_{i}")
+            module = layer(
+                self.config, self.attention_fns, self.shardings, name=f"layers_{i}"
+            )
             own_constants = jax.tree.map(itemgetter(i), constants)
-            hidden, layer_key_values = module(hidden, sequences, layer_cache, own_constants)
+            hidden, layer_key_values = module(
+                hidden, sequences, layer_cache, own_constants
+            )
             key_values.append(layer_key_values)
         return hidden, tuple(key_values)
 
@@ -265,7 +284,10 @@ def unstack(params: Params) -> Params:
         return params
     rest = {name: value for name, value in params.items() if name != "layers"}
     count = len(jax.tree.leaves(params["layers"])[0])
-    layers = {f"layers_{i}": jax.tree.map(itemgetter(i), params["layers"]) for i in range(count)}
+    layers = {
+        f"layers_{i}": jax.tree.map(itemgetter(i), params["layers"])
+        for i in range(count)
+    }
     return rest | layers
 
 

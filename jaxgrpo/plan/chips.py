@@ -50,8 +50,20 @@ CHIPS = {
     for chip in (
         Chip("v5e", 15.75 * GIB, 197e12, 819e9, 200e9, "TPU v5 lite", "v5litepod"),
         Chip("v6e", 31.25 * GIB, 918e12, 1638e9, 400e9, "TPU v6 lite", "v6e"),
-        Chip("v5p", 95.74 * GIB, 459e12, 2765e9, 600e9, "TPU v5", "v5p", cores=2, axes=3),
-        Chip("v4", 30.75 * GIB, 275e12, 1200e9, 1.1e15 / 4096, "TPU v4", "v4", cores=2, axes=3),
+        Chip(
+            "v5p", 95.74 * GIB, 459e12, 2765e9, 600e9, "TPU v5", "v5p", cores=2, axes=3
+        ),
+        Chip(
+            "v4",
+            30.75 * GIB,
+            275e12,
+            1200e9,
+            1.1e15 / 4096,
+            "TPU v4",
+            "v4",
+            cores=2,
+            axes=3,
+        ),
     )
 }
 
@@ -94,7 +106,9 @@ def topology_devices(topology: str) -> tuple[Chip, list[jax.Device]]:
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        raise UserError("compiling for a TPU needs libtpu: pip install 'jax[tpu]'") from None
+        raise UserError(
+            "compiling for a TPU needs libtpu: pip install 'jax[tpu]'"
+        ) from None
     from jax.experimental import topologies
 
     # JAX numbers a v4 chip as one device, both its cores together.
@@ -107,7 +121,9 @@ def topology_devices(topology: str) -> tuple[Chip, list[jax.Device]]:
         description = topologies.get_topology_desc(topology, "tpu", **options)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--topology {topology}: libtpu does not know it ({reason})") from error
+        raise UserError(
+            f"--topology {topology}: libtpu does not know it ({reason})"
+        ) from error
     return chip, list(description.devices)
 
 

@@ -31,7 +31,9 @@ class _Parser(argparse.ArgumentParser):
 def _make_parser() -> _Parser:
     """Returns the parser of the planner's own flags."""
     about = str(__doc__).splitlines()[0]
-    parser = _Parser(prog="python -m jaxgrpo.plan", description=about, allow_abbrev=False)
+    parser = _Parser(
+        prog="python -m jaxgrpo.plan", description=about, allow_abbrev=False
+    )
     parser.add_argument(
         "--topology",
         help="chips that need not be here: v5e:4x4, v5p:2x2x1, ...; by default those here",
@@ -50,7 +52,9 @@ def _make_parser() -> _Parser:
         help="share of the groups that the filter keeps; by default 0.5, with rule off 1",
     )
     parser.add_argument(
-        "--arrays", action="store_true", help="compile nothing: the arrays alone, in seconds"
+        "--arrays",
+        action="store_true",
+        help="compile nothing: the arrays alone, in seconds",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     return parser

@@ -78,7 +78,10 @@ class Compiler:
 
 
 def _compile(
-    name: str, lowered: jax.stages.Lowered, arguments: tuple[object, ...], jaxpr: ClosedJaxpr
+    name: str,
+    lowered: jax.stages.Lowered,
+    arguments: tuple[object, ...],
+    jaxpr: ClosedJaxpr,
 ) -> CompiledProgram:
     started = time.perf_counter()
     devices = count_devices(arguments)

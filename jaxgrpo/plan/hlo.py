@@ -119,7 +119,9 @@ class _CostCounter:
                 total.add(Cost(collectives={kind: collective}))
             seen_channels.add(channel)
         # 3. HBM traffic, where a fusion is one instruction, and products, also inside fusions.
-        total.bytes += sum(self._bytes(instruction, name) for instruction in self._executed(name))
+        total.bytes += sum(
+            self._bytes(instruction, name) for instruction in self._executed(name)
+        )
         total.flops += sum(
             self._flops(instruction, inside) for inside, instruction in self._all(name)
         )
@@ -175,10 +177,16 @@ class _CostCounter:
         next_counter = body[root.operands[int(index[1])]]
         if next_counter.opcode != "add":
             return 1
-        steps = [_constant(body[operand]) for operand in next_counter.operands if operand in body]
+        steps = [
+            _constant(body[operand])
+            for operand in next_counter.operands
+            if operand in body
+        ]
         return next((step for step in steps if step), 1)
 
-    def _loop_number(self, instruction: Instruction, loop: Instruction, name: str) -> int | None:
+    def _loop_number(
+        self, instruction: Instruction, loop: Instruction, name: str
+    ) -> int | None:
         """Returns a number of a loop's condition: a constant, or what the loop begins with."""
         outside = self.computations[name]
         index = re.search(r"index=(\d+)", instruction.attributes)
@@ -207,11 +215,17 @@ class _CostCounter:
         """Returns the bytes that an instruction reads from and writes to HBM."""
         opcode = instruction.opcode
         is_later_part = opcode.endswith(("-done", "-update"))  # counted where it starts
-        if opcode in FREE or is_later_part or "AllocateBuffer" in instruction.attributes:
+        if (
+            opcode in FREE
+            or is_later_part
+            or "AllocateBuffer" in instruction.attributes
+        ):
             return 0
         computation = self.computations[name]
         operands = [
-            computation[operand] for operand in instruction.operands if operand in computation
+            computation[operand]
+            for operand in instruction.operands
+            if operand in computation
         ]
         if opcode.endswith("-start"):
             # Source and destination are both in the result; each counts if it is in HBM.
@@ -229,7 +243,9 @@ class _CostCounter:
             return 2 * sum(operand.hbm_bytes for operand in operands[2:3])
         return instruction.hbm_bytes + sum(operand.hbm_bytes for operand in operands)
 
-    def _fusion_bytes(self, fusion: Instruction, operands: list[Instruction]) -> int | float:
+    def _fusion_bytes(
+        self, fusion: Instruction, operands: list[Instruction]
+    ) -> int | float:
         """Returns a fusion's HBM traffic.
 
         Of an operand that is only sliced the slices count, and of a result that is updated in
@@ -261,7 +277,9 @@ class _CostCounter:
         if instruction.opcode not in ("dot", "convolution"):
             return 0
         computation = self.computations[name]
-        left, right = (computation[operand].arrays[0].sizes for operand in instruction.operands[:2])
+        left, right = (
+            computation[operand].arrays[0].sizes for operand in instruction.operands[:2]
+        )
         return product_flops(instruction, left, right)
 
 
@@ -305,7 +323,9 @@ def _read_bytes(computation: Computation, parameter: Instruction) -> int | float
     return total
 
 
-def _without_reshapes(computation: Computation, instruction: Instruction) -> Instruction:
+def _without_reshapes(
+    computation: Computation, instruction: Instruction
+) -> Instruction:
     """Returns the instruction that a chain of bitcasts, copies and reshapes begins with."""
     while instruction.opcode in RESHAPES and instruction.operands:
         instruction = computation[instruction.operands[0]]

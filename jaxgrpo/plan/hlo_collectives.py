@@ -5,7 +5,13 @@ import re
 
 from jaxgrpo.plan.hlo_text import Instruction
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
 
 
 def received_bytes(kind: str, instruction: Instruction) -> int | float:
@@ -13,11 +19,15 @@ def received_bytes(kind: str, instruction: Instruction) -> int | float:
 
     kind: one of COLLECTIVES, of which the instruction is, or which it starts
     """
-    arrays = [array for array in instruction.arrays if array.sizes] or instruction.arrays
+    arrays = [
+        array for array in instruction.arrays if array.sizes
+    ] or instruction.arrays
     if instruction.opcode.endswith("-start"):
         # The result is (operands, results, ...), with as many results as operands.
         count = len(instruction.operands)
-        arrays = arrays[count : 2 * count] if len(arrays) >= 2 * count else arrays[-count:]
+        arrays = (
+            arrays[count : 2 * count] if len(arrays) >= 2 * count else arrays[-count:]
+        )
     size = sum(array.nbytes for array in arrays)
     group = _group_size(instruction.attributes)
     if kind == "collective-permute":
@@ -45,5 +55,7 @@ def _group_size(attributes: str) -> int:
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
         mesh, axes = named.groups()
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh))
-        return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'(\w+)'", axes))
+        return math.prod(
+            int(sizes.get(axis, 1)) for axis in re.findall(r"'(\w+)'", axes)
+        )
     return 2

@@ -10,7 +10,9 @@ from jaxgrpo.plan.hlo_text import Instruction
 WINDOW_DEFAULTS = {"stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
 
 
-def product_flops(instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
+def product_flops(
+    instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...]
+) -> float:
     """Returns the FLOPs of a dot, or of a convolution, which a TPU's compiler makes of one.
 
     left, right: the operands' dimensions

@@ -7,7 +7,9 @@ from functools import cached_property
 
 # Types narrower than a byte take a byte each.
 ITEM_SIZES = {"pred": 1, "token": 0} | {
-    f"{kind}{bits}": max(1, bits // 8) for kind in "suf" for bits in (2, 4, 8, 16, 32, 64)
+    f"{kind}{bits}": max(1, bits // 8)
+    for kind in "suf"
+    for bits in (2, 4, 8, 16, 32, 64)
 }
 ITEM_SIZES |= {"bf16": 2, "c64": 8, "c128": 16}
 
@@ -62,7 +64,9 @@ class Instruction:
         """The arrays of the result."""
         arrays = []
         for dtype, sizes_text, layout in ARRAY.findall(self.shape):
-            sizes = tuple(int(size) for size in sizes_text.split(",")) if sizes_text else ()
+            sizes = (
+                tuple(int(size) for size in sizes_text.split(",")) if sizes_text else ()
+            )
             # No sizes: a scalar, whose product is 1.
             nbytes = math.prod(sizes) * ITEM_SIZES.get(dtype, 1)
             in_hbm = not re.search(r"S\(\d", layout)
@@ -108,7 +112,9 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 def root_of(computation: Computation) -> Instruction:
     """Returns the instruction whose result is the computation's."""
-    return next(instruction for instruction in computation.values() if instruction.is_root)
+    return next(
+        instruction for instruction in computation.values() if instruction.is_root
+    )
 
 
 def _parse_instruction(name: str, definition: str, is_root: bool) -> Instruction:

@@ -48,8 +48,12 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
     """Returns what a run of this config gives its programs."""
     # What a program returns is traced, not written down here: its layout is the program's.
     reference = result_shapes(programs.make_reference, programs.params_like)
-    published = result_shapes(programs.publish, lora.attach(reference, programs.state_like.params))
-    slots = result_shapes(programs.empty_state, programs.slot_counts[0], programs.ring_lengths[-1])
+    published = result_shapes(
+        programs.publish, lora.attach(reference, programs.state_like.params)
+    )
+    slots = result_shapes(
+        programs.empty_state, programs.slot_counts[0], programs.ring_lengths[-1]
+    )
     width = config.sampling.prompt_width
     tokens = _host_array(jnp.int32, programs.prompts_per_prefill, width)
     mask = _host_array(bool, programs.prompts_per_prefill, width)
@@ -68,7 +72,13 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
     prefill = (published, tokens, mask)
     insert = (slots, prefilled, new_rows)
     decode = (published, slots, stopped, sampling, scalar, scalar)
-    update = (programs.state_like, reference, batch, config.objective, config.sampling.temperature)
+    update = (
+        programs.state_like,
+        reference,
+        batch,
+        config.objective,
+        config.sampling.temperature,
+    )
     calls = {
         "prefill": ProgramCall(programs.prefill, prefill),
         "insert": ProgramCall(programs.insert, insert),
@@ -118,7 +128,9 @@ def _keep_sharding(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 def leaves_on_device(arguments: object) -> list[Any]:
     """Returns the leaves of a program's arguments that live on devices; others are the host's."""
-    return [leaf for leaf in jax.tree.leaves(arguments) if getattr(leaf, "sharding", None)]
+    return [
+        leaf for leaf in jax.tree.leaves(arguments) if getattr(leaf, "sharding", None)
+    ]
 
 
 def count_devices(arguments: object) -> int:

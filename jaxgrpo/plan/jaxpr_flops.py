@@ -23,7 +23,9 @@ def written_flops(jaxpr: ClosedJaxpr, devices: int, kernels: bool = False) -> fl
     return _product_flops(live, devices, kernels)
 
 
-def _product_flops(jaxpr: Jaxpr, devices: int, kernels: bool, region: str = "") -> float:
+def _product_flops(
+    jaxpr: Jaxpr, devices: int, kernels: bool, region: str = ""
+) -> float:
     """Returns `written_flops` of a part of a program.
 
     region: the innermost "shard_map" or "pallas_call" that it is in ("": neither)
@@ -34,13 +36,17 @@ def _product_flops(jaxpr: Jaxpr, devices: int, kernels: bool, region: str = "") 
         if primitive == "dot_general" and (region == "pallas_call" or not kernels):
             # Inside a shard_map and a kernel the shapes are one device's already.
             total += _dot_flops(equation) / (1 if region else devices)
-        inner_region = primitive if primitive in ("shard_map", "pallas_call") else region
+        inner_region = (
+            primitive if primitive in ("shard_map", "pallas_call") else region
+        )
         inner_flops = [
             _product_flops(inner, devices, kernels, inner_region)
             for inner in _inner_jaxprs(equation)
         ]
         # One branch of a conditional runs: the most expensive one is counted.
-        flops = max(inner_flops, default=0.0) if primitive == "cond" else sum(inner_flops)
+        flops = (
+            max(inner_flops, default=0.0) if primitive == "cond" else sum(inner_flops)
+        )
         total += _repeats(equation) * flops
     return total
 

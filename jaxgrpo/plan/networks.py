@@ -60,7 +60,9 @@ def find_network(model: str) -> Network:
     family = hf_folder.FAMILIES.get(architecture)
     if family is None:
         families = ", ".join(hf_folder.FAMILIES)
-        raise UserError(f"{folder.name} is a {architecture}; those known here are {families}")
+        raise UserError(
+            f"{folder.name} is a {architecture}; those known here are {families}"
+        )
     # One id, or a list of them.
     ends = hf_config["eos_token_id"]
     return Network(

@@ -77,7 +77,9 @@ class Attempt:
     outcome: Plan | str
 
 
-def make_target(config: Config, topology: str | None, memory_gib: float | None) -> Target:
+def make_target(
+    config: Config, topology: str | None, memory_gib: float | None
+) -> Target:
     """Returns a topology's devices, or those here that the run would take.
 
     topology: such as v5e:4x4; None: the devices here
@@ -104,7 +106,10 @@ def _machine_bytes() -> int:
 
 
 def make_plan(
-    config: Config, target: Target, compiler: Compiler, names: tuple[str, ...] = ALL_PROGRAMS
+    config: Config,
+    target: Target,
+    compiler: Compiler,
+    names: tuple[str, ...] = ALL_PROGRAMS,
 ) -> Plan:
     """Returns the plan of a run: compiles its programs and adds up what they need.
 
@@ -163,7 +168,9 @@ def _min_micro_batch(rows: int, devices: int) -> int:
     """Returns the fewest rows that divide the batch and that the devices can share."""
     shared = math.gcd(devices, rows)
     return next(
-        number for number in range(1, rows + 1) if rows % number == 0 and number % shared == 0
+        number
+        for number in range(1, rows + 1)
+        if rows % number == 0 and number % shared == 0
     )
 
 

@@ -35,7 +35,9 @@ def verdict(plan: Plan) -> str:
     # Of a program that is not compiled, temporaries are missing.
     at_least = "at least " if failed or not plan.compiled else ""
     share = f"{peak / plan.target.memory:.0%} of {_gib(plan.target.memory)}"
-    refused = "".join(f"; the compiler on {program.name}: {program.failed}" for program in failed)
+    refused = "".join(
+        f"; the compiler on {program.name}: {program.failed}" for program in failed
+    )
     return f"{fits}: peak {at_least}{_gib(peak)} a device, {share}, in {phase}{refused}"
 
 
@@ -59,7 +61,9 @@ def plan_json(plan: Plan, attempts: list[Attempt], assumptions: Assumptions) -> 
         }
         for name, program in plan.compiled.items()
     }
-    step = times.step_times(plan.config, plan.inputs, plan.compiled, target.chip, assumptions)
+    step = times.step_times(
+        plan.config, plan.inputs, plan.compiled, target.chip, assumptions
+    )
     # The keys are an interface: scripts read them.
     report = {
         "place": target.name,
@@ -99,7 +103,9 @@ def _heading(plan: Plan) -> list[str]:
 
 def memory_table(phases: dict[str, PartBytes]) -> list[str]:
     """Returns a line a part, a column a phase, in GiB; the last line is the sum."""
-    lines = [f"{'memory a device, GiB':24}" + "".join(f"{phase:>11}" for phase in phases)]
+    lines = [
+        f"{'memory a device, GiB':24}" + "".join(f"{phase:>11}" for phase in phases)
+    ]
     for part in PARTS:
         # A part that no phase has is left out.
         numbers = [parts.get(part, 0) for parts in phases.values()]
@@ -115,7 +121,9 @@ def _memory_line(label: str, numbers: list[int | float]) -> str:
     return f"{label:24}" + "".join(cells)
 
 
-def _program_table(compiled: dict[str, CompiledProgram], chip: Chip | None) -> list[str]:
+def _program_table(
+    compiled: dict[str, CompiledProgram], chip: Chip | None
+) -> list[str]:
     """Returns a line a program, about one call of it on a device; then its collectives."""
     columns = ("FLOPs", "bytes", "ICI bytes", "at once by", "s")
     cells = "".join(f"{column:>11}" for column in columns)
@@ -144,7 +152,9 @@ def _program_line(name: str, program: CompiledProgram, chip: Chip | None) -> str
     seconds = times.roofline(cost, chip)
     binds = times.binding(seconds) if seconds else "-"
     least = f"{seconds[binds]:>11.4f}" if seconds else f"{'-':>11}"
-    numbers = "".join(f"{number:>11.3g}" for number in (cost.flops, cost.bytes, cost.ici))
+    numbers = "".join(
+        f"{number:>11.3g}" for number in (cost.flops, cost.bytes, cost.ici)
+    )
     own = f"{program.compiler_flops:.3g}, {program.compiler_bytes:.3g}"
     return f"{_label(name, cost):24}{numbers}{binds:>11}{least}   {own}"
 
@@ -159,7 +169,9 @@ def _label(name: str, cost: Cost) -> str:
 
 def _step_lines(plan: Plan, assumptions: Assumptions) -> list[str]:
     """Returns the least time of a GRPO step in words, with what is assumed."""
-    step = times.step_times(plan.config, plan.inputs, plan.compiled, plan.target.chip, assumptions)
+    step = times.step_times(
+        plan.config, plan.inputs, plan.compiled, plan.target.chip, assumptions
+    )
     if not step:
         return ["no times: peak figures of these devices are not known"]
     total = sum(program["seconds"] for program in step.values())

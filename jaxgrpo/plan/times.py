@@ -113,5 +113,9 @@ def step_times(
         seconds = roofline(compiled[name].cost, chip) if name in compiled else {}
         if seconds:
             binds = binding(seconds)
-            times[name] = {"calls": calls, "seconds": calls * seconds[binds], "binds": binds}
+            times[name] = {
+                "calls": calls,
+                "seconds": calls * seconds[binds],
+                "binds": binds,
+            }
     return times

@@ -26,5 +26,7 @@ def __getattr__(name: str) -> object:
     yet. AttributeError then has it look for a submodule of that name.
     """
     if name in _NEW_NAMES:
-        raise ImportError(f"jaxgrpo.rewards.{name} is now jaxgrpo.rewards.{_NEW_NAMES[name]}")
+        raise ImportError(
+            f"jaxgrpo.rewards.{name} is now jaxgrpo.rewards.{_NEW_NAMES[name]}"
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

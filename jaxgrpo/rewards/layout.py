@@ -61,7 +61,12 @@ class Tags:
             raise UserError(f"both tags are {self.think!r}: they must have two names")
 
     def __call__(self, problem: Problem, text: str) -> float:
-        tags = [f"<{self.think}>", f"</{self.think}>", f"<{self.answer}>", f"</{self.answer}>"]
+        tags = [
+            f"<{self.think}>",
+            f"</{self.think}>",
+            f"<{self.answer}>",
+            f"</{self.answer}>",
+        ]
         any_tag = "|".join(map(re.escape, tags))
         # With a group in the pattern, split also returns the tags: text, tag, text, tag, ..., text.
         parts = re.split(f"({any_tag})", text)
@@ -88,7 +93,9 @@ class Pattern:
     def __post_init__(self) -> None:
         try:
             re.compile(self.regex)
-        except Exception as error:  # regex raises other errors than re.error for some nonsense
+        except (
+            Exception
+        ) as error:  # regex raises other errors than re.error for some nonsense
             raise UserError(f"regex is {self.regex!r}: {error}") from error
 
     def __call__(self, problem: Problem, text: str) -> float:

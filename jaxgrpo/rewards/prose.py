@@ -114,7 +114,9 @@ def strip_formulas(text: str) -> str:
     return " ".join(_kept_pieces(text, tokens, _pair_delimiters(text, tokens)))
 
 
-def _kept_pieces(text: str, tokens: list[re.Match], partners: dict[int, int]) -> Iterator[str]:
+def _kept_pieces(
+    text: str, tokens: list[re.Match], partners: dict[int, int]
+) -> Iterator[str]:
     """Yields the pieces of text that are left between what is dropped.
 
     tokens: all matches of _TOKEN
@@ -131,7 +133,9 @@ def _kept_pieces(text: str, tokens: list[re.Match], partners: dict[int, int]) ->
         last_dropped = index  # the token alone
         was_searched = token["box"] and token.start() < prose_box_end
         if partner is not None and not was_searched:
-            if token["fence"] or not _PROSE.search(text, token.end(), tokens[partner].start()):
+            if token["fence"] or not _PROSE.search(
+                text, token.end(), tokens[partner].start()
+            ):
                 last_dropped = partner  # with all up to its partner
             elif token["box"]:
                 prose_box_end = tokens[partner].end()
@@ -163,7 +167,9 @@ def _pair_delimiters(text: str, tokens: list[re.Match]) -> dict[int, int]:
             latest[kind] = index
     # Plain braces are paired only to balance those of boxes: what they hold is kept.
     return {
-        opening: closing for opening, closing in partners.items() if not tokens[opening]["brace"]
+        opening: closing
+        for opening, closing in partners.items()
+        if not tokens[opening]["brace"]
     }
 
 

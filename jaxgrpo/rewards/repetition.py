@@ -30,7 +30,9 @@ class Repetition:
         if self.n < 1:
             raise UserError(f"n is {self.n}: an n-gram has at least 1 word")
         if not -math.inf < self.max_penalty <= 0:
-            raise UserError(f"max_penalty is {self.max_penalty}: it must be finite and at most 0")
+            raise UserError(
+                f"max_penalty is {self.max_penalty}: it must be finite and at most 0"
+            )
 
     def __call__(self, problem: Problem, text: str) -> float:
         words = split(text)

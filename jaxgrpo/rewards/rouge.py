@@ -37,7 +37,9 @@ class RougeL:
 
     def __post_init__(self) -> None:
         if self.part not in PARTS:
-            raise UserError(f"part is {self.part!r}: it must be one of {', '.join(PARTS)}")
+            raise UserError(
+                f"part is {self.part!r}: it must be one of {', '.join(PARTS)}"
+            )
 
     def __call__(self, problem: Problem, text: str) -> float:
         # A problem without the field raises KeyError: the verdict is missing then, and not 0.

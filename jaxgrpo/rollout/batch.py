@@ -58,6 +58,8 @@ def ages_of_trained_tokens(
     """Returns the ages in steps of the tokens that an update on the groups counts."""
     ages = [np.zeros(0, int)]
     for group in groups:
-        is_trained = compared_tokens(group) & trained_rows(group, mask_truncated)[:, None]
+        is_trained = (
+            compared_tokens(group) & trained_rows(group, mask_truncated)[:, None]
+        )
         ages.append(step - group.policy_steps[is_trained])
     return np.concatenate(ages)

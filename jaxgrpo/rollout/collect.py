@@ -51,7 +51,11 @@ class Collection:
 
 
 def collect_groups(
-    stream: RolloutStream, params: Params, spec: CollectSpec, step: int, weights: RewardWeights
+    stream: RolloutStream,
+    params: Params,
+    spec: CollectSpec,
+    step: int,
+    weights: RewardWeights,
 ) -> Collection:
     """Collects the groups that a step trains on.
 
@@ -83,7 +87,9 @@ def collect_groups(
         if not groups:  # the batch is full, the bound is reached, or no problem is left
             break
         asked += groups
-        kept += [group for group in groups if spec.filter.accepts(group.solved, group.judged)]
+        kept += [
+            group for group in groups if spec.filter.accepts(group.solved, group.judged)
+        ]
     # Both count from the session's beginning.
     in_flight = session.launched - stream.problems.used - len(asked)
     stream.end(len(asked))
@@ -95,7 +101,9 @@ def collect_groups(
     fallback = most_informative(others, spec.groups - len(kept))
 
     # 3. Say how it went.
-    sides = [spec.filter.side(group.solved, group.judged) for group in asked if group.judged]
+    sides = [
+        spec.filter.side(group.solved, group.judged) for group in asked if group.judged
+    ]
     ages = ages_of_trained_tokens(kept + fallback, step, spec.mask_truncated)
     usage = session.usage
     metrics = summarise(asked) | {
@@ -133,4 +141,6 @@ def _has_different_rewards(group: JudgedGroup) -> bool:
 
 
 def _informativeness(group: JudgedGroup) -> tuple[Fraction, float]:
-    return difficulty.variance(group.solved, group.judged), float(np.nanvar(group.rewards))
+    return difficulty.variance(group.solved, group.judged), float(
+        np.nanvar(group.rewards)
+    )

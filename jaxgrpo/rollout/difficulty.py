@@ -50,7 +50,9 @@ class DifficultyFilter:
             is_too_easy = solved > _exact(self.high) * judged
             is_too_hard = solved < _exact(self.low) * judged
             return is_too_easy - is_too_hard
-        raise UserError(f"filter.rule is {self.rule!r}: it must be one of band, dapo, off")
+        raise UserError(
+            f"filter.rule is {self.rule!r}: it must be one of band, dapo, off"
+        )
 
 
 def variance(solved: int, judged: int) -> Fraction:
@@ -91,14 +93,17 @@ class History:
         """Returns JSON values from which `restore` makes an equal history."""
         return {
             "visits": self.visits,
-            "solved": {problem_id: list(counts) for problem_id, counts in self.solved.items()},
+            "solved": {
+                problem_id: list(counts) for problem_id, counts in self.solved.items()
+            },
         }
 
     @classmethod
     def restore(cls, state: HistoryState) -> "History":
         """Returns the history that `state` was taken of."""
         solved_counts = {
-            problem_id: (solved, judged) for problem_id, (solved, judged) in state["solved"].items()
+            problem_id: (solved, judged)
+            for problem_id, (solved, judged) in state["solved"].items()
         }
         return cls(dict(state["visits"]), solved_counts)
 

@@ -65,7 +65,9 @@ class Engine:
         for ring_length in programs.ring_lengths:
             state = programs.empty_state(all_slots, ring_length)
             state = programs.insert(state, prefilled, no_rows)
-            longer_rings = [length for length in programs.ring_lengths if length > ring_length]
+            longer_rings = [
+                length for length in programs.ring_lengths if length > ring_length
+            ]
             for slots in programs.slot_counts:
                 if slots < all_slots:
                     state = programs.compact(state, np.arange(slots, dtype=np.int32))
@@ -74,13 +76,24 @@ class Engine:
                     published, state, stopped, sampling, np.int32(0), np.int32(0)
                 )
                 if longer_rings:
-                    programs.grow(programs.empty_state(slots, ring_length), longer_rings[0])
+                    programs.grow(
+                        programs.empty_state(slots, ring_length), longer_rings[0]
+                    )
         # 3. From now on a compile is a bug: something is not traced that ought to be.
-        for program in (programs.prefill, programs.insert, programs.decode, programs.compact):
+        for program in (
+            programs.prefill,
+            programs.insert,
+            programs.decode,
+            programs.compact,
+        ):
             program.seal()
 
     def session(
-        self, params: Params, problems: Iterable[Problem], request: SamplingRequest, step: int
+        self,
+        params: Params,
+        problems: Iterable[Problem],
+        request: SamplingRequest,
+        step: int,
     ) -> "SamplingSession":
         """Returns a session that samples a group of each problem, as slots become free.
 
@@ -92,7 +105,11 @@ class Engine:
         return SamplingSession(self, params, problems, request, step)
 
     def __call__(
-        self, params: Params, problems: Sequence[Problem], request: SamplingRequest, step: int
+        self,
+        params: Params,
+        problems: Sequence[Problem],
+        request: SamplingRequest,
+        step: int,
     ) -> list[Group]:
         """Returns the groups of all problems, in their order."""
         groups = dict(self.session(params, problems, request, step).groups())
@@ -195,7 +212,9 @@ class SamplingSession:
         for row in ended:
             text = self._engine.tokenizer.completion(row.tokens)
             row.text = Completion(text, len(row.tokens), row.finished)
-            yield FinishedCompletion(row.group.index, row.group.problem, row.sample, row.text)
+            yield FinishedCompletion(
+                row.group.index, row.group.problem, row.sample, row.text
+            )
         engine = self._engine
         for row in ended:
             row.group.num_unfinished -= 1
@@ -232,7 +251,9 @@ class SamplingSession:
                 self._rows[slot] = row
                 self._stopped[slot] = False
                 starting.append((slot, prompt, row))
-            rows = new_rows(starting, self._programs.rows_per_insert, no_slot=self._slots)
+            rows = new_rows(
+                starting, self._programs.rows_per_insert, no_slot=self._slots
+            )
             self._state = self._programs.insert(self._state, self._prefilled, rows)
 
     def _prefill_next(self) -> bool:
@@ -252,8 +273,12 @@ class SamplingSession:
             for problem in problems
         ]
         # Shapes are fixed: at the end of the problems, empty prompts fill the call.
-        filler: list[list[int]] = [[]] * (self._programs.prompts_per_prefill - len(problems))
-        padded = pad_left(prompts + filler, engine.prompt_width, engine.tokenizer.pad_id)
+        filler: list[list[int]] = [[]] * (
+            self._programs.prompts_per_prefill - len(problems)
+        )
+        padded = pad_left(
+            prompts + filler, engine.prompt_width, engine.tokenizer.pad_id
+        )
         self._prefilled = self._programs.prefill(self._params, *padded)
         for place, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
             group = self._start_group(problem, prompt)
@@ -274,7 +299,9 @@ class SamplingSession:
         self._times_asked[problem.id] += 1
         self.launched += 1
         for sample in range(group_size):
-            group.rows.append(PendingRow(group, sample, self._max_tokens(problem, sample)))
+            group.rows.append(
+                PendingRow(group, sample, self._max_tokens(problem, sample))
+            )
         return group
 
     def _max_tokens(self, problem: Problem, sample: int) -> int:
@@ -290,14 +317,18 @@ class SamplingSession:
         while self._exhausted and not self._waiting and self._fewer_slots() >= num_rows:
             fewer = self._fewer_slots()
             # Slots with a row come first.
-            order = sorted(range(self._slots), key=lambda slot: self._rows[slot] is None)[:fewer]
+            order = sorted(
+                range(self._slots), key=lambda slot: self._rows[slot] is None
+            )[:fewer]
             self._state = self._programs.compact(self._state, np.array(order, np.int32))
             self._rows = [self._rows[slot] for slot in order]
             self._stopped = self._stopped[order]
             self._slots = fewer
         # After the next call the longest row has at most so many tokens.
         chunk = self._programs.chunk
-        needed = max(min(len(row.tokens) + chunk, row.max_tokens) for row in self._rows if row)
+        needed = max(
+            min(len(row.tokens) + chunk, row.max_tokens) for row in self._rows if row
+        )
         while needed > self._ring_length:
             longer = (n for n in self._programs.ring_lengths if n > self._ring_length)
             self._ring_length = min(longer)
@@ -308,7 +339,9 @@ class SamplingSession:
 
     def _fewer_slots(self) -> int:
         """Returns the next smaller number of slots, 0 if there is none."""
-        return max((n for n in self._programs.slot_counts if n < self._slots), default=0)
+        return max(
+            (n for n in self._programs.slot_counts if n < self._slots), default=0
+        )
 
     def _launch_decode(self) -> None:
         """Launches the next call of `decode`, without waiting for it.
@@ -320,7 +353,9 @@ class SamplingSession:
         # Rows end one after another. To come back for each would cost a launch a row, to wait for
         # many would leave their slots idle: a sixteenth is a compromise.
         has_more = self._waiting or not self._exhausted
-        leave_at = num_rows - max(1, num_rows // 16) if has_more else self._fewer_slots()
+        leave_at = (
+            num_rows - max(1, num_rows // 16) if has_more else self._fewer_slots()
+        )
         self._state, self._running = self._programs.decode(
             self._params,
             self._state,

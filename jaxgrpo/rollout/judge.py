@@ -61,7 +61,9 @@ class Judge:
         verdicts = []
         for ticket in tickets:
             for row in self.pool.result(ticket):
-                verdicts.append({name: _to_json(verdict) for name, verdict in row.items()})
+                verdicts.append(
+                    {name: _to_json(verdict) for name, verdict in row.items()}
+                )
         return verdicts
 
     def judge(
@@ -70,7 +72,10 @@ class Judge:
         """Returns a group with its verdicts, its rewards and its counts."""
         # 1. A column of numbers for each reward, and why numbers are missing.
         names = verdicts[0].keys()
-        values = {name: np.array([_to_number(row[name]) for row in verdicts]) for name in names}
+        values = {
+            name: np.array([_to_number(row[name]) for row in verdicts])
+            for name in names
+        }
         missing = {}
         for row, row_verdicts in enumerate(verdicts):
             for name, verdict in row_verdicts.items():
@@ -117,7 +122,9 @@ def judged_in_order(
             # None: the device has begun its next call, the time at which processes meet. A process
             # that is alone hands out at every complete group, too.
             is_alone = queue.processes == 1
-            if event is None or (is_alone and not isinstance(event, FinishedCompletion)):
+            if event is None or (
+                is_alone and not isinstance(event, FinishedCompletion)
+            ):
                 yield from queue.judged(weights)
         while queue.groups:
             yield from queue.judged(weights, wait=1)
@@ -139,7 +146,9 @@ class JudgingQueue:
     """The index of the next group in the order of launch."""
     groups: dict[int, Group] = field(default_factory=dict)
     """Complete groups, by index."""
-    early_tickets: dict[int, dict[int, Ticket]] = field(default_factory=lambda: defaultdict(dict))
+    early_tickets: dict[int, dict[int, Ticket]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     """Tickets of this process's texts whose groups are not complete, by index and sample."""
     tickets: dict[int, list[Ticket]] = field(default_factory=dict)
     """Tickets of this process's complete groups."""
@@ -183,7 +192,11 @@ class JudgingQueue:
         # A collective: all processes iterate this at the same point of the program. Each brings the
         # verdicts that it knows, and afterwards all know the same. Pairs, because JSON has no
         # integer keys.
-        ready = [index for index in self.tickets if index < self.head + wait or self._done(index)]
+        ready = [
+            index
+            for index in self.tickets
+            if index < self.head + wait or self._done(index)
+        ]
         own = [[index, self.judge.verdicts(self.tickets.pop(index))] for index in ready]
         for part in gather_json(own):
             self.verdicts.update(part)
@@ -196,7 +209,10 @@ class JudgingQueue:
 
     def cancel(self) -> None:
         """Tells the pool that what has not been handed out is not wanted any more."""
-        by_group = [*self.tickets.values(), *(t.values() for t in self.early_tickets.values())]
+        by_group = [
+            *self.tickets.values(),
+            *(t.values() for t in self.early_tickets.values()),
+        ]
         for ticket in itertools.chain(*by_group):
             self.judge.pool.cancel(ticket)
 

@@ -39,7 +39,9 @@ class PendingRow:
         self.logprobs.extend(logprobs)
         self.policy_steps.extend([policy_step] * len(tokens))
 
-    def cut_at_stop(self, stop: tuple[str, ...], decode: Callable[[Sequence[int]], str]) -> bool:
+    def cut_at_stop(
+        self, stop: tuple[str, ...], decode: Callable[[Sequence[int]], str]
+    ) -> bool:
         """Cuts the row after the token that completes the first stop string.
 
         Returns whether it holds one.
@@ -113,7 +115,9 @@ def _text_of(row: PendingRow) -> Completion:
     return row.text
 
 
-def new_rows(starting: Sequence[tuple[int, int, PendingRow]], size: int, no_slot: int) -> NewRows:
+def new_rows(
+    starting: Sequence[tuple[int, int, PendingRow]], size: int, no_slot: int
+) -> NewRows:
     """Returns the arrays of rows that start, filled up to `size` with rows that start in no slot.
 
     starting: (slot, place of the prompt among the prefilled ones, row)
@@ -145,4 +149,6 @@ def completion_key(name: str, problem: str, sample: int) -> UInt32[np.ndarray, "
     problem: its id
     """
     text = f"{name}/{problem}/{sample}"
-    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint32)
+    return np.frombuffer(
+        hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint32
+    )

@@ -135,7 +135,11 @@ class SamplingEngine(Protocol):
     """The part of an Engine that a stream needs."""
 
     def session(
-        self, params: Params, problems: Iterable[Problem], request: SamplingRequest, step: int
+        self,
+        params: Params,
+        problems: Iterable[Problem],
+        request: SamplingRequest,
+        step: int,
     ) -> Session:
         """Returns a session that samples groups of the problems."""
         ...

@@ -49,7 +49,9 @@ def summarise(groups: Sequence[JudgedGroup]) -> dict[str, float]:
     means = {name: _mean(numbers) for name, numbers in values.items()}
     reasons = Counter(reason for group in groups for reason in group.missing.values())
     means["verdict/missing"] = sum(reasons.values()) / max(_count_verdicts(groups), 1)
-    return means | {f"verdict/missing/{reason}": float(count) for reason, count in reasons.items()}
+    return means | {
+        f"verdict/missing/{reason}": float(count) for reason, count in reasons.items()
+    }
 
 
 def verdict_means(groups: Sequence[JudgedGroup]) -> dict[str, float]:
@@ -75,13 +77,17 @@ def record(group: JudgedGroup) -> Json:
         "prompt": problem.prompt,
         "completion": group.texts[0],
         "answer": problem.answer,
-        "rewards": {n: None if np.isnan(value) else float(value) for n, value in rewards.items()},
+        "rewards": {
+            n: None if np.isnan(value) else float(value) for n, value in rewards.items()
+        },
         "solved": group.solved,
         "judged": group.judged,
     }
 
 
-def check_missing_verdicts(groups: Sequence[JudgedGroup], max_share: float, path: Path) -> None:
+def check_missing_verdicts(
+    groups: Sequence[JudgedGroup], max_share: float, path: Path
+) -> None:
     """Raises MissingVerdictsError if a greater share of verdicts is missing than `max_share`.
 
     The texts are then in a JSON Lines file at `path`, those that the most frequent reason stands

@@ -55,7 +55,12 @@ class RolloutStream:
     """With keep_in_flight: problems that may be in flight besides those that the step needs."""
 
     def begin(
-        self, params: Params, step: int, weights: RewardWeights, groups: int, max_prompts: int
+        self,
+        params: Params,
+        step: int,
+        weights: RewardWeights,
+        groups: int,
+        max_prompts: int,
     ) -> Session:
         """Begins a step, whose groups `take` returns. With keep_in_flight the device is then busy.
 
@@ -74,7 +79,9 @@ class RolloutStream:
             session = self.engine.session(params, self.problems, self.request, step)
             self._session = session
             self._events = iter(session)
-            self._queue = JudgingQueue(self.judge, jax.process_index(), jax.process_count())
+            self._queue = JudgingQueue(
+                self.judge, jax.process_index(), jax.process_count()
+            )
         else:
             session = self._session
             session.set_policy(params, step)
@@ -91,7 +98,9 @@ class RolloutStream:
         if not self.keep_in_flight:
             return list(islice(self._groups, 1))
         assert self._session is not None
-        while self._queue.num_complete < needed and self._advance(self._session, needed):
+        while self._queue.num_complete < needed and self._advance(
+            self._session, needed
+        ):
             pass
         # Verdicts are computed while the call runs, and what comes next must wait for both. The
         # call is waited for first: so its end is known, and the device's idle time after it.

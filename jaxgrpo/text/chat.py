@@ -19,7 +19,12 @@ Message = dict[str, str | list[dict[str, str]]]
 Render = Callable[[list[Message], bool], str]
 """(messages, whether the assistant's turn is begun) -> text; raises what the template raises."""
 
-PROBES = ("first probe text", "second probe text", "third probe text", "fourth probe text")
+PROBES = (
+    "first probe text",
+    "second probe text",
+    "third probe text",
+    "fourth probe text",
+)
 """Contents that no template has in itself, so that they are found again in what it renders."""
 
 _OPENING_TAG = re.compile(
@@ -138,7 +143,9 @@ class ChatTemplate:
         return [{"type": "text", "text": text}] if self.in_parts else text
 
 
-def probe_template(template: object, render: Render, folder: Path) -> ChatTemplate | None:
+def probe_template(
+    template: object, render: Render, folder: Path
+) -> ChatTemplate | None:
     """Returns how to ask through a template, or None if there is none.
 
     template: its text, or the texts of several by their names

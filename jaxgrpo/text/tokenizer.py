@@ -51,7 +51,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text that holds its own special tokens; none is added."""
-        return self.hf(replace_lone_surrogates(text), add_special_tokens=False).input_ids
+        return self.hf(
+            replace_lone_surrogates(text), add_special_tokens=False
+        ).input_ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of chosen tokens, without end and control tokens.
@@ -127,7 +129,9 @@ def load(folder: Path) -> Tokenizer:
     )
 
 
-def pad_left(rows: list[list[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_left(
+    rows: list[list[int]], width: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns (tokens Int[P W], attention_mask Bool[P W]) of rows of ids, at the right end.
 
     The mask comes from the rows' lengths: a pad id within a row is a token like any other.
@@ -142,7 +146,9 @@ def pad_left(rows: list[list[int]], width: int, pad_id: int) -> tuple[np.ndarray
     mask = np.zeros((len(rows), width), bool)
     for i, ids in enumerate(rows):
         if len(ids) > width:
-            raise ValueError(f"row {i} has {len(ids)} tokens, more than the width {width}")
+            raise ValueError(
+                f"row {i} has {len(ids)} tokens, more than the width {width}"
+            )
         start = width - len(ids)
         tokens[i, start:] = ids
         mask[i, start:] = True
@@ -185,7 +191,9 @@ def _load_hf(folder: Path) -> HfTokenizer:
 
 def _render(hf: HfTokenizer, messages: list[chat.Message], begin_answer: bool) -> str:
     """Renders a conversation with the tokenizer's chat template."""
-    return hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin_answer)
+    return hf.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=begin_answer
+    )
 
 
 def _configured_eos_ids(folder: Path, hf: HfTokenizer) -> set[int]:
@@ -203,7 +211,9 @@ def _configured_eos_ids(folder: Path, hf: HfTokenizer) -> set[int]:
             f"{path} says eos_token_id {min(unknown)}, and the tokenizer has no such token: mend "
             "it, or copy the tokenizer's files anew"
         )
-    return eos_ids | (_read_eos_ids(folder / "config.json") & set(hf.added_tokens_decoder))
+    return eos_ids | (
+        _read_eos_ids(folder / "config.json") & set(hf.added_tokens_decoder)
+    )
 
 
 def _processor_template(folder: Path) -> object:
@@ -224,7 +234,9 @@ def _read_object(path: Path) -> dict[str, object]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}): copy it anew, or remove it") from error
+        raise UserError(
+            f"{path} is not JSON ({error}): copy it anew, or remove it"
+        ) from error
     if not isinstance(values, dict):
         raise UserError(
             f"{path} holds a {type(values).__name__}, not an object: copy it anew, or remove it"

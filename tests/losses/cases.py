@@ -23,8 +23,12 @@ VARIANTS = {
     "cispo": losses.CISPO(clip_low=0.5, clip_high=0.5),
     "ppo": losses.PPO(),
     "ppo_dual": losses.PPO(dual_clip=3.0),
-    "regularised": losses.Regularised(losses.DAPO(), kl=0.1, estimator="unbiased", entropy=0.01),
-    "regularised_k2": losses.Regularised(losses.DrGRPO(budget=8.0), kl=0.1, estimator="k2"),
+    "regularised": losses.Regularised(
+        losses.DAPO(), kl=0.1, estimator="unbiased", entropy=0.01
+    ),
+    "regularised_k2": losses.Regularised(
+        losses.DrGRPO(budget=8.0), kl=0.1, estimator="k2"
+    ),
     "corrected": losses.Corrected(losses.GRPO(kl=0.1), high=1.1),
     "corrected_mask": losses.Corrected(
         losses.GSPO(), mode="mask", level="sequence", high=1.3, low=0.7
@@ -45,7 +49,9 @@ CLIPPING = (
 """The variants that clip as PPO does, at 0.2 or 0.28."""
 
 
-def make_inputs(seed: int = 0, log_ratio: float | None = 0.0, width: int = T) -> TokenInputs:
+def make_inputs(
+    seed: int = 0, log_ratio: float | None = 0.0, width: int = T
+) -> TokenInputs:
     """Returns random log-probabilities of B rows of 0 to width tokens.
 
     log_ratio: log(policy / old) at every token; None: random
@@ -98,7 +104,9 @@ def metrics_of(objective, inputs):
 def advantages_of(objective, rewards, inputs):
     """Computes advantages as [P, G, T], also where the objective has one a completion."""
     mask = inputs.mask.reshape(P, G, -1)
-    kl = jnp.where(inputs.mask, inputs.old_logprobs - inputs.ref_logprobs, 0.0).reshape(P, G, -1)
+    kl = jnp.where(inputs.mask, inputs.old_logprobs - inputs.ref_logprobs, 0.0).reshape(
+        P, G, -1
+    )
     advantages = objective.advantages(rewards, mask, kl)
     if advantages.ndim == 2:
         advantages = advantages[..., None]

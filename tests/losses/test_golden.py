@@ -117,7 +117,9 @@ def our_loss(s: dict):
         mask = token_weights.without_truncated(mask, jnp.array(FINISHED))
         if s.get("loss_type", "grpo") in ROWS_COUNTED:
             factor = FINISHED.mean()
-    inputs = TokenInputs(**arrays, advantages=jnp.array(INPUTS["advantages"]), mask=mask)
+    inputs = TokenInputs(
+        **arrays, advantages=jnp.array(INPUTS["advantages"]), mask=mask
+    )
     weights = weighing_objective.token_weights(mask)
     loss, gradient = value_and_gradient(objective, weights, inputs)
     return loss * factor, gradient * factor
@@ -146,7 +148,9 @@ def with_reference(rewards, beta):
     reference = np.array(INPUTS["ref_logprobs"], np.float32)
     shape = (*rewards.shape, -1)
     return losses.RLOO(kl=beta).advantages(
-        rewards, jnp.array(mask).reshape(shape), jnp.array(old - reference).reshape(shape)
+        rewards,
+        jnp.array(mask).reshape(shape),
+        jnp.array(old - reference).reshape(shape),
     )
 
 
@@ -158,7 +162,9 @@ ADVANTAGES = {
     "rloo normalised": lambda rewards, _: advantages.batch_normalised(
         advantages.leave_one_out(rewards)
     ),
-    "grpo batch": lambda rewards, _: advantages.batch_normalised(advantages.centred(rewards)),
+    "grpo batch": lambda rewards, _: advantages.batch_normalised(
+        advantages.centred(rewards)
+    ),
 }
 """Our advantages for each kind of TRL's, from rewards [P, G] and TRL's settings."""
 
@@ -167,7 +173,9 @@ ADVANTAGES = {
 def test_advantages_are_those_of_trl(case):
     kind = case["name"].split(";")[0]
     shape = (-1, INPUTS["group_size"])
-    rewards = jnp.array(np.array(INPUTS["rewards"][case["rewards"]], np.float32)).reshape(shape)
+    rewards = jnp.array(
+        np.array(INPUTS["rewards"][case["rewards"]], np.float32)
+    ).reshape(shape)
     ours = ADVANTAGES[kind](rewards, case["settings"])
     theirs = np.array(case["advantages"]).reshape(shape)
     if kind not in OTHER_ADVANTAGES:
@@ -178,4 +186,6 @@ def test_advantages_are_those_of_trl(case):
         # The same, up to what OTHER_ADVANTAGES says.
         present = (~np.isnan(rewards)).sum(axis=1, keepdims=True)
         sample_over_population = np.sqrt(np.maximum(present - 1, 0) / present)
-        np.testing.assert_allclose(ours * sample_over_population, theirs, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            ours * sample_over_population, theirs, rtol=1e-3, atol=1e-5
+        )

@@ -26,7 +26,9 @@ def test_standardised_with_the_population_deviation():
 
 def test_centred_and_leave_one_out():
     rewards = jnp.array([[1.0, 2.0, 6.0], [0.5, NAN, NAN]])
-    np.testing.assert_allclose(advantages.centred(rewards), [[-2, -1, 3], [0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(
+        advantages.centred(rewards), [[-2, -1, 3], [0, 0, 0]], atol=1e-6
+    )
     # the others' means: 4, 3.5, 1.5
     np.testing.assert_allclose(
         advantages.leave_one_out(rewards), [[-3, -1.5, 4.5], [0, 0, 0]], atol=1e-6
@@ -42,15 +44,21 @@ def test_batch_normalised_over_prompts_and_completions():
 def test_standardised_does_not_depend_on_the_rewards_scale_or_place():
     rewards = jnp.array([[0.0, 1, 3, 7]])
     np.testing.assert_allclose(
-        advantages.standardised(5 * rewards + 2), advantages.standardised(rewards), rtol=1e-5
+        advantages.standardised(5 * rewards + 2),
+        advantages.standardised(rewards),
+        rtol=1e-5,
     )
 
 
 def test_missing_rewards_are_as_if_they_had_not_been_asked():
     with_missing = advantages.standardised(jnp.array([[1.0, NAN, 0.0, 0.0]]))
     without = advantages.standardised(jnp.array([[1.0, 0.0, 0.0]]))
-    np.testing.assert_allclose(with_missing[0, jnp.array([0, 2, 3])], without[0], rtol=1e-6)
-    np.testing.assert_array_equal(advantages.unchanged(jnp.array([[1.5, NAN]])), [[1.5, 0]])
+    np.testing.assert_allclose(
+        with_missing[0, jnp.array([0, 2, 3])], without[0], rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        advantages.unchanged(jnp.array([[1.5, NAN]])), [[1.5, 0]]
+    )
 
 
 def test_soft_overlong_punishment():
@@ -78,7 +86,9 @@ def test_kl_in_the_reward():
         rtol=1e-6,
     )
     np.testing.assert_allclose(
-        advantages.reward_minus_sequence_kl(jnp.array([[2.0]]), mask, kl, 0.1), [[1.85]], rtol=1e-6
+        advantages.reward_minus_sequence_kl(jnp.array([[2.0]]), mask, kl, 0.1),
+        [[1.85]],
+        rtol=1e-6,
     )
 
 
@@ -87,10 +97,13 @@ def test_weights_sum_and_count_as_they_say():
         token_weights.per_sequence(MASK), [[0.25, 0.25, 0, 0], [0.5, 0, 0, 0], [0] * 4]
     )
     np.testing.assert_allclose(
-        token_weights.per_token(MASK), [[1 / 3, 1 / 3, 0, 0], [1 / 3, 0, 0, 0], [0] * 4], rtol=1e-6
+        token_weights.per_token(MASK),
+        [[1 / 3, 1 / 3, 0, 0], [1 / 3, 0, 0, 0], [0] * 4],
+        rtol=1e-6,
     )
     np.testing.assert_allclose(
-        token_weights.per_budget(MASK, 4.0), [[0.125, 0.125, 0, 0], [0.125, 0, 0, 0], [0] * 4]
+        token_weights.per_budget(MASK, 4.0),
+        [[0.125, 0.125, 0, 0], [0.125, 0, 0, 0], [0] * 4],
     )
     assert token_weights.per_budget(MASK, 4.0).sum() == (2 + 1) / 2 / 4
     for weigh in (
@@ -114,11 +127,19 @@ def test_importance_weights():
         return jnp.where(mask, terms.importance_weights(log_ratio, mask, **settings), 0)
 
     np.testing.assert_allclose(weigh(), [[1.5, 1.8, 0], [0.4, 2.0, 0]], rtol=1e-6)
-    np.testing.assert_allclose(weigh(low=0.5), [[1.5, 1.8, 0], [0.5, 2.0, 0]], rtol=1e-6)
-    np.testing.assert_allclose(weigh(mode="mask", low=0.5), [[1.5, 1.8, 0], [0, 0, 0]], rtol=1e-6)
-    np.testing.assert_allclose(weigh(level="sequence"), [[2, 2, 0], [1.2, 1.2, 0]], rtol=1e-6)
     np.testing.assert_allclose(
-        weigh(level="sequence", mode="mask", high=2.0), [[0, 0, 0], [1.2, 1.2, 0]], rtol=1e-6
+        weigh(low=0.5), [[1.5, 1.8, 0], [0.5, 2.0, 0]], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        weigh(mode="mask", low=0.5), [[1.5, 1.8, 0], [0, 0, 0]], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        weigh(level="sequence"), [[2, 2, 0], [1.2, 1.2, 0]], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        weigh(level="sequence", mode="mask", high=2.0),
+        [[0, 0, 0], [1.2, 1.2, 0]],
+        rtol=1e-6,
     )
     gradient = jax.grad(lambda x: terms.importance_weights(x, mask).sum())(log_ratio)
     assert (gradient == 0).all()
@@ -177,7 +198,9 @@ def test_the_gradient_of_each_kl_loss_is_what_it_says(estimator, sampler, expect
 
 def test_k1_as_a_loss_does_nothing_on_policy():
     np.testing.assert_allclose(
-        expected_gradient(lambda p, log_ratio, q: terms.kl_k1(p, q), "policy"), 0, atol=1e-6
+        expected_gradient(lambda p, log_ratio, q: terms.kl_k1(p, q), "policy"),
+        0,
+        atol=1e-6,
     )
     with pytest.raises(ValueError, match="k1 cannot be a loss"):
         terms.kl_loss("k1", *[jnp.zeros((1, 1))] * 3)
@@ -196,14 +219,21 @@ def test_off_policy_the_plain_estimators_are_biased(estimator):
 def test_estimates_are_unbiased_on_policy(estimate):
     p, q = (jax.nn.log_softmax(LOGITS[name])[None] for name in ("policy", "reference"))
     np.testing.assert_allclose(
-        jnp.sum(jnp.exp(p) * estimate(p, q)), kl(LOGITS["policy"], LOGITS["reference"]), rtol=1e-5
+        jnp.sum(jnp.exp(p) * estimate(p, q)),
+        kl(LOGITS["policy"], LOGITS["reference"]),
+        rtol=1e-5,
     )
 
 
 def test_the_unbiased_estimate_is_unbiased_off_policy():
-    p, old, q = (jax.nn.log_softmax(LOGITS[name])[None] for name in ("policy", "old", "reference"))
+    p, old, q = (
+        jax.nn.log_softmax(LOGITS[name])[None]
+        for name in ("policy", "old", "reference")
+    )
     found = jnp.sum(jnp.exp(old) * terms.kl_unbiased(p - old, p, q))
-    np.testing.assert_allclose(found, kl(LOGITS["policy"], LOGITS["reference"]), rtol=1e-5)
+    np.testing.assert_allclose(
+        found, kl(LOGITS["policy"], LOGITS["reference"]), rtol=1e-5
+    )
 
 
 def test_no_divergence_is_ever_negative():
@@ -215,9 +245,18 @@ def test_no_divergence_is_ever_negative():
 
 def test_on_policy_the_metrics_say_so():
     inputs = make_inputs()
-    inputs = inputs._replace(sampler_logprobs=inputs.old_logprobs, ref_logprobs=inputs.logprobs)
+    inputs = inputs._replace(
+        sampler_logprobs=inputs.old_logprobs, ref_logprobs=inputs.logprobs
+    )
     found = metrics_of(losses.GRPO(), inputs)
-    zero = ("kl", "kl_old", "logprob_gap", "logprob_gap_max", "clipped_low", "clipped_high")
+    zero = (
+        "kl",
+        "kl_old",
+        "logprob_gap",
+        "logprob_gap_max",
+        "clipped_low",
+        "clipped_high",
+    )
     assert all(found[f"policy/{name}"] == 0 for name in zero)
     one = ("ratio", "ratio_max", "effective_sample_size")
     np.testing.assert_allclose([found[f"policy/{name}"] for name in one], 1, rtol=1e-6)
@@ -247,4 +286,6 @@ def test_the_metrics_by_hand():
         "effective_sample_size": 4.5**2 / (2 * 16.25),  # weights 0.5 and 4
     }
     for name, value in expected.items():
-        np.testing.assert_allclose(found[f"policy/{name}"], value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            found[f"policy/{name}"], value, rtol=1e-5, err_msg=name
+        )

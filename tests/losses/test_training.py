@@ -39,7 +39,9 @@ def test_ten_steps(name, tmp_path, monkeypatch):
     assert [values["step"] for values in steps] == list(range(1, 11))
     for values in steps:
         learning = [
-            value for key, value in values.items() if key.startswith(("update/", "policy/"))
+            value
+            for key, value in values.items()
+            if key.startswith(("update/", "policy/"))
         ]
         assert np.isfinite(learning).all()
     assert any(values["update/grad_norm"] > 0 for values in steps)
@@ -53,7 +55,9 @@ def test_ten_steps(name, tmp_path, monkeypatch):
 
 def test_a_config_file_sets_any_objective_and_the_command_line_its_numbers(tmp_path):
     path = Path(config_file(tmp_path))
-    setting = "objective=losses.Regularised(losses.DAPO(), kl=0.1, entropy=0.01),\n        "
+    setting = (
+        "objective=losses.Regularised(losses.DAPO(), kl=0.1, entropy=0.01),\n        "
+    )
     text = path.read_text().replace("data=", setting + "data=", 1)
     path.write_text("from jaxgrpo import losses\n" + text)
     changes = ("objective.clip_high=0.35", "estimator=k2", "kl=none")

@@ -57,7 +57,9 @@ def test_the_clipped_side_has_no_gradient(name, log_ratio, sign):
     assert (d_logprobs[~on_side & inputs.mask] != 0).all()
     metric = "policy/clipped_high" if sign > 0 else "policy/clipped_low"
     clip_fraction = metrics_of(VARIANTS[name], inputs)[metric]
-    np.testing.assert_allclose(clip_fraction, on_side.sum() / inputs.mask.sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        clip_fraction, on_side.sum() / inputs.mask.sum(), rtol=1e-6
+    )
 
 
 @every
@@ -79,7 +81,9 @@ def test_what_is_masked_counts_nothing(name):
         advantages=jnp.where(inputs.mask.any(axis=1), inputs.advantages, jnp.nan)
     )
     assert loss_of(objective, dirty) == loss_of(objective, inputs)
-    np.testing.assert_array_equal(gradient(objective, dirty), gradient(objective, inputs))
+    np.testing.assert_array_equal(
+        gradient(objective, dirty), gradient(objective, inputs)
+    )
     assert (gradient(objective, dirty)[~inputs.mask] == 0).all()
     assert metrics_of(objective, dirty) == metrics_of(objective, inputs)
 
@@ -91,7 +95,9 @@ def test_empty_rows_count_nothing(name):
     full = inputs.mask.any(axis=1)
     without = TokenInputs(*(array[full] for array in inputs))
     assert not full.all()
-    np.testing.assert_allclose(loss_of(objective, without), loss_of(objective, inputs), rtol=1e-5)
+    np.testing.assert_allclose(
+        loss_of(objective, without), loss_of(objective, inputs), rtol=1e-5
+    )
 
 
 @jax.jit
@@ -99,7 +105,9 @@ def part_of(objective, token_weights, inputs):
     """Computes ((loss, info), gradient) of some rows, with the whole batch's token weights."""
 
     def loss(logprobs):
-        return losses.batch_loss(objective, token_weights, inputs._replace(logprobs=logprobs))
+        return losses.batch_loss(
+            objective, token_weights, inputs._replace(logprobs=logprobs)
+        )
 
     return jax.value_and_grad(loss, has_aux=True)(inputs.logprobs)
 
@@ -118,8 +126,12 @@ def test_micro_batches_add_up(name, size):
         values.append(value)
         infos.append(info)
         gradients.append(d_logprobs)
-    np.testing.assert_allclose(sum(values), loss_of(objective, inputs), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(jnp.concatenate(gradients), gradient(objective, inputs), atol=1e-6)
+    np.testing.assert_allclose(
+        sum(values), loss_of(objective, inputs), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        jnp.concatenate(gradients), gradient(objective, inputs), atol=1e-6
+    )
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *infos)
     expected = metrics_of(objective, inputs)
     for key, value in losses.report(losses.merge(stacked)).items():
@@ -160,7 +172,9 @@ def test_equal_rewards_give_no_advantage(name):
     objective = VARIANTS[name]
     inputs = make_inputs()
     # The same length and the same KL: the completions differ in nothing.
-    equal = inputs._replace(mask=jnp.ones_like(inputs.mask), ref_logprobs=inputs.old_logprobs)
+    equal = inputs._replace(
+        mask=jnp.ones_like(inputs.mask), ref_logprobs=inputs.old_logprobs
+    )
     for value in (0.0, 0.1, -7.7, 1e-8):
         assert (advantages_of(objective, jnp.full((P, G), value), equal) == 0).all()
 
@@ -175,7 +189,9 @@ def test_a_missing_reward_has_no_advantage_and_no_say(name):
     assert np.isfinite(found).all()
     assert (found[0, 1:3] == 0).all()
     changed = advantages_of(
-        objective, rewards, inputs._replace(ref_logprobs=inputs.ref_logprobs.at[1].add(1.0))
+        objective,
+        rewards,
+        inputs._replace(ref_logprobs=inputs.ref_logprobs.at[1].add(1.0)),
     )
     np.testing.assert_array_equal(found, changed)
     assert (advantages_of(objective, jnp.full((P, G), NAN), inputs) == 0).all()
@@ -199,7 +215,10 @@ def test_all_is_finite_for_extreme_log_ratios(name, scale):
 
 def test_no_two_objectives_are_the_same_pytree():
     """If two were, a compiled function would now and then run one's program for the other."""
-    classes = {jax.tree.structure(objective): type(objective) for objective in VARIANTS.values()}
+    classes = {
+        jax.tree.structure(objective): type(objective)
+        for objective in VARIANTS.values()
+    }
     for name, objective in VARIANTS.items():
         structure = jax.tree.structure(objective)
         same = [cls for other, cls in classes.items() if other == structure]
@@ -242,7 +261,11 @@ def one_token(logprob, old, ref=None, advantage=1.0, **others):
     ("objective", "inputs", "expected"),
     [
         # ratio 1.25, clipped at 1.2; k3 of 0.25 against 0.5 is 0.5 - 1 + ln 2
-        (losses.GRPO(kl=0.1), one_token(0.5, 0.4, 0.25, 2.0), -2.4 + 0.1 * (0.5 - 1 + np.log(2))),
+        (
+            losses.GRPO(kl=0.1),
+            one_token(0.5, 0.4, 0.25, 2.0),
+            -2.4 + 0.1 * (0.5 - 1 + np.log(2)),
+        ),
         (losses.DrGRPO(budget=10.0), one_token(0.5, 0.4, advantage=2.0), -0.24),
         (losses.DAPO(), one_token(0.5, 0.4), -1.25),
         (losses.DAPO(), one_token(0.52, 0.4), -1.28),
@@ -251,7 +274,11 @@ def one_token(logprob, old, ref=None, advantage=1.0, **others):
         (losses.RLOO(), one_token(0.5, 0.4, advantage=3.0), 3 * np.log(2)),
         (losses.ReinforcePlusPlus(), one_token(0.2, 0.4, advantage=-1.0), 0.8),
         # k2 of 0.5 against 0.25: (ln 2)^2 / 2
-        (losses.ReinforcePlusPlusBaseline(kl=2.0), one_token(0.5, 0.5, 0.25), -1 + np.log(2) ** 2),
+        (
+            losses.ReinforcePlusPlusBaseline(kl=2.0),
+            one_token(0.5, 0.5, 0.25),
+            -1 + np.log(2) ** 2,
+        ),
         (losses.CISPO(clip_high=0.2), one_token(0.5, 0.4), 1.2 * np.log(2)),
         (losses.PPO(), one_token(0.5, 0.1, advantage=-1.0), 5.0),
         (losses.PPO(dual_clip=3.0), one_token(0.5, 0.1, advantage=-1.0), 3.0),
@@ -286,8 +313,12 @@ def test_by_hand(objective, inputs, expected):
 def test_gspo_moves_a_whole_completion_by_its_mean_log_ratio():
     log_ratio = jnp.array([[0.3, -0.1, 7.0]])
     mask = jnp.array([[True, True, False]])
-    inputs = TokenInputs(log_ratio, jnp.zeros((1, 3)), jnp.zeros((1, 3)), jnp.array([1.0]), mask)
-    np.testing.assert_allclose(loss_of(losses.GSPO(1.0, 1.0), inputs), -np.exp(0.1), rtol=1e-6)
+    inputs = TokenInputs(
+        log_ratio, jnp.zeros((1, 3)), jnp.zeros((1, 3)), jnp.array([1.0]), mask
+    )
+    np.testing.assert_allclose(
+        loss_of(losses.GSPO(1.0, 1.0), inputs), -np.exp(0.1), rtol=1e-6
+    )
 
 
 def test_gspo_token_is_gspo_where_advantages_are_equal():
@@ -328,8 +359,14 @@ def test_advantages_may_differ_by_token():
             lambda: losses.Regularised(losses.GRPO(), estimator="k4"),
             "must be one of k2, k3, unbiased",
         ),
-        (lambda: losses.Corrected(losses.GRPO(), mode="clip"), "must be one of truncate, mask"),
-        (lambda: losses.Corrected(losses.GRPO(), level="row"), "must be one of token, sequence"),
+        (
+            lambda: losses.Corrected(losses.GRPO(), mode="clip"),
+            "must be one of truncate, mask",
+        ),
+        (
+            lambda: losses.Corrected(losses.GRPO(), level="row"),
+            "must be one of token, sequence",
+        ),
         (
             lambda: losses.DAPO(max_tokens=6.0).advantages(jnp.zeros((1, 2))),
             "needs the completions' mask",
@@ -344,7 +381,9 @@ def test_advantages_may_differ_by_token():
             "needs TokenInputs.sampler_logprobs",
         ),
         (
-            lambda: loss_of(losses.Regularised(losses.GRPO(), entropy=0.1), one_token(0.5, 0.5)),
+            lambda: loss_of(
+                losses.Regularised(losses.GRPO(), entropy=0.1), one_token(0.5, 0.5)
+            ),
             "needs TokenInputs.entropy",
         ),
     ],

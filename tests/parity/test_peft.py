@@ -19,6 +19,7 @@ from jaxgrpo.device.logits import to_logits
 from jaxgrpo.export import export
 from jaxgrpo.models import attention, hf_folder, transformer
 from jaxgrpo.models.lora import TARGETS, Lora
+from jaxgrpo.models.transformer import SequenceInputs
 from tests.tiny_runs import leave_run
 
 # PEFT 0.21 asks transformers 5 for a property by a name that transformers is about to drop.
@@ -36,14 +37,17 @@ def their_logits(model):
 
 def our_logits(folder, params):
     segments = jnp.ones(TOKENS.shape, jnp.int32)
-    positions = attention.sequence_positions(segments)
-    mask = attention.sequence_mask(segments)
+    inputs = SequenceInputs(
+        tokens=jnp.asarray(TOKENS),
+        positions=attention.sequence_positions(segments),
+        mask=attention.sequence_mask(segments),
+    )
     config = hf_folder.load_config(folder)
     params = jax.tree.map(jnp.asarray, params)
 
     @jax.jit
     def forward(params):
-        return transformer.forward(config, params, jnp.asarray(TOKENS), positions, mask)
+        return transformer.forward(config, params, inputs)
 
     hidden, _ = forward(params)
     return np.asarray(to_logits(hidden, transformer.output_embedding(params), 1.0))
@@ -70,7 +74,9 @@ def test_peft_and_transformers_compute_the_policy(tmp_path, architecture, adapte
     ours = our_logits(base, policy)
     untrained = their_logits(load(base))
     assert np.abs(ours - untrained).max() > 0.1
-    np.testing.assert_allclose(their_logits(load(tmp_path / "merged")), ours, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        their_logits(load(tmp_path / "merged")), ours, rtol=0, atol=1e-4
+    )
     adapted = peft.PeftModel.from_pretrained(load(base), tmp_path / "adapter")
     np.testing.assert_allclose(their_logits(adapted), ours, rtol=0, atol=1e-4)
     # The adapter's folder names its base model.

@@ -17,13 +17,16 @@ from safetensors.numpy import load_file
 from torch.overrides import TorchFunctionMode
 
 from jaxgrpo.device.logits import to_logits
-from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.device.specs import ModelSpec, SamplingSpec
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import attention, hf_folder, transformer
+from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.problems import Problem
-from jaxgrpo.programs import compile_programs
-from jaxgrpo.rollout.engine import Draw, Engine
+from jaxgrpo.programs import compile_sampling
+from jaxgrpo.rollout.engine import Engine
+from jaxgrpo.rollout.groups import SamplingRequest
 from jaxgrpo.text import tokenizer
+from jaxgrpo.types import SamplingParams
 from tests.tiny_models import make_folder, random_params
 
 torch.set_num_threads(1)  # operations this small are slower with more
@@ -47,7 +50,11 @@ GEMMA3 = {
 
 
 def sizes(heads, kv_heads, width):
-    return {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": width}
+    return {
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_size": width,
+    }
 
 
 SHAPES = {
@@ -102,7 +109,8 @@ SHAPES = {
     ),
     "qwen2, upper layer with a window": (
         "Qwen2",
-        sizes(5, 1, 20) | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+        sizes(5, 1, 20)
+        | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     ),
     "llama, scaled as 3.1": (
         "Llama",
@@ -123,7 +131,8 @@ SHAPES = {
     "qwen3, grouped": ("Qwen3", sizes(6, 2, 24) | {"head_dim": 8}),
     "qwen3, odd heads": (
         "Qwen3",
-        sizes(7, 1, 28) | {"head_dim": 6, "tie_word_embeddings": True, "attention_bias": True},
+        sizes(7, 1, 28)
+        | {"head_dim": 6, "tie_word_embeddings": True, "attention_bias": True},
     ),
     "qwen3, yarn and a window": (
         "Qwen3",
@@ -146,12 +155,17 @@ SHAPES = {
         sizes(5, 5, 30)
         | {
             "attention_bias": True,
-            "rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0},
+            "rope_parameters": {
+                "rope_type": "linear",
+                "rope_theta": 5e5,
+                "factor": 4.0,
+            },
         },
     ),
     "gemma2, grouped": (
         "Gemma2",
-        sizes(4, 2, 24) | {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 6},
+        sizes(4, 2, 24)
+        | {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 6},
     ),
     "gemma2, odd heads, low caps": (
         "Gemma2",
@@ -176,7 +190,10 @@ SHAPES = {
             "tie_word_embeddings": False,
         },
     ),
-    "gemma3, grouped": ("Gemma3", sizes(4, 2, 24) | GEMMA3 | {"head_dim": 8, "sliding_window": 7}),
+    "gemma3, grouped": (
+        "Gemma3",
+        sizes(4, 2, 24) | GEMMA3 | {"head_dim": 8, "sliding_window": 7},
+    ),
     "gemma3, odd heads": (
         "Gemma3",
         sizes(3, 1, 18)
@@ -186,7 +203,11 @@ SHAPES = {
             "sliding_window": 4,
             "final_logit_softcapping": 3.0,
             "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "full_attention": {
+                    "rope_type": "linear",
+                    "rope_theta": 1e6,
+                    "factor": 8.0,
+                },
                 "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
             },
         },
@@ -195,12 +216,18 @@ SHAPES = {
         "Gemma3",
         sizes(5, 5, 20)
         | GEMMA3
-        | {"head_dim": 4, "sliding_window": 12, "query_pre_attn_scalar": 9, "attention_bias": True},
+        | {
+            "head_dim": 4,
+            "sliding_window": 12,
+            "query_pre_attn_scalar": 9,
+            "attention_bias": True,
+        },
     ),
     "mistral, grouped": ("Mistral", sizes(6, 2, 24) | {"sliding_window": 5}),
     "mistral, odd heads": (
         "Mistral",
-        sizes(3, 1, 18) | {"sliding_window": 13, "head_dim": 10, "rope_parameters": YARN},
+        sizes(3, 1, 18)
+        | {"sliding_window": 13, "head_dim": 10, "rope_parameters": YARN},
     ),
     "mistral, no window": (
         "Mistral",
@@ -279,12 +306,15 @@ def our_logits(folder, tokens):
     config = hf_folder.load_config(folder)
     params = jax.device_put(hf_folder.load_params(folder))
     segments = jnp.ones(tokens.shape, jnp.int32)
-    positions = attention.sequence_positions(segments)
-    mask = attention.sequence_mask(segments)
+    inputs = SequenceInputs(
+        tokens=jnp.asarray(tokens),
+        positions=attention.sequence_positions(segments),
+        mask=attention.sequence_mask(segments),
+    )
 
     @jax.jit
     def forward(params):
-        return transformer.forward(config, params, jnp.asarray(tokens), positions, mask)
+        return transformer.forward(config, params, inputs)
 
     hidden, _ = forward(params)
     output_embedding = transformer.output_embedding(params)
@@ -294,7 +324,11 @@ def our_logits(folder, tokens):
 def their_logits(folder, tokens):
     """Returns logits in float64: the difference to ours is then our rounding alone."""
     with torch.no_grad(), Exact():
-        return theirs(folder).double()(torch.as_tensor(tokens, dtype=torch.long)).logits.numpy()
+        return (
+            theirs(folder)
+            .double()(torch.as_tensor(tokens, dtype=torch.long))
+            .logits.numpy()
+        )
 
 
 def assert_logits_agree(folder, tokens):
@@ -305,7 +339,9 @@ def assert_logits_agree(folder, tokens):
 
 
 def random_tokens(vocabulary, rows=3, width=40):
-    return np.random.default_rng(0).integers(0, vocabulary, (rows, width)).astype(np.int32)
+    return (
+        np.random.default_rng(0).integers(0, vocabulary, (rows, width)).astype(np.int32)
+    )
 
 
 def test_logits_agree(saved):
@@ -349,23 +385,20 @@ def test_greedy_texts_agree(saved):
     width = 9
     lengths = (9, 5, 2, 7, 1)
     ids = [random_tokens(VOCABULARY, 1, length)[0].tolist() for length in lengths]
-    config = hf_folder.load_config(saved)
-    optimizer = adamw(schedule("constant", 1e-3, 0, 10), 0.9, 0.95, 0.0, 1.0)
-    shapes = {
-        "prompt_width": width,
-        "new_tokens": NEW,
-        "micro_batch": 0,
-        "ends": (NO_END,),
-        "slots": 2,
-        "chunk": 24,
-    }
-    steps = compile_programs(config, optimizer, make_mesh(), **shapes)
-    steps = replace(steps, sizes=(2,))  # fewer compiles: slots are not compacted
-    engine = Engine(
-        steps, tokenizer.Tokenizer(IdsTokenizer(ids), (NO_END,), PAD), width, NEW, seed=0
+    model = ModelSpec(hf_folder.load_config(saved), make_mesh())
+    programs = compile_sampling(
+        model,
+        SamplingSpec(
+            prompt_width=width, new_tokens=NEW, slots=2, eos_ids=(NO_END,), chunk=24
+        ),
     )
+    # Slots are not compacted: that takes fewer compiles.
+    programs = replace(programs, slot_counts=(2,))
+    ids_tokenizer = tokenizer.Tokenizer(IdsTokenizer(ids), (NO_END,), PAD)
+    engine = Engine(programs, ids_tokenizer, width, NEW, seed=0)
     problems = [Problem(str(i), str(i), "") for i in range(len(ids))]
-    groups = engine(hf_folder.load_params(saved), problems, 1, Draw(temperature=0.0), 0, "parity")
+    request = SamplingRequest(1, SamplingParams(temperature=0.0), "parity")
+    groups = engine(hf_folder.load_params(saved), problems, request, 0)
     tokens, mask = tokenizer.pad_left(ids, width, PAD)
     with torch.no_grad():
         expected = theirs(saved).generate(
@@ -386,16 +419,25 @@ def test_greedy_texts_agree(saved):
     [
         {"rope_theta": 300.0},
         {"rope_theta": 300.0, "rope_scaling": None},
-        {"rope_theta": ..., "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}},
+        {
+            "rope_theta": ...,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 300.0},
+        },
     ],
     ids=["apart", "with no scaling", "gathered"],
 )
 def test_both_spellings_of_the_rotary_base_are_read_as_transformers_reads_them(
     tmp_path, architecture, spelling
 ):
-    changes = {name: None if value is ... else value for name, value in spelling.items()}
+    changes = {
+        name: None if value is ... else value for name, value in spelling.items()
+    }
     folder = make_folder(
-        tmp_path / "model", architecture, vocab_size=VOCABULARY, eos_token_id=1, **changes
+        tmp_path / "model",
+        architecture,
+        vocab_size=VOCABULARY,
+        eos_token_id=1,
+        **changes,
     )
     assert hf_folder.load_config(folder).rope.theta == 300.0
     assert_logits_agree(folder, random_tokens(VOCABULARY))
@@ -403,11 +445,15 @@ def test_both_spellings_of_the_rotary_base_are_read_as_transformers_reads_them(
 
 def test_the_embedded_model_loads_in_transformers():
     tokens = tokenizer.load(hf_folder.EMBEDDED)
-    loaded = transformers.AutoTokenizer.from_pretrained(hf_folder.EMBEDDED, local_files_only=True)
+    loaded = transformers.AutoTokenizer.from_pretrained(
+        hf_folder.EMBEDDED, local_files_only=True
+    )
     question = "Tom has 12 apples and buys 7 more. How many apples does Tom have?"
     ids = tokens.prompt(question)
     their_ids = loaded.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+        [{"role": "user", "content": question}],
+        add_generation_prompt=True,
+        return_dict=False,
     )
     assert their_ids == ids
     assert_logits_agree(hf_folder.EMBEDDED, np.array([ids], np.int32))
@@ -424,7 +470,9 @@ def test_what_is_saved_here_loads_there(tmp_path, architecture, tied):
     assert_logits_agree(tmp_path / "target", tokens)
     change = their_logits(tmp_path / "target", tokens) - their_logits(source, tokens)
     assert np.abs(change).max() > 0.1
-    transformers.AutoTokenizer.from_pretrained(tmp_path / "target", local_files_only=True)
+    transformers.AutoTokenizer.from_pretrained(
+        tmp_path / "target", local_files_only=True
+    )
 
 
 def test_bfloat16_folders_agree(tmp_path):

@@ -161,7 +161,11 @@ def imports_jax(problem, text):
 
 
 def meta_echo(problem, text):
-    return problem.meta["value"] + (problem.language == "ko") + (text == "\ud800 é \u2028 \n")
+    return (
+        problem.meta["value"]
+        + (problem.language == "ko")
+        + (text == "\ud800 é \u2028 \n")
+    )
 
 
 def length_and_end(problem, text):

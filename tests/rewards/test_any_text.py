@@ -25,13 +25,25 @@ BOUNDS = [
 ]
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-FRAGMENTS = (*TAGS, r"\boxed{42}", "苹果", "ก่อนอื่น", "e\u0301", "\ud800", "\x00", " ", "a b ")
+FRAGMENTS = (
+    *TAGS,
+    r"\boxed{42}",
+    "苹果",
+    "ก่อนอื่น",
+    "e\u0301",
+    "\ud800",
+    "\x00",
+    " ",
+    "a b ",
+)
 TEXT = st.text(st.characters()) | st.lists(
     st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=20
 ).map("".join)
 
 
-@pytest.mark.parametrize(("reward", "low", "high"), BOUNDS, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    ("reward", "low", "high"), BOUNDS, ids=lambda value: type(value).__name__
+)
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 @hypothesis.given(TEXT, TEXT, st.integers(0, 300), st.booleans())
 def test_any_text_has_a_score_within_the_bounds(

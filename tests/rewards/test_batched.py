@@ -19,7 +19,9 @@ PROBLEM = Problem("1", "question", "42")
 @batched
 def rarity(problem, completions):
     """Returns the share of the group that says something else."""
-    return numpy.array([1 - completions.count(text) / len(completions) for text in completions])
+    return numpy.array(
+        [1 - completions.count(text) / len(completions) for text in completions]
+    )
 
 
 @batched
@@ -70,13 +72,18 @@ def a_tenth_each(problem, completions):
 
 
 def judged(texts, *rewards, deadline=10.0):
-    names = {getattr(reward, "__name__", "instance"): Weighted(reward) for reward in rewards}
+    names = {
+        getattr(reward, "__name__", "instance"): Weighted(reward) for reward in rewards
+    }
     with Pool(names, 1, deadline) as pool:
         return pool.result(pool.submit(PROBLEM, texts))
 
 
 def test_a_batched_reward_sees_the_whole_group_and_each_text_gets_its_own():
-    texts = [Completion(text, tokens) for text, tokens in (("a", 5), ("b", 6), ("a", 7), ("c", 8))]
+    texts = [
+        Completion(text, tokens)
+        for text, tokens in (("a", 5), ("b", 6), ("a", 7), ("c", 8))
+    ]
     values = judged(texts, rarity, hostile_rewards.length, tokens, Scaled(0.5))
     assert [value["rarity"] for value in values] == [0.5, 0.75, 0.5, 0.75]
     assert [value["tokens"] for value in values] == [5.0, 6.0, 7.0, 8.0]
@@ -123,12 +130,15 @@ def test_one_deadline_holds_for_the_whole_call():
     values = judged(["text"] * 8, a_tenth_each, hostile_rewards.length, deadline=0.4)
     assert values == [{"a_tenth_each": Missing("timeout"), "length": 4.0}] * 8
     assert time.monotonic() - before < 5
-    assert judged(["text"] * 2, a_tenth_each, deadline=2.0) == [{"a_tenth_each": 1.0}] * 2
+    assert (
+        judged(["text"] * 2, a_tenth_each, deadline=2.0) == [{"a_tenth_each": 1.0}] * 2
+    )
 
 
 @pytest.mark.parametrize("texts", [0, 1, 3])
 @pytest.mark.parametrize(
-    "rewards", [[], [rarity], [hostile_rewards.length], [rarity, hostile_rewards.length, tokens]]
+    "rewards",
+    [[], [rarity], [hostile_rewards.length], [rarity, hostile_rewards.length, tokens]],
 )
 def test_the_calls_of_a_ticket_are_every_reward_of_every_text_once(rewards, texts):
     planned = list_calls(rewards, texts)

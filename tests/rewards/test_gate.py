@@ -56,7 +56,9 @@ def test_what_is_missing_inside_is_missing_outside_by_its_reason():
         "infinity": Gate(hostile_rewards.infinity, hostile_rewards.is_answer),
         "good": Gate(hostile_rewards.half, hostile_rewards.is_answer),
     }
-    with Pool({name: Weighted(gate) for name, gate in gates.items()}, 1, deadline=1.0) as pool:
+    with Pool(
+        {name: Weighted(gate) for name, gate in gates.items()}, 1, deadline=1.0
+    ) as pool:
         won, not_won = pool.result(pool.submit(PROBLEM, ["42", "41"]))
     missing = {
         "when": "ZeroDivisionError",
@@ -79,7 +81,9 @@ def test_a_reward_of_rewards_travels_with_their_settings():
     assert find_reward(reward_name(reward)) == reward
     with Pool({"gate": Weighted(reward)}, 1, deadline=30.0) as pool:
         text = "답은 사과 다섯 개입니다 \\boxed{42}"
-        assert pool.result(pool.submit(PROBLEM, [Completion(text, 0), "so \\boxed{42}"])) == [
+        assert pool.result(
+            pool.submit(PROBLEM, [Completion(text, 0), "so \\boxed{42}"])
+        ) == [
             {"gate": 2.0},
             {"gate": 0.0},
         ]
@@ -101,7 +105,10 @@ def test_settings_may_be_tuples_of_rewards():
     reward = Best((hostile_rewards.half, hostile_rewards.is_answer), scale=2.0)
     assert find_reward(reward_name(reward)) == reward
     with Pool({"best": Weighted(reward)}, 1, deadline=10.0) as pool:
-        assert pool.result(pool.submit(PROBLEM, ["41", "42"])) == [{"best": 1.0}, {"best": 2.0}]
+        assert pool.result(pool.submit(PROBLEM, ["41", "42"])) == [
+            {"best": 1.0},
+            {"best": 2.0},
+        ]
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,8 @@ def all_at_once(problem, completions):
 
 
 @pytest.mark.parametrize(
-    "make_gate", [lambda: Gate(all_at_once, accuracy), lambda: Gate(accuracy, all_at_once)]
+    "make_gate",
+    [lambda: Gate(all_at_once, accuracy), lambda: Gate(accuracy, all_at_once)],
 )
 def test_a_batched_reward_inside_a_gate_is_refused(make_gate):
     with pytest.raises(UserError, match="not a batched one"):
@@ -153,9 +161,15 @@ def test_a_batched_reward_inside_a_gate_is_refused(make_gate):
 
 def test_settings_inside_are_settings_of_the_command_line():
     tree = {"language": Weighted(Gate(target_word_ratio, Accuracy()), 0.3)}
-    changed = overrides.override(tree, ["--config.language.function.when.tolerance=0.5"])
-    assert changed["language"].function == Gate(target_word_ratio, Accuracy(tolerance=0.5))
+    changed = overrides.override(
+        tree, ["--config.language.function.when.tolerance=0.5"]
+    )
+    assert changed["language"].function == Gate(
+        target_word_ratio, Accuracy(tolerance=0.5)
+    )
     described = overrides.describe(changed)["language"]["function"]
     assert described["class"] == "jaxgrpo.rewards.gate:Gate"
-    assert described["reward"] == "jaxgrpo.rewards.languages.consistency:target_word_ratio"
+    assert (
+        described["reward"] == "jaxgrpo.rewards.languages.consistency:target_word_ratio"
+    )
     assert described["when"]["tolerance"] == 0.5

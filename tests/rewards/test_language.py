@@ -49,10 +49,15 @@ def test_a_text_is_in_its_own_language_and_in_no_other(language):
         ratio = target_word_ratio(problem(target), WHOLE[language])
         assert ratio >= 0.97 if target == language else ratio <= 0.03, (target, ratio)
         english = english_word_ratio(problem(target), WHOLE[language])
-        assert english >= 0.97 if language == "en" else english <= 0.03, (target, english)
+        assert english >= 0.97 if language == "en" else english <= 0.03, (
+            target,
+            english,
+        )
 
 
-@pytest.mark.parametrize(("first", "second"), SAME_SCRIPT + [(b, a) for a, b in SAME_SCRIPT])
+@pytest.mark.parametrize(
+    ("first", "second"), SAME_SCRIPT + [(b, a) for a, b in SAME_SCRIPT]
+)
 def test_a_sentence_is_enough_to_tell_languages_of_one_script_apart(first, second):
     right = [word_ratios(sentence, first).target > 0.5 for sentence in TEXTS[first]]
     wrong = [word_ratios(sentence, second).target > 0.5 for sentence in TEXTS[first]]
@@ -66,8 +71,13 @@ def test_a_mix_scores_the_share_of_its_words(first):
             words = word_ratios(WHOLE[first], first).words
             others = word_ratios(WHOLE[second], second).words
             share = words / (words + others)
-            for text in (f"{WHOLE[first]}\n{WHOLE[second]}", f"{WHOLE[second]} {WHOLE[first]}"):
-                assert word_ratios(text, first).target == pytest.approx(share, abs=0.05), second
+            for text in (
+                f"{WHOLE[first]}\n{WHOLE[second]}",
+                f"{WHOLE[second]} {WHOLE[first]}",
+            ):
+                assert word_ratios(text, first).target == pytest.approx(
+                    share, abs=0.05
+                ), second
 
 
 @pytest.mark.parametrize("language", TEXTS)
@@ -167,11 +177,23 @@ def test_the_three_rewards():
     assert Threshold("answer", 1.0)(problem("ko"), MIXED) == 1.0
     assert Match()(problem("ko"), MIXED) == float(ratio > 0.5)
     assert Match()(problem("ko"), MIXED) + Match()(problem("en"), MIXED) == 1.0
-    assert Match("all")(problem("ko"), MIXED) == Match("answer")(problem("ko"), MIXED) == 1.0
+    assert (
+        Match("all")(problem("ko"), MIXED)
+        == Match("answer")(problem("ko"), MIXED)
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize(
-    "reward", [Ratio(), Threshold(), Match(), Ratio("answer"), Threshold("all", 1e-9), Match("all")]
+    "reward",
+    [
+        Ratio(),
+        Threshold(),
+        Match(),
+        Ratio("answer"),
+        Threshold("all", 1e-9),
+        Match("all"),
+    ],
 )
 def test_no_words_earn_nothing(reward):
     for text in ("", "12 + 7", r"$\text{sum}$", "<think></think>"):
@@ -196,7 +218,11 @@ def test_a_language_goes_by_any_of_its_codes_and_names():
     assert Ratio(language="English") == Ratio(language="en-US") == Ratio(language="en")
     assert word_ratios(WHOLE["zh"], "cmn") == word_ratios(WHOLE["zh"], "zh")
     for reward in (target_word_ratio, Ratio(), Threshold(), Match()):
-        assert reward(problem("zh_Hans"), WHOLE["zh"]) == reward(problem("zh"), WHOLE["zh"]) > 0
+        assert (
+            reward(problem("zh_Hans"), WHOLE["zh"])
+            == reward(problem("zh"), WHOLE["zh"])
+            > 0
+        )
 
 
 def test_the_languages_with_names_are_those_told_apart():
@@ -208,7 +234,11 @@ def test_a_reward_is_a_value_with_settings():
         assert pickle.loads(pickle.dumps(reward)) == reward
     tree = {"language": Weighted(Threshold(), 0.3)}
     changed = overrides.override(
-        tree, ["--config.language.function.at_least=0.5", "--config.language.function.part=all"]
+        tree,
+        [
+            "--config.language.function.at_least=0.5",
+            "--config.language.function.part=all",
+        ],
     )
     assert changed["language"].function == Threshold("all", 0.5)
     described = overrides.describe(changed)["language"]["function"]
@@ -217,7 +247,9 @@ def test_a_reward_is_a_value_with_settings():
         "part": "all",
         "at_least": 0.5,
     }
-    assert all(field.doc for field in overrides.fields(tree["language"].function).values())
+    assert all(
+        field.doc for field in overrides.fields(tree["language"].function).values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,7 +274,10 @@ def test_a_reward_is_a_value_with_settings():
     ],
 )
 def test_strip_formulas(text, left):
-    assert " ".join(strip_formulas(text).replace("{", " ").replace("}", " ").split()) == left
+    assert (
+        " ".join(strip_formulas(text).replace("{", " ").replace("}", " ").split())
+        == left
+    )
 
 
 LATEX = (
@@ -308,7 +343,15 @@ WORDS = (
     "漢",
     "あ",
 )
-HOSTILE = (*LATEX, *MARKUP, *WORDS, "$a", "$$ a", r"\[x", r"\boxed{four words are here ")
+HOSTILE = (
+    *LATEX,
+    *MARKUP,
+    *WORDS,
+    "$a",
+    "$$ a",
+    r"\[x",
+    r"\boxed{four words are here ",
+)
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
@@ -320,7 +363,9 @@ def test_no_text_takes_more_than_linear_time(piece):
     assert time.process_time() - before < 5
 
 
-@pytest.mark.parametrize(("piece", "size"), [("{", 10**6), ("$", 10**7), (r"\boxed{", 10**7)])
+@pytest.mark.parametrize(
+    ("piece", "size"), [("{", 10**6), ("$", 10**7), (r"\boxed{", 10**7)]
+)
 def test_megabytes_take_seconds(piece, size):
     before = time.process_time()
     assert word_ratios(piece * (size // len(piece)), "en") == word_ratios("", "en")

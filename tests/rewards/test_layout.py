@@ -72,7 +72,9 @@ def test_settings_that_cannot_be_are_refused_when_they_are_made(make_reward, mes
 
 def test_an_expression_without_an_end_is_ended_by_the_deadline():
     with Pool(
-        {"pattern": Weighted(Pattern("(a|aa)+b")), "tags": Weighted(Tags())}, 1, deadline=0.5
+        {"pattern": Weighted(Pattern("(a|aa)+b")), "tags": Weighted(Tags())},
+        1,
+        deadline=0.5,
     ) as pool:
         hopeless, easy = pool.result(pool.submit(PROBLEM, ["a" * 60 + "cb", "aaab"]))
     assert hopeless == {"pattern": Missing("timeout"), "tags": 0.0}

@@ -31,28 +31,40 @@ RIGHT, WRONG = r"\boxed{42}", r"\boxed{41}"
     ],
 )
 def test_soft_overlong_is_equation_13(tokens, value):
-    assert SoftOverlong(max_tokens=100, buffer=20)(PROBLEM, Completion("text", tokens)) == value
+    assert (
+        SoftOverlong(max_tokens=100, buffer=20)(PROBLEM, Completion("text", tokens))
+        == value
+    )
 
 
 @pytest.mark.parametrize("buffer", [1, 7, 20])
 def test_soft_overlong_is_the_punishment_of_the_objective(buffer):
     lengths = np.arange(1, 31).reshape(3, 10)
     rewards = [
-        [SoftOverlong(20, buffer)(PROBLEM, Completion("", int(tokens))) for tokens in row]
+        [
+            SoftOverlong(20, buffer)(PROBLEM, Completion("", int(tokens)))
+            for tokens in row
+        ]
         for row in lengths
     ]
     np.testing.assert_allclose(
-        rewards, advantages.soft_overlong(jnp.asarray(lengths), 20.0, float(buffer)), rtol=1e-6
+        rewards,
+        advantages.soft_overlong(jnp.asarray(lengths), 20.0, float(buffer)),
+        rtol=1e-6,
     )
 
 
 def test_length_is_in_tokens_whatever_the_text():
     for reward in (SoftOverlong(100, 50), Cosine(accuracy, 100)):
-        assert reward(PROBLEM, Completion("x", 70)) == reward(PROBLEM, Completion("и" * 10_000, 70))
+        assert reward(PROBLEM, Completion("x", 70)) == reward(
+            PROBLEM, Completion("и" * 10_000, 70)
+        )
 
 
 def cosine(text: str, tokens: int, finished: bool = True) -> float:
-    return Cosine(accuracy, max_tokens=1000)(PROBLEM, Completion(text, tokens, finished))
+    return Cosine(accuracy, max_tokens=1000)(
+        PROBLEM, Completion(text, tokens, finished)
+    )
 
 
 def test_cosine_starts_and_ends_where_its_settings_say():
@@ -74,7 +86,9 @@ def test_right_answers_are_better_short_and_wrong_ones_better_long():
 
 
 def test_what_is_too_long_or_cut_off_gets_the_exceed_value():
-    assert {cosine(text, tokens) for text in (RIGHT, WRONG) for tokens in (1000, 1001)} == {-10.0}
+    assert {
+        cosine(text, tokens) for text in (RIGHT, WRONG) for tokens in (1000, 1001)
+    } == {-10.0}
     assert cosine(RIGHT, 5, finished=False) == -10.0
 
 

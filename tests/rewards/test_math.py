@@ -64,7 +64,11 @@ def test_texts(case):
 
 def test_one_of_several_gold_answers_is_enough():
     golds = problem("1/3", other_answers=["0.33", "0.333"])
-    assert accuracy(golds, r"\boxed{0.33}") == accuracy(golds, r"\boxed{\frac{1}{3}}") == 1.0
+    assert (
+        accuracy(golds, r"\boxed{0.33}")
+        == accuracy(golds, r"\boxed{\frac{1}{3}}")
+        == 1.0
+    )
     assert accuracy(golds, r"\boxed{0.3}") == 0.0
     assert accuracy(problem("1/3", other_answers=0.5), r"\boxed{0.5}") == 1.0
 
@@ -172,7 +176,12 @@ def test_a_tolerance_is_a_share_of_the_gold():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"extract": ("box",)}, {"extract": ()}, {"tolerance": -1.0}, {"tolerance": float("nan")}],
+    [
+        {"extract": ("box",)},
+        {"extract": ()},
+        {"tolerance": -1.0},
+        {"tolerance": float("nan")},
+    ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(UserError):
@@ -181,7 +190,9 @@ def test_wrong_settings_are_refused(wrong):
 
 def test_settings_are_named_on_the_command_line_and_reach_a_worker():
     rewards = override({"accuracy": Weighted(Accuracy())}, [])
-    assert fields(rewards)["accuracy.function.extract"].doc.startswith("where the answer may stand")
+    assert fields(rewards)["accuracy.function.extract"].doc.startswith(
+        "where the answer may stand"
+    )
     changed = override(
         rewards,
         [
@@ -190,9 +201,7 @@ def test_settings_are_named_on_the_command_line_and_reach_a_worker():
         ],
     )
     assert changed["accuracy"].function == Accuracy(("boxed", "number"), 0.1)
-    name = (
-        'jaxgrpo.rewards.maths.verifier:Accuracy{"extract": ["boxed", "number"], "tolerance": 0.1}'
-    )
+    name = 'jaxgrpo.rewards.maths.verifier:Accuracy{"extract": ["boxed", "number"], "tolerance": 0.1}'
     assert find_reward(name) == changed["accuracy"].function
     with pytest.raises(UserError, match="it must name some of boxed"):
         find_reward('jaxgrpo.rewards.maths.verifier:Accuracy{"extract": ["box"]}')
@@ -204,9 +213,9 @@ PIECES = r"""\boxed{ \frac{ \sqrt \left( \right) \{ \} \begin{pmatrix} \end{pmat
     , ; . : - + * / 9 99 1e9 0 7 x i e and or <think> </think> 答案是 उत्तर ४ ½ √ \ """
 TEXT = st.one_of(
     st.text(max_size=80),
-    st.lists(st.sampled_from([*PIECES.split(), " ", "\n", "the answer is "]), max_size=25).map(
-        "".join
-    ),
+    st.lists(
+        st.sampled_from([*PIECES.split(), " ", "\n", "the answer is "]), max_size=25
+    ).map("".join),
 )
 
 
@@ -279,7 +288,9 @@ BOMBS = [
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb[:20])
 @pytest.mark.parametrize("gold", ["42", r"\frac{\sqrt{2}}{2}x"])
 def test_nothing_blows_up(bomb, gold):
-    same_expression("x", "x + 1")  # imports math-verify, whose half second is not meant here
+    same_expression(
+        "x", "x + 1"
+    )  # imports math-verify, whose half second is not meant here
     before = time.monotonic()
     assert Accuracy(ALL)(problem(gold), rf"\boxed{{{bomb}}}") == 0.0
     Accuracy(ALL)(problem(gold), bomb)
@@ -287,7 +298,14 @@ def test_nothing_blows_up(bomb, gold):
 
 
 def test_the_guard_lets_formulas_through_and_stops_the_rest():
-    for text in (r"\frac{-1+\sqrt{5}}{2}", "x^2+y^2=1", r"2^{1009}", "3^2+5^2", "e^{-x^2}", "2abc"):
+    for text in (
+        r"\frac{-1+\sqrt{5}}{2}",
+        "x^2+y^2=1",
+        r"2^{1009}",
+        "3^2+5^2",
+        "e^{-x^2}",
+        "2abc",
+    ):
         assert is_safe(text), text
     for text in (
         "9^9^9",
@@ -351,7 +369,8 @@ def test_in_a_pool_a_formula_is_judged_and_a_zero_is_not_missing():
             r"\boxed{\sqrt{\frac{16}{2}}}",
         ]
         verdicts = [
-            values["accuracy"] for values in pool.result(pool.submit(problem(r"2\sqrt{2}"), texts))
+            values["accuracy"]
+            for values in pool.result(pool.submit(problem(r"2\sqrt{2}"), texts))
         ]
     assert verdicts == [1.0, 0.0, 0.0, 0.0, 1.0]
     assert not any(isinstance(verdict, Missing) for verdict in verdicts)
@@ -360,8 +379,12 @@ def test_in_a_pool_a_formula_is_judged_and_a_zero_is_not_missing():
 def test_settings_reach_a_pool():
     reward = Accuracy(("boxed", "number"), tolerance=0.01)
     assert find_reward(reward_name(reward)) == reward
-    with Pool({"near": Weighted(reward), "exact": Weighted(Accuracy())}, 1, deadline=30.0) as pool:
-        assert pool.result(pool.submit(problem("100"), ["so 100.5", r"\boxed{100}"])) == [
+    with Pool(
+        {"near": Weighted(reward), "exact": Weighted(Accuracy())}, 1, deadline=30.0
+    ) as pool:
+        assert pool.result(
+            pool.submit(problem("100"), ["so 100.5", r"\boxed{100}"])
+        ) == [
             {"near": 1.0, "exact": 0.0},
             {"near": 1.0, "exact": 1.0},
         ]
@@ -369,7 +392,18 @@ def test_settings_reach_a_pool():
 
 @pytest.mark.parametrize(
     "piece",
-    ["answer ", "answer of ", "1,", "1 ", "9^", r"\frac{1}", "5 cents ", "-", "the ", "答案"],
+    [
+        "answer ",
+        "answer of ",
+        "1,",
+        "1 ",
+        "9^",
+        r"\frac{1}",
+        "5 cents ",
+        "-",
+        "the ",
+        "答案",
+    ],
 )
 def test_extraction_and_comparison_take_linear_time(piece):
     before = time.monotonic()
@@ -388,7 +422,10 @@ def test_the_check_of_data_sets_counts_and_names_exceptions(tmp_path, capsys):
         ("What is 6 * 200?", "#### 1,200"),
         ("What is 1 / 2?", "#### 1/2"),
     ]
-    lines = [json.dumps({"question": question, "answer": answer}) for question, answer in rows]
+    lines = [
+        json.dumps({"question": question, "answer": answer})
+        for question, answer in rows
+    ]
     (tmp_path / "gsm8k_train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert check_math.main(["--data", str(tmp_path)]) == 0
     assert (
@@ -402,6 +439,7 @@ def test_the_check_of_data_sets_counts_and_names_exceptions(tmp_path, capsys):
     )
     assert check_math.main(["--data", str(tmp_path)]) == 1
     assert (
-        "    x: 'x=5' is not itself\n    x: 'x=5' is also '5' of five\n" in capsys.readouterr().out
+        "    x: 'x=5' is not itself\n    x: 'x=5' is also '5' of five\n"
+        in capsys.readouterr().out
     )
     assert check_math.main(["--data", str(tmp_path / "nothing")]) == 2

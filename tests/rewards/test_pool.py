@@ -20,7 +20,8 @@ from jaxgrpo.rewards.workers.pool import Missing, Pool, reward_name
 from jaxgrpo.rewards.workers.worker import find_reward
 
 linux = pytest.mark.skipif(
-    sys.platform != "linux", reason="other systems' workers are fresh processes without such limits"
+    sys.platform != "linux",
+    reason="other systems' workers are fresh processes without such limits",
 )
 
 PROBLEM = Problem("1", "question", "42", language="ko", meta={"value": 10})
@@ -42,11 +43,14 @@ def verdicts(names, texts, **options):
 
 def test_results_are_in_order_with_every_reward_of_every_text():
     with start("length", "is_answer", workers=2) as pool:
-        texts = [["x" * (group * 7 + i) for i in range(4)] + ["42"] for group in range(20)]
+        texts = [
+            ["x" * (group * 7 + i) for i in range(4)] + ["42"] for group in range(20)
+        ]
         tickets = [pool.submit(PROBLEM, group) for group in texts]
         for group, ticket in zip(texts, tickets, strict=True):
             expected = [
-                {"length": float(len(text)), "is_answer": float(text == "42")} for text in group
+                {"length": float(len(text)), "is_answer": float(text == "42")}
+                for text in group
             ]
             assert pool.result(ticket) == expected
         assert pool.result(pool.submit(PROBLEM, [])) == []
@@ -54,7 +58,12 @@ def test_results_are_in_order_with_every_reward_of_every_text():
 
 def test_numbers_of_all_kinds_become_floats():
     (values,) = verdicts(["is_answer", "numpy_is_answer", "half", "length"], ["42"])
-    assert values == {"is_answer": 1.0, "numpy_is_answer": 1.0, "half": 0.5, "length": 2.0}
+    assert values == {
+        "is_answer": 1.0,
+        "numpy_is_answer": 1.0,
+        "half": 0.5,
+        "length": 2.0,
+    }
     assert all(type(value) is float for value in values.values())
 
 
@@ -109,12 +118,17 @@ def test_a_lost_worker_costs_the_verdict_it_was_at(text, reward):
 def test_a_worker_that_dies_between_tickets_costs_nothing():
     with start("exit_after_the_verdict") as pool:
         for _ in range(2):
-            assert pool.result(pool.submit(PROBLEM, ["text"])) == [{"exit_after_the_verdict": 1.0}]
+            assert pool.result(pool.submit(PROBLEM, ["text"])) == [
+                {"exit_after_the_verdict": 1.0}
+            ]
             time.sleep(0.15)
 
 
 def test_the_deadline_is_for_a_single_verdict():
-    assert verdicts(["sleep_a_little"], ["text"] * 5, deadline=0.4) == [{"sleep_a_little": 1.0}] * 5
+    assert (
+        verdicts(["sleep_a_little"], ["text"] * 5, deadline=0.4)
+        == [{"sleep_a_little": 1.0}] * 5
+    )
 
 
 def test_submit_does_not_wait_and_other_workers_go_on():
@@ -123,13 +137,18 @@ def test_submit_does_not_wait_and_other_workers_go_on():
         stuck = pool.submit(PROBLEM, ["sleep"])
         tickets = [pool.submit(PROBLEM, ["x" * 100_000]) for _ in range(20)]
         assert time.monotonic() - before < 1
-        assert all(pool.result(ticket) == [{"sleep_on_request": 100_000.0}] for ticket in tickets)
+        assert all(
+            pool.result(ticket) == [{"sleep_on_request": 100_000.0}]
+            for ticket in tickets
+        )
         assert not stuck.verdicts.done()
 
 
 def test_what_is_cancelled_is_not_computed_and_disturbs_nothing():
     with start("sleep_a_little", "length") as pool:
-        first, second, third = (pool.submit(PROBLEM, [text]) for text in ("a", "bb", "ccc"))
+        first, second, third = (
+            pool.submit(PROBLEM, [text]) for text in ("a", "bb", "ccc")
+        )
         pool.cancel(second)
         assert pool.result(first)[0]["length"] == 1.0
         assert pool.result(third)[0]["length"] == 3.0
@@ -159,7 +178,11 @@ def test_problem_and_text_arrive_as_they_were():
 def test_tokens_and_ends_arrive_with_the_text_and_are_missing_of_a_plain_one():
     texts = [Completion("\ud800 é", 3), Completion("", 0, finished=False), "plain"]
     values = verdicts(["length_and_end", "length"], texts)
-    assert [value["length_and_end"] for value in values] == [3.5, 0.0, Missing("AttributeError")]
+    assert [value["length_and_end"] for value in values] == [
+        3.5,
+        0.0,
+        Missing("AttributeError"),
+    ]
     assert [value["length"] for value in values] == [3.0, 0.0, 5.0]
 
 
@@ -206,7 +229,11 @@ def test_a_reward_that_strikes_its_parent_costs_other_workers_nothing():
         others = [pool.submit(PROBLEM, ["a"] * 4) for _ in range(2)]
         strikes = [pool.submit(PROBLEM, ["SIGKILL", "a"]) for _ in range(3)]
         values = [value for ticket in others + strikes for value in pool.result(ticket)]
-    lost = [value for value in values if isinstance(value["strike_the_parent_on_request"], Missing)]
+    lost = [
+        value
+        for value in values
+        if isinstance(value["strike_the_parent_on_request"], Missing)
+    ]
     assert len(lost) == 3
     assert all(value["sleep_a_little"] == 1.0 for value in values)
 
@@ -227,7 +254,9 @@ def test_when_the_process_that_imported_dies_another_does():
 
 
 def test_what_a_reward_has_started_dies_with_it(tmp_path):
-    values = verdicts(["start_a_process_and_hang", "length"], [str(tmp_path / "id")], deadline=0.5)
+    values = verdicts(
+        ["start_a_process_and_hang", "length"], [str(tmp_path / "id")], deadline=0.5
+    )
     assert values[0]["start_a_process_and_hang"] == Missing("timeout")
     started = int((tmp_path / "id").read_text())
     until = time.monotonic() + 10
@@ -288,7 +317,9 @@ def named(module, qualname):
 )
 def test_a_reward_that_workers_cannot_import_is_refused_in_one_line(reward):
     with pytest.raises(UserError) as error:
-        Pool({"good": Weighted(hostile_rewards.length), "bad": Weighted(reward)}, 1, 1.0)
+        Pool(
+            {"good": Weighted(hostile_rewards.length), "bad": Weighted(reward)}, 1, 1.0
+        )
     assert "\n" not in str(error.value)
 
 
@@ -302,7 +333,8 @@ def test_a_module_that_only_the_parent_has_is_refused_by_the_workers(monkeypatch
     module.reward = named("made_up_in_the_parent", "reward")
     monkeypatch.setitem(sys.modules, "made_up_in_the_parent", module)
     with pytest.raises(
-        UserError, match="importing made_up_in_the_parent failed with ModuleNotFoundError"
+        UserError,
+        match="importing made_up_in_the_parent failed with ModuleNotFoundError",
     ):
         Pool({"reward": Weighted(module.reward)}, 2, 1.0)
 
@@ -338,9 +370,16 @@ def reward(problem, text): return imported if text else os._exit(1)
 """
 
 
-def test_a_module_that_starts_a_thread_is_imported_by_every_worker_afresh(tmp_path, monkeypatch):
-    module = write_module(tmp_path, monkeypatch, "has_a_thread", HAS_A_THREAD + IMPORTING_ID)
-    rewards = {"reward": Weighted(module.reward), "id": Weighted(hostile_rewards.process_id)}
+def test_a_module_that_starts_a_thread_is_imported_by_every_worker_afresh(
+    tmp_path, monkeypatch
+):
+    module = write_module(
+        tmp_path, monkeypatch, "has_a_thread", HAS_A_THREAD + IMPORTING_ID
+    )
+    rewards = {
+        "reward": Weighted(module.reward),
+        "id": Weighted(hostile_rewards.process_id),
+    }
     with Pool(rewards, 1, 10.0) as pool:
         first, lost, second = pool.result(pool.submit(PROBLEM, ["a", "", "b"]))
     assert lost["reward"] == Missing("crash")
@@ -380,7 +419,9 @@ def test_a_process_with_threads_files_children_or_shared_memory_is_no_template()
     )
 
 
-def test_a_replacement_that_does_not_start_is_an_error_not_a_hang(tmp_path, monkeypatch):
+def test_a_replacement_that_does_not_start_is_an_error_not_a_hang(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     text = HAS_A_THREAD + "def reward(problem, text): os._exit(1)\n"
     module = write_module(tmp_path, monkeypatch, "soon_gone", text)
@@ -417,7 +458,10 @@ def test_close_leaves_no_process_whatever_the_workers_are_doing():
         pytest.raises(KeyError),
         start("process_id", "sleep_on_request", workers=2, deadline=60.0) as pool,
     ):
-        ids = {int(pool.result(pool.submit(PROBLEM, [""]))[0]["process_id"]) for _ in range(50)}
+        ids = {
+            int(pool.result(pool.submit(PROBLEM, [""]))[0]["process_id"])
+            for _ in range(50)
+        }
         assert all(map(is_alive, ids))
         tickets = [pool.submit(PROBLEM, ["sleep"]) for _ in range(4)]
         time.sleep(0.2)
@@ -460,4 +504,6 @@ def test_workers_die_with_a_killed_parent(text):
     )
     assert parent.stdout.readline() == b"ready\n"
     parent.kill()
-    parent.communicate(timeout=10)  # the workers hold stderr: it ends when the last of them is gone
+    parent.communicate(
+        timeout=10
+    )  # the workers hold stderr: it ends when the last of them is gone

@@ -46,7 +46,14 @@ def test_a_loop_is_punished_in_every_script_and_a_sentence_is_not(language):
 
 
 def test_words_have_no_need_of_spaces():
-    assert split("She's got 12: 사과와苹果") == ["she's", "got", "12", ":", "사과와", "苹果"]
+    assert split("She's got 12: 사과와苹果") == [
+        "she's",
+        "got",
+        "12",
+        ":",
+        "사과와",
+        "苹果",
+    ]
     assert len(split(SENTENCES["th"])) > 10
     assert "".join(split(SENTENCES["zh"])) == SENTENCES["zh"]
 

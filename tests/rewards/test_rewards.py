@@ -163,7 +163,10 @@ def test_accuracy_is_one_or_zero():
     ("text", "value"),
     [
         (r"<think>2 + 2 = 4</think> \boxed{4}", 1.0),
-        ("\n " + r"<think>a \boxed{1} b</think>The answer is $\boxed{\frac{1}{2}}$.", 1.0),
+        (
+            "\n " + r"<think>a \boxed{1} b</think>The answer is $\boxed{\frac{1}{2}}$.",
+            1.0,
+        ),
         (r"<think></think>\boxed{4}", 1.0),
         (r"<think>2 + 2 = 4</think> 4", 0.0),
         (r"<think>2 + 2 = 4</think> \boxed{}", 0.0),
@@ -185,7 +188,9 @@ def test_think_then_answer(text, value):
     assert think_then_answer(problem(), text) == value
 
 
-ENGLISH = "First we compute how many apples she has, then we divide them among her friends."
+ENGLISH = (
+    "First we compute how many apples she has, then we divide them among her friends."
+)
 CHINESE = "首先我们计算她有多少个苹果，然后把它们分给她的朋友。"
 JAPANESE = "まず、彼女がリンゴを何個持っているか計算し、友達に分けます。"
 KOREAN = "먼저 사과가 몇 개인지 계산한 다음 친구들에게 나누어 줍니다."
@@ -255,7 +260,10 @@ def test_only_the_chain_of_thought_counts():
 
 
 def test_a_name_in_another_script_hardly_matters():
-    assert target_word_ratio(problem(language="ko"), f"Natalia는 4월에 {KOREAN} {KOREAN}") > 0.9
+    assert (
+        target_word_ratio(problem(language="ko"), f"Natalia는 4월에 {KOREAN} {KOREAN}")
+        > 0.9
+    )
 
 
 def test_a_short_line_takes_the_language_of_the_text():
@@ -275,7 +283,10 @@ def test_too_little_to_tell_relatives_apart_is_taken_for_the_target_or_english()
 
 def test_words_do_not_hide_in_formulas():
     assert word_ratios(f"답은 ${ENGLISH}$", "ko").english > 0.9
-    assert word_ratios(rf"답은 \[ \text{{{ENGLISH}}} \] \boxed{{{ENGLISH}}}", "ko").english > 0.9
+    assert (
+        word_ratios(rf"답은 \[ \text{{{ENGLISH}}} \] \boxed{{{ENGLISH}}}", "ko").english
+        > 0.9
+    )
     assert "for lunch and" in strip_formulas("He pays $5 for lunch and $6 for dinner")
     assert strip_formulas(r"a $x = \text{cm}$ b").split() == ["a", "b"]
 
@@ -292,7 +303,8 @@ def test_identify_chooses_among_the_candidates():
 
 
 @pytest.mark.parametrize(
-    "piece", [r"\boxed{", "{", "$", r"\(", r"\[", "```", "a$", "<a", "'", "</think>", "<think>"]
+    "piece",
+    [r"\boxed{", "{", "$", r"\(", r"\[", "```", "a$", "<a", "'", "</think>", "<think>"],
 )
 def test_no_text_takes_long_to_score(piece):
     before = time.monotonic()
@@ -336,7 +348,10 @@ def test_the_package_imports_nothing():
 
 @pytest.mark.parametrize(
     "statement",
-    ["from jaxgrpo.rewards import languages, layout, maths", "import jaxgrpo.rewards.workers.pool"],
+    [
+        "from jaxgrpo.rewards import languages, layout, maths",
+        "import jaxgrpo.rewards.workers.pool",
+    ],
 )
 def test_modules_that_are_there_are_imported(statement):
     run_python(statement)

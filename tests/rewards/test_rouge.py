@@ -15,7 +15,11 @@ from jaxgrpo.rewards.workers.pool import Missing, Pool
 @pytest.mark.parametrize(
     ("text", "reference", "value"),
     [
-        ("police kill the gunman", "police killed the gunman", 3 / 4),  # Lin 2004, section 3.1
+        (
+            "police kill the gunman",
+            "police killed the gunman",
+            3 / 4,
+        ),  # Lin 2004, section 3.1
         ("the gunman kill police", "police killed the gunman", 2 / 4),
         ("Police killed, the GUNMAN!", "police killed the gunman", 1.0),
         ("the the the the", "the cat", 2 / 6),
@@ -43,7 +47,9 @@ def longest_common(a: str, b: str) -> int:
 
 
 @hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
-@hypothesis.given(st.text("abc", min_size=1, max_size=90), st.text("abcd", min_size=1, max_size=90))
+@hypothesis.given(
+    st.text("abc", min_size=1, max_size=90), st.text("abcd", min_size=1, max_size=90)
+)
 def test_rouge_l_is_its_definition(a, b):
     f1 = 2 * longest_common(a, b) / (len(a) + len(b))
     assert rouge_l(" ".join(a), " ".join(b)) == pytest.approx(f1)
@@ -54,14 +60,20 @@ def test_only_the_part_asked_for_is_compared_and_with_what_is_asked():
     text = "<think>three four</think> one two"
     assert RougeL()(problem, text) == RougeL()(problem, "one two") == 1.0
     assert RougeL("think", "summary")(problem, text) == 1.0
-    assert RougeL("think")(problem, text) == RougeL(reference="summary")(problem, text) == 0.0
+    assert (
+        RougeL("think")(problem, text)
+        == RougeL(reference="summary")(problem, text)
+        == 0.0
+    )
     # The tags' names are words: there are six.
     assert RougeL("all")(problem, text) == pytest.approx(2 * 2 / (6 + 2))
 
 
 def test_a_reference_that_is_not_there_is_missing_and_not_zero():
     problem = Problem("1", "Summarise.", "")
-    with Pool({"rouge": Weighted(RougeL(reference="summary"))}, 1, deadline=10.0) as pool:
+    with Pool(
+        {"rouge": Weighted(RougeL(reference="summary"))}, 1, deadline=10.0
+    ) as pool:
         verdicts = pool.result(pool.submit(problem, ["text"]))
     assert verdicts == [{"rouge": Missing("KeyError")}]
 

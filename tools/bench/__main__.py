@@ -38,7 +38,9 @@ Benchmark = Callable[[argparse.Namespace], Result]
 class Subcommands:
     """Adds subcommands that have the shared flags, and are named after their functions."""
 
-    def __init__(self, parser: argparse.ArgumentParser, shared: argparse.ArgumentParser):
+    def __init__(
+        self, parser: argparse.ArgumentParser, shared: argparse.ArgumentParser
+    ):
         """Begins with none. shared: the flags of every subcommand"""
         self._subparsers = parser.add_subparsers(required=True, metavar="WHAT")
         self._shared = shared
@@ -70,19 +72,29 @@ def positive(text: str) -> int:
 def add_logprobs(subcommands: Subcommands) -> None:
     """Adds the subcommand `logprobs`."""
     parser = subcommands.add(bench_logprobs)
-    for name, default in (("rows", 8), ("length", 256), ("width", 896), ("vocab", 32768)):
+    for name, default in (
+        ("rows", 8),
+        ("length", 256),
+        ("width", 896),
+        ("vocab", 32768),
+    ):
         parser.add_argument(
             f"--{name}", type=positive, default=default, help=f"default {default:,}"
         )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of hidden states and embedding"
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of hidden states and embedding",
     )
     parser.add_argument(
         "--chunk",
         type=positive,
         help="columns of logits held at once; by default what token_logprobs chooses",
     )
-    parser.add_argument("--compile-only", action="store_true", help="memory alone: nothing is run")
+    parser.add_argument(
+        "--compile-only", action="store_true", help="memory alone: nothing is run"
+    )
 
 
 def add_rollout(subcommands: Subcommands) -> None:
@@ -95,10 +107,16 @@ def add_step(subcommands: Subcommands) -> None:
     parser = subcommands.add(bench_step)
     _add_sampling_flags(parser)
     parser.add_argument(
-        "--micro-batch", type=positive, default=16, help="rows of one gradient pass; default 16"
+        "--micro-batch",
+        type=positive,
+        default=16,
+        help="rows of one gradient pass; default 16",
     )
     parser.add_argument(
-        "--kl", type=float, default=0.04, help="weight of the KL to the reference; default 0.04"
+        "--kl",
+        type=float,
+        default=0.04,
+        help="weight of the KL to the reference; default 0.04",
     )
     parser.add_argument(
         "--reward-seconds",
@@ -107,14 +125,19 @@ def add_step(subcommands: Subcommands) -> None:
         help="also time a reward that takes so long a completion",
     )
     parser.add_argument(
-        "--workers", type=positive, default=2, help="processes that compute rewards; default 2"
+        "--workers",
+        type=positive,
+        default=2,
+        help="processes that compute rewards; default 2",
     )
 
 
 def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a subcommand that samples."""
     parser.add_argument(
-        "--model", type=Path, help="a Hugging Face folder; by default the embedded model"
+        "--model",
+        type=Path,
+        help="a Hugging Face folder; by default the embedded model",
     )
     # Numbers that have a default.
     sizes = (
@@ -128,14 +151,19 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag, type=positive, default=default, help=f"{about}; default {default}"
         )
-    parser.add_argument("--slots", type=positive, help="rows sampled side by side; by default all")
+    parser.add_argument(
+        "--slots", type=positive, help="rows sampled side by side; by default all"
+    )
     parser.add_argument(
         "--mean-new",
         type=positive,
         help="draw lengths with this mean, cut at --new; rollout also times them batch by batch",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of matrix products and caches"
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of matrix products and caches",
     )
 
 
@@ -143,9 +171,14 @@ def add_rewards(subcommands: Subcommands) -> None:
     """Adds the subcommand `rewards`."""
     parser = subcommands.add(bench_rewards)
     parser.add_argument(
-        "--verdicts", type=positive, default=5000, help="at least so many; default 5,000"
+        "--verdicts",
+        type=positive,
+        default=5000,
+        help="at least so many; default 5,000",
     )
-    parser.add_argument("--workers", type=positive, default=2, help="processes; default 2")
+    parser.add_argument(
+        "--workers", type=positive, default=2, help="processes; default 2"
+    )
 
 
 def add_load(subcommands: Subcommands) -> None:
@@ -158,13 +191,22 @@ def add_load(subcommands: Subcommands) -> None:
         help="about so many 10^9 bytes of bfloat16; default 3",
     )
     parser.add_argument(
-        "--file-gigabytes", type=float, default=1.0, help="of a file, at most; default 1"
+        "--file-gigabytes",
+        type=float,
+        default=1.0,
+        help="of a file, at most; default 1",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="bfloat16", help="of the parameters on the devices"
+        "--dtype",
+        choices=DTYPES,
+        default="bfloat16",
+        help="of the parameters on the devices",
     )
     parser.add_argument(
-        "--devices", type=positive, default=1, help="that share the parameters; default 1"
+        "--devices",
+        type=positive,
+        default=1,
+        help="that share the parameters; default 1",
     )
 
 

@@ -35,7 +35,9 @@ def bench_load(arguments: argparse.Namespace) -> Result:
         command = [sys.executable, "-m", "tools.bench.load", folder, arguments.dtype]
         flags = f"--xla_force_host_platform_device_count={arguments.devices}"
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise UserError(
             f"the process that reads the folder failed: {done.stderr.strip().splitlines()[-1:]}"
@@ -61,7 +63,9 @@ def make_folder(folder: Path, gigabytes: float, file_gigabytes: float) -> None:
     one_layer_model = _write_config(folder, hf)
     embedding_and_norm = (hf["vocab_size"] + 1) * hf["hidden_size"]
     layer = one_layer_model - embedding_and_norm
-    hf["num_hidden_layers"] = max(1, round((gigabytes * 1e9 / 2 - embedding_and_norm) / layer))
+    hf["num_hidden_layers"] = max(
+        1, round((gigabytes * 1e9 / 2 - embedding_and_norm) / layer)
+    )
     _write_config(folder, hf)
 
     rng = np.random.default_rng(0)
@@ -78,7 +82,9 @@ def make_folder(folder: Path, gigabytes: float, file_gigabytes: float) -> None:
 def _write_config(folder: Path, hf: HfConfig) -> int:
     """Writes a config.json; returns how many parameters its network has."""
     (folder / "config.json").write_text(json.dumps(hf))
-    return transformer.parameter_count(transformer.shapes(hf_folder.load_config(folder)))
+    return transformer.parameter_count(
+        transformer.shapes(hf_folder.load_config(folder))
+    )
 
 
 def _random_bfloat16(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -97,7 +103,9 @@ def load(folder: Path, dtype: str) -> Result:
     mesh = make_mesh(1, -1, 1, devices=jax.devices())
     like = sharded_shapes(mesh, transformer.shapes(hf_folder.load_config(folder)))
     like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=leaf.sharding),
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.dtype(dtype), sharding=leaf.sharding
+        ),
         like,
     )
     # The first transfer allocates what is no part of the reading.
@@ -113,7 +121,9 @@ def load(folder: Path, dtype: str) -> Result:
     shards_bytes = 0
     for leaf in jax.tree.leaves(params):
         shards_bytes += sum(shard.data.nbytes for shard in leaf.addressable_shards)
-    largest = max(2 * leaf.size for leaf in named_leaves(params).values())  # in the folder
+    largest = max(
+        2 * leaf.size for leaf in named_leaves(params).values()
+    )  # in the folder
     allowed = round(ALLOWED_TENSORS * largest) + shards_bytes
     return {
         "devices": jax.device_count(),
@@ -129,7 +139,9 @@ def load(folder: Path, dtype: str) -> Result:
 def status_bytes(field: str) -> int:
     """Returns a field of /proc/self/status, such as VmRSS, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return next(
+        1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")
+    )
 
 
 if __name__ == "__main__":

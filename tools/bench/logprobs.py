@@ -21,7 +21,9 @@ def bench_logprobs(arguments: argparse.Namespace) -> Result:
     rows, length = arguments.rows, arguments.length
     width, vocab = arguments.width, arguments.vocab
     if length < 2:
-        raise UserError(f"--length {length} leaves nothing to choose: it must be at least 2")
+        raise UserError(
+            f"--length {length} leaves nothing to choose: it must be at least 2"
+        )
     dtype = jnp.dtype(arguments.dtype)
     shapes = (
         jax.ShapeDtypeStruct((rows, length, width), dtype),
@@ -66,13 +68,17 @@ def naive_logprobs(
     temperature: Float[Array, ""],
 ) -> Float[Array, "B N"]:
     """Computes log-probabilities from all logits at once, to be differentiated by JAX."""
-    logits = to_logits(hidden[:, :-1], embedding, temperature)  # [B, N, V] with N = T - 1
+    logits = to_logits(
+        hidden[:, :-1], embedding, temperature
+    )  # [B, N, V] with N = T - 1
     chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     # Through logsumexp, which holds less than log_softmax does: the comparison is a fair one.
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def gradient_program(logprobs: Callable[..., Array], shapes: Shapes) -> jax.stages.Compiled:
+def gradient_program(
+    logprobs: Callable[..., Array], shapes: Shapes
+) -> jax.stages.Compiled:
     """Compiles the sum of log-probabilities, and its gradients for hidden and embedding.
 
     logprobs: (hidden, embedding, tokens, temperature) -> log-probabilities

@@ -52,7 +52,9 @@ def bench_rewards(arguments: argparse.Namespace) -> Result:
     """
     num_groups = -(-arguments.verdicts // GROUP_SIZE)  # rounded up
     groups = [make_group(index) for index in range(num_groups)]
-    with Pool({"accuracy": Weighted(verifier.accuracy)}, arguments.workers, deadline=10.0) as pool:
+    with Pool(
+        {"accuracy": Weighted(verifier.accuracy)}, arguments.workers, deadline=10.0
+    ) as pool:
         seconds_to_judge(pool, groups)  # warms up, and is not counted
         seconds = [seconds_to_judge(pool, groups) for _ in range(arguments.repeats)]
     median = statistics.median(seconds)
@@ -72,7 +74,9 @@ def seconds_to_judge(pool: Pool, groups: list[tuple[Problem, list[str]]]) -> flo
     """
     begin = time.perf_counter()
     tickets = [pool.submit(problem, texts) for problem, texts in groups]
-    verdicts = [values["accuracy"] for ticket in tickets for values in pool.result(ticket)]
+    verdicts = [
+        values["accuracy"] for ticket in tickets for values in pool.result(ticket)
+    ]
     seconds = time.perf_counter() - begin
     expected = [verdict for _, verdict in ANSWERS] * len(groups)
     if verdicts != expected:

@@ -140,7 +140,9 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     Raises UserError for numbers that do not go together.
     """
     folder = arguments.model or hf_folder.EMBEDDED
-    model, tokens = match_tokenizer(folder, hf_folder.check_folder(folder), tokenizer.load(folder))
+    model, tokens = match_tokenizer(
+        folder, hf_folder.check_folder(folder), tokenizer.load(folder)
+    )
     rows = arguments.groups * arguments.group_size
     slots = arguments.slots or rows
     micro_batch = getattr(arguments, "micro_batch", 0)
@@ -177,7 +179,9 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     engine = Engine(programs, id_tokenizer, arguments.prompt, arguments.new, seed=0)
     params = hf_folder.load_params(folder, programs.params_like)
     problems = random_problems(arguments, model.vocab_size)
-    return Bench(model, params, programs, engine, problems, completion_lengths(arguments))
+    return Bench(
+        model, params, programs, engine, problems, completion_lengths(arguments)
+    )
 
 
 def random_problems(arguments: argparse.Namespace, vocab_size: int) -> list[Problem]:
@@ -205,7 +209,9 @@ def completion_lengths(arguments: argparse.Namespace) -> np.ndarray:
             f"--mean-new {mean} is more than --new {arguments.new}, where completions are cut"
         )
     # The same lengths in each run: they are part of what is measured.
-    return np.minimum(np.random.default_rng(1).geometric(1 / mean, shape), arguments.new)
+    return np.minimum(
+        np.random.default_rng(1).geometric(1 / mean, shape), arguments.new
+    )
 
 
 def bench_rollout(arguments: argparse.Namespace) -> Result:
@@ -221,7 +227,10 @@ def bench_rollout(arguments: argparse.Namespace) -> Result:
     if arguments.mean_new is not None:
         calls["batch_by_batch"] = bench.batch_by_batch
     work = rollout_work(
-        bench.model, arguments.prompt, bench.lengths.ravel(), *_slots_and_itemsize(bench, arguments)
+        bench.model,
+        arguments.prompt,
+        bench.lengths.ravel(),
+        *_slots_and_itemsize(bench, arguments),
     )
     result = measure(calls, work, int(bench.lengths.sum()), arguments)
     return result | usage_result(usages[1:])  # the first turn compiles
@@ -268,13 +277,18 @@ def bench_step(arguments: argparse.Namespace) -> Result:
     if arguments.reward_seconds:
         reward_seconds["slow_reward"] = arguments.reward_seconds
     work = step_work(
-        bench.model, arguments.prompt, bench.lengths.ravel(), *_slots_and_itemsize(bench, arguments)
+        bench.model,
+        arguments.prompt,
+        bench.lengths.ravel(),
+        *_slots_and_itemsize(bench, arguments),
     )
     with contextlib.ExitStack() as pools:
         calls: dict[str, Callable[[], object]] = {}
         for name, seconds in reward_seconds.items():
             rewards = {"accuracy": Weighted(Coin(seconds))}
-            pool = pools.enter_context(Pool(rewards, arguments.workers, deadline=10.0 + seconds))
+            pool = pools.enter_context(
+                Pool(rewards, arguments.workers, deadline=10.0 + seconds)
+            )
             judge = Judge(pool, rewards, "accuracy")
             calls[name] = functools.partial(trainer.step, judge)
         result = measure(calls, work, int(bench.lengths.sum()), arguments)

@@ -33,7 +33,9 @@ def time_turn(calls: Calls, label: str) -> dict[str, float]:
         jax.block_until_ready(call())
         seconds[name] = time.perf_counter() - started
         shown_name = name.rstrip("_") or "ours"
-        print(f"{label}: {shown_name} {seconds[name]:.3f} s", file=sys.stderr, flush=True)
+        print(
+            f"{label}: {shown_name} {seconds[name]:.3f} s", file=sys.stderr, flush=True
+        )
     return seconds
 
 
@@ -42,7 +44,9 @@ def seconds_in_turns(calls: Calls, repeats: int) -> dict[str, list[float]]:
 
     In turns, so that what else the machine does falls on all calls alike.
     """
-    turns = [time_turn(calls, f"turn {turn} of {repeats}") for turn in range(1, repeats + 1)]
+    turns = [
+        time_turn(calls, f"turn {turn} of {repeats}") for turn in range(1, repeats + 1)
+    ]
     return {name: [seconds[name] for seconds in turns] for name in calls}
 
 
@@ -137,7 +141,9 @@ def compile_counter() -> CompileCounter:
     return CompileCounter()
 
 
-def measure(calls: Calls, work: Work, tokens: int, arguments: argparse.Namespace) -> Result:
+def measure(
+    calls: Calls, work: Work, tokens: int, arguments: argparse.Namespace
+) -> Result:
     """Returns times, the machine's rates, and the floor that these set for the work.
 
     calls: the first is what is measured; of the others only the median is returned

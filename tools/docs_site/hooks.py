@@ -40,7 +40,9 @@ def on_page_markdown(markdown, page, config, files):
         if mark in markdown:
             markdown = markdown.replace(mark, make())
     if "<!-- table:" in markdown:
-        raise PluginError(f"{page.file.src_uri}: there is no such table; see tables.TABLES")
+        raise PluginError(
+            f"{page.file.src_uri}: there is no such table; see tables.TABLES"
+        )
     return FILE_LINK.sub(lambda match: _site_link(match, page.file.src_uri), markdown)
 
 

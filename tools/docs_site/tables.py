@@ -65,7 +65,9 @@ def settings_tables() -> str:
         node = getattr(config, group.name)
         if group.name in ("data", "rewards") or not dataclasses.is_dataclass(node):
             continue
-        inside = {name: f for name, f in settings.items() if name.startswith(f"{group.name}.")}
+        inside = {
+            name: f for name, f in settings.items() if name.startswith(f"{group.name}.")
+        }
         title = f"## {group.name}\n\n{_about(type(node))}"
         parts.append(f"{title}\n\n{_table(inside, node, group.name, marks_of(group))}")
     return "\n\n".join(parts)
@@ -98,7 +100,10 @@ def is_required(node: object, name: str) -> bool:
     field = getattr(node, "__dataclass_fields__", {}).get(name)
     if field is None:
         return False
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return (
+        field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    )
 
 
 def _allowed(field: overrides.Field) -> str:
@@ -106,7 +111,10 @@ def _allowed(field: overrides.Field) -> str:
     choices = field.marks.get("one_of")
     if choices:
         return " or ".join(f"`{choice}`" for choice in choices)
-    bounds = [f"{mark.replace('_', ' ')} {bound}" for mark, bound in bounds_of(field.marks).items()]
+    bounds = [
+        f"{mark.replace('_', ' ')} {bound}"
+        for mark, bound in bounds_of(field.marks).items()
+    ]
     return ", ".join([field.expected, *bounds])
 
 

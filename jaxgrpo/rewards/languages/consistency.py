@@ -125,7 +125,9 @@ class Threshold:
             )
 
     def __call__(self, problem: Problem, text: str) -> float:
-        return float(word_ratios(text, problem.language, self.part).target >= self.at_least)
+        return float(
+            word_ratios(text, problem.language, self.part).target >= self.at_least
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,9 @@ class Match:
 
     def __call__(self, problem: Problem, text: str) -> float:
         counts = _count_words_of_part(text, _checked_code(problem.language), self.part)
-        other_counts = [count for code, count in counts.items() if code != problem.language]
+        other_counts = [
+            count for code, count in counts.items() if code != problem.language
+        ]
         return float(counts[problem.language] > max(other_counts, default=0))
 
 
@@ -211,7 +215,9 @@ def _checked_code(language: str) -> str:
     code = language_code(language)
     if code is None:
         codes = " ".join(sorted(LANGUAGE_CODES))
-        raise UserError(f"language {language!r} is not one that can be told: use one of {codes}")
+        raise UserError(
+            f"language {language!r} is not one that can be told: use one of {codes}"
+        )
     return code
 
 

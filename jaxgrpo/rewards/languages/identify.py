@@ -100,7 +100,9 @@ _MIN_CHINESE = 10
 """As many Han characters without kana are Chinese; fewer may be a Japanese heading."""
 
 
-def identify_sentences(script: str, sentences: Sequence[WordsByScript], target: str) -> list[str]:
+def identify_sentences(
+    script: str, sentences: Sequence[WordsByScript], target: str
+) -> list[str]:
     """Returns the language of each sentence's words of one script, "" where none is found.
 
     script: a script of LANGUAGES, or another one
@@ -115,7 +117,9 @@ def identify_sentences(script: str, sentences: Sequence[WordsByScript], target: 
     likelihoods = [_likelihood(script, sentence[script]) for sentence in sentences]
     num_letters = [sum(map(len, sentence[script])) for sentence in sentences]
     expected = {
-        language: float(MIN_LETTERS) for language in (target, "en") if language in candidates
+        language: float(MIN_LETTERS)
+        for language in (target, "en")
+        if language in candidates
     }
     leaders = {_likeliest(likelihood) for likelihood in likelihoods if likelihood}
     if len(leaders) == 1 and leaders <= expected.keys():
@@ -126,7 +130,10 @@ def identify_sentences(script: str, sentences: Sequence[WordsByScript], target: 
     for _ in range(_ROUNDS):
         shares = _shares(posteriors, num_letters, expected)
         posteriors = [_posterior(likelihood, shares) for likelihood in likelihoods]
-    return [max(posterior, key=posterior.__getitem__, default="") for posterior in posteriors]
+    return [
+        max(posterior, key=posterior.__getitem__, default="")
+        for posterior in posteriors
+    ]
 
 
 def identify(text: str, candidates: Iterable[str]) -> str:
@@ -137,7 +144,9 @@ def identify(text: str, candidates: Iterable[str]) -> str:
     Returns "" if fastText names none of them.
     """
     candidate_set = frozenset(candidates)
-    return next((language for language, _ in _fasttext(text) if language in candidate_set), "")
+    return next(
+        (language for language, _ in _fasttext(text) if language in candidate_set), ""
+    )
 
 
 def warm_up() -> None:
@@ -176,7 +185,9 @@ def _shares(
     return shares
 
 
-def _posterior(likelihood: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
+def _posterior(
+    likelihood: Mapping[str, float], shares: Mapping[str, float]
+) -> dict[str, float]:
     """Returns likelihood times share of each language that has a share, not normalized."""
     return {
         language: likelihood.get(language, _MIN_LIKELIHOOD) * share
@@ -287,7 +298,9 @@ def _language_of_han(sentence: WordsByScript) -> str:
 def _language_of_character(character: str) -> str:
     """Returns the only language whose standards have a Han character, "" if both or neither do."""
     is_japanese = _has_character("shift_jis", character)
-    is_chinese = _has_character("gb2312", character) or _has_character("big5", character)
+    is_chinese = _has_character("gb2312", character) or _has_character(
+        "big5", character
+    )
     if is_japanese == is_chinese:
         return ""
     return "ja" if is_japanese else "zh"

@@ -46,7 +46,9 @@ _LANGUAGES = {
     "Sinhala": "si",
     "Tibetan": "bo",
 }
-LANGUAGES = {script: tuple(languages.split()) for script, languages in _LANGUAGES.items()}
+LANGUAGES = {
+    script: tuple(languages.split()) for script, languages in _LANGUAGES.items()
+}
 """The languages that are told apart, by script.
 
 They are those of fastText's lid.176, without small relatives of other languages and constructed
@@ -73,9 +75,7 @@ _SENTENCE_ENDS = frozenset(".!?\n。！？．｡।॥؟۔…") | {"\r\n", "\u20
 _SENTENCE_END = "end"
 """The kind of a segment that ends a sentence, where a word's kind is its script."""
 
-_UNIT_SIGNS = (
-    "mm cm dm km mg kg ml cl dl kl lb lbs oz ft yd sq kW kWh mph kmh Hz kHz MHz GHz KB MB GB TB"
-)
+_UNIT_SIGNS = "mm cm dm km mg kg ml cl dl kl lb lbs oz ft yd sq kW kWh mph kmh Hz kHz MHz GHz KB MB GB TB"
 _UNITS = frozenset(_UNIT_SIGNS.split())
 _VARIABLE_SCRIPTS = ("Latin", "Greek")
 """Scripts in which a single letter is a variable, not a word."""
@@ -88,7 +88,9 @@ _UNIT_SCRIPTS = ("Latin", "Greek", "Cyrillic")
 _SCRIPT_OF_LETTER = re.compile(
     r"(?P<Kana>[\p{Hiragana}\p{Katakana}&&\p{L}])|"
     + "|".join(
-        rf"(?P<{script}>[\p{{{script}}}&&\p{{L}}])" for script in LANGUAGES if script != "Kana"
+        rf"(?P<{script}>[\p{{{script}}}&&\p{{L}}])"
+        for script in LANGUAGES
+        if script != "Kana"
     )
     + r"|(?P<other>[\p{L}--\p{Common}])",
     re.VERSION1,
@@ -148,6 +150,8 @@ def _classify(segment: str) -> str:
     script = scripts[-1] or ""
     if len(scripts) == 1 and script in _VARIABLE_SCRIPTS:
         return ""
-    if script in _UNIT_SCRIPTS and (segment in _UNITS or re.search(r"[\p{N}_]", segment)):
+    if script in _UNIT_SCRIPTS and (
+        segment in _UNITS or re.search(r"[\p{N}_]", segment)
+    ):
         return ""
     return script

@@ -46,7 +46,9 @@ def extract_answer(text: str, methods: Sequence[str] = DEFAULT_METHODS) -> str |
     # 1. The last mark: a balanced `\boxed{...}`, or `#### ...` to the end of its line.
     marked = find_boxes(reply) if "boxed" in methods else []
     if "hashes" in methods:
-        marked += [MarkedText(match.start(), match[1]) for match in _HASHES.finditer(reply)]
+        marked += [
+            MarkedText(match.start(), match[1]) for match in _HASHES.finditer(reply)
+        ]
     if marked:
         return max(marked).text.strip()
     # 2. What follows the last phrase like "the answer is", in any language.
@@ -60,13 +62,17 @@ def extract_answer(text: str, methods: Sequence[str] = DEFAULT_METHODS) -> str |
 # --- gold answers ---------------------------------------------------------------------------------
 
 # "<answer>19</answer>"
-_ANSWER_TAGS = re.compile(r"<(answer|final_answer|solution)>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
+_ANSWER_TAGS = re.compile(
+    r"<(answer|final_answer|solution)>(.*?)</\1>", re.DOTALL | re.IGNORECASE
+)
 # A box as golds have it: "\boxed{19}", or "\boxed 19" before a single word or number (group 1).
 _GOLD_BOX = re.compile(
     r"(?<!\\)\\+(?:boxed|fbox|framebox)(?!\p{L})\s*(?:(?=\{)|([^\s{}$\\]*[^\s{}$\\.,;:]))"
 )
 # What may stand beside boxes that are the whole gold: "$", ", ", "and", "\text{ or }"
-_BETWEEN_BOXES = re.compile(r"(?:[\s$,;.]|\\text\s*\{\s*(?:and|or)\s*\}|\\[][()]|and|or)*")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;.]|\\text\s*\{\s*(?:and|or)\s*\}|\\[][()]|and|or)*"
+)
 
 
 @lru_cache(maxsize=1024)
@@ -82,12 +88,16 @@ def parse_gold(gold: str) -> tuple[str, ...]:
     if tagged:
         _, last_content = tagged[-1]
         return parse_gold(last_content)
-    gold = _GOLD_BOX.sub(lambda box: rf"\boxed{{{box[1]}}}" if box[1] else r"\boxed", gold)
+    gold = _GOLD_BOX.sub(
+        lambda box: rf"\boxed{{{box[1]}}}" if box[1] else r"\boxed", gold
+    )
     reply = part(gold, "answer")
     marked = ", ".join(_contents_of_only_boxes(reply)) or extract_answer(reply)
     if marked:
         return (marked,)
-    announced = None if _NOUN_ALONE.match(reply.strip()) else _answer_after_phrase(reply)
+    announced = (
+        None if _NOUN_ALONE.match(reply.strip()) else _answer_after_phrase(reply)
+    )
     if not announced:
         return (reply or gold,)
     counted = _WORDS_THEN_NUMBER.fullmatch(announced)
@@ -126,7 +136,9 @@ def find_boxes(text: str) -> list[MarkedText]:
         elif match[0] == "}" and opened:
             start = opened.pop()
             if start[0] != "{":
-                boxes.append(MarkedText(start.start(), text[start.end() : match.start()]))
+                boxes.append(
+                    MarkedText(start.start(), text[start.end() : match.start()])
+                )
     return boxes
 
 
@@ -203,7 +215,9 @@ def _answer_after_phrase(text: str) -> str | None:
     number = _NUMBER_AND_WORD.match(clause)
     if number and not changes_number(number[2]):
         return f"{number[1]} {number[2]}"
-    clause_end = _CLAUSE_END.search(clause) if _STARTS_WITH_NUMBER.match(clause) else None
+    clause_end = (
+        _CLAUSE_END.search(clause) if _STARTS_WITH_NUMBER.match(clause) else None
+    )
     if clause_end and not changes_number(clause[clause_end.end() :]):
         clause = clause[: clause_end.start()]
     return clause or None

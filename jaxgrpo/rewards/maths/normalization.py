@@ -72,8 +72,12 @@ def _to_ascii(text: str) -> str:
         return text.replace("~", " ")
     text = _SUPERSCRIPT.sub(_superscript_as_power, text)
     # "2½" becomes "2 1/2": NFKC makes three characters, the space keeps the whole part apart.
-    text = _VULGAR_FRACTION.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]), text)
-    text = _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2] or match[3]}}}", text)
+    text = _VULGAR_FRACTION.sub(
+        lambda match: " " + unicodedata.normalize("NFKC", match[0]), text
+    )
+    text = _ROOT.sub(
+        lambda match: rf"\sqrt{{{match[1] or match[2] or match[3]}}}", text
+    )
     text = _OTHER_DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
     return text.translate(_CHARACTERS)
 

@@ -49,13 +49,16 @@ def parse_quantity(text: str) -> Quantity | None:
     None where `parse_number` gives None.
     """
     text, unit = split_unit(text)
-    match = _NUMBER.fullmatch(_to_plain_notation(text)) if len(text) <= MAX_DIGITS else None
+    match = (
+        _NUMBER.fullmatch(_to_plain_notation(text)) if len(text) <= MAX_DIGITS else None
+    )
     if match is None or _may_be_too_long(match):
         return None
     sign, whole, numerator, power, denominator, scale = match.groups()
     try:
         value = Fraction(int(whole or 0)) + (
-            _parse_decimal(numerator) ** int(power or 1) / _parse_decimal(denominator or "1")
+            _parse_decimal(numerator) ** int(power or 1)
+            / _parse_decimal(denominator or "1")
         )
     except ZeroDivisionError:
         return None

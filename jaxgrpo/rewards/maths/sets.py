@@ -43,7 +43,9 @@ def parse_composite(text: str) -> CompositeAnswer | None:
         kind, inside = bracketed
         parts = _split_parts(inside)
         # Brackets around a single thing, such as "((1, 2))", do not make it a composite.
-        return CompositeAnswer(kind, parts) if len(parts) > 1 else parse_composite(inside)
+        return (
+            CompositeAnswer(kind, parts) if len(parts) > 1 else parse_composite(inside)
+        )
     parts = _split_parts(text)
     return CompositeAnswer("{}", parts) if len(parts) > 1 else None
 
@@ -108,7 +110,9 @@ _VARIABLE_FIRST = re.compile(rf"({_LETTER})\s*([<>≤≥])\s*([^<>≤≥=,]+)")
 # "3 > x"
 _VARIABLE_LAST = re.compile(rf"([^<>≤≥=,]+?)\s*([<>≤≥])\s*({_LETTER})")
 # "2 ≤ x < 3"
-_TWO_SIDED = re.compile(rf"([^<>≤≥=,]+?)\s*([<>≤≥])\s*{_LETTER}\s*([<>≤≥])\s*([^<>≤≥=,]+)")
+_TWO_SIDED = re.compile(
+    rf"([^<>≤≥=,]+?)\s*([<>≤≥])\s*{_LETTER}\s*([<>≤≥])\s*([^<>≤≥=,]+)"
+)
 _TURNED = str.maketrans("<>≤≥", "><≥≤")
 
 
@@ -152,7 +156,9 @@ def _two_sided_interval(
 def _one_sided_interval(sign: str, bound: str) -> CompositeAnswer:
     """Returns the interval of `x < bound`."""
     if sign in "<≤":
-        return CompositeAnswer("(]" if sign == "≤" else "()", [r"-\infty", bound.strip()])
+        return CompositeAnswer(
+            "(]" if sign == "≤" else "()", [r"-\infty", bound.strip()]
+        )
     return CompositeAnswer("[)" if sign == "≥" else "()", [bound.strip(), r"\infty"])
 
 
@@ -169,7 +175,8 @@ _BRACKET_KINDS = {
 }
 # A bracket, or an escaped character
 _BRACKET = re.compile(
-    r"\\(?:lbrace|langle)(?![A-Za-z])|\\(?:rbrace|rangle)(?![A-Za-z])|\\.|[(){}\[\]]", re.DOTALL
+    r"\\(?:lbrace|langle)(?![A-Za-z])|\\(?:rbrace|rangle)(?![A-Za-z])|\\.|[(){}\[\]]",
+    re.DOTALL,
 )
 _OPENING_BRACKETS = {"(", "[", "{", r"\{", r"\lbrace", r"\langle"}
 _CLOSING_BRACKETS = {")", "]", "}", r"\}", r"\rbrace", r"\rangle"}
@@ -268,5 +275,8 @@ def _split_outside_brackets(text: str, separator: str) -> list[str]:
         if not any(start <= match.start() < end for start, end in spans):
             bounds += [match.start(), match.end()]
     bounds.append(len(text))
-    pieces = [text[start:end].strip() for start, end in zip(bounds[::2], bounds[1::2], strict=True)]
+    pieces = [
+        text[start:end].strip()
+        for start, end in zip(bounds[::2], bounds[1::2], strict=True)
+    ]
     return [piece for piece in pieces if piece] or [text]

@@ -44,7 +44,9 @@ _COMMAND_NAMES = """frac sqrt pi cdot times div le leq ge geq lt gt binom sin co
     eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi varphi chi psi omega
     Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"""
 _COMMANDS = frozenset(_COMMAND_NAMES.split())
-_FUNCTION_NAMES = "sqrt sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp"
+_FUNCTION_NAMES = (
+    "sqrt sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp"
+)
 _FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _LETTERS = re.compile(r"[A-Za-z]{3,}")
@@ -175,11 +177,17 @@ def _latex_parser() -> Callable[[str], object]:
         """Returns the tree of a formula; fails in many ways where it has none."""
         # "units" would take the m of 6m for metres.
         normalization = NormalizationConfig(
-            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+            basic_latex=True,
+            units=False,
+            malformed_operators=True,
+            nits=True,
+            boxed="none",
         )
         normalized = normalize_latex(text, config=normalization)
         conversion = ConversionConfig(lowercase_symbols=False)
-        return latex2sympy(normalized, normalization_config=None, conversion_config=conversion)
+        return latex2sympy(
+            normalized, normalization_config=None, conversion_config=conversion
+        )
 
     return parse_latex
 
@@ -190,7 +198,9 @@ def _parse(text: str) -> "sympy.Basic | None":
 
     Decimals are exact fractions in it, and i is the imaginary unit.
     """
-    parse_latex = _latex_parser()  # outside of `try`: a library that is not there is an error
+    parse_latex = (
+        _latex_parser()
+    )  # outside of `try`: a library that is not there is an error
     try:
         tree = parse_latex(text)
         return None if bit_bound(tree) > MAX_BITS else _with_exact_leaves(tree)
@@ -209,7 +219,9 @@ def _with_exact_leaves(tree: "sympy.Basic | sympy.MatrixBase") -> "sympy.Basic":
     unknown_functions = tree.atoms(sympy.Derivative, AppliedUndef)
     variables = {node: sympy.Symbol(str(node)) for node in unknown_functions}
     tree = tree.xreplace(variables) if variables else tree
-    fractions = {number: sympy.Rational(str(number)) for number in tree.atoms(sympy.Float)}
+    fractions = {
+        number: sympy.Rational(str(number)) for number in tree.atoms(sympy.Float)
+    }
     symbols = tree.atoms(sympy.Symbol)
     imaginary_unit = {symbol: sympy.I for symbol in symbols if symbol.name == "i"}
     leaves = fractions | imaginary_unit
@@ -235,8 +247,14 @@ def bit_bound(tree: object) -> float:
         if exponent.is_Rational:
             power = abs(float(exponent))
         else:
-            power = 2.0 ** min(bit_bound(exponent), 1000)  # 1000: 2.0 ** 1024 is no float
-        if isinstance(base, sympy.Add) and base.free_symbols and power > _MAX_EXPANDED_POWER:
+            power = 2.0 ** min(
+                bit_bound(exponent), 1000
+            )  # 1000: 2.0 ** 1024 is no float
+        if (
+            isinstance(base, sympy.Add)
+            and base.free_symbols
+            and power > _MAX_EXPANDED_POWER
+        ):
             return float("inf")
         return bit_bound(base) * max(power, 1.0)
     if isinstance(tree, sympy.factorial | sympy.binomial | sympy.gamma):
@@ -274,7 +292,10 @@ def _differ_in_value(first: object, second: object) -> bool:
 
 # Two points at which formulas are compared, as (value of the first variable, step to the next).
 # Well-known constants, so that a formula does not meet its zeros and poles there.
-_POINTS = ((0.7390851332151607, 1.3247179572447460), (1.2020569031595942, 0.5671432904097838))
+_POINTS = (
+    (0.7390851332151607, 1.3247179572447460),
+    (1.2020569031595942, 0.5671432904097838),
+)
 
 
 def _values_at_points(
@@ -287,7 +308,8 @@ def _values_at_points(
     pairs = []
     for start, step in _POINTS:
         point = {
-            variable: sympy.Float(start + step * index) for index, variable in enumerate(variables)
+            variable: sympy.Float(start + step * index)
+            for index, variable in enumerate(variables)
         }
         values = [expression.subs(point).evalf() for expression in (first, second)]
         if all(value.is_number and value.is_finite for value in values):

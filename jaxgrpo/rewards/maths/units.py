@@ -119,6 +119,8 @@ def measure(unit: str) -> tuple[str, Fraction]:
     word, _, power = unit.partition("^")
     word = word.strip().lower()
     power = power.strip("{}")
-    dimension, size = _UNITS.get(word) or _UNITS.get(word.removesuffix("s")) or ("", Fraction(1))
+    dimension, size = (
+        _UNITS.get(word) or _UNITS.get(word.removesuffix("s")) or ("", Fraction(1))
+    )
     exponent = int(power) if power in ("2", "3") else 1
     return (f"{dimension}{exponent}" if dimension else ""), size**exponent

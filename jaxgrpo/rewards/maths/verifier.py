@@ -30,7 +30,12 @@ from jaxgrpo.rewards.maths.quantities import (
     parse_quantity,
     same_quantity,
 )
-from jaxgrpo.rewards.maths.sets import CompositeAnswer, parse_composite, strip_name, unwrap
+from jaxgrpo.rewards.maths.sets import (
+    CompositeAnswer,
+    parse_composite,
+    strip_name,
+    unwrap,
+)
 from jaxgrpo.rewards.maths.symbolic import same_expression
 from jaxgrpo.rewards.maths.units import split_unit
 
@@ -92,7 +97,10 @@ def gold_answers(problem: Problem) -> list[str]:
     `extraction.parse_gold`.
     """
     others = problem.meta.get(OTHER_ANSWERS)
-    golds = [problem.answer, *(others if isinstance(others, list | tuple) else [others])]
+    golds = [
+        problem.answer,
+        *(others if isinstance(others, list | tuple) else [others]),
+    ]
     texts = [str(gold) for gold in golds if gold is not None]
     return [answer for text in texts for answer in parse_gold(text)]
 
@@ -112,7 +120,9 @@ def same_number(a: str, b: str) -> bool:
     return first == second
 
 
-def same_answer(answer: str, gold: str, language: str = "en", tolerance: float = 0.0) -> bool:
+def same_answer(
+    answer: str, gold: str, language: str = "en", tolerance: float = 0.0
+) -> bool:
     """Returns whether an answer to a problem in a language is the gold answer.
 
     A number may be written as the problem's language writes it or as English does; it is right if
@@ -187,14 +197,18 @@ def _same_composite(
             for part, gold_part in zip(answer.parts, gold.parts, strict=True)
         )
     remaining = list(gold.parts)
-    return all(_remove_equal(part, remaining, tolerance, depth) for part in answer.parts)
+    return all(
+        _remove_equal(part, remaining, tolerance, depth) for part in answer.parts
+    )
 
 
 _MAX_CANDIDATES = 66
 """Parts of a gold set that a part of the answer is compared with, to bound the time."""
 
 
-def _remove_equal(part: str, remaining: list[str], tolerance: float, depth: int) -> bool:
+def _remove_equal(
+    part: str, remaining: list[str], tolerance: float, depth: int
+) -> bool:
     """Removes from `remaining` a part that equals `part`; returns False if there is none."""
     for candidate in _same_text_first(part, remaining)[:_MAX_CANDIDATES]:
         if _same_normalized(part, candidate, tolerance, depth):

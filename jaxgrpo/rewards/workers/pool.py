@@ -23,8 +23,9 @@ The processes, on Linux. An arrow from A to B: A has forked B, or started it.
 The trainer talks to every one of these processes directly, over a socketpair of its own.
 
 Fork-unsafe rewards. Elsewhere than on Linux, and where a module that a reward imports makes forks
-unsafe, with threads for example (`worker.is_fork_safe`), there are no templates: the fork server becomes the worker itself,
-and each worker, and each replacement, is a fresh process with imports of its own.
+unsafe, with threads for example (`worker.is_fork_safe`), there are no templates: the fork server
+becomes the worker itself, and each worker, and each replacement, is a fresh process with imports of
+its own.
 
 The files. This one holds the trainer's queue and its threads. `process` starts and kills the
 processes, `channel` is the trainer's end of a socketpair, `worker` is what runs in the processes,
@@ -38,9 +39,9 @@ The life of one job:
 3. If its worker is not running, it starts one: fork server, template and worker, as far as they are
    missing (`WorkerProcess.start`, and on the other side `worker.main`).
 4. It sends the job, `[skip, [problem, texts]]`: skip is 0, or the number of calls that are done.
-5. The worker makes the calls of `worker.list_calls` that are left, one after the other: every reward of the
-   first text, of the second, ..., then every batched reward on all texts. It writes a line with the
-   verdicts after each call (`worker._answer_jobs`).
+5. The worker makes the calls of `worker.list_calls` that are left, one after the other: every
+   reward of the first text, of the second, ..., then every batched reward on all texts. It writes a
+   line with the verdicts after each call (`worker._answer_jobs`).
 6. The supervisor waits for each line, for `deadline` seconds at most, and collects the verdicts
    (`_Supervisor._compute_verdicts`).
 7. If a line does not come in time ("timeout"), or if the worker dies or writes something else
@@ -56,9 +57,8 @@ the UserError, and the supervisor goes on to the next ticket.
 Who ends whom:
 
 - A supervisor kills its worker's process group, so what a reward has started dies with it, unless
-  that left the group. The
-  template then waits for the dead worker. If it does not, the reward has stopped or killed it, and
-  it is replaced, too.
+  that left the group. The template then waits for the dead worker. If it does not, the reward has
+  stopped or killed it, and it is replaced, too.
 - `Pool.close` makes all supervisors stop at once, whatever they wait for. Each kills its worker and
   its template; the last of them kills the fork server. Tickets that are left are cancelled.
 - If the trainer dies, Linux kills the fork server, and with it templates and workers, each when its
@@ -75,7 +75,14 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import BatchedReward, Completion, Problem, Reward, Weighted, is_batched
+from jaxgrpo.problems import (
+    BatchedReward,
+    Completion,
+    Problem,
+    Reward,
+    Weighted,
+    is_batched,
+)
 from jaxgrpo.rewards.workers.channel import PoolClosedError, ProcessLostError
 from jaxgrpo.rewards.workers.process import ForkServer, WorkerProcess
 from jaxgrpo.rewards.workers.reward_names import reward_name
@@ -157,7 +164,9 @@ class Pool:
         # to the barrier closes the fork server, and then all of them end.
         self._all_done = threading.Barrier(workers, action=fork_server.close)
         self._supervisors = [
-            _Supervisor(fork_server, self._rewards, deadline, self._tickets, self._all_done)
+            _Supervisor(
+                fork_server, self._rewards, deadline, self._tickets, self._all_done
+            )
             for _ in range(workers)
         ]
         try:
@@ -200,7 +209,9 @@ class Pool:
         for call, call_verdicts in zip(calls, ticket.verdicts.result(), strict=True):
             name = self._names[call.reward]
             for text, verdict in zip(call.texts, call_verdicts, strict=True):
-                verdicts[text][name] = verdict if isinstance(verdict, float) else Missing(verdict)
+                verdicts[text][name] = (
+                    verdict if isinstance(verdict, float) else Missing(verdict)
+                )
         return verdicts
 
     def cancel(self, ticket: Ticket) -> None:
@@ -241,7 +252,9 @@ class Pool:
         self.close()
 
 
-def _check_settings(rewards: Mapping[str, Weighted], workers: int, deadline: float) -> None:
+def _check_settings(
+    rewards: Mapping[str, Weighted], workers: int, deadline: float
+) -> None:
     if not rewards:
         raise UserError("the reward pool has no reward to compute")
     if workers < 1:
@@ -277,7 +290,9 @@ class _Supervisor:
     ):
         self.imported: Future[None] = Future()
         """Done when the rewards have been imported, or with the error that this gave."""
-        self.thread = threading.Thread(target=self._run, name="reward worker", daemon=True)
+        self.thread = threading.Thread(
+            target=self._run, name="reward worker", daemon=True
+        )
         self._fork_server = fork_server
         self._worker = WorkerProcess(fork_server)
         self._rewards = rewards
@@ -328,7 +343,9 @@ class _Supervisor:
                 self._worker.start()
             channel = self._worker.channel
             try:
-                channel.send(b"[%d, %b]\n" % (len(verdicts), ticket.job), self._deadline)
+                channel.send(
+                    b"[%d, %b]\n" % (len(verdicts), ticket.job), self._deadline
+                )
                 while len(verdicts) < len(calls):
                     verdicts.append(channel.receive(self._deadline))
             except ProcessLostError as lost:

@@ -81,7 +81,12 @@ class ForkServer:
         self._setup = setup
         self._stop_fd = stop_fd
         self._lock = threading.Lock()
-        self._command = [sys.executable, "-c", _PROGRAM, *map(os.path.abspath, sys.path)]
+        self._command = [
+            sys.executable,
+            "-c",
+            _PROGRAM,
+            *map(os.path.abspath, sys.path),
+        ]
         self._server: Process | None = None
 
     def start(self) -> None:
@@ -102,7 +107,9 @@ class ForkServer:
                 server = self._running_server()
                 try:
                     child = _request_fork(server.channel)
-                except ProcessLostError:  # a reward has killed the fork server, or stopped it
+                except (
+                    ProcessLostError
+                ):  # a reward has killed the fork server, or stopped it
                     self._kill_server()
                     continue
                 became_worker = child.pid == server.pid  # where forks are not safe
@@ -201,7 +208,9 @@ class WorkerProcess:
             # 2. A worker, forked by the template.
             try:
                 self._worker = _request_fork(self._template.channel)
-            except ProcessLostError:  # the last worker has killed the template, or stopped it
+            except (
+                ProcessLostError
+            ):  # the last worker has killed the template, or stopped it
                 self._kill_template()
 
     def kill(self) -> None:

@@ -65,7 +65,9 @@ def find_reward(name: str) -> Callable:
         module = importlib.import_module(module_name)
     except BaseException as error:  # a user's module can raise anything, SystemExit too
         reason = _one_line(error)
-        raise UserError(f"reward {name}: importing {module_name} failed with {reason}") from error
+        raise UserError(
+            f"reward {name}: importing {module_name} failed with {reason}"
+        ) from error
     try:
         reward = operator.attrgetter(qualname)(module)
     except AttributeError:
@@ -75,10 +77,14 @@ def find_reward(name: str) -> Callable:
     if brace:
         values = json.loads(brace + settings)
         try:
-            reward = reward(**{field: _decode_setting(value) for field, value in values.items()})
+            reward = reward(
+                **{field: _decode_setting(value) for field, value in values.items()}
+            )
         except Exception as error:
             reason = _one_line(error)
-            raise UserError(f"reward {name} cannot be made from its settings: {reason}") from error
+            raise UserError(
+                f"reward {name} cannot be made from its settings: {reason}"
+            ) from error
     if not callable(reward):
         raise UserError(
             f"reward {name} is a {type(reward).__name__}, not a function of (problem, text)"

@@ -82,14 +82,18 @@ def list_calls(rewards: Sequence[Callable], num_texts: int) -> list[Call]:
     return calls
 
 
-def compute_verdicts(reward: Callable, problem: Problem, texts: list[str]) -> list[float | str]:
+def compute_verdicts(
+    reward: Callable, problem: Problem, texts: list[str]
+) -> list[float | str]:
     """Calls a reward and returns one verdict a text.
 
     A verdict is a finite float, or the reason why there is none: the name of the exception that the
     reward raised, "not a number", "not finite" or "wrong number of results".
     """
     try:
-        result = reward(problem, texts) if is_batched(reward) else [reward(problem, *texts)]
+        result = (
+            reward(problem, texts) if is_batched(reward) else [reward(problem, *texts)]
+        )
         values = list(result)
         if len(values) != len(texts):
             return ["wrong number of results"] * len(texts)
@@ -159,10 +163,16 @@ def _fork_templates_and_workers(control: socket.socket) -> int:
 
     Returns in the workers only: the file descriptor of the socket that the worker gets jobs on.
     """
-    template_fd = _serve_forks(control)  # the fork server stays in here, a template goes on
+    template_fd = _serve_forks(
+        control
+    )  # the fork server stays in here, a template goes on
     with socket.socket(fileno=template_fd) as template_socket:
-        template_socket.setblocking(True)  # an imported module may have set another default
-        return _serve_forks(template_socket)  # a template stays in here, a worker goes on
+        template_socket.setblocking(
+            True
+        )  # an imported module may have set another default
+        return _serve_forks(
+            template_socket
+        )  # a template stays in here, a worker goes on
 
 
 def _become_worker(control: socket.socket) -> int:
@@ -171,7 +181,9 @@ def _become_worker(control: socket.socket) -> int:
     Returns the file descriptor of the socket that it gets jobs on.
     """
     _, job_socket = _receive_request(control)
-    assert job_socket is not None  # a process without children is asked for nothing else
+    assert (
+        job_socket is not None
+    )  # a process without children is asked for nothing else
     _write_line(control.fileno(), os.getpid())
     return job_socket
 
@@ -217,10 +229,14 @@ def _answer_jobs(job_socket: int, rewards: Sequence[Callable]) -> None:
     while True:
         skip, (problem_fields, texts) = json.loads(jobs.get())
         problem = Problem(**problem_fields)
-        completions = [Completion(*text) if isinstance(text, list) else text for text in texts]
+        completions = [
+            Completion(*text) if isinstance(text, list) else text for text in texts
+        ]
         for call in list_calls(rewards, len(texts))[skip:]:
             call_texts = [completions[text] for text in call.texts]
-            _write_line(job_socket, compute_verdicts(rewards[call.reward], problem, call_texts))
+            _write_line(
+                job_socket, compute_verdicts(rewards[call.reward], problem, call_texts)
+            )
 
 
 def _read_jobs(job_socket: int, jobs: "queue.SimpleQueue[bytes]") -> None:
