@@ -228,3 +228,21 @@ def test_every_page_is_in_the_site():
     site = (ROOT / ".mkdocs.yml").read_text(encoding="utf-8")
     for document in DOCUMENTS[1:]:
         assert f": {document.path.name}\n" in site
+
+
+# 5. The changelog.
+
+
+def test_modules_that_moved_are_where_the_changelog_says():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES}
+    folders = {module.removesuffix(".__init__") for module in modules}
+    moves = re.findall(r"^\| `[^|]+\| (`[^|]+) \|$", changelog, re.MULTILINE)
+    assert len(moves) > 15
+    for now in moves:
+        for name in re.findall(r"`(jaxgrpo\.[\w.]+)`", now):
+            module, _, inner = name.rpartition(".")
+            is_definition = module in modules and definition_named(
+                f"{module.split('.')[-1]}.{inner}"
+            )
+            assert name in modules | folders or is_definition, name
