@@ -24,7 +24,10 @@ from jaxgrpo.losses import GRPO
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rewards import layout, maths
 
-SYSTEM = "Reason step by step between <think> and </think>, then give the final answer in \\boxed{}."
+SYSTEM = (
+    "Reason step by step between <think> and </think>, then give the final answer in "
+    "\\boxed{}."
+)
 
 
 def get_config() -> Config:

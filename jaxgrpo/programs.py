@@ -12,16 +12,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
-from jax.stages import Traced
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, PyTree
 
-from jaxgrpo.device import activation_shardings, learner, sampler
+from jaxgrpo.device import learner, sampler
 from jaxgrpo.device.learner import Updater
 from jaxgrpo.device.micro_batches import MicroBatches
-from jaxgrpo.device.optimizer import Optimizer, cast
-from jaxgrpo.device.sampler import DecodeSpec, DecodeState, Prefilled
-from jaxgrpo.device.scorer import GroupScorer, RowScorer, Scorer
+from jaxgrpo.device.model_functions import (
+    SamplingFunctions,
+    grow,
+    init_trained,
+    make_reference,
+    make_scorer,
+    publish,
+    trained_as_stored,
+    with_adapters,
+)
+from jaxgrpo.device.optimizer import Optimizer
+from jaxgrpo.device.program import Program
+from jaxgrpo.device.sampler import DecodeState, Prefilled
 from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import (
     decode_shardings,
@@ -32,56 +41,7 @@ from jaxgrpo.distributed.mesh import (
     row_sharding,
     sharded_shapes,
 )
-from jaxgrpo.models import lora, splash, transformer
-from jaxgrpo.types import DecodeOutput, Params, SamplingParams, TrainState
-
-
-class Program:
-    """A jitted function that can be sealed: from then on a compile is an error.
-
-    In a run a late compile would mean that something is not traced, or not of a fixed shape, which
-    ought to be.
-    """
-
-    def __init__(self, name: str, jitted: Any):
-        self.name = name
-        self.sealed = False
-        self._jitted = jitted
-
-    def __call__(self, *arguments: Any) -> Any:
-        compiled_before = self.compiled
-        result = self._jitted(*arguments)
-        if self.sealed and self.compiled > compiled_before:
-            shapes = jax.tree.map(_shape_text, arguments)
-            raise RuntimeError(
-                f"{self.name} was compiled again after warm-up, for {shapes}"
-            )
-        return result
-
-    def temporary_bytes(self, *arguments: Any) -> float:
-        """Returns bytes that a device needs beside arguments and results; NaN if nobody knows.
-
-        The program is not compiled again: JAX gives the version that ran.
-        """
-        memory = self._jitted.lower(*arguments).compile().memory_analysis()
-        return float(memory.temp_size_in_bytes) if memory else float("nan")
-
-    def trace(self, *arguments: Any) -> Traced:
-        """Returns the traced program for arrays or jax.ShapeDtypeStruct: `jaxpr`, `lower`."""
-        return self._jitted.trace(*arguments)
-
-    @property
-    def compiled(self) -> int:
-        """The number of its compiled versions."""
-        return self._jitted._cache_size()
-
-    def seal(self) -> None:
-        """Makes every further compile an error."""
-        self.sealed = True
-
-
-def _shape_text(x: Any) -> str:
-    return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+from jaxgrpo.types import Params, TrainState
 
 
 @dataclass(frozen=True)
@@ -165,116 +125,54 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
     temperature compiles nothing.
     """
     mesh = model.mesh
-    devices = row_devices(mesh)
     dtype = model.precision.compute
+    functions = SamplingFunctions(model, spec)
+
     # Shapes alone: nothing is allocated until a program is called.
     params = model.loaded_shapes()
-    params_like = sharded_shapes(mesh, params)
-    reference_like = sharded_shapes(mesh, jax.eval_shape(model.layout, params))
-    trained_like = sharded_shapes(
-        mesh, jax.eval_shape(partial(_trained, model), params)
-    )
-    published_like = sharded_shapes(
-        mesh, jax.eval_shape(partial(_with_adapters, model), params)
-    )
+    layout_shapes = jax.eval_shape(model.layout, params)
+    trained_shapes = jax.eval_shape(partial(trained_as_stored, model), params)
+    published_shapes = jax.eval_shape(partial(with_adapters, model), params)
 
     # in_shardings are taken from the arguments. out_shardings are fixed, because a result is the
     # argument of a later call, and another sharding there would compile again.
-    state_shardings = decode_state_shardings(mesh, model.network.kv_heads)(DecodeState)
-    prefilled_shardings = decode_state_shardings(mesh, model.network.kv_heads)(
-        Prefilled
+    reference_shardings = _shardings(sharded_shapes(mesh, layout_shapes))
+    published_shardings = decode_shardings(mesh, sharded_shapes(mesh, published_shapes))
+    shardings_of = decode_state_shardings(mesh, model.network.kv_heads)
+    state_shardings = shardings_of(DecodeState)
+    prefill = jax.jit(
+        _exact(functions.prefill, dtype), out_shardings=shardings_of(Prefilled)
     )
-    decode_spec = DecodeSpec(
-        chunk=spec.chunk,
-        eos_ids=spec.eos_ids,
-        dtype=dtype,
-        shardings=activation_shardings.for_decode(mesh),
+    insert = jax.jit(sampler.insert, out_shardings=state_shardings, donate_argnums=0)
+    decode = jax.jit(
+        _exact(functions.decode, dtype),
+        out_shardings=(state_shardings, replicated(mesh)),
+        donate_argnums=1,
     )
-
-    def make_reference(params: Params) -> Params:
-        return model.layout(_forward_copy(params, dtype))
-
-    def publish(policy: Params) -> Params:
-        return _forward_copy(lora.scale_adapters(policy, model.adapters.scale), dtype)
-
-    def prefill(params: Params, tokens: Array, mask: Array) -> Prefilled:
-        return sampler.prefill(
-            model.network,
-            params,
-            tokens,
-            mask,
-            dtype=dtype,
-            attention_fn=splash.attention(mesh, mask),
-            shardings=activation_shardings.by_rows(mesh),
-        )
-
-    def empty_state(slots: int, ring_length: int) -> DecodeState:
-        return sampler.empty_state(
-            model.network,
-            slots=slots,
-            prompt_width=spec.prompt_width,
-            ring_length=ring_length,
-            dtype=dtype,
-        )
-
-    def decode(
-        params: Params,
-        state: DecodeState,
-        stopped: Bool[Array, "S"],
-        sampling: SamplingParams,
-        max_steps: Int[Array, ""],
-        leave_at: Int[Array, ""],
-    ) -> tuple[DecodeState, DecodeOutput]:
-        return sampler.decode(
-            model.network,
-            params,
-            state,
-            stopped,
-            sampling,
-            max_steps,
-            leave_at,
-            spec=decode_spec,
-        )
-
-    def grow(state: DecodeState, ring_length: int) -> DecodeState:
-        return sampler.grow(state, ring_length=ring_length)
-
-    exact_decode = _exact(decode, dtype)
     return SamplingPrograms(
         make_reference=jax.jit(
-            make_reference, out_shardings=_shardings(reference_like)
+            partial(make_reference, model), out_shardings=reference_shardings
         ),
-        publish=jax.jit(publish, out_shardings=decode_shardings(mesh, published_like)),
-        prefill=Program(
-            "prefill",
-            jax.jit(_exact(prefill, dtype), out_shardings=prefilled_shardings),
-        ),
+        publish=jax.jit(partial(publish, model), out_shardings=published_shardings),
+        prefill=Program("prefill", prefill),
         empty_state=jax.jit(
-            empty_state, static_argnums=(0, 1), out_shardings=state_shardings
+            functions.empty_state,
+            static_argnums=(0, 1),
+            out_shardings=state_shardings,
         ),
-        insert=Program(
-            "insert",
-            jax.jit(sampler.insert, out_shardings=state_shardings, donate_argnums=0),
-        ),
-        decode=Program(
-            "decode",
-            jax.jit(
-                exact_decode,
-                out_shardings=(state_shardings, replicated(mesh)),
-                donate_argnums=1,
-            ),
-        ),
+        insert=Program("insert", insert),
+        decode=Program("decode", decode),
         grow=jax.jit(grow, static_argnums=1, out_shardings=state_shardings),
         compact=Program(
             "compact", jax.jit(sampler.compact, out_shardings=state_shardings)
         ),
-        slot_counts=_halves(spec.slots, max(1, spec.slots // 8), devices),
+        slot_counts=_halves(spec.slots, max(1, spec.slots // 8), row_devices(mesh)),
         ring_lengths=_halves(spec.new_tokens, 128, 1)[::-1],
-        prompts_per_prefill=_prompts_per_prefill(spec, devices),
+        prompts_per_prefill=_prompts_per_prefill(spec, row_devices(mesh)),
         rows_per_insert=max(1, spec.slots // 8),
         chunk=min(spec.chunk, spec.new_tokens),
-        params_like=params_like,
-        trained_like=trained_like,
+        params_like=sharded_shapes(mesh, params),
+        trained_like=sharded_shapes(mesh, trained_shapes),
     )
 
 
@@ -292,14 +190,14 @@ def compile_programs(
     def init_state(params: Params, seed: int | Array = 0) -> TrainState:
         return learner.init_state(
             optimizer,
-            _trained_unrounded(model, params, seed),
+            init_trained(model, params, seed),
             precision.params,
             precision.optimizer,
         )
 
     state_like = sharded_shapes(mesh, jax.eval_shape(init_state, model.loaded_shapes()))
     updater = Updater(
-        scorer=_make_scorer(model, update),
+        scorer=make_scorer(model, update),
         optimizer=optimizer,
         micro_batches=MicroBatches(
             size=update.micro_batch,
@@ -327,22 +225,6 @@ def compile_programs(
         state_like=state_like,
         row_sharding=row_sharding(mesh),
     )
-
-
-def _make_scorer(model: ModelSpec, update: UpdateSpec) -> Scorer:
-    """Returns the scorer of policy and reference."""
-    mesh = model.mesh
-    shared = {
-        "network": model.network,
-        "dtype": model.precision.compute,
-        "remat": update.remat,
-        "shardings": activation_shardings.for_update(mesh),
-        "make_attention": partial(splash.attention, mesh),
-        "vocabulary_shards": mesh.shape["tensor"],
-    }
-    if update.prompt_width is None:
-        return RowScorer(**shared, score_from=update.score_from)
-    return GroupScorer(**shared, prompt_width=update.prompt_width)
 
 
 def _prompts_per_prefill(spec: SamplingSpec, devices: int) -> int:
@@ -382,33 +264,3 @@ def _exact(function: Callable, dtype: DTypeLike) -> Callable:
 def _shardings(like: PyTree) -> PyTree:
     """Returns the sharding of each jax.ShapeDtypeStruct."""
     return jax.tree.map(lambda leaf: leaf.sharding, like)
-
-
-def _trained_unrounded(
-    model: ModelSpec, params: Params, seed: int | Array = 0
-) -> Params:
-    """Returns what is trained, before it is rounded to the dtype it is stored in."""
-    return lora.init_trainable(
-        model.adapters, model.layout(params), jax.random.key(seed)
-    )
-
-
-def _trained(model: ModelSpec, params: Params) -> Params:
-    """Returns what is trained, as checkpoints have it."""
-    return cast(_trained_unrounded(model, params), model.precision.params)
-
-
-def _with_adapters(model: ModelSpec, params: Params) -> Params:
-    """Returns parameters with adapters beside their matrices, if there are any."""
-    return lora.attach(
-        params, lora.init_trainable(model.adapters, params, jax.random.key(0))
-    )
-
-
-def _forward_copy(params: Params, dtype: DTypeLike) -> Params:
-    """Returns a copy for forward passes: matrices in dtype; the rest is small, and exact."""
-
-    def copy(x: Array) -> Array:
-        return x.astype(dtype) if x.ndim > 1 else jnp.copy(x)
-
-    return jax.tree.map(copy, transformer.unstack(params))

@@ -1,6 +1,4 @@
-"""The loop: `train(config)` yields each step's metrics.
-
-    python -m jaxgrpo.train --config FILE --config.name=value ...
+"""The loop: `train(config)` yields each step's metrics; `python -m jaxgrpo.train --config FILE`.
 
 data -> prompts -> rollouts -> rewards -> filter -> batch -> update -> metrics, checkpoint
 """
@@ -38,7 +36,7 @@ from jaxgrpo.rollout.report import (
     Json,
     MissingVerdictsError,
     check_missing_verdicts,
-    record,
+    shown_rollouts,
     verdict_means,
 )
 from jaxgrpo.rollout.stream import RolloutStream
@@ -265,7 +263,7 @@ def run_step(
     for group in collected.asked:
         run_state.history.record(group.problem.id, group.solved, group.judged)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
-        writer.write_rollouts(step, shown_rollouts(collected))
+        writer.write_rollouts(step, shown_rollouts(collected.asked, collected.groups))
 
     # 2. The update.
     update_started_at = time.perf_counter()
@@ -381,13 +379,6 @@ def memory_line(update_metrics: Mapping[str, float]) -> str:
         if name.startswith("memory/")
     ]
     return f"memory a device: {', '.join(parts)}"
-
-
-def shown_rollouts(collected: Collection, count: int = 4) -> Iterator[Json]:
-    """Yields the first completion of the first few groups of a step, as JSON values."""
-    kept_ids = {id(group) for group in collected.groups}
-    for group in collected.asked[:count]:
-        yield record(group) | {"kept": id(group) in kept_ids}
 
 
 def _evaluate(run: Run, params: Params) -> Report:

@@ -13,13 +13,14 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgrpo.device.program import Program
 from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device
 from jaxgrpo.losses import Supervised
 from jaxgrpo.models import attention, lora, products, transformer
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.models.transformer import SequenceInputs
-from jaxgrpo.programs import Program, Programs, compile_programs
+from jaxgrpo.programs import Programs, compile_programs
 from jaxgrpo.types import SamplingParams, TrainBatch
 from tests.tiny_devices import output_on_devices
 from tests.tiny_models import NETWORK, random_params

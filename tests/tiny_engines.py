@@ -15,13 +15,14 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxgrpo.device.logits import to_logits
+from jaxgrpo.device.program import Program
 from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec
 from jaxgrpo.distributed.mesh import make_mesh, to_device
 from jaxgrpo.models import attention, transformer
 from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.problems import Problem
-from jaxgrpo.programs import Program, SamplingPrograms, compile_sampling
+from jaxgrpo.programs import SamplingPrograms, compile_sampling
 from jaxgrpo.rollout.engine import Engine, SamplingSession
 from jaxgrpo.rollout.groups import Group, SamplingRequest
 from jaxgrpo.rollout.pending import completion_key

@@ -21,11 +21,12 @@ from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, load, overrides
 from jaxgrpo.data import prompt_filter
 from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
+from jaxgrpo.device.program import Program
 from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import hf_folder, lora, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.programs import Program, Programs, compile_programs
+from jaxgrpo.programs import Programs, compile_programs
 from tests.tiny_models import make_folder
 
 ROOT = Path(__file__).parent.parent

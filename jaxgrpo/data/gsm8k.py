@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex, TypedDict, overload
 
-from jaxgrpo.data.jsonl import Row, read_split
+from jaxgrpo.data.json_rows import Row
+from jaxgrpo.data.jsonl import read_split
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Problems
 

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from jaxgrpo.data.jsonl import read_rows
+from jaxgrpo.data.json_rows import read_rows
 from jaxgrpo.errors import UserError
 
 HOMEPAGE = "https://github.com/openai/grade-school-math"

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxgrpo.config import Config
+from jaxgrpo.device.program import Program
 from jaxgrpo.device.sampler import DecodeState, Prefilled
 from jaxgrpo.models import lora
-from jaxgrpo.programs import Program, Programs
+from jaxgrpo.programs import Programs
 from jaxgrpo.types import NewRows, Params, SamplingParams, TrainBatch
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,15 @@ def record(group: JudgedGroup) -> Json:
         "solved": group.solved,
         "judged": group.judged,
     }
+
+
+def shown_rollouts(
+    asked: Sequence[JudgedGroup], kept: Sequence[JudgedGroup], count: int = 4
+) -> Iterator[Json]:
+    """Yields the first completion of the first few groups of a step, as JSON values."""
+    kept_ids = {id(group) for group in kept}
+    for group in asked[:count]:
+        yield record(group) | {"kept": id(group) in kept_ids}
 
 
 def check_missing_verdicts(

@@ -201,7 +201,10 @@ def test_settings_are_named_on_the_command_line_and_reach_a_worker():
         ],
     )
     assert changed["accuracy"].function == Accuracy(("boxed", "number"), 0.1)
-    name = 'jaxgrpo.rewards.maths.verifier:Accuracy{"extract": ["boxed", "number"], "tolerance": 0.1}'
+    name = (
+        "jaxgrpo.rewards.maths.verifier:Accuracy"
+        '{"extract": ["boxed", "number"], "tolerance": 0.1}'
+    )
     assert find_reward(name) == changed["accuracy"].function
     with pytest.raises(UserError, match="it must name some of boxed"):
         find_reward('jaxgrpo.rewards.maths.verifier:Accuracy{"extract": ["box"]}')

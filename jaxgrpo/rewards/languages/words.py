@@ -75,7 +75,10 @@ _SENTENCE_ENDS = frozenset(".!?\n。！？．｡।॥؟۔…") | {"\r\n", "\u20
 _SENTENCE_END = "end"
 """The kind of a segment that ends a sentence, where a word's kind is its script."""
 
-_UNIT_SIGNS = "mm cm dm km mg kg ml cl dl kl lb lbs oz ft yd sq kW kWh mph kmh Hz kHz MHz GHz KB MB GB TB"
+_UNIT_SIGNS = (
+    "mm cm dm km mg kg ml cl dl kl lb lbs oz ft yd sq kW kWh mph kmh Hz kHz MHz GHz "
+    "KB MB GB TB"
+)
 _UNITS = frozenset(_UNIT_SIGNS.split())
 _VARIABLE_SCRIPTS = ("Latin", "Greek")
 """Scripts in which a single letter is a variable, not a word."""

@@ -1,0 +1,55 @@
+"""A compiled program: a jitted function that can be sealed, and asked what it needs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.stages import Traced
+
+
+class Program:
+    """A jitted function that can be sealed: from then on a compile is an error.
+
+    In a run a late compile would mean that something is not traced, or not of a fixed shape, which
+    ought to be.
+    """
+
+    def __init__(self, name: str, jitted: Any):
+        self.name = name
+        self.sealed = False
+        self._jitted = jitted
+
+    def __call__(self, *arguments: Any) -> Any:
+        compiled_before = self.compiled
+        result = self._jitted(*arguments)
+        if self.sealed and self.compiled > compiled_before:
+            shapes = jax.tree.map(_shape_text, arguments)
+            raise RuntimeError(
+                f"{self.name} was compiled again after warm-up, for {shapes}"
+            )
+        return result
+
+    def temporary_bytes(self, *arguments: Any) -> float:
+        """Returns bytes that a device needs beside arguments and results; NaN if nobody knows.
+
+        The program is not compiled again: JAX gives the version that ran.
+        """
+        memory = self._jitted.lower(*arguments).compile().memory_analysis()
+        return float(memory.temp_size_in_bytes) if memory else float("nan")
+
+    def trace(self, *arguments: Any) -> Traced:
+        """Returns the traced program for arrays or jax.ShapeDtypeStruct: `jaxpr`, `lower`."""
+        return self._jitted.trace(*arguments)
+
+    @property
+    def compiled(self) -> int:
+        """The number of its compiled versions."""
+        return self._jitted._cache_size()
+
+    def seal(self) -> None:
+        """Makes every further compile an error."""
+        self.sealed = True
+
+
+def _shape_text(x: Any) -> str:
+    return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
