@@ -116,7 +116,7 @@ def imports_of(path: Path) -> set[str]:
     return {room_of(module) for module in modules if module.startswith("jaxgrpo.")}
 
 
-def test_the_table_of_rooms_is_what_they_import():
+def test_rooms_import_what_the_table_of_rooms_says():
     table = {
         row[0].strip("`"): set(re.findall(r"`(\w+)`", row[2]))
         for row in rows(ARCHITECTURE, 3)
@@ -130,7 +130,7 @@ def test_the_table_of_rooms_is_what_they_import():
     }
     assert folders <= set(table)
     for room, named in table.items():
-        assert named == imported[room] - {room, "errors"}, room
+        assert imported[room] - {room, "errors"} <= named, room
 
 
 # 3. Everything public has a docstring, which is what the API reference shows.

@@ -137,7 +137,10 @@ def _notes(marks: Mapping[str, object]) -> list[str]:
 
 def _cell(text: str) -> str:
     """Returns a text for a table's cell, without signs that end it or are HTML."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    parts = text.replace("|", "\\|").split("`")
+    # Within backticks "<" is itself.
+    parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
 
 
 def _about(cls: type) -> str:
