@@ -116,6 +116,7 @@ def plan_slice(
 def slice_row(plan: Plan) -> SliceRow:
     """Returns what the table and the plot show of a plan."""
     parts = plan.phases["update"]
+    # What is there all the time, apart from what an update needs besides.
     state = sum(parts[name] for name in STATE)
     count = len(plan.target.devices)
     call = plan.inputs.calls["update"]

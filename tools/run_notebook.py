@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
         help="seconds that one cell may take; default 1800",
     )
     options = parser.parse_args(argv)
+    # The file is changed only with --save, and only after every cell has run.
     notebook = nbformat.read(options.notebook, as_version=4)
     try:
         run(notebook, options.timeout)

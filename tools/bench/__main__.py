@@ -72,6 +72,7 @@ def positive(text: str) -> int:
 def add_logprobs(subcommands: Subcommands) -> None:
     """Adds the subcommand `logprobs`."""
     parser = subcommands.add(bench_logprobs)
+    # Small enough for a laptop; the claims of the documentation give larger ones.
     for name, default in (
         ("rows", 8),
         ("length", 256),

@@ -12,6 +12,7 @@ from jaxgrpo.rewards.maths import verifier
 from jaxgrpo.rewards.workers.pool import Pool
 from tools.bench.turns import Result
 
+# As long as a short chain of thought of GSM8K, with its calculator marks.
 SOLUTION = (
     "<think>Natalia sold 48/2 = <<48/2={half}>>{half} clips in May, which is half as many as in "
     "April.\n"
@@ -73,11 +74,13 @@ def seconds_to_judge(pool: Pool, groups: list[tuple[Problem, list[str]]]) -> flo
     Raises RuntimeError if a verdict is not the expected one.
     """
     begin = time.perf_counter()
+    # All are submitted before the first is waited for, as a run does.
     tickets = [pool.submit(problem, texts) for problem, texts in groups]
     verdicts = [
         values["accuracy"] for ticket in tickets for values in pool.result(ticket)
     ]
     seconds = time.perf_counter() - begin
+    # A fast verifier that is wrong would be no result.
     expected = [verdict for _, verdict in ANSWERS] * len(groups)
     if verdicts != expected:
         raise RuntimeError("a verdict is not the expected one")
