@@ -183,6 +183,7 @@ def loss_settings() -> dict[str, Settings]:
 
 def _kl_changes() -> dict[str, Settings]:
     """Returns every variant without a KL, with it, and with it corrected."""
+    # "corrected": the KL estimate is multiplied by the ratio, as TRL can do it.
     changes: dict[str, Settings] = {}
     for name, variant in VARIANTS.items():
         changes[name] = variant

@@ -200,6 +200,7 @@ def _plot_memory(axes: "Axes", rows: list[SliceRow]) -> None:
     other = [row.other for row in rows]
     axes.bar(names, state, label="parameters, optimizer, reference")
     axes.bar(names, other, bottom=state, label="batch, temporaries, program")
+    # Above the line the slice does not fit.
     axes.axhline(rows[0].limit, color="black", linestyle="--", label="HBM")
     axes.set(xlabel="v5e chips", ylabel="GiB a chip", title="memory in an update")
 
