@@ -143,6 +143,7 @@ def check(cases: list[Case]) -> Report:
         # Another problem's answer must not pass.
         other = next_other(cases, index)
         is_wrong = reward(problem, other.completion) == 0.0
+        # Counts of three laws: a gold is itself, by computing it, and no other problem's.
         report.right += is_right
         report.computed += is_computed
         report.wrong += is_wrong

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     try:
         run(notebook, options.timeout)
     except CellExecutionError as error:
-        # The error has the cell's source and its traceback.
+        # The error has the cell's source and its traceback: no other message is needed.
         print(f"error: {options.notebook}: {error}", file=sys.stderr)
         sys.exit(1)
     if options.save:

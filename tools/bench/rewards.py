@@ -37,6 +37,7 @@ GROUP_SIZE = len(ANSWERS)
 
 def make_group(index: int) -> tuple[Problem, list[str]]:
     """Returns a problem and a completion with each of ANSWERS, six of them right."""
+    # Other numbers for every problem, so that no cache of a verifier helps.
     half = 17 * index + 24
     numbers = {"half": half, "total": 48 + half, "wrong": 47 + half}
     texts = [f"{SOLUTION}\n{answer}".format(**numbers) for answer, _ in ANSWERS]
