@@ -139,6 +139,7 @@ def build_programs(
     Raises UserError for sizes that the devices cannot share.
     """
     slots = num_slots(config)
+    # A CPU is divided into as many devices as divide every number of rows.
     rows = math.gcd(num_rows(config), config.batch.micro_batch, slots)
     mesh_sizes = config.mesh
     mesh = make_mesh(
@@ -230,6 +231,7 @@ def match_tokenizer(
             f"only {rows:,} rows: one of the two is another model's; copy the model's own "
             "tokenizer files there"
         )
+    # Padding is masked, so any token that the model has will do.
     pad_id = tokens.pad_id if tokens.pad_id < rows else min(eos_ids)
     unused = tuple(_ranges(sorted(set(range(rows)) - ids)))
     return replace(network, unused_ids=unused), replace(

@@ -136,6 +136,7 @@ def compile_for(
     run: SavedRun | None,
 ) -> SamplingPrograms:
     """Returns the programs that sample, for the adapters and the layout of a run's checkpoints."""
+    # Every device gets as many slots; samples that are left over refill them.
     slots = min(arguments.samples, MAX_SLOTS)
     mesh = make_mesh(rows=slots)
     devices = row_devices(mesh)

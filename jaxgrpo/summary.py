@@ -40,6 +40,7 @@ def _table(key: str, names: list[str], reports: dict[str, Report]) -> str:
 
     reports: an evaluation by the words that follow its columns' names
     """
+    # Before and after stand beside each other, metric by metric.
     columns = [(name, when) for name in names for when in reports]
     first_report = next(iter(reports.values()))
     rows = []
@@ -50,6 +51,7 @@ def _table(key: str, names: list[str], reports: dict[str, Report]) -> str:
                 reports[when][f"by_{key}"].get(value, {}).get(name)
             )
         rows.append(row)
+    # The last row is of all problems, whose metrics have longer names in a report.
     total = {key: "all"}
     for name, when in columns:
         group = "reward" if name == "accuracy" else "language"

@@ -62,7 +62,7 @@ def test_it_asks_only_for_what_is_there_and_public():
     names = names_from_the_package()
     assert {
         ("jaxgrpo.train", "train"),
-        ("jaxgrpo.evaluate", "tables"),
+        ("jaxgrpo.summary", "tables"),
         ("jaxgrpo.config", "load"),
     } <= names
     for module, name in names:

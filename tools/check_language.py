@@ -41,6 +41,7 @@ LANGUAGES = [
     "hi",
 ]
 
+# The bars; the table at the head says what each is for.
 MIN_OWN_RATIO = 0.97
 MAX_OTHER_RATIO = 0.03
 MAX_MIX_ERROR = 0.05
@@ -85,6 +86,7 @@ def main() -> None:
         help="the folder with mgsm_*.tsv and gsm8k_test.jsonl",
     )
     corpora = read_corpora(parser.parse_args().data)
+    # All of them run, so that one command shows everything that is missed.
     checks = (check_files, check_mixes, check_noise, check_speed)
     missed = [check.__name__ for check in checks if not check(corpora)]
     print(f"missed: {', '.join(missed)}" if missed else "all bars are met")
@@ -138,6 +140,7 @@ def check_files(corpora: dict[str, Corpus]) -> bool:
         other_means = [
             mean for language, mean in means.items() if language != corpus.language
         ]
+        # The bar is for the mean: single short questions can be of names and numbers alone.
         all_met &= (
             means[corpus.language] >= MIN_OWN_RATIO
             and max(other_means) <= MAX_OTHER_RATIO
@@ -210,6 +213,7 @@ def _mix_error(
     """Returns how far the mix's ratio in the first language is from the true share."""
     num_first = word_ratios(first, first_language).words
     num_second = word_ratios(second, second_language).words
+    # Counted apart, each text in its own language, so that no choice between languages is made.
     true_share = num_first / (num_first + num_second)
     return abs(ratio(f"{first}\n{second}", first_language) - true_share)
 
@@ -227,6 +231,7 @@ def check_noise(corpora: dict[str, Corpus]) -> bool:
     for language, texts in corpora.values():
         for text, noise in itertools.product(texts[:50], NOISES):
             own_change = _change(text, noise, language)
+            # Formulas and code look like English: that ratio must not move either.
             english_change = _change(text, noise, "en")
             changes[noise] = max(changes[noise], own_change, english_change)
     for noise, change in changes.items():

@@ -80,6 +80,7 @@ def with_answer(path: Path) -> Iterator[Case]:
 def minerva(path: Path) -> Iterator[Case]:
     """Yields the official solutions; the gold is their last box, as in lm-evaluation-harness."""
     for row in _rows(path):
+        # A row without a box has no gold, and is reported as one that is not itself.
         gold = extract_answer(row["solution"], ("boxed",)) or ""
         yield Case(
             Problem(f"minerva_math:{row['idx']}", row["problem"], gold), row["solution"]
@@ -89,6 +90,7 @@ def minerva(path: Path) -> Iterator[Case]:
 def olympiadbench(path: Path) -> Iterator[Case]:
     """Yields sentences with all golds of a problem in one box, before the unit."""
     for row in _rows(path):
+        # Several golds are one set: all of them have to be given.
         gold = ", ".join(row["final_answer"])
         unit = f" {row['unit']}" if row["unit"] else ""
         box = rf"\boxed{{{gold.replace('$', '')}}}"
@@ -138,8 +140,10 @@ def check(cases: list[Case]) -> Report:
             is_computed = verifier.same_answer(
                 problem.answer, problem.answer, problem.language
             )
+        # Another problem's answer must not pass.
         other = next_other(cases, index)
         is_wrong = reward(problem, other.completion) == 0.0
+        # Counts of three laws: a gold is itself, by computing it, and no other problem's.
         report.right += is_right
         report.computed += is_computed
         report.wrong += is_wrong

@@ -79,9 +79,14 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
+
+    # 1. Inputs that reach every branch of every loss. float64, so that rounding is TRL's own only
+    # in the last digits.
     torch.set_default_dtype(torch.float64)
     inputs = make_inputs(arguments.seed)
     require_coverage(inputs)
+
+    # 2. TRL's losses and advantages of them.
     loss_cases = []
     advantage_cases = []
     with tempfile.TemporaryDirectory() as folder:
@@ -98,6 +103,8 @@ def main() -> None:
                     "advantages": advantages(folder, settings, inputs, rewards),
                 }
             )
+
+    # 3. The file that tests/losses/test_golden.py compares with.
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(to_text(inputs, loss_cases, advantage_cases))
     kilobytes = arguments.out.stat().st_size / 1e3

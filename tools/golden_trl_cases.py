@@ -32,6 +32,7 @@ COLUMNS = 7
 MAX_COMPLETION_LENGTH = 10
 """Above COLUMNS, so that a loss that divides by it (Dr. GRPO) differs from one by the longest."""
 
+# A row each: two groups of four completions.
 LENGTHS = [7, 1, 5, 3, 6, 2, 4, 7]
 TRUNCATED = [True, False, False, False, False, True, False, False]
 ADVANTAGES = [1.2, -0.7, 0.4, -0.9, 0.8, -1.3, 0.0, -0.6]
@@ -39,18 +40,21 @@ MEAN_LOG_RATIOS = [0.6, -0.5, -0.45, 0.5, 0.01, -0.02, 0.4, -0.4]
 """One of each row. With both signs of the advantage there are sequences below, within and above the
 clip range, be their ratio of the mean (GSPO) or of the sum (RLOO)."""
 
+# Two groups each: plain ones, one whose rewards are all equal, some that are missing.
 REWARDS: dict[str, list[float | None]] = {
     "mixed": [1.0, 0.0, 0.0, 0.5, 0.25, 1.0, 1.0, -0.5],
     "equal": [0.1, 0.1, 0.1, 0.1, 1.0, 0.0, 0.0, 0.0],
     "missing": [1.0, None, 0.0, 0.5, None, None, 1.0, None],
 }
 
+# Parts of settings, which the cases below put together.
 CLIP_HIGHER: Settings = {"epsilon": 0.2, "epsilon_high": 0.28}
 KL: Settings = {"beta": 0.04}
 KL_CORRECTED: Settings = {"beta": 0.04, "use_bias_correction_kl": True}
 TRUNCATED_MASKED: Settings = {"mask_truncated_completions": True}
 ON_POLICY: Settings = {"on_policy": True}
 SEQUENCES: Settings = {"loss_type": "grpo", "importance_sampling_level": "sequence"}
+# The losses that TRL has and we have, under the names that the tests use.
 VARIANTS: dict[str, Settings] = {
     "grpo": {"loss_type": "grpo"},
     "grpo, clip higher": {"loss_type": "grpo", **CLIP_HIGHER},
@@ -63,6 +67,7 @@ VARIANTS: dict[str, Settings] = {
     "gspo, the paper's range": {**SEQUENCES, "epsilon": 3e-4, "epsilon_high": 4e-4},
 }
 MODES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+# Every setting that a case may change, written out, so that a TRL with other defaults is noticed.
 GRPO_DEFAULTS: Settings = {
     "trainer": "GRPOTrainer",
     "loss_type": "grpo",
@@ -96,7 +101,7 @@ def make_inputs(seed: int) -> Inputs:
     """
     rng = np.random.default_rng(seed)
     shape = (len(LENGTHS), COLUMNS)
-    mask = np.arange(COLUMNS) < np.array(LENGTHS)[:, None]
+    mask = np.arange(COLUMNS) < np.array(LENGTHS)[:, None]  # [B, T]
     noise = rng.normal(0.0, 0.8, shape)
     # The noise of a completion sums to 0, so that its mean log-ratio is that of MEAN_LOG_RATIOS.
     noise -= (noise * mask).sum(axis=1, keepdims=True) / mask.sum(axis=1, keepdims=True)
@@ -106,6 +111,7 @@ def make_inputs(seed: int) -> Inputs:
     def around(centre: np.ndarray, deviation: float) -> np.ndarray:
         return centre + rng.normal(0.0, deviation, shape)
 
+    # Log-probabilities are negative, and exact in the decimals that JSON holds.
     def to_lists(array: np.ndarray) -> list[list[float]]:
         return array.clip(max=-0.01).round(4).tolist()
 
@@ -129,6 +135,7 @@ def require_coverage(inputs: Inputs) -> None:
     policy = np.array(inputs["logprobs"])
     old = np.array(inputs["old_logprobs"])
     sampler = np.array(inputs["sampler_logprobs"])
+    # What the losses clip: policy over old. What corrections cut: old over sampler.
     log_ratio = (policy - old) * mask
     log_correction = (old - sampler) * mask
     advantages = np.array(ADVANTAGES)
@@ -176,6 +183,7 @@ def loss_settings() -> dict[str, Settings]:
 
 def _kl_changes() -> dict[str, Settings]:
     """Returns every variant without a KL, with it, and with it corrected."""
+    # "corrected": the KL estimate is multiplied by the ratio, as TRL can do it.
     changes: dict[str, Settings] = {}
     for name, variant in VARIANTS.items():
         changes[name] = variant

@@ -63,6 +63,7 @@ INTERIM_PROBLEMS = 288
 FINAL_PROBLEMS = 1200
 """Held-out problems of the last evaluation: all that there are."""
 
+# A Llama small enough to train in minutes on a CPU. transformers reads the same file.
 HF_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -86,6 +87,7 @@ HF_CONFIG = {
     "dtype": "float32",
 }
 
+# Each turn begins with its role; only what the assistant says has an end, which the model learns.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}"
     "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
@@ -116,6 +118,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--evaluate-every", type=int, default=200)
     arguments = parser.parse_args()
+
+    # 1. The tokenizer, 2. the model, 3. a README with what was measured.
     started = time.time()
     folder = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,6 +148,7 @@ def make_tokenizer(folder: Path, seed: int) -> None:
         split_digits=True,
         byte_fallback=True,
         character_coverage=1.0,
+        # ASCII, for formulas that the problems do not have.
         required_chars="".join(map(chr, range(33, 127))),
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
@@ -156,6 +161,7 @@ def make_tokenizer(folder: Path, seed: int) -> None:
         pad_piece="<|pad|>",
         control_symbols=ROLES,
         user_defined_symbols=SINGLE_TOKENS,
+        # One thread gives the same pieces in every run.
         num_threads=1,
         minloglevel=2,
     )
@@ -202,6 +208,8 @@ def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
         sources[language, level] = arithmetic.ArithmeticProblems(
             (language,), (level,), seed=seed + 1, size=10**6
         )
+    # Every language and level is gone through in its own order, so that shares can be changed
+    # without other problems being drawn.
     num_drawn: dict[tuple[str, int], int] = defaultdict(int)
     while True:
         language = rng.choices(list(LANGUAGES), list(LANGUAGES.values()))[0]
@@ -211,6 +219,7 @@ def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
         # Drawn for English, too, where both are the same.
         reasoning_language = "en" if rng.random() < ENGLISH_REASONING else language
         completion = arithmetic.solution(problem, reasoning_language)
+        # Shortcuts are what reinforcement learning has to unlearn.
         if level > 1 and rng.random() < SHORTCUTS:
             completion = without_steps(completion)
         yield sft.Example(
@@ -262,6 +271,7 @@ def train(folder: Path, arguments: argparse.Namespace) -> Report:
             progress.write(f"step {step}  {json.dumps(report)}")
             # Written each time: an interrupted run leaves a model.
             write_weights(folder, state.params)
+    # The loop leaves the last state behind.
     parameters = transformer.parameter_count(state.params)
     return report | {"steps": arguments.steps, "parameters": parameters}
 
@@ -274,6 +284,7 @@ def heldout_problems(count: int) -> list[Problem]:
 
 def measure(engine: Engine, params: Params, problems: list[Problem]) -> Report:
     """Returns the accuracy of samples at temperature 1: overall, by language and by level."""
+    # Means over problems of means over samples, so that every problem counts alike.
     scores: dict[str | int, list[float]] = defaultdict(list)
     request = SamplingRequest(2, SamplingParams(), purpose="evaluation")
     for group in engine(params, problems, request, step=0):

@@ -116,6 +116,7 @@ def plan_slice(
 def slice_row(plan: Plan) -> SliceRow:
     """Returns what the table and the plot show of a plan."""
     parts = plan.phases["update"]
+    # What is there all the time, apart from what an update needs besides.
     state = sum(parts[name] for name in STATE)
     count = len(plan.target.devices)
     call = plan.inputs.calls["update"]
@@ -199,6 +200,7 @@ def _plot_memory(axes: "Axes", rows: list[SliceRow]) -> None:
     other = [row.other for row in rows]
     axes.bar(names, state, label="parameters, optimizer, reference")
     axes.bar(names, other, bottom=state, label="batch, temporaries, program")
+    # Above the line the slice does not fit.
     axes.axhline(rows[0].limit, color="black", linestyle="--", label="HBM")
     axes.set(xlabel="v5e chips", ylabel="GiB a chip", title="memory in an update")
 

@@ -59,11 +59,12 @@ def main(argv: list[str]) -> None:
         help="seconds that one cell may take; default 1800",
     )
     options = parser.parse_args(argv)
+    # The file is changed only with --save, and only after every cell has run.
     notebook = nbformat.read(options.notebook, as_version=4)
     try:
         run(notebook, options.timeout)
     except CellExecutionError as error:
-        # The error has the cell's source and its traceback.
+        # The error has the cell's source and its traceback: no other message is needed.
         print(f"error: {options.notebook}: {error}", file=sys.stderr)
         sys.exit(1)
     if options.save:

@@ -60,6 +60,7 @@ class PromptFilter:
 
         kind: "training" or "held-out", for the messages
         """
+        # 1. Tokenize the first problems; their languages are checked on the way.
         checked = min(len(problems), MAX_CHECKED)
         prompts = []
         for i in range(checked):
@@ -68,6 +69,7 @@ class PromptFilter:
         if not prompts:
             hint = NO_PROBLEMS_HINTS.get(kind, "check --config.data")
             raise UserError(f"{kind}: there are no problems; {hint}")
+        # 2. Tokens without a row in the embedding: the model and the tokenizer do not fit.
         lengths = [len(ids) for ids in prompts if self._has_rows(ids)]
         without_rows = checked - len(lengths)
         if not lengths:
@@ -75,6 +77,7 @@ class PromptFilter:
                 f"all {checked:,} {kind} prompts hold tokens past the model's "
                 f"{self.vocab_size:,} rows: give the tokenizer's own model in --config.model"
             )
+        # 3. Prompts that are too long, and how much room would be enough.
         too_long = sum(length > self.width for length in lengths)
         first = "the first " if checked < len(problems) else ""
         among = f"{too_long:,} of {first}{checked:,} {kind} prompts"
@@ -89,6 +92,7 @@ class PromptFilter:
                 f"{among} are longer than sampling.prompt_width={self.width} tokens, the shortest "
                 f"{min(lengths)}: {self._width_hint(min(lengths), greatest)}"
             )
+        # 4. Some are left out: the run goes on, and says so.
         notes = []
         if too_long:
             notes.append(

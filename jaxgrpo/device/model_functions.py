@@ -43,6 +43,7 @@ def with_adapters(model: ModelSpec, params: Params) -> Params:
 def forward_copy(params: Params, dtype: DTypeLike) -> Params:
     """Returns a copy for forward passes: matrices in dtype; the rest is small, and exact."""
 
+    # Norms and biases are small, and stay exact. jit gives every result a buffer of its own.
     def copy(x: Array) -> Array:
         return x.astype(dtype) if x.ndim > 1 else jnp.copy(x)
 

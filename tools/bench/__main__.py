@@ -72,6 +72,7 @@ def positive(text: str) -> int:
 def add_logprobs(subcommands: Subcommands) -> None:
     """Adds the subcommand `logprobs`."""
     parser = subcommands.add(bench_logprobs)
+    # Small enough for a laptop; the claims of the documentation give larger ones.
     for name, default in (
         ("rows", 8),
         ("length", 256),
@@ -212,6 +213,7 @@ def add_load(subcommands: Subcommands) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of all subcommands; the result's `bench` is the function to call."""
+    # The flags of every subcommand stand after its name, as people write them.
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--json", action="store_true", help="print a JSON object")
     shared.add_argument(
@@ -235,6 +237,7 @@ def settings_of(arguments: argparse.Namespace) -> Result:
     """Returns what a benchmark was given, as a part of its result."""
     settings: Result = {}
     for name, value in vars(arguments).items():
+        # How it is printed is no setting, and neither is what was not given.
         if name not in ("json", "bench") and value is not None:
             settings[name] = str(value) if isinstance(value, Path) else value
     return settings

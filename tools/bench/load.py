@@ -68,6 +68,7 @@ def make_folder(folder: Path, gigabytes: float, file_gigabytes: float) -> None:
     )
     _write_config(folder, hf)
 
+    # Tensors are made as they are written: the folder may be larger than memory.
     rng = np.random.default_rng(0)
     planned = {}
     expected = hf_folder.expected_tensors(folder, hf_folder.load_config(folder))

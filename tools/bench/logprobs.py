@@ -31,6 +31,7 @@ def bench_logprobs(arguments: argparse.Namespace) -> Result:
         jax.ShapeDtypeStruct((rows, length), jnp.int32),
         jax.ShapeDtypeStruct((), jnp.float32),
     )
+    # Compiled ahead of time, so that the compiler can be asked for their memory.
     programs = {
         "": gradient_program(partial(chunked_logprobs, arguments.chunk), shapes),
         "naive_": gradient_program(naive_logprobs, shapes),
@@ -40,6 +41,7 @@ def bench_logprobs(arguments: argparse.Namespace) -> Result:
         result[f"{name}temp_bytes"] = temp_bytes(program)
     if arguments.compile_only:
         return result
+    # In turns, so that both meet the same other load of the machine.
     inputs = random_inputs(shapes, vocab)
     calls: dict[str, Callable[[], object]] = {
         name: partial(program, *inputs) for name, program in programs.items()

@@ -12,6 +12,7 @@ from jaxgrpo.rewards.maths import verifier
 from jaxgrpo.rewards.workers.pool import Pool
 from tools.bench.turns import Result
 
+# As long as a short chain of thought of GSM8K, with its calculator marks.
 SOLUTION = (
     "<think>Natalia sold 48/2 = <<48/2={half}>>{half} clips in May, which is half as many as in "
     "April.\n"
@@ -36,6 +37,7 @@ GROUP_SIZE = len(ANSWERS)
 
 def make_group(index: int) -> tuple[Problem, list[str]]:
     """Returns a problem and a completion with each of ANSWERS, six of them right."""
+    # Other numbers for every problem, so that no cache of a verifier helps.
     half = 17 * index + 24
     numbers = {"half": half, "total": 48 + half, "wrong": 47 + half}
     texts = [f"{SOLUTION}\n{answer}".format(**numbers) for answer, _ in ANSWERS]
@@ -73,11 +75,13 @@ def seconds_to_judge(pool: Pool, groups: list[tuple[Problem, list[str]]]) -> flo
     Raises RuntimeError if a verdict is not the expected one.
     """
     begin = time.perf_counter()
+    # All are submitted before the first is waited for, as a run does.
     tickets = [pool.submit(problem, texts) for problem, texts in groups]
     verdicts = [
         values["accuracy"] for ticket in tickets for values in pool.result(ticket)
     ]
     seconds = time.perf_counter() - begin
+    # A fast verifier that is wrong would be no result.
     expected = [verdict for _, verdict in ANSWERS] * len(groups)
     if verdicts != expected:
         raise RuntimeError("a verdict is not the expected one")

@@ -157,6 +157,7 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     for name, number, divisor in divisors:
         if number % divisor:
             raise UserError(f"{name} is {number}: it must be a multiple of {divisor}")
+    # As a run compiles them; the optimizer's numbers do not matter for the time.
     precision = Precision(compute=jnp.dtype(arguments.dtype))
     programs = compile_programs(
         ModelSpec(model, mesh, precision),

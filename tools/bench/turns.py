@@ -32,6 +32,7 @@ def time_turn(calls: Calls, label: str) -> dict[str, float]:
         started = time.perf_counter()
         jax.block_until_ready(call())
         seconds[name] = time.perf_counter() - started
+        # Names are prefixes of a result's keys, and ours has none.
         shown_name = name.rstrip("_") or "ours"
         print(
             f"{label}: {shown_name} {seconds[name]:.3f} s", file=sys.stderr, flush=True
@@ -130,6 +131,7 @@ class CompileCounter:
         jax.monitoring.register_event_duration_secs_listener(self._record)
 
     def _record(self, event: str, duration_secs: float, **_: str | int) -> None:
+        # XLA's own work: tracing and lowering come with every new shape, too, and take little.
         if event == "/jax/core/compile/backend_compile_duration":
             self.count += 1
             self.seconds += duration_secs
