@@ -55,12 +55,11 @@ from jaxgrpo.models.lora import Lora
 from jaxgrpo.plan import chips, times
 from jaxgrpo.plan import command as plan
 from jaxgrpo.problems import Driven, Problem, Scheduled, Weighted, batched
-from jaxgrpo.rewards import layout, length, repetition, rouge
+from jaxgrpo.rewards import layout, length, repetition
 from jaxgrpo.rewards.gate import Gate
 from jaxgrpo.rewards.languages import consistency
 from jaxgrpo.rewards.maths import verifier
 from jaxgrpo.rewards.workers.pool import Pool, reward_name
-from jaxgrpo.rollout import difficulty
 from jaxgrpo.rollout.report import check_missing_verdicts
 from jaxgrpo.text import tokenizer
 from tests import test_build
@@ -245,7 +244,14 @@ setting("it must hold texts, none of them empty", "sampling.stop", ("",), ("x",)
 setting("{} is {}: it must be a {}(...)", "batch", 8, Batch())
 setting("{} is {}: it must be {}", "steps", "20", 20)
 setting("{} is a {}: it must have {}", "objective", "grpo", losses.GRPO())
-setting("{} is {}: it must be one of {}", "filter.rule", "bnad", "band", "dapo", "off")
+trial(
+    "{} is {}: it must be one of {}",
+    give(optimizer.schedule, "step", 1.0, 0, 10),
+    lambda folder, said: [
+        optimizer.schedule(kind, 1.0, 0, 10)
+        for kind in named(said, "it must be one of (.*)").split(", ")
+    ],
+)
 setting("{} is {}: it must be {}{}{}", "evaluation.top_p", 0.0, 0.001, 1.0)
 trial(
     "the nearest that do are {}",
@@ -647,14 +653,6 @@ trial(
     ).restore(ProblemOrder(PROBLEMS, 7).state()),
     lambda folder, said: ProblemOrder(PROBLEMS, 0),
 )
-trial(
-    "filter.rule is {}: it must be one of band, dapo, off",
-    give(difficulty.DifficultyFilter("bnad", 0.2, 0.8).accepts, 1, 2),
-    *(
-        give(difficulty.DifficultyFilter(rule, 0.2, 0.8).accepts, 1, 2)
-        for rule in ("band", "dapo", "off")
-    ),
-)
 
 # --- models ---
 
@@ -828,14 +826,6 @@ trial(
     ),
 )
 trial(
-    "optimizer.schedule is {}: it must be one of",
-    give(optimizer.schedule, "step", 1.0, 0, 10),
-    lambda folder, said: [
-        optimizer.schedule(kind, 1.0, 0, 10)
-        for kind in named(said, "it must be one of (.*)").split(", ")
-    ],
-)
-trial(
     "do not multiply to the {} devices here; {}",
     lambda folder, said: mesh.make_mesh(3, 1, 1, jax.devices()[:1]),
     lambda folder, said: mesh.make_mesh(
@@ -885,13 +875,6 @@ trial(
     give(consistency.word_ratios, "word", "tlh"),
     lambda folder, said: consistency.word_ratios(
         "word", named(said, "use one of ([a-z]*)")
-    ),
-)
-trial(
-    "part is {}: it must be one of",
-    give(rouge.RougeL, "some"),
-    lambda folder, said: rouge.RougeL(
-        named(said, "it must be one of (.*)").split(", ")[0]
     ),
 )
 trial(

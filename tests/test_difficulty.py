@@ -66,7 +66,7 @@ def test_an_unknown_rule_is_refused():
     with pytest.raises(
         UserError, match=r"filter\.rule is 'bend': it must be one of band, dapo, off"
     ):
-        DifficultyFilter("bend", 0.2, 0.8).accepts(1, 2)
+        DifficultyFilter("bend", 0.2, 0.8)
 
 
 def test_variance_is_that_of_a_verdict():

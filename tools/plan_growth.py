@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxgrpo import config as run_config
+from jaxgrpo.build import num_rows
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.plan import chips, times
 from jaxgrpo.plan.command import log_progress
@@ -130,7 +131,7 @@ def slice_row(plan: Plan) -> SliceRow:
         compiled = CompiledCost(program.cost.flops, program.cost.ici, roofline)
     return SliceRow(
         chips=count,
-        rows=plan.config.batch.groups * plan.config.batch.group_size,
+        rows=num_rows(plan.config),
         state=state / chips.GIB,
         other=(sum(parts.values()) - state) / chips.GIB,
         limit=plan.target.memory / chips.GIB,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from jaxgrpo.config import overrides
 from jaxgrpo.config.bounds import ROUNDING, bounds_of
 from jaxgrpo.config.schema import Batch, Config, Distributed, Filter, Mesh
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import UserError, check_choice
 from jaxgrpo.losses import Corrected
 from jaxgrpo.models.lora import TARGETS
 from jaxgrpo.problems import Weighted
@@ -98,17 +98,10 @@ def _check_methods(name: str, value: object, methods: tuple[str, ...]) -> None:
 def _check_marks(config: Config) -> None:
     """Raises UserError if a setting breaks what the marks beside its field say."""
     for name, setting in _own_settings(config):
-        _check_choice(name, setting)
+        choices = setting.marks.get("one_of")
+        if choices is not None:
+            check_choice(name, setting.value, choices)
         _check_number(name, setting)
-
-
-def _check_choice(name: str, setting: overrides.Field) -> None:
-    """Raises UserError if a text is none of those that its setting may have."""
-    choices = setting.marks.get("one_of")
-    if choices is not None and setting.value not in choices:
-        raise UserError(
-            f"{name} is {setting.value!r}: it must be one of {', '.join(choices)}"
-        )
 
 
 HOLDS: dict[str, Callable[[float, float], bool]] = {

@@ -6,10 +6,10 @@ What a later run may change is marked beside each field: `may_change`, `reads_po
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxgrpo import files
 from jaxgrpo.config.bounds import marked
 from jaxgrpo.config.overrides import children, describe, renamed
 from jaxgrpo.config.schema import Config
@@ -41,12 +41,9 @@ def save(config: Config, out: str) -> None:
     """Writes the config's description to OUT/config.json, whole or not at all."""
     path = Path(out) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A run that ends here leaves the old file or the new one, and never half of it.
-    partial = path.with_suffix(".json.partial")
     text = json.dumps(describe(config), indent=2, ensure_ascii=False) + "\n"
     # Half a surrogate pair is not UTF-8; with a backslash it is JSON's own way to write it.
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(partial, path)
+    files.write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def check_same(config: Config, out: str) -> None:

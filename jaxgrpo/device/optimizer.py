@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int, PyTree
 
 from jaxgrpo.distributed.mesh import matrix_mask
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import check_choice
 from jaxgrpo.types import OptimizerState, Params
 
 Optimizer: TypeAlias = optax.GradientTransformation
@@ -28,17 +28,14 @@ def schedule(kind: str, peak: float, warmup_steps: int, steps: int) -> optax.Sch
 
     kind: "constant", or "linear" or "cosine" down to 0 at step `steps`
     """
+    check_choice("optimizer.schedule", kind, ("constant", "linear", "cosine"))
     rest = max(steps - warmup_steps, 1)
     if kind == "constant":
         decay = optax.constant_schedule(peak)
     elif kind == "linear":
         decay = optax.linear_schedule(peak, 0.0, rest)
-    elif kind == "cosine":
-        decay = optax.cosine_decay_schedule(peak, rest)
     else:
-        raise UserError(
-            f"optimizer.schedule is {kind!r}: it must be one of constant, linear, cosine"
-        )
+        decay = optax.cosine_decay_schedule(peak, rest)
     if warmup_steps < 1:
         return decay
     warmup = optax.linear_schedule(peak / warmup_steps, peak, max(warmup_steps - 1, 1))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxgrpo.build import num_rows
 from jaxgrpo.config import Config
 from jaxgrpo.device.program import Program
 from jaxgrpo.device.sampler import DecodeState, Prefilled
@@ -92,7 +93,7 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
 def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:
     """Returns the shapes of the batch that an update learns from."""
     # B rows of T = prompt width + new tokens.
-    rows = config.batch.groups * config.batch.group_size
+    rows = num_rows(config)
     length = config.sampling.prompt_width + config.sampling.max_new_tokens
 
     def row_array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:

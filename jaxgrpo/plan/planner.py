@@ -9,7 +9,7 @@ from operator import attrgetter
 import jax
 
 from jaxgrpo import config as run_config
-from jaxgrpo.build import build_programs
+from jaxgrpo.build import build_programs, num_rows, num_slots
 from jaxgrpo.config import Config, overrides
 from jaxgrpo.errors import UserError
 from jaxgrpo.plan import chips
@@ -132,7 +132,7 @@ def make_plan(
 
 def remedies(config: Config, devices: int) -> list[list[str]]:
     """Returns flags that may make a run fit: each remedy's alone, then all together."""
-    rows = config.batch.groups * config.batch.group_size
+    rows = num_rows(config)
     settings: dict[str, object] = {}
     # Fewer rows at once, and less kept of each layer for the backward pass: smaller temporaries.
     min_micro_batch = _min_micro_batch(rows, devices)
@@ -141,7 +141,7 @@ def remedies(config: Config, devices: int) -> list[list[str]]:
     if config.compute.remat != "full":
         settings["compute.remat"] = "full"
     # Fewer slots: a smaller KV cache. A quarter must still be shared by all devices.
-    slots = config.sampling.slots or 2 * rows
+    slots = num_slots(config)
     if slots % (4 * devices) == 0:
         settings["sampling.slots"] = slots // 4
     # Matrices divided over all devices instead of copied.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from rapidfuzz.distance import LCSseq
 
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import check_choice
 from jaxgrpo.problems import Problem
 from jaxgrpo.rewards import prose
 from jaxgrpo.rewards.languages.words import split
@@ -36,10 +36,7 @@ class RougeL:
     reference: str = ""
 
     def __post_init__(self) -> None:
-        if self.part not in PARTS:
-            raise UserError(
-                f"part is {self.part!r}: it must be one of {', '.join(PARTS)}"
-            )
+        check_choice("part", self.part, PARTS)
 
     def __call__(self, problem: Problem, text: str) -> float:
         # A problem without the field raises KeyError: the verdict is missing then, and not 0.

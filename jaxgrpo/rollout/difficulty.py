@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TypedDict
 
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import check_choice
+
+RULES = ("band", "dapo", "off")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class DifficultyFilter:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        check_choice("filter.rule", self.rule, RULES)
+
     def accepts(self, solved: int, judged: int) -> bool:
         """Returns whether a group may train the policy.
 
@@ -37,22 +42,15 @@ class DifficultyFilter:
         return judged >= 2 and self.side(solved, judged) == 0
 
     def side(self, solved: int, judged: int) -> int:
-        """Returns -1 for a group that is too hard, 1 for one that is too easy, 0 for neither.
-
-        Raises UserError for an unknown rule.
-        """
+        """Returns -1 for a group that is too hard, 1 for one that is too easy, 0 for neither."""
         if self.rule == "off":
             return 0
         if self.rule == "dapo":
             return (solved == judged) - (solved == 0)
-        if self.rule == "band":
-            # Multiplied instead of divided, and with exact ends, so that no rounding decides.
-            is_too_easy = solved > _exact(self.high) * judged
-            is_too_hard = solved < _exact(self.low) * judged
-            return is_too_easy - is_too_hard
-        raise UserError(
-            f"filter.rule is {self.rule!r}: it must be one of band, dapo, off"
-        )
+        # Multiplied instead of divided, and with exact ends, so that no rounding decides.
+        is_too_easy = solved > _exact(self.high) * judged
+        is_too_hard = solved < _exact(self.low) * judged
+        return is_too_easy - is_too_hard
 
 
 def variance(solved: int, judged: int) -> Fraction:

@@ -37,7 +37,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import UserError, check_choice
 from jaxgrpo.problems import Problem
 from jaxgrpo.rewards import prose
 from jaxgrpo.rewards.languages.identify import MIN_LETTERS, identify, identify_sentences
@@ -96,7 +96,7 @@ class Ratio:
     language: str = ""
 
     def __post_init__(self) -> None:
-        _check_part(self.part)
+        check_choice("part", self.part, PARTS)
         if self.language:
             object.__setattr__(self, "language", _checked_code(self.language))
 
@@ -118,7 +118,7 @@ class Threshold:
     at_least: float = 0.9
 
     def __post_init__(self) -> None:
-        _check_part(self.part)
+        check_choice("part", self.part, PARTS)
         if not 0 < self.at_least <= 1:
             raise UserError(
                 f"a language threshold must be above 0 and at most 1, got at_least={self.at_least}"
@@ -140,7 +140,7 @@ class Match:
     part: str = "think"
 
     def __post_init__(self) -> None:
-        _check_part(self.part)
+        check_choice("part", self.part, PARTS)
 
     def __call__(self, problem: Problem, text: str) -> float:
         counts = _count_words_of_part(text, _checked_code(problem.language), self.part)
@@ -177,7 +177,8 @@ def word_ratios(text: str, target: str, part: str = "think") -> WordRatios:
     for ever, or if `part` is none of PARTS.
     """
     target = _checked_code(target)
-    counts = _count_words_of_part(text, target, _check_part(part))
+    check_choice("part", part, PARTS)
+    counts = _count_words_of_part(text, target, part)
     words = counts.total()
     divisor = max(words, 1)  # without words all counts are 0, and so are the shares
     return WordRatios(words, counts[target] / divisor, counts["en"] / divisor)
@@ -219,9 +220,3 @@ def _checked_code(language: str) -> str:
             f"language {language!r} is not one that can be told: use one of {codes}"
         )
     return code
-
-
-def _check_part(part: str) -> str:
-    if part not in PARTS:
-        raise UserError(f"part is {part!r}: it must be one of {', '.join(PARTS)}")
-    return part
