@@ -408,6 +408,27 @@ def test_a_class_of_somebody_elses_can_have_bounds_beside_its_fields():
     assert said == "objective.sharpness is 0.0: it must be above 0: it divides"
 
 
+@losses.frozen_pytree
+class OldMethod(losses.GRPO):
+    """An objective of somebody's own, whose method has the name that it had before."""
+
+    def weights(self, mask):
+        return mask / 2
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        (OldMethod(), "objective"),
+        (losses.Regularised(OldMethod(), kl=0.1), "objective.objective"),
+    ],
+)
+def test_the_old_name_of_a_method_is_refused(objective, name):
+    said = message(validate, make(objective=objective))
+    assert said.startswith(f"{name} is a {__name__}:OldMethod: ")
+    assert said.endswith("it must have token_weights() in the place of weights()")
+
+
 NAMES = {
     "mean": "call it 'mean_reward'",
     "language/target_word_ratio": "call it 'language_target_word_ratio'",

@@ -377,7 +377,7 @@ def test_what_binds_is_what_takes_longest(plan):
         plan.config, plan.inputs, programs, v5e, times.Assumptions(8, 1.0)
     )
     rows = 8
-    slots = plan.inputs.programs.sizes[0]
+    slots = plan.inputs.programs.slot_counts[0]
     assert step["decode"]["calls"] == math.ceil(rows * 8 / slots)
     assert step["update"]["calls"] == 1
 

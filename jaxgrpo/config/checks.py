@@ -79,16 +79,15 @@ def _own_settings(config: Config) -> Iterator[tuple[str, overrides.Field]]:
 
 
 def _check_methods(name: str, value: object, methods: tuple[str, ...]) -> None:
-    """Raises UserError if a part of the config lacks one of the methods."""
+    """Raises UserError if a part of the config lacks one of the methods, or has its old name."""
     missing = []
     for method in methods:
-        if callable(getattr(value, method, None)):
-            continue
-        old_name = RENAMED_METHODS.get(method)
-        was = (
-            f", which was {old_name}()" if old_name and hasattr(value, old_name) else ""
-        )
-        missing.append(f"{method}(){was}")
+        old_name = RENAMED_METHODS.get(method, "")
+        # Nobody would call the old method of a class that inherits the new one.
+        if callable(getattr(value, old_name, None)):
+            missing.append(f"{method}() in the place of {old_name}()")
+        elif not callable(getattr(value, method, None)):
+            missing.append(f"{method}()")
     if missing:
         raise UserError(
             f"{name} is a {overrides.path_of(type(value))}: it must have {', '.join(missing)}"
