@@ -1,13 +1,13 @@
 """Defines problems, completions, rewards and tasks: plain data of the host side, without jax."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.text.language_codes import language_code
+from jaxgrpo.text.surrogates import replace_lone_surrogates
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,6 @@ class Problem:
         for name in ("id", "prompt", "answer"):
             text = replace_lone_surrogates(getattr(self, name))
             object.__setattr__(self, name, text)
-
-
-def replace_lone_surrogates(text: str) -> str:
-    """Returns the text with U+FFFD for each half of a surrogate pair.
-
-    Neither tokenizers nor UTF-8 can encode such a half. A Python str holds a whole pair as one
-    character, so any surrogate that is found is half of one.
-    """
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 class Completion(str):

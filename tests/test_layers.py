@@ -222,26 +222,38 @@ def reached(module: str, sources: dict[str, str]) -> set[str]:
     return libraries | {f"jaxgrpo.{name}" for name in seen}
 
 
-def circles(sources: dict[str, str]) -> list[str]:
-    """Returns the circles of imports, each as "a -> b -> a"; a folder's __init__ counts, too."""
-    arrows = {
-        module: sorted(inner_imports(module, sources) - {module}) for module in sources
-    }
+def module_arrows(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Returns what each module imports; a folder's __init__ is a module, too."""
+    return {module: inner_imports(module, sources) - {module} for module in sources}
+
+
+def room_arrows(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Returns what each folder of jaxgrpo, and each module beside them, imports of the others."""
+    arrows: dict[str, set[str]] = {}
+    for module, others in module_arrows(sources).items():
+        room = module.split(".")[0]
+        rooms = {other.split(".")[0] for other in others}
+        arrows.setdefault(room, set()).update(rooms - {room})
+    return arrows
+
+
+def circles(arrows: dict[str, set[str]]) -> list[str]:
+    """Returns the circles among arrows, each as "a -> b -> a"."""
     found = []
     finished: set[str] = set()
 
-    def visit(module: str, path: list[str]) -> None:
-        if module in path:
-            found.append(" -> ".join([*path[path.index(module) :], module]))
+    def visit(name: str, path: list[str]) -> None:
+        if name in path:
+            found.append(" -> ".join([*path[path.index(name) :], name]))
             return
-        if module in finished:
+        if name in finished:
             return
-        for other in arrows[module]:
-            visit(other, [*path, module])
-        finished.add(module)
+        for other in sorted(arrows[name]):
+            visit(other, [*path, name])
+        finished.add(name)
 
-    for module in sources:
-        visit(module, [])
+    for name in arrows:
+        visit(name, [])
     return found
 
 
@@ -251,9 +263,10 @@ def test_imports_follow_the_layers(module):
     assert not broken, "\n".join(broken)
 
 
-def test_no_imports_go_in_a_circle():
+@pytest.mark.parametrize("arrows", [module_arrows, room_arrows])
+def test_no_imports_go_in_a_circle(arrows):
     """Those inside functions and under TYPE_CHECKING are among them."""
-    assert not circles(SOURCES)
+    assert not circles(arrows(SOURCES))
 
 
 @pytest.mark.parametrize("module", [m for m in SOURCES if layer_of(m) == "host"])
@@ -398,7 +411,17 @@ def test_the_checker_finds_circles():
         "c": "from jaxgrpo.a import x",
         "d": "import jaxgrpo.a",
     }
-    assert circles(sources) == ["a -> b -> c -> a"]
+    assert circles(module_arrows(sources)) == ["a -> b -> c -> a"]
+
+
+def test_the_checker_finds_circles_of_folders():
+    sources = {
+        "a.one": "import jaxgrpo.b.one",
+        "a.two": "",
+        "b.one": "from jaxgrpo.a.two import x",
+    }
+    assert circles(module_arrows(sources)) == []
+    assert circles(room_arrows(sources)) == ["a -> b -> a"]
 
 
 def loaded_after(statement: str) -> set[str]:

@@ -12,7 +12,7 @@ import regex as re
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
 from jaxgrpo.rewards.maths.extraction import find_boxes
-from jaxgrpo.rewards.prose import CLOSES_THOUGHTS, OPENS_THOUGHTS, closing_tag
+from jaxgrpo.text.thoughts import CLOSES_THOUGHTS, OPENS_THOUGHTS, closing_tag
 
 
 def think_then_answer(problem: Problem, text: str) -> float:

@@ -11,19 +11,9 @@ from collections.abc import Iterator
 
 import regex as re
 
-PARTS = ("think", "answer", "all")
+from jaxgrpo.text.thoughts import CLOSES_THOUGHTS, OPENS_THOUGHTS
 
-_THOUGHT = r"(?:think(?:ing)?|thoughts?|reasoning|THINK(?:ING)?)"
-OPENS_THOUGHTS = re.compile(
-    rf"<{_THOUGHT}> | \[{_THOUGHT}\] | ◁{_THOUGHT}▷ | <\|(?:begin_of|START)_{_THOUGHT}\|>",
-    re.VERBOSE,
-)
-CLOSES_THOUGHTS = re.compile(
-    rf"</{_THOUGHT}> | \[/{_THOUGHT}\] | ◁/{_THOUGHT}▷ | <\|(?:end_of|END)_{_THOUGHT}\|>",
-    re.VERBOSE,
-)
-"""The tags that models think in: <think>, <thinking>, <thought>, <reasoning>, [THINK], ◁think▷,
-<|begin_of_thought|>, <|START_THINKING|>."""
+PARTS = ("think", "answer", "all")
 
 
 def part(text: str, name: str) -> str:
@@ -51,14 +41,6 @@ def last_match(pattern: re.Pattern, text: str) -> re.Match | None:
     """Returns the last match of a pattern in a text; None if there is none."""
     last = deque(pattern.finditer(text), maxlen=1)
     return last[0] if last else None
-
-
-def closing_tag(tag: str) -> str:
-    """Returns the closing tag: "</think>" for "<think>", "<|x_end|>" for "<|x_start|>"."""
-    if tag.startswith("<|"):
-        upper_replaced = re.sub("BEGIN|START", "END", tag)
-        return re.sub("begin|start", "end", upper_replaced)
-    return f"{tag[0]}/{tag[1:]}"
 
 
 # Each group is a kind of delimiter. A `drop` has no partner and is dropped alone. Quantifiers are

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.rewards.prose import closing_tag
+from jaxgrpo.text.thoughts import closing_tag
 
 Message = dict[str, str | list[dict[str, str]]]
 """One turn: {"role": ..., "content": ...}."""

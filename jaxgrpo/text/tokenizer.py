@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.problems import replace_lone_surrogates
 from jaxgrpo.text import chat, prompts
+from jaxgrpo.text.surrogates import replace_lone_surrogates
 
 HfTokenizer = Any
 """A transformers.PreTrainedTokenizerBase. That import takes seconds, so it is not made here."""
