@@ -39,6 +39,7 @@ def to_markdown(docstring: str, names: set[str]) -> str:
     for line in docstring.splitlines():
         item = NAME_LINE.fullmatch(line)
         if item and names.issuperset(item["names"].split(", ")):
+            # Markdown begins a list only after an empty line.
             if not in_item:
                 lines.append("")
             lines.append(f"- **`{item['names']}`** {_escape(item['meaning'])}")
@@ -47,6 +48,7 @@ def to_markdown(docstring: str, names: set[str]) -> str:
             # The rest of the item's meaning.
             lines.append(f"  {_escape(line.strip())}")
         else:
+            # And ends it only before one.
             if in_item and line:
                 lines.append("")
             in_item = False
@@ -60,6 +62,7 @@ def to_markdown(docstring: str, names: set[str]) -> str:
 
 def _escape(line: str) -> str:
     """Returns a line whose signs are not taken for HTML, but within backticks."""
+    # Every second part stands within backticks, where signs are only signs.
     parts = line.split("`")
     parts[::2] = [part.replace("<", "&lt;").replace("*", "\\*") for part in parts[::2]]
     return "`".join(parts)

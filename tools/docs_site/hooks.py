@@ -69,6 +69,7 @@ def _site_link(link: re.Match[str], page: str) -> str:
         return link[0]
     if not target.exists():
         raise PluginError(f"{page}: there is no {link['path']}")
+    # Configs, tools and tests have no page in the reference.
     if target.suffix != ".py" or PACKAGE not in target.parents:
         return link["text"]
     return f"[{link['text']}](api/{page_of(target)}.md#{module_of(target)})"

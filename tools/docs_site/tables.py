@@ -63,6 +63,7 @@ def settings_tables() -> str:
     parts.append(f"## Config\n\n{_about(Config)}\n\n{_table(top, config)}")
     for group in dataclasses.fields(Config):
         node = getattr(config, group.name)
+        # What these two hold differs from run to run: they have tables of their own.
         if group.name in ("data", "rewards") or not dataclasses.is_dataclass(node):
             continue
         inside = {
@@ -87,6 +88,7 @@ def _table(
     """
     rows = ["| setting | default | may be | meaning |", "|---|---|---|---|"]
     for name, field in settings.items():
+        # The command line's name is "batch.groups", the field's is "groups".
         short = name.removeprefix(f"{prefix}.")
         default = "required" if is_required(node, short) else f"`{_shown(field.value)}`"
         notes = _notes({**(shared or {}), **field.marks})
@@ -98,6 +100,7 @@ def _table(
 def is_required(node: object, name: str) -> bool:
     """Returns whether a field of a dataclass must be given."""
     field = getattr(node, "__dataclass_fields__", {}).get(name)
+    # Not a dataclass's field: an item of a dictionary, such as a reward.
     if field is None:
         return False
     return (
@@ -109,6 +112,7 @@ def is_required(node: object, name: str) -> bool:
 def _allowed(field: overrides.Field) -> str:
     """Returns the values that a setting may have: its type and its bounds."""
     choices = field.marks.get("one_of")
+    # Where the values are named, the type says nothing more.
     if choices:
         return " or ".join(f"`{choice}`" for choice in choices)
     bounds = [
@@ -167,7 +171,9 @@ def shipped_configs() -> str:
     rows = ["| `--config` | what it trains |", "|---|---|"]
     for path in sorted((ROOT / "configs").glob("*.py")):
         text = path.read_text(encoding="utf-8")
+        # Not __init__.py, which trains nothing.
         if not path.stem.startswith("_"):
+            # The first line of the docstring, read as text: importing it would run it.
             first_line = text.split('"""')[1].splitlines()[0]
             rows.append(f"| `{path.stem}` | {_cell(first_line)} |")
     return "\n".join(rows)
