@@ -31,6 +31,7 @@ from jaxgrpo.rollout.judge import Judge
 from jaxgrpo.text import tokenizer
 from jaxgrpo.text.tokenizer import Tokenizer
 from jaxgrpo.types import Params
+from jaxgrpo.updates import UpdateRule
 
 MEASURED = {
     "language/target_word_ratio": Weighted(languages.target_word_ratio, 0.0),
@@ -96,7 +97,7 @@ def build_run(config: Config) -> Run:
         vocab_size=network.vocab_size,
         max_width=positions - config.sampling.max_new_tokens if positions else None,
     )
-    notes = [prompt_filter.check(task.problems, "training")]
+    notes = [batch_line(config), prompt_filter.check(task.problems, "training")]
     if config.evaluation.problems:
         notes.append(prompt_filter.check(heldout, "held-out"))
 
@@ -140,7 +141,7 @@ def build_programs(
     """
     slots = num_slots(config)
     # A CPU is divided into as many devices as divide every number of rows.
-    rows = math.gcd(num_rows(config), config.batch.micro_batch, slots)
+    rows = math.gcd(rows_per_update(config), config.batch.micro_batch, slots)
     mesh_sizes = config.mesh
     mesh = make_mesh(
         mesh_sizes.data, mesh_sizes.fsdp, mesh_sizes.tensor, devices, rows=rows
@@ -178,6 +179,39 @@ def build_programs(
 def num_rows(config: Config) -> int:
     """Returns the completions of a batch."""
     return config.batch.groups * config.batch.group_size
+
+
+def rows_per_update(config: Config) -> int:
+    """Returns the completions that an optimizer step learns from."""
+    return num_rows(config) // config.batch.updates
+
+
+def update_rule(config: Config) -> UpdateRule:
+    """Returns the updates that a step makes with its batch."""
+    return UpdateRule(
+        groups=config.batch.groups,
+        updates=config.batch.updates,
+        epochs=config.batch.epochs,
+        target_kl=config.batch.target_kl,
+        seed=config.seed,
+    )
+
+
+def batch_line(config: Config) -> str:
+    """Returns the sizes of a step in words.
+
+    "32 prompts x 8 = 256 rows a step, 4 updates of 64 rows, micro-batches of 16"
+    """
+    batch = config.batch
+    rows = rows_per_update(config)
+    parts = [
+        f"{batch.groups} prompts x {batch.group_size} = {num_rows(config)} rows a step",
+        f"{batch.updates} update{'s' * (batch.updates > 1)} of {rows} rows",
+        f"micro-batches of {batch.micro_batch or rows}",
+    ]
+    if batch.epochs > 1:
+        parts[1] = f"{batch.epochs} epochs of {parts[1]}"
+    return ", ".join(parts)
 
 
 def num_slots(config: Config) -> int:
@@ -315,8 +349,11 @@ def _check_positions(sampling: Sampling, folder: Path) -> None:
 
 def _check_shards(config: Config, shards: int) -> None:
     """Raises UserError for a first axis that the devices cannot share evenly."""
+    rows = "batch.groups * batch.group_size"
+    if config.batch.updates > 1:
+        rows += " / batch.updates"
     sizes = {
-        "batch.groups * batch.group_size": num_rows(config),
+        rows: rows_per_update(config),
         "batch.micro_batch": config.batch.micro_batch,
         "sampling.slots": num_slots(config),
     }
