@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxgrpo.build import num_rows
+from jaxgrpo.build import num_rows, update_rule
 from jaxgrpo.config import Config
+from jaxgrpo.device.learner import ScoredBatch
 from jaxgrpo.device.program import Program
 from jaxgrpo.device.sampler import DecodeState, Prefilled
 from jaxgrpo.models import lora
@@ -33,7 +34,7 @@ class ProgramInputs:
     slots: the decode state with the most slots and the longest ring cache
     prefilled: the result of a prefill
     reference: the reference policy
-    batch: what an update learns from
+    batch: what a step's updates learn from; with several updates, as scored, and the rows of one
     calls: each program's call, by the program's name
     """
 
@@ -42,7 +43,7 @@ class ProgramInputs:
     slots: DecodeState
     prefilled: Prefilled
     reference: Params
-    batch: TrainBatch
+    batch: TrainBatch | tuple[ScoredBatch, ScoredBatch]
     calls: dict[str, ProgramCall]
 
 
@@ -74,7 +75,7 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
     prefill = (published, tokens, mask)
     insert = (slots, prefilled, new_rows)
     decode = (published, slots, stopped, sampling, scalar, scalar)
-    update = (
+    whole_batch = (
         programs.state_like,
         reference,
         batch,
@@ -85,9 +86,28 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
         "prefill": ProgramCall(programs.prefill, prefill),
         "insert": ProgramCall(programs.insert, insert),
         "decode": ProgramCall(programs.decode, decode),
-        "update": ProgramCall(programs.update, update),
     }
-    return ProgramInputs(programs, published, slots, prefilled, reference, batch, calls)
+    learned: TrainBatch | tuple[ScoredBatch, ScoredBatch] = batch
+    if update_rule(config).is_single:
+        calls["update"] = ProgramCall(programs.update, whole_batch)
+    else:
+        scored = result_shapes(programs.score, *whole_batch)
+        groups = _host_array(jnp.int32, config.batch.groups // config.batch.updates)
+        rows = result_shapes(programs.take_groups, scored, groups)
+        some_rows = (
+            programs.state_like,
+            reference,
+            rows,
+            scalar,
+            config.objective,
+            config.sampling.temperature,
+        )
+        calls["score"] = ProgramCall(programs.score, whole_batch)
+        calls["update"] = ProgramCall(programs.update_scored, some_rows)
+        learned = (scored, rows)
+    return ProgramInputs(
+        programs, published, slots, prefilled, reference, learned, calls
+    )
 
 
 def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:

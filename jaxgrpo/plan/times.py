@@ -95,7 +95,8 @@ def calls_per_step(
         "prefill": math.ceil(sampled / programs.prompts_per_prefill),
         "insert": math.ceil(rows / programs.rows_per_insert),
         "decode": math.ceil(rows * assumptions.mean_new / programs.slot_counts[0]),
-        "update": 1,
+        "score": 1,
+        "update": config.batch.updates * config.batch.epochs,
     }
 
 
