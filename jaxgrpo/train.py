@@ -115,7 +115,7 @@ def train(
         run_state = restore_or_start(run, checkpoints, params, started_at)
         reference = run.programs.make_reference(params)
         del params
-        run.engine.warm_up(lora.attach(reference, run_state.state.params))
+        run.engine.warm_up(run.policy(reference, run_state.state.params))
         if run_state.step:
             print0(f"going on from step {run_state.step} of {config.steps} in {out}")
 
@@ -130,6 +130,10 @@ def train(
         before = make_once(out / "before.json", partial(_evaluate, run, untrained))
         if before:
             print0(f"\n{tables(before)}\n", flush=True)
+        if config.reference:
+            # The model's own copy makes room first.
+            del untrained, reference
+            reference = run.load_reference()
         yield from run_steps(run, run_state, reference, checkpoints, stop)
         if run_state.step < config.steps:
             print0(
@@ -137,7 +141,7 @@ def train(
                 "the same command goes on"
             )
             return
-        after = _evaluate(run, lora.attach(reference, run_state.state.params))
+        after = _evaluate(run, run.policy(reference, run_state.state.params))
 
     # 3. Say what training did.
     seconds = time.time() - run_state.started_at
@@ -255,7 +259,7 @@ def run_step(
         ),
         mask_truncated=config.batch.mask_truncated,
     )
-    policy = lora.attach(reference, run_state.state.params)
+    policy = run.policy(reference, run_state.state.params)
     collected = collect_groups(stream, policy, spec, step, run_state.reward_weights)
     check_missing_verdicts(
         collected.asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl"
