@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from jaxgrpo.config import overrides
 from jaxgrpo.config.bounds import ROUNDING, bounds_of
+from jaxgrpo.config.objectives import check_group_size, check_moving
 from jaxgrpo.config.schema import Batch, Config, Distributed, Filter, Mesh
 from jaxgrpo.errors import UserError, check_choice
 from jaxgrpo.losses import Corrected
@@ -315,6 +316,8 @@ def _free_name(name: str, rewards: dict) -> str:
 def _check_objective(config: Config) -> None:
     """Raises UserError for an objective whose ratio would not be what it is taken for."""
     layers = list(_layers(config.objective))
+    check_group_size(layers, config.batch.group_size)
+    check_moving(layers)
     is_corrected = any(isinstance(layer, Corrected) for layer in layers)
     if config.batch.old_logprobs == "sampler":
         _check_sampler_ratio(config, layers, is_corrected)
