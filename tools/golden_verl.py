@@ -6,9 +6,9 @@
 Nothing of verl is written again here: losses are those that it has registered, gradients come from
 autograd, and masks from its rollout correction.
 
-Covered is what TRL has not: DPPO with its binary divergences, and which completions a bound on the
-geometric mean of the ratio leaves out. Its numbers are of float64, from inputs that are exact to
-four decimals.
+Covered is what TRL has not: DPPO with its binary divergences, and which completions are left out by
+bounds on the geometric mean of the ratio or by a trust region. Its numbers are of float64, from
+inputs that are exact to four decimals.
 """
 
 import argparse
@@ -41,6 +41,9 @@ THRESHOLDS = {"tv": (0.15, 0.05), "kl": (0.05, 0.01)}
 BOUNDS = [(0.9, 1.2), (0.8, 1.25), (0.95, 1.05)]
 """Of the geometric mean of a completion's ratios."""
 
+REGIONS = {"max": (0.5, 0.6), "mean": (0.05, 0.03)}
+"""Of the trust region: thresholds of its criteria, in nats."""
+
 Inputs = dict[str, list]
 """Log-probabilities are [B][T]."""
 
@@ -63,9 +66,30 @@ def main() -> None:
         for divergence, thresholds in THRESHOLDS.items()
         for threshold in thresholds
     ]
+    # verl's documentation bounds the geometric mean, its code the mean's inverse.
     masks = [
-        {"low": low, "high": high, "kept": kept_rows(low, high, inputs)}
+        {
+            "low": low,
+            "high": high,
+            "kept": kept_rows("seq_mean_k1", f"{1 / high}_{1 / low}", inputs),
+        }
         for low, high in BOUNDS
+    ]
+    # verl's k2 is log(ratio)^2 / 2: its largest is that of the largest |log(ratio)|.
+    regions = [
+        {
+            "criterion": "max",
+            "threshold": threshold,
+            "kept": kept_rows("seq_max_k2", str(threshold**2 / 2), inputs),
+        }
+        for threshold in REGIONS["max"]
+    ] + [
+        {
+            "criterion": "mean",
+            "threshold": threshold,
+            "kept": kept_rows("seq_mean_k3", str(threshold), inputs),
+        }
+        for threshold in REGIONS["mean"]
     ]
     contents = {
         "verl": verl.__version__,
@@ -73,11 +97,14 @@ def main() -> None:
         "inputs": inputs,
         "dppo": cases,
         "geometric": masks,
+        "trust_region": regions,
     }
     lines = [f' "{name}": {json.dumps(value)}' for name, value in contents.items()]
     body = ",\n".join(lines)
     arguments.out.write_text(f"{{\n{body}\n}}\n", encoding="utf-8")
-    print(f"{arguments.out}: {len(cases)} gradients and {len(masks)} masks")
+    print(
+        f"{arguments.out}: {len(cases)} gradients and {len(masks) + len(regions)} masks"
+    )
 
 
 def make_inputs() -> Inputs:
@@ -135,17 +162,14 @@ def dppo_gradient(
     return (gradient + 0.0).tolist()
 
 
-def kept_rows(low: float, high: float, inputs: Inputs) -> list[bool]:
-    """Returns whether the geometric mean of each completion's ratios is within the bounds.
-
-    verl's documentation bounds this mean, its code the mean's inverse.
-    """
+def kept_rows(statistic: str, threshold: str, inputs: Inputs) -> list[bool]:
+    """Returns whether verl keeps each completion, by this statistic of its ratios."""
     log_ratio = torch.tensor(inputs["logprobs"]) - torch.tensor(inputs["old_logprobs"])
     mask, _ = compute_rollout_rejection_mask(
         log_ratio=log_ratio,
         response_mask=mask_of(inputs),
-        rollout_rs="seq_mean_k1",
-        rollout_rs_threshold=f"{1 / high}_{1 / low}",
+        rollout_rs=statistic,
+        rollout_rs_threshold=threshold,
     )
     return mask.any(dim=1).tolist()
 

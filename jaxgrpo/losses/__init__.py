@@ -23,7 +23,12 @@ from jaxgrpo.losses.reinforce import ReinforcePlusPlus, ReinforcePlusPlusBaselin
 from jaxgrpo.losses.rloo import RLOO
 from jaxgrpo.losses.scale_rl import ScaleRL
 from jaxgrpo.losses.sft import Supervised
-from jaxgrpo.losses.wrappers import Corrected, OffPolicyMasked, Regularised
+from jaxgrpo.losses.wrappers import (
+    Corrected,
+    OffPolicyMasked,
+    Regularised,
+    TrustRegionMasked,
+)
 
 __all__ = [
     "CISPO",
@@ -50,6 +55,7 @@ __all__ = [
     "Supervised",
     "TokenInputs",
     "TopEntropy",
+    "TrustRegionMasked",
     "advantages",
     "after_step",
     "batch_loss",

@@ -4,6 +4,7 @@ from dataclasses import field
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxgrpo.losses import terms
 from jaxgrpo.losses.inputs import Coefficient, TokenInputs, TokenLoss
@@ -120,11 +121,61 @@ class OffPolicyMasked(Wrapper):
     def token_loss(self, inputs: TokenInputs) -> TokenLoss:
         """Returns the objective's loss, 0 where it is masked, and the masked tokens."""
         loss, metrics = self.objective.token_loss(inputs)
-        sampler_logprobs = inputs.sampler_logprobs
-        if sampler_logprobs is None:
-            sampler_logprobs = inputs.old_logprobs
-        log_ratio = jax.lax.stop_gradient(inputs.logprobs) - sampler_logprobs
+        log_ratio = _log_ratio_to_sampler(inputs)
         divergence = -terms.sequence_log_ratio(log_ratio, inputs.mask)  # [B, T]
         masked = (inputs.advantages < 0) & (divergence > self.threshold)
         metrics = metrics | {"policy/off_policy_masked": masked.astype(jnp.float32)}
         return jnp.where(masked, 0.0, loss), metrics
+
+
+@frozen_pytree
+class TrustRegionMasked(Wrapper):
+    """An objective without completions that have left the trust region (arXiv 2512.23075).
+
+        token loss = M_i * the objective's, M_i = 0 where D_i > threshold, else 1
+        D_i = max over t of |log(policy_t / sampler_t)|, or
+              1/|o_i| sum_t k3 of policy_t / sampler_t ("mean")
+
+    These are the paper's estimates from the tokens that were sampled; its guarantee is of the exact
+    KL of whole distributions, which the sampler does not keep. Each row must hold exactly one
+    completion. A KL inside is masked, too; put `Regularised` around it to leave it as it is.
+
+    objective: the objective that is masked
+    threshold: nats
+    criterion: "max", of the token that has moved farthest, or "mean", over the tokens
+    """
+
+    objective: Objective
+    threshold: Coefficient = field(metadata={"above": 0})
+    criterion: str = field(
+        default="max", metadata={"static": True, "one_of": ("max", "mean")}
+    )
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a criterion that there is not."""
+        if self.criterion not in ("max", "mean"):
+            raise ValueError(
+                f"the trust region's criterion is {self.criterion!r}: it must be one of max, mean"
+            )
+
+    def token_loss(self, inputs: TokenInputs) -> TokenLoss:
+        """Returns the objective's loss, 0 where it is masked, and the masked tokens."""
+        loss, metrics = self.objective.token_loss(inputs)
+        log_ratio = jnp.where(inputs.mask, _log_ratio_to_sampler(inputs), 0.0)
+        if self.criterion == "max":
+            divergence = jnp.abs(log_ratio).max(axis=1, keepdims=True)  # [B, 1]
+        else:
+            k3 = terms.kl_k3(jnp.zeros_like(log_ratio), log_ratio)
+            lengths = jnp.maximum(inputs.mask.sum(axis=1, keepdims=True), 1)
+            divergence = k3.sum(axis=1, keepdims=True) / lengths
+        masked = jnp.broadcast_to(divergence > self.threshold, inputs.mask.shape)
+        metrics = metrics | {"policy/trust_region_masked": masked.astype(jnp.float32)}
+        return jnp.where(masked, 0.0, loss), metrics
+
+
+def _log_ratio_to_sampler(inputs: TokenInputs) -> Float[Array, "B T"]:
+    """Computes log(policy / sampler) of each token, as a constant."""
+    sampler_logprobs = inputs.sampler_logprobs
+    if sampler_logprobs is None:
+        sampler_logprobs = inputs.old_logprobs
+    return jax.lax.stop_gradient(inputs.logprobs) - sampler_logprobs

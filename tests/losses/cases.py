@@ -41,6 +41,10 @@ VARIANTS = {
     "dppo_kl": losses.DPPO(threshold=0.02, divergence="kl", budget=8.0),
     "scale_rl": losses.ScaleRL(group_size=G, max_ratio=1.2),
     "off_policy_masked": losses.OffPolicyMasked(losses.DAPO(), threshold=0.05),
+    "trust_region_masked": losses.TrustRegionMasked(losses.DAPO(), threshold=0.4),
+    "trust_region_mean": losses.TrustRegionMasked(
+        losses.DAPO(), threshold=0.04, criterion="mean"
+    ),
     "top_entropy": losses.TopEntropy(losses.DAPO(), fraction=0.5),
     "entropy_targeted": losses.EntropyTargeted(losses.DAPO(), weight=0.01),
     "distilled": losses.Distilled(losses.DAPO(), weight=0.5),

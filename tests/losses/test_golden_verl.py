@@ -1,4 +1,4 @@
-"""DPPO's gradients and geometric masks against verl's own, which tools/golden_verl.py wrote."""
+"""DPPO's gradients and masks of completions against verl's, which tools/golden_verl.py wrote."""
 
 import json
 from pathlib import Path
@@ -54,5 +54,20 @@ def test_geometric_bounds_keep_the_completions_that_verl_keeps(case):
         high=case["high"],
     )
     kept = jnp.where(inputs.mask, weights, 0.0).any(axis=1)
+    np.testing.assert_array_equal(kept, case["kept"])
+    assert len(set(case["kept"])) == 2
+
+
+@pytest.mark.parametrize(
+    "case",
+    GOLDEN["trust_region"],
+    ids=lambda case: f"{case['criterion']} {case['threshold']}",
+)
+def test_the_trust_region_keeps_the_completions_that_verl_keeps(case):
+    objective = losses.TrustRegionMasked(
+        losses.RLOO(), case["threshold"], case["criterion"]
+    )
+    inputs = golden_inputs()._replace(advantages=jnp.ones(8))
+    kept = (gradient(objective, inputs) != 0).any(axis=1)
     np.testing.assert_array_equal(kept, case["kept"])
     assert len(set(case["kept"])) == 2

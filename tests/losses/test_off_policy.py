@@ -124,6 +124,30 @@ def test_without_the_samplers_own_the_mask_takes_the_old_log_probabilities():
     assert (found[bad] == 0).all()
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_completion_leaves_the_trust_region_by_one_token_or_by_their_mean(sign):
+    inputs = drifted([0.0] * B, [6] * B)
+    # One token of row 0 has moved by 1 nat, and all of row 1 by half.
+    log_ratio = jnp.zeros((B, 6)).at[0, 2].set(sign).at[1].set(sign / 2)
+    inputs = inputs._replace(sampler_logprobs=inputs.logprobs - log_ratio)
+    plain = gradient(losses.DAPO(), inputs)
+    for criterion, threshold, masked in (
+        ("max", 0.99, [0]),
+        ("max", 0.49, [0, 1]),
+        ("max", 1.01, []),
+        # k3 of half a nat is 0.149 and 0.107; of a nat, over six tokens, 0.120 and 0.061
+        ("mean", 0.09 if sign < 0 else 0.13, [1]),
+        ("mean", 0.05, [0, 1]),
+        ("mean", 0.2, []),
+    ):
+        objective = losses.TrustRegionMasked(losses.DAPO(), threshold, criterion)
+        found = gradient(objective, inputs)
+        expected = plain.at[jnp.array(masked, int)].set(0.0)
+        np.testing.assert_array_equal(found, expected)
+        share = metrics_of(objective, inputs)["policy/trust_region_masked"]
+        np.testing.assert_allclose(share, len(masked) / B, rtol=1e-6)
+
+
 def test_a_kl_around_the_mask_is_left_as_it_is():
     inputs = drifted([1.0] * B, [6] * B)._replace(advantages=jnp.full(B, -1.0))
     masked = losses.OffPolicyMasked(losses.DAPO(), threshold=0.5)

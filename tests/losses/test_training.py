@@ -22,6 +22,7 @@ SECOND_SETTINGS = (
     "corrected_mask",
     "corrected_geometric",
     "dppo_kl",
+    "trust_region_mean",
 )
 # A run does not move its coefficients, and refuses it.
 REFUSED = ("entropy_targeted",)

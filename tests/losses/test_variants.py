@@ -411,6 +411,10 @@ def test_advantages_may_differ_by_token():
         ),
         (lambda: losses.DPPO(divergence="js"), "must be one of tv, kl"),
         (
+            lambda: losses.TrustRegionMasked(losses.GRPO(), 0.1, "min"),
+            "must be one of max, mean",
+        ),
+        (
             lambda: losses.DAPO(max_tokens=6.0).advantages(jnp.zeros((1, 2))),
             "needs the completions' mask",
         ),

@@ -54,6 +54,7 @@ OBJECTIVES = (
     losses.Regularised(losses.GRPO()),
     losses.Corrected(losses.GRPO()),
     losses.OffPolicyMasked(losses.GRPO(), threshold=0.5),
+    losses.TrustRegionMasked(losses.GRPO(), threshold=1.0),
     losses.TopEntropy(losses.DAPO()),
     losses.EntropyTargeted(losses.GRPO()),
     losses.Distilled(losses.GRPO()),
