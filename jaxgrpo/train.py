@@ -8,20 +8,18 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from jaxgrpo import config as configs
-from jaxgrpo import evaluate, metrics, plots
+from jaxgrpo import evaluate, losses, metrics, plots
 from jaxgrpo.build import Run, build_run, max_prompts, model_folder, update_rule
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import GAPS, Config, parse_command_line
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.data.order import ProblemOrder, ProblemStream
+from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.distributed.mesh import to_device
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
@@ -30,16 +28,16 @@ from jaxgrpo.models import lora
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rollout.batch import make_batch
 from jaxgrpo.rollout.collect import Collection, CollectSpec, collect_groups
-from jaxgrpo.rollout.difficulty import DifficultyFilter, History
+from jaxgrpo.rollout.difficulty import DifficultyFilter
 from jaxgrpo.rollout.groups import JudgedGroup, SamplingRequest
 from jaxgrpo.rollout.report import (
-    Json,
     MissingVerdictsError,
     check_missing_verdicts,
     shown_rollouts,
     verdict_means,
 )
 from jaxgrpo.rollout.stream import RolloutStream
+from jaxgrpo.run_state import RunState, restore_or_start
 from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import (
     Report,
@@ -50,36 +48,10 @@ from jaxgrpo.summary import (
     summarise,
     tables,
 )
-from jaxgrpo.types import Params, SamplingParams, TrainBatch, TrainState
+from jaxgrpo.types import Params, SamplingParams, TrainBatch
 from jaxgrpo.updates import merge_metrics, update_policy, update_program
 
 Metrics = dict[str, float]
-
-
-@dataclass
-class RunState:
-    """The state of a run after a whole number of steps: what a checkpoint holds.
-
-    reward_weights: those of the next step
-    started_at: when the run would have started (time.time) if it had never been interrupted
-    """
-
-    step: int
-    state: TrainState
-    order: ProblemOrder
-    history: History
-    reward_weights: dict[str, float]
-    started_at: float
-
-    def to_json(self) -> Json:
-        """Returns everything but the train state, as JSON values."""
-        return {
-            "step": self.step,
-            "order": self.order.state(),
-            "history": self.history.state(),
-            "weights": self.reward_weights,
-            "seconds": time.time() - self.started_at,
-        }
 
 
 def train(
@@ -153,30 +125,6 @@ def train(
         print0(f"\n{tables(before, after)}\n")
     print0(f"{headline(summary)} in {seconds:.0f} s; see {out}")
     gather_json(None)  # none of several processes ends before the first has written
-
-
-def restore_or_start(
-    run: Run, checkpoints: Checkpoints, params: Params, started_at: float
-) -> RunState:
-    """Returns the newest checkpoint's state; without one, the state that a run begins with.
-
-    params: the model folder's
-    """
-    order = ProblemOrder(run.task.problems, run.config.seed)
-    if checkpoints.latest() is None:
-        state = run.programs.init_state(params, np.uint32(run.config.seed))
-        weights = run.judge.initial_weights()
-        return RunState(0, state, order, History(), weights, started_at)
-    state, saved = checkpoints.restore(run.programs.state_like)
-    order.restore(saved["order"])
-    return RunState(
-        step=saved["step"],
-        state=state,
-        order=order,
-        history=History.restore(saved["history"]),
-        reward_weights=saved["weights"],
-        started_at=started_at - saved["seconds"],
-    )
 
 
 def run_steps(
@@ -332,12 +280,16 @@ def _update(
         state,
         reference,
         batch,
-        config.objective,
+        run_state.objective,
         config.sampling.temperature,
         rule,
         run_state.step + 1,
     )
     update_metrics = updates[0] if rule.is_single else merge_metrics(updates)
+    moving = losses.moving_values(run_state.objective)
+    run_state.objective = losses.after_step(run_state.objective, update_metrics)
+    # This step's coefficients, not the next one's.
+    update_metrics |= {f"objective/{name}": value for name, value in moving.items()}
     program = update_program(programs, rule)
     if not program.sealed:  # the first update of this process
         check_agreement(config, updates[0])

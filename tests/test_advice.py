@@ -310,6 +310,12 @@ trial(
     valid({"objective": losses.Corrected(losses.GRPO())} | TRAINERS | FLIGHT),
     valid(SAMPLERS | FLIGHT),
 )
+trial(
+    "change one of the two, they must be the same",
+    valid({"objective": losses.ScaleRL(group_size=5)}),
+    valid({"objective": losses.ScaleRL(group_size=8)}),
+    valid({"objective": losses.ScaleRL(group_size=5), "batch.group_size": 5}),
+)
 setting("they must hold 0 <= low <= high <= 1", "filter.low", 0.9, 0.0, 0.5)
 trial(
     "set filter.low to {} or filter.high to {}",
