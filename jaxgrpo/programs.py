@@ -199,11 +199,7 @@ def compile_programs(
     updater = Updater(
         scorer=make_scorer(model, update),
         optimizer=optimizer,
-        micro_batches=MicroBatches(
-            size=update.micro_batch,
-            rows_per_prompt=1 if update.prompt_width is None else update.group_size,
-            devices=row_devices(mesh),
-        ),
+        micro_batches=_micro_batches(update, row_devices(mesh)),
         group_size=update.group_size,
         adapter_scale=model.adapters.scale,
         uses_trainer_logprobs=update.old_logprobs == "trainer",
@@ -224,6 +220,19 @@ def compile_programs(
         update=Program("update", jitted_update),
         state_like=state_like,
         row_sharding=row_sharding(mesh),
+    )
+
+
+def _micro_batches(update: UpdateSpec, devices: int) -> MicroBatches:
+    """Returns how a batch is cut: its bins where it is packed, and its rows otherwise."""
+    if update.pack:
+        return MicroBatches(
+            size=update.micro_batch or devices, rows_per_prompt=1, devices=devices
+        )
+    return MicroBatches(
+        size=update.micro_batch,
+        rows_per_prompt=1 if update.prompt_width is None else update.group_size,
+        devices=devices,
     )
 
 

@@ -13,16 +13,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxgrpo.device.micro_batches import MicroBatches
+from jaxgrpo.device.micro_batches import (
+    MicroBatches,
+    has_entry,
+    scan_filled,
+    take_entries,
+)
 from jaxgrpo.device.optimizer import (
     Optimizer,
     cast,
     optimizer_updates,
     round_stochastically,
 )
-from jaxgrpo.device.scorer import Scorer, reference_logprobs
+from jaxgrpo.device.scorer import Scorer, real_tokens, reference_logprobs
 from jaxgrpo.losses import (
     LossInfo,
     Objective,
@@ -36,10 +41,6 @@ from jaxgrpo.models import lora
 from jaxgrpo.types import Params, TrainBatch, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
-
-NOT_CHOSEN = -1.0
-"""Marks entries off the completion mask in an array of log-probability gaps. A real gap is at least
-0. NaN would not do as a mark: a gap that is NaN must show in the metric."""
 
 
 def init_state(
@@ -70,14 +71,26 @@ class _ScoredRows(NamedTuple):
     advantages: Float[Array, "B"] | Float[Array, "B T"]
     token_weights: Float[Array, "B T"]
 
+    def of_bins(self, bins: Int[Array, "R S"]) -> "_ScoredRows":
+        """Returns the rows, of which only the completions in these bins count."""
+        mask = self.batch.completion_mask & has_entry(bins, self.batch.tokens.shape)
+        return self._replace(batch=self.batch._replace(bins=bins, completion_mask=mask))
+
 
 class _LossParts(NamedTuple):
     """The auxiliary output of a micro-batch's loss."""
 
     loss: Float[Array, ""]
     info: LossInfo
-    gap: Float[Array, "R T"]
-    """|log policy - log sampler|; NOT_CHOSEN off the completions."""
+    gap: Float[Array, "*tokens"]
+    """|log policy - log sampler| of a row's or a bin's tokens; anything off the completions."""
+    is_chosen: Bool[Array, "*tokens"]
+    """Whether the policy chose a token."""
+
+    def of_bins(self, bins: Int[Array, "R S"]) -> "_LossParts":
+        """Returns the parts with the gaps of the tokens in these bins, [R, S]."""
+        is_chosen = take_entries(self.is_chosen, bins) & (bins >= 0)
+        return self._replace(gap=take_entries(self.gap, bins), is_chosen=is_chosen)
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,8 @@ class Updater:
 
         Metrics of the policy are means over the tokens that count in the loss.
         """
-        micro_batches = self.micro_batches.for_rows(len(batch.tokens))
+        cut = batch.tokens if batch.bins is None else batch.bins
+        micro_batches = self.micro_batches.for_rows(len(cut))
 
         # 1. Everything that depends on all rows of the batch: advantages, which a KL to the
         # reference may be part of, and how much each token counts. It is made once and then split
@@ -135,7 +149,18 @@ class Updater:
             policy = lora.attach(reference or {}, scaled)
             return self._loss(policy, rows, objective, temperature, micro_batches)
 
-        gradient, parts = accumulate_gradients(loss, state.params, rows, micro_batches)
+        def packed_loss(params: Params, bins: Array) -> tuple[Array, _LossParts]:
+            value, parts = loss(params, rows.of_bins(bins))
+            return value, parts.of_bins(bins)
+
+        if batch.bins is None:
+            gradient, parts = accumulate_gradients(
+                loss, state.params, rows, micro_batches
+            )
+        else:
+            gradient, parts = accumulate_gradients(
+                packed_loss, state.params, batch.bins, micro_batches, scan_filled
+            )
 
         # 3. Metrics, and the optimizer's step.
         num_tokens = mask.sum()
@@ -143,9 +168,21 @@ class Updater:
             "update/loss": parts.loss.sum(),
             "update/grad_norm": _global_norm(gradient),
             "update/tokens": num_tokens.astype(jnp.float32),
-            "policy/logprob_gap_p99": _gap_p99(parts.gap),
+            "update/utilisation": self._utilisation(batch, micro_batches),
+            "policy/logprob_gap_p99": _gap_p99(parts.gap, parts.is_chosen),
         }
         return self._step(state, gradient, has_tokens=num_tokens > 0), metrics
+
+    def _utilisation(
+        self, batch: TrainBatch, micro_batches: MicroBatches
+    ) -> Float[Array, ""]:
+        """Returns the share of computed columns that hold a token of a row in the loss.
+
+        A prompt counts once for its group, however often it is read.
+        """
+        tokens = real_tokens(batch, self.scorer.prompt_width, self.group_size)
+        columns = self.scorer.num_columns(batch, micro_batches)
+        return tokens.astype(jnp.float32) / jnp.maximum(columns, 1)
 
     def _advantages(
         self, objective: Objective, batch: TrainBatch, ref_logprobs: Array | None
@@ -196,8 +233,7 @@ class Updater:
         )
         loss, info = batch_loss(objective, rows.token_weights, inputs)
         gap = jnp.abs(constant_logprobs - batch.sampler_logprobs)
-        gap = jnp.where(batch.completion_mask, gap, NOT_CHOSEN)
-        return loss, _LossParts(loss, info, gap)
+        return loss, _LossParts(loss, info, gap, batch.completion_mask)
 
     def _step(
         self, state: TrainState, gradient: Params, has_tokens: Bool[Array, ""]
@@ -228,10 +264,14 @@ def accumulate_gradients(
     params: Params,
     rows: PyTree,
     micro_batches: MicroBatches,
+    scan: Callable = jax.lax.scan,
 ) -> tuple[Params, PyTree]:
     """Returns the gradient of a loss that is a sum over rows, and its auxiliary results, stacked.
 
     The gradient is added up in float32, a micro-batch at a time.
+
+    rows: what the loss is a sum over: rows, or bins
+    scan: goes over the micro-batches, as jax.lax.scan does
     """
     gradient_of = jax.grad(loss, has_aux=True)
     # float32, though parameters may be bfloat16: a sum of many small terms.
@@ -241,7 +281,7 @@ def accumulate_gradients(
         new, auxiliary = gradient_of(params, rows)
         return jax.tree.map(jnp.add, gradient, new), auxiliary
 
-    return jax.lax.scan(add, zeros, micro_batches.split(rows))
+    return scan(add, zeros, micro_batches.split(rows))
 
 
 def _global_norm(gradient: Params) -> Float[Array, ""]:
@@ -252,11 +292,13 @@ def _global_norm(gradient: Params) -> Float[Array, ""]:
     return jnp.sqrt(sum(jax.tree.leaves(squares)))
 
 
-def _gap_p99(gap: Float[Array, "M R T"]) -> Float[Array, ""]:
+def _gap_p99(
+    gap: Float[Array, "*tokens"], is_chosen: Bool[Array, "*tokens"]
+) -> Float[Array, ""]:
     """Returns the gap that 99 of 100 chosen tokens are below.
 
     It is 0 where no token was chosen, and NaN where the gap of any is not finite.
     """
-    is_finite = jnp.all(jnp.isfinite(gap))
-    quantile = jnp.nanquantile(jnp.where(gap == NOT_CHOSEN, jnp.nan, gap), 0.99)
+    is_finite = jnp.all(jnp.isfinite(gap) | ~is_chosen)
+    quantile = jnp.nanquantile(jnp.where(is_chosen, gap, jnp.nan), 0.99)
     return jnp.where(is_finite, jnp.nan_to_num(quantile), jnp.nan)
