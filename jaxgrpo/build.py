@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.config import Config, Sampling, validate
+from jaxgrpo.config import Batch, Config, Sampling, validate
 from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
 from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
@@ -28,9 +28,11 @@ from jaxgrpo.rewards import languages
 from jaxgrpo.rewards.workers.pool import Pool
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.judge import Judge
+from jaxgrpo.rollout.packing import Packer
 from jaxgrpo.text import tokenizer
 from jaxgrpo.text.tokenizer import Tokenizer
 from jaxgrpo.types import Params
+from jaxgrpo.updates import UpdateRule
 
 MEASURED = {
     "language/target_word_ratio": Weighted(languages.target_word_ratio, 0.0),
@@ -96,7 +98,7 @@ def build_run(config: Config) -> Run:
         vocab_size=network.vocab_size,
         max_width=positions - config.sampling.max_new_tokens if positions else None,
     )
-    notes = [prompt_filter.check(task.problems, "training")]
+    notes = [batch_line(config), prompt_filter.check(task.problems, "training")]
     if config.evaluation.problems:
         notes.append(prompt_filter.check(heldout, "held-out"))
 
@@ -140,7 +142,7 @@ def build_programs(
     """
     slots = num_slots(config)
     # A CPU is divided into as many devices as divide every number of rows.
-    rows = math.gcd(num_rows(config), config.batch.micro_batch, slots)
+    rows = math.gcd(rows_per_update(config), config.batch.micro_batch, slots)
     mesh_sizes = config.mesh
     mesh = make_mesh(
         mesh_sizes.data, mesh_sizes.fsdp, mesh_sizes.tensor, devices, rows=rows
@@ -169,6 +171,7 @@ def build_programs(
         micro_batch=config.batch.micro_batch,
         group_size=config.batch.group_size,
         prompt_width=config.sampling.prompt_width,
+        pack=config.batch.pack,
         old_logprobs=config.batch.old_logprobs,
         remat=config.compute.remat,
     )
@@ -178,6 +181,60 @@ def build_programs(
 def num_rows(config: Config) -> int:
     """Returns the completions of a batch."""
     return config.batch.groups * config.batch.group_size
+
+
+def rows_per_update(config: Config) -> int:
+    """Returns the completions that an optimizer step learns from."""
+    return num_rows(config) // config.batch.updates
+
+
+def update_rule(config: Config, programs: Programs) -> UpdateRule:
+    """Returns the updates that a step makes with its batch."""
+    return UpdateRule(
+        groups=config.batch.groups,
+        updates=config.batch.updates,
+        epochs=config.batch.epochs,
+        target_kl=config.batch.target_kl,
+        seed=config.seed,
+        packer=make_packer(config, programs),
+    )
+
+
+def make_packer(config: Config, programs: Programs) -> Packer | None:
+    """Returns what packs the rows of an update into bins; None: they are not packed."""
+    if not config.batch.pack:
+        return None
+    return Packer(
+        group_size=config.batch.group_size,
+        prompt_width=config.sampling.prompt_width,
+        columns=config.batch.pack,
+        bins_at_once=programs.bins_at_once,
+    )
+
+
+def batch_line(config: Config) -> str:
+    """Returns the sizes of a step in words.
+
+    "32 prompts x 8 = 256 rows a step, 4 updates of 64 rows, micro-batches of 16"
+    """
+    batch = config.batch
+    rows = rows_per_update(config)
+    parts = [
+        f"{batch.groups} prompts x {batch.group_size} = {num_rows(config)} rows a step",
+        f"{batch.updates} update{'s' * (batch.updates > 1)} of {rows} rows",
+        _micro_batch_words(batch, rows),
+    ]
+    if batch.epochs > 1:
+        parts[1] = f"{batch.epochs} epochs of {parts[1]}"
+    return ", ".join(parts)
+
+
+def _micro_batch_words(batch: Batch, rows: int) -> str:
+    """Returns "micro-batches of 16", or of so many bins."""
+    if not batch.pack:
+        return f"micro-batches of {batch.micro_batch or rows}"
+    number = f"{batch.micro_batch} bins" if batch.micro_batch else "a bin a device"
+    return f"micro-batches of {number}, {batch.pack} columns each"
 
 
 def num_slots(config: Config) -> int:
@@ -315,8 +372,11 @@ def _check_positions(sampling: Sampling, folder: Path) -> None:
 
 def _check_shards(config: Config, shards: int) -> None:
     """Raises UserError for a first axis that the devices cannot share evenly."""
+    rows = "batch.groups * batch.group_size"
+    if config.batch.updates > 1:
+        rows += " / batch.updates"
     sizes = {
-        "batch.groups * batch.group_size": num_rows(config),
+        rows: rows_per_update(config),
         "batch.micro_batch": config.batch.micro_batch,
         "sampling.slots": num_slots(config),
     }

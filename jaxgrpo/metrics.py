@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import jax
 from tensorboardX import SummaryWriter
 
+from jaxgrpo import console
 from jaxgrpo.console import Progress
 from jaxgrpo.files import write_atomically
 
@@ -147,3 +149,25 @@ def _step_of(line: bytes) -> int | float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+def peak_memory() -> dict[str, float]:
+    """Returns the most bytes that a device of this process has held, as "memory/peak".
+
+    It returns nothing where nobody knows, as of a CPU.
+    """
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [
+        device_stats["peak_bytes_in_use"] for device_stats in stats if device_stats
+    ]
+    return {"memory/peak": float(max(peaks))} if peaks else {}
+
+
+def memory_line(update_metrics: Mapping[str, float]) -> str:
+    """Returns `memory a device: parameters 1.2 GB, optimizer 2.4 GB, reference 0.6 GB, ...`."""
+    parts = [
+        f"{name.removeprefix('memory/')} {console.format_bytes(value)}"
+        for name, value in update_metrics.items()
+        if name.startswith("memory/")
+    ]
+    return f"memory a device: {', '.join(parts)}"

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from jaxgrpo.device import learner, sampler
-from jaxgrpo.device.learner import Updater
+from jaxgrpo.device.learner import ScoredBatch, Updater
 from jaxgrpo.device.micro_batches import MicroBatches
 from jaxgrpo.device.model_functions import (
     SamplingFunctions,
@@ -97,24 +97,30 @@ class Programs(SamplingPrograms):
     update: Program
     """Updater: (state, reference or None, TrainBatch, objective, temperature) -> (state, metrics).
     With LoRA there must be a reference."""
+    score: Program
+    """Updater.score: the arguments of `update` -> ScoredBatch, for several updates with a batch."""
+    take_groups: Callable[..., ScoredBatch]
+    """learner.take_groups: (ScoredBatch, places of groups) -> ScoredBatch of their rows."""
+    update_scored: Program
+    """Updater.update_scored: (state, reference or None, ScoredBatch of some rows, index, objective,
+    temperature) -> (state, metrics)."""
     state_like: TrainState
     """jax.ShapeDtypeStruct, with its sharding, of each array of the state."""
     row_sharding: NamedSharding
     """Where everything lives whose first axis is rows or prompts."""
+    bins_at_once: int
+    """Bins of a micro-batch, where an update is packed."""
 
-    def memory(self, reference: Params | None, *arguments: Any) -> dict[str, float]:
-        """Returns the bytes of a device that `update` needs, by part.
+    def memory(self, update: Program, reference: Params | None) -> dict[str, float]:
+        """Returns the bytes of a device that an update needs, by part.
 
-        arguments: those of `update` after the reference
+        update: `update` or `update_scored`; it must have run
         """
-        temporary_bytes = self.update.temporary_bytes(
-            self.state_like, reference, *arguments
-        )
         return {
             "memory/parameters": float(device_bytes(self.state_like.params)),
             "memory/optimizer": float(device_bytes(self.state_like.opt_state)),
             "memory/reference": float(device_bytes(reference)),
-            "memory/temporaries": temporary_bytes,
+            "memory/temporaries": update.temporary_bytes(),
         }
 
 
@@ -205,11 +211,20 @@ def compile_programs(
         uses_trainer_logprobs=update.old_logprobs == "trainer",
     )
     # The state is donated: its buffers are written over by the new state.
+    update_shardings = (_shardings(state_like), replicated(mesh))
     jitted_update = jax.jit(
         _exact(updater, precision.compute),
-        out_shardings=(_shardings(state_like), replicated(mesh)),
+        out_shardings=update_shardings,
         donate_argnums=0,
     )
+    rows = row_sharding(mesh)
+    jitted_score = jax.jit(_exact(updater.score, precision.compute), out_shardings=rows)
+    jitted_update_scored = jax.jit(
+        _exact(updater.update_scored, precision.compute),
+        out_shardings=update_shardings,
+        donate_argnums=0,
+    )
+    take_groups = partial(learner.take_groups, group_size=update.group_size)
     sampling_programs = compile_sampling(model, sampling)
     return Programs(
         **{
@@ -218,8 +233,12 @@ def compile_programs(
         },
         init_state=jax.jit(init_state, out_shardings=_shardings(state_like)),
         update=Program("update", jitted_update),
+        score=Program("score", jitted_score),
+        take_groups=jax.jit(take_groups, out_shardings=rows),
+        update_scored=Program("update", jitted_update_scored),
         state_like=state_like,
-        row_sharding=row_sharding(mesh),
+        row_sharding=rows,
+        bins_at_once=updater.micro_batches.size,
     )
 
 

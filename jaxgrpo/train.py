@@ -16,13 +16,12 @@ import jax
 import numpy as np
 
 from jaxgrpo import config as configs
-from jaxgrpo import console, evaluate, metrics, plots
-from jaxgrpo.build import Run, build_run, max_prompts, model_folder
+from jaxgrpo import evaluate, metrics, plots
+from jaxgrpo.build import Run, build_run, max_prompts, model_folder, update_rule
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import GAPS, Config, parse_command_line
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.data.order import ProblemOrder, ProblemStream
-from jaxgrpo.distributed.mesh import to_device
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
@@ -50,7 +49,8 @@ from jaxgrpo.summary import (
     summarise,
     tables,
 )
-from jaxgrpo.types import Params, SamplingParams, TrainBatch, TrainState
+from jaxgrpo.types import Params, SamplingParams, TrainState
+from jaxgrpo.updates import merge_metrics, update_policy, update_program
 
 Metrics = dict[str, float]
 
@@ -274,7 +274,7 @@ def run_step(
         collected.metrics
         | weight_metrics
         | update_metrics
-        | peak_memory()
+        | metrics.peak_memory()
         | {
             "time/update": now - update_started_at,
             "time/step": now - started_at,
@@ -317,22 +317,27 @@ def _update(
     if not collected.groups:
         run_state.state = state._replace(step=state.step + 1)
         return {}
-    host_batch = make_batch(
+    batch = make_batch(
         collected.groups, config.batch.groups, config.batch.mask_truncated
     )
-    batch: TrainBatch = to_device(host_batch, programs.row_sharding)
-    objective = config.objective
-    temperature = config.sampling.temperature
-    run_state.state, device_metrics = programs.update(
-        state, reference, batch, objective, temperature
+    rule = update_rule(config, programs)
+    run_state.state, updates = update_policy(
+        programs,
+        state,
+        reference,
+        batch,
+        config.objective,
+        config.sampling.temperature,
+        rule,
+        run_state.step + 1,
     )
-    fetched = jax.device_get(device_metrics)
-    update_metrics = {name: float(value) for name, value in fetched.items()}
-    if not programs.update.sealed:  # the first update of this process
-        check_agreement(config, update_metrics)
-        update_metrics |= programs.memory(reference, batch, objective, temperature)
-        writer.print_line(memory_line(update_metrics))
-        programs.update.seal()
+    update_metrics = updates[0] if rule.is_single else merge_metrics(updates)
+    program = update_program(programs, rule)
+    if not program.sealed:  # the first update of this process
+        check_agreement(config, updates[0])
+        update_metrics |= programs.memory(program, reference)
+        writer.print_line(metrics.memory_line(update_metrics))
+        program.seal()
     return update_metrics
 
 
@@ -357,28 +362,6 @@ def check_agreement(config: Config, update_metrics: Mapping[str, float]) -> None
             f"token of a hundred, and in {config.dtype} they should by at most {max_gap:g}: the "
             "run is stopped; if you know why, raise sampling.max_logprob_gap"
         )
-
-
-def peak_memory() -> Metrics:
-    """Returns the most bytes that a device of this process has held, as "memory/peak".
-
-    It returns nothing where nobody knows, as of a CPU.
-    """
-    stats = [device.memory_stats() for device in jax.local_devices()]
-    peaks = [
-        device_stats["peak_bytes_in_use"] for device_stats in stats if device_stats
-    ]
-    return {"memory/peak": float(max(peaks))} if peaks else {}
-
-
-def memory_line(update_metrics: Mapping[str, float]) -> str:
-    """Returns `memory a device: parameters 1.2 GB, optimizer 2.4 GB, reference 0.6 GB, ...`."""
-    parts = [
-        f"{name.removeprefix('memory/')} {console.format_bytes(value)}"
-        for name, value in update_metrics.items()
-        if name.startswith("memory/")
-    ]
-    return f"memory a device: {', '.join(parts)}"
 
 
 def _evaluate(run: Run, params: Params) -> Report:

@@ -220,7 +220,7 @@ def test_norms_of_stacked_layers_do_not_decay():
 def test_storing_in_bfloat16_is_exact_on_average():
     numbers = jnp.repeat(jnp.array([1.001, -3.3e-7, 1.0, 0.0])[:, None], 20_000, axis=1)
     like = jnp.zeros(numbers.shape, jnp.bfloat16)
-    stored = round_stochastically({"a": numbers}, {"a": like}, jnp.int32(7))["a"]
+    stored = round_stochastically({"a": numbers}, {"a": like}, jax.random.key(7))["a"]
     assert stored.dtype == jnp.bfloat16
     wide = np.asarray(stored, np.float64)
     np.testing.assert_allclose(wide.mean(axis=1), numbers[:, 0], rtol=2e-4)
@@ -231,9 +231,9 @@ def test_storing_in_bfloat16_is_exact_on_average():
 def test_storing_is_a_function_of_the_step_and_the_place():
     tree = {"a": jnp.full(64, 1.001), "b": jnp.full(64, 1.001)}
     like = cast(tree, jnp.bfloat16)
-    first = round_stochastically(tree, like, jnp.int32(1))
-    again = round_stochastically(tree, like, jnp.int32(1))
-    later = round_stochastically(tree, like, jnp.int32(2))
+    first = round_stochastically(tree, like, jax.random.key(1))
+    again = round_stochastically(tree, like, jax.random.key(1))
+    later = round_stochastically(tree, like, jax.random.key(2))
     assert (first["a"] == again["a"]).all()
     assert (first["a"] != later["a"]).any()
     assert (first["a"] != first["b"]).any()
@@ -245,7 +245,7 @@ def test_what_is_stored_as_it_is_stays_as_it_is():
         "count": jnp.int32(3),
         "bad": jnp.array([jnp.inf, -jnp.inf, jnp.nan]),
     }
-    same = round_stochastically(tree, tree, jnp.int32(0))
+    same = round_stochastically(tree, tree, jax.random.key(0))
     assert same["a"] is tree["a"]
     assert cast(tree, jnp.bfloat16)["count"].dtype == jnp.int32
     bad = round_stochastically(

@@ -10,97 +10,51 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
 
 from jaxgrpo import losses
-from jaxgrpo.device.learner import Updater, accumulate_gradients
+from jaxgrpo.device.gradients import accumulate_gradients
+from jaxgrpo.device.learner import Updater
 from jaxgrpo.device.logprobs import token_logprobs
 from jaxgrpo.device.micro_batches import MicroBatches
-from jaxgrpo.device.scorer import GroupScorer, RowScorer, reference_logprobs
-from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
+from jaxgrpo.device.scorer import GroupScorer, RowScorer, batch_logprobs
+from jaxgrpo.device.specs import Precision
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.losses import GRPO
 from jaxgrpo.models import attention, transformer
 from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.problems import Completion, Problem
-from jaxgrpo.programs import Programs, compile_programs
 from jaxgrpo.rollout.batch import make_batch
-from jaxgrpo.rollout.engine import Engine
-from jaxgrpo.rollout.groups import Group, JudgedGroup, SamplingRequest
+from jaxgrpo.rollout.groups import Group
 from jaxgrpo.types import SamplingParams
 from tests.tiny_devices import output_on_devices
 from tests.tiny_engines import (
-    ENDS,
     NETWORK,
-    TOKENIZER,
     assert_same_texts,
     completions,
-    make_problems,
 )
 from tests.tiny_models import random_params
+from tests.tiny_programs import (
+    GROUP,
+    NUM_GROUPS,
+    ROWS,
+    WIDTH,
+    assert_close,
+    assert_same_metrics,
+    leaves,
+    make_programs,
+    place,
+    sample,
+    with_rewards,
+)
 
-WIDTH = 5
-NEW = 6
-NUM_GROUPS = 8
-GROUP = 2
-ROWS = NUM_GROUPS * GROUP
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
 SCANNED_MESH = (2, 2, 2)
 """The mesh on which the update is also made with its layers scanned."""
 
 
-def make_programs(
-    mesh: Mesh | None = None,
-    precision: Precision = Precision(),  # noqa: B008
-    scan_layers: bool = False,
-    **update: object,
-) -> Programs:
-    """Returns programs of the tiny network; update: changed fields of UpdateSpec."""
-    # Adam with a large epsilon: with the usual one, rounding in a gradient near 0 decides which way
-    # a parameter goes.
-    adam = optax.adamw(2e-3, b1=0.9, b2=0.95, eps=1e-2, weight_decay=0.1)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
-    mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    model = ModelSpec(NETWORK, mesh, precision, scan_layers=scan_layers)
-    sampling = SamplingSpec(
-        WIDTH, NEW, slots=16, eos_ids=ENDS, group_size=GROUP, chunk=4
-    )
-    update_spec = UpdateSpec(**({"group_size": GROUP, "prompt_width": WIDTH} | update))
-    return compile_programs(model, sampling, update_spec, optimizer)
-
-
-def sample(programs: Programs, params) -> list[JudgedGroup]:
-    """Returns groups in which the first completion was right and the second wrong."""
-    engine = Engine(programs, TOKENIZER, WIDTH, NEW, seed=0)
-    request = SamplingRequest(GROUP, SamplingParams(), "training")
-    groups = engine(params, make_problems(NUM_GROUPS, longest=WIDTH), request, 1)
-    return [with_rewards(group, [1.0, 0.0]) for group in groups]
-
-
-def with_rewards(group: Group, rewards: list[float]) -> JudgedGroup:
-    """Returns the group as if it had been judged, with these rewards."""
-    return JudgedGroup(
-        **vars(group),
-        values={},
-        missing={},
-        rewards=np.array(rewards),
-        solved=rewards.count(1.0),
-        judged=len(rewards),
-    )
-
-
 @pytest.fixture(scope="module")
 def programs():
     return make_programs()
-
-
-def place(programs: Programs, params):
-    """Returns parameters where the programs want them.
-
-    Placed otherwise, they would have the programs compile once more.
-    """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, programs.params_like)
-    return to_device(jax.device_get(params), shardings)
 
 
 @pytest.fixture(scope="module")
@@ -125,27 +79,6 @@ def updated(programs, params, other, batch):
     return jax.device_get(
         programs.update(programs.init_state(params), other, batch, GRPO(), 1.0)
     )
-
-
-def leaves(tree):
-    """Returns each leaf's bytes, to be compared bit for bit."""
-    return {
-        name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(tree).items()
-    }
-
-
-def assert_close(a, b, atol=1e-6):
-    for name, leaf in named_leaves(a).items():
-        np.testing.assert_allclose(
-            leaf, named_leaves(b)[name], rtol=0, atol=atol, err_msg=name
-        )
-
-
-def assert_same_metrics(a, b):
-    assert a.keys() == b.keys()
-    # How many columns were computed for the same tokens is no part of what was learned.
-    for name in a.keys() - {"update/utilisation"}:
-        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_scanning_the_layers_and_keeping_little_do_not_change_the_update(
@@ -181,7 +114,7 @@ def test_parameters_and_moments_can_be_stored_in_bfloat16(
     np.testing.assert_allclose(
         metrics["update/grad_norm"], updated[1]["update/grad_norm"], rtol=0.1
     )
-    memory = programs.memory(other, batch, GRPO(), 1.0)
+    memory = programs.memory(programs.update, other)
     assert (
         memory["memory/reference"]
         == 2 * memory["memory/parameters"]
@@ -404,7 +337,7 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
 
     @jax.jit
     def as_reference(params, batch):
-        return reference_logprobs(scorer, params, batch, 1.0, micro_batches)
+        return batch_logprobs(scorer, params, batch, 1.0, micro_batches)
 
     expected = as_reference(params, batch)
     np.testing.assert_array_equal(as_policy(params, batch)[0], expected)

@@ -12,19 +12,23 @@ import time
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(notebook: NotebookNode, timeout: int) -> None:
+def run(notebook: NotebookNode, timeout: int) -> str:
     """Executes the code cells in the repository's root, and puts their outputs into the notebook.
 
+    Returns "", or the source and the traceback of the first cell that fails, which is the last one
+    that is run.
+
     timeout: seconds that one cell may take
-    Raises CellExecutionError at the first cell that fails.
     """
+    # Here, so that the command line can be read where there is no Jupyter.
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
     client = NotebookClient(
         notebook,
         timeout=timeout,
@@ -36,10 +40,14 @@ def run(notebook: NotebookNode, timeout: int) -> None:
         # Cell by cell, so that each one's time is shown as soon as it is done.
         for index, cell in enumerate(notebook.cells):
             started = time.monotonic()
-            client.execute_cell(cell, index)
+            try:
+                client.execute_cell(cell, index)
+            except CellExecutionError as error:
+                return str(error)
             seconds = time.monotonic() - started
             if cell.cell_type == "code":
                 print(f"{seconds:6.1f} s  {cell.source.splitlines()[0]}", flush=True)
+    return ""
 
 
 def main(argv: list[str]) -> None:
@@ -61,10 +69,8 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     # The file is changed only with --save, and only after every cell has run.
     notebook = nbformat.read(options.notebook, as_version=4)
-    try:
-        run(notebook, options.timeout)
-    except CellExecutionError as error:
-        # The error has the cell's source and its traceback: no other message is needed.
+    error = run(notebook, options.timeout)
+    if error:
         print(f"error: {options.notebook}: {error}", file=sys.stderr)
         sys.exit(1)
     if options.save:

@@ -10,10 +10,21 @@ import re
 from collections.abc import Callable, Iterator
 
 from jaxgrpo.config import overrides
-from jaxgrpo.config.bounds import ROUNDING, bounds_of
-from jaxgrpo.config.schema import Batch, Config, Distributed, Filter, Mesh
+from jaxgrpo.config.bounds import bounds_of
+from jaxgrpo.config.objective_checks import (
+    OBJECTIVE_METHODS,
+    check_methods,
+    check_objective,
+)
+from jaxgrpo.config.schema import (
+    Batch,
+    Config,
+    Distributed,
+    Filter,
+    Mesh,
+    Sampling,
+)
 from jaxgrpo.errors import UserError, check_choice
-from jaxgrpo.losses import Corrected
 from jaxgrpo.models.lora import TARGETS
 from jaxgrpo.problems import Weighted
 
@@ -24,7 +35,8 @@ def validate(config: Config) -> None:
     _check_marks(config)
     _check_stop(config.sampling.stop)
     _check_batch(config.batch)
-    _check_objective(config)
+    _check_pack(config.batch.pack, config.sampling)
+    check_objective(config)
     _check_filter(config.filter, config.batch.group_size)
     _check_rewards(config.rewards, config.solved_by)
     _check_lora(config.lora.targets)
@@ -37,12 +49,6 @@ def validate(config: Config) -> None:
 
 SOURCE_METHODS = ("train", "heldout")
 """Methods that a source of problems must have."""
-
-OBJECTIVE_METHODS = ("advantages", "token_weights", "token_loss")
-"""Methods that an objective must have."""
-
-RENAMED_METHODS = {"token_weights": "weights"}
-"""Methods' names, and the names that they had before."""
 
 
 def shown_class(cls: type) -> str:
@@ -62,8 +68,8 @@ def _check_types(config: Config) -> None:
                 f"{part.name} is {value!r}: it must be a {shown_class(cls)}(...)"
             )
     # Protocols: data and objective are whatever has their methods.
-    _check_methods("data", config.data, SOURCE_METHODS)
-    _check_methods("objective", config.objective, OBJECTIVE_METHODS)
+    check_methods("data", config.data, SOURCE_METHODS)
+    check_methods("objective", config.objective, OBJECTIVE_METHODS)
     for name, setting in _own_settings(config):
         if not overrides.has_type(setting, setting.value):
             raise UserError(
@@ -76,22 +82,6 @@ def _own_settings(config: Config) -> Iterator[tuple[str, overrides.Field]]:
     for name, setting in overrides.fields(config).items():
         if not name.startswith("data."):
             yield name, setting
-
-
-def _check_methods(name: str, value: object, methods: tuple[str, ...]) -> None:
-    """Raises UserError if a part of the config lacks one of the methods, or has its old name."""
-    missing = []
-    for method in methods:
-        old_name = RENAMED_METHODS.get(method, "")
-        # Nobody would call the old method of a class that inherits the new one.
-        if callable(getattr(value, old_name, None)):
-            missing.append(f"{method}() in the place of {old_name}()")
-        elif not callable(getattr(value, method, None)):
-            missing.append(f"{method}()")
-    if missing:
-        raise UserError(
-            f"{name} is a {overrides.path_of(type(value))}: it must have {', '.join(missing)}"
-        )
 
 
 def _check_marks(config: Config) -> None:
@@ -148,21 +138,46 @@ def _check_stop(stop: tuple[str, ...]) -> None:
 
 
 def _check_batch(batch: Batch) -> None:
-    """Raises UserError if micro-batches do not divide the rows of a batch."""
-    rows = batch.groups * batch.group_size
+    """Raises UserError if updates do not divide the groups, or micro-batches an update's rows."""
+    if batch.groups % batch.updates:
+        raise UserError(
+            f"batch.updates is {batch.updates}: it must divide batch.groups={batch.groups}; "
+            f"the nearest that do are {_nearest_divisors(batch.groups, batch.updates)}"
+        )
+    groups = batch.groups // batch.updates
+    rows = groups * batch.group_size
     size = batch.micro_batch
-    if not size or rows % size == 0:
+    # Bins need not divide: as many as a micro-batch lacks are left empty.
+    if not size or batch.pack or rows % size == 0:
         return
-    divisors = [divisor for divisor in range(1, rows + 1) if rows % divisor == 0]
-    below = max(divisor for divisor in divisors if divisor < size)
-    # A size of more than all rows has no divisor above it.
-    above = min((divisor for divisor in divisors if divisor > size), default=rows)
-    near = " and ".join(map(str, sorted({below, above})))
+    product = f"groups * group_size = {groups} * {batch.group_size}"
+    if batch.updates > 1:
+        product = f"groups / updates * group_size = {groups} * {batch.group_size}"
     raise UserError(
-        f"batch.micro_batch is {size}: it must divide "
-        f"groups * group_size = {batch.groups} * {batch.group_size} = {rows}; "
-        f"the nearest that do are {near}"
+        f"batch.micro_batch is {size}: it must divide {product} = {rows}; "
+        f"the nearest that do are {_nearest_divisors(rows, size)}"
     )
+
+
+def _check_pack(pack: int, sampling: Sampling) -> None:
+    """Raises UserError for bins that a prompt and its completion may not fit into."""
+    width = sampling.prompt_width
+    new_tokens = sampling.max_new_tokens
+    if pack and pack < width + new_tokens:
+        raise UserError(
+            f"batch.pack is {pack}: a bin must have room for sampling.prompt_width + "
+            f"sampling.max_new_tokens = {width} + {new_tokens} columns; set it to at least "
+            f"{width + new_tokens}, or to 0"
+        )
+
+
+def _nearest_divisors(number: int, size: int) -> str:
+    """Returns the divisors of a number next to a size that does not divide it: "4 and 8"."""
+    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    below = max(divisor for divisor in divisors if divisor < size)
+    # A size of more than the number has no divisor above it.
+    above = min((divisor for divisor in divisors if divisor > size), default=number)
+    return " and ".join(map(str, sorted({below, above})))
 
 
 def _check_filter(band: Filter, group_size: int) -> None:
@@ -307,83 +322,3 @@ def _free_name(name: str, rewards: dict) -> str:
     while free in rewards:
         free += "_2"
     return free
-
-
-# 4. The objective, whose ratio has to be of what it is taken for.
-
-
-def _check_objective(config: Config) -> None:
-    """Raises UserError for an objective whose ratio would not be what it is taken for."""
-    layers = list(_layers(config.objective))
-    is_corrected = any(isinstance(layer, Corrected) for layer in layers)
-    if config.batch.old_logprobs == "sampler":
-        _check_sampler_ratio(config, layers, is_corrected)
-    elif config.sampling.keep_in_flight and not is_corrected:
-        # The sampler's log-probabilities would do as well, unless they are refused, too.
-        refused = _narrow_clip(layers, ROUNDING[config.dtype]) or _without_ratio(layers)
-        other = "" if refused else ", or set batch.old_logprobs to 'sampler'"
-        raise UserError(
-            "sampling.keep_in_flight is on, and batch.old_logprobs 'trainer': the ratio of tokens "
-            f"of older policies would be 1; put Corrected(...) around the objective{other}"
-        )
-
-
-def _check_sampler_ratio(
-    config: Config, layers: list[object], is_corrected: bool
-) -> None:
-    """Raises UserError for an objective that a ratio to the sampler's log-probabilities breaks."""
-    # Corrected weights a token by old / sampler, which is 1 where the old ones are the sampler's.
-    if is_corrected:
-        raise UserError(
-            "objective is Corrected(...) and batch.old_logprobs 'sampler': there is nothing "
-            "to correct; set batch.old_logprobs to 'trainer'"
-        )
-    hint = "set batch.old_logprobs to 'trainer'"
-    if config.sampling.keep_in_flight:
-        # Without a correction, the trainer's own ratio would not know that tokens are old.
-        hint += " and put Corrected(...) around the objective"
-    plain = _without_ratio(layers)
-    if config.sampling.keep_in_flight and plain:
-        raise UserError(
-            f"sampling.keep_in_flight is on, and {plain} has no importance "
-            "ratio: tokens of older policies would count as the present one's; "
-            f"{hint}, or set sampling.keep_in_flight to false"
-        )
-    # Before any update the ratio is exp(scorer - sampler): off from 1 by about the rounding.
-    rounding = ROUNDING[config.dtype]
-    narrow = _narrow_clip(layers, rounding)
-    if narrow:
-        raise UserError(
-            f"objective has {narrow}, and batch.old_logprobs is 'sampler': in {config.dtype} "
-            f"sampler and scorer differ by up to {rounding:g} for rounding "
-            f"alone, which so narrow a range would clip; {hint}"
-        )
-
-
-def _layers(objective: object) -> Iterator[object]:
-    """Yields an objective and, where it wraps another, those inside."""
-    yield objective
-    if hasattr(objective, "objective"):
-        _check_methods("objective.objective", objective.objective, OBJECTIVE_METHODS)
-        yield from _layers(objective.objective)
-
-
-def _without_ratio(layers: list[object]) -> str:
-    """Returns the name of the first objective that has no importance ratio, "" without one."""
-    for layer in layers:
-        if not getattr(layer, "has_ratio", True):
-            return type(layer).__name__
-    return ""
-
-
-def _narrow_clip(layers: list[object], rounding: float) -> str:
-    """Returns the first end of a clip range that is nearer to 1 than `rounding`, "" without one.
-
-    It is named as "GSPO.clip_low=0.0003".
-    """
-    for layer in layers:
-        for name in ("clip_low", "clip_high"):
-            value = getattr(layer, name, None)
-            if isinstance(value, int | float) and value < rounding:
-                return f"{type(layer).__name__}.{name}={value:g}"
-    return ""

@@ -68,11 +68,18 @@ class Filter:
 
 @dataclass
 class Batch:
-    """Batch of an update: groups of completions, and what their loss takes of them.
+    """Batch of a step: groups of completions, and the updates that are made with them.
 
-    groups: prompts in an update
+    groups: prompts in a batch
     group_size: completions of each prompt, G
-    micro_batch: rows of one forward pass (0: all groups * group_size rows at once)
+    updates: optimizer steps that the batch's groups are divided into, an equal number for each
+    epochs: how often the batch is gone over, each time with the groups in another order
+    target_kl: no further update is made with a batch once KL(old || policy), in nats a token, was
+        above this in the last one (0: all are made)
+    micro_batch: rows of one forward pass (0: all rows of an update at once); with pack, bins (0:
+        one a device)
+    pack: columns of the bins into which an update's rows are packed, several in each, so that it
+        computes hardly any padding (0: rows are read as they are)
     mask_truncated: whether completions cut off count in advantages alone, and not in the loss
     old_logprobs: whose log-probabilities the ratio is taken to: the "sampler"'s or the "trainer"'s
     """
@@ -83,7 +90,11 @@ class Batch:
         at_least=2,
         why="GRPO compares the completions of a prompt with each other",
     )
+    updates: int = setting(1, at_least=1)
+    epochs: int = setting(1, at_least=1)
+    target_kl: float = setting(0.0, at_least=0)
     micro_batch: int = setting(0, at_least=0)
+    pack: int = setting(0, at_least=0)
     mask_truncated: bool = False
     old_logprobs: str = setting("sampler", one_of=("sampler", "trainer"))
 

@@ -1,4 +1,4 @@
-"""The device's half of learning: one optimizer step from a batch.
+"""The device's half of learning: optimizer steps from a batch.
 
     batch -> micro-batches -> log-probabilities -> advantages, loss -> gradient -> new state
 
@@ -6,7 +6,6 @@ Pure functions of arrays; programs.py compiles them. Axes: P prompts, G completi
 B = P * G rows, T columns, M micro-batches of R rows.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxgrpo.device.gradients import accumulate_gradients, global_norm
 from jaxgrpo.device.micro_batches import (
     MicroBatches,
     has_entry,
@@ -27,7 +27,7 @@ from jaxgrpo.device.optimizer import (
     optimizer_updates,
     round_stochastically,
 )
-from jaxgrpo.device.scorer import Scorer, real_tokens, reference_logprobs
+from jaxgrpo.device.scorer import Scorer, batch_logprobs, real_tokens
 from jaxgrpo.losses import (
     LossInfo,
     Objective,
@@ -38,7 +38,7 @@ from jaxgrpo.losses import (
     token_weights,
 )
 from jaxgrpo.models import lora
-from jaxgrpo.types import Params, TrainBatch, TrainState
+from jaxgrpo.types import AnyArray, Params, TrainBatch, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -60,21 +60,30 @@ def init_state(
     )
 
 
-class _ScoredRows(NamedTuple):
-    """Rows of a batch with everything that their loss takes besides the policy.
-
-    B is all rows, or R those of a micro-batch.
-    """
+class ScoredBatch(NamedTuple):
+    """A batch with all that its loss takes besides the policy and the tokens' weights."""
 
     batch: TrainBatch
+    """Its completion_mask is without the rows that are not trained on."""
+    old_logprobs: Float[Array, "B T"] | None
+    """Log-probabilities that the ratio is taken to. None: the policy's own, as constants: the value
+    of the ratio is then 1, and only its gradient acts."""
     ref_logprobs: Float[Array, "B T"] | None
     advantages: Float[Array, "B"] | Float[Array, "B T"]
+
+
+class _Rows(NamedTuple):
+    """The rows of an update, or of a micro-batch."""
+
+    scored: ScoredBatch
     token_weights: Float[Array, "B T"]
 
-    def of_bins(self, bins: Int[Array, "R S"]) -> "_ScoredRows":
-        """Returns the rows, of which only the completions in these bins count."""
-        mask = self.batch.completion_mask & has_entry(bins, self.batch.tokens.shape)
-        return self._replace(batch=self.batch._replace(bins=bins, completion_mask=mask))
+    def of_bins(self, bins: Int[Array, "R S"]) -> "_Rows":
+        """Returns all rows, of which only the completions in these bins count."""
+        batch = self.scored.batch
+        mask = batch.completion_mask & has_entry(bins, batch.tokens.shape)
+        of_bins = batch._replace(bins=bins, completion_mask=mask)
+        return self._replace(scored=self.scored._replace(batch=of_bins))
 
 
 class _LossParts(NamedTuple):
@@ -95,12 +104,15 @@ class _LossParts(NamedTuple):
 
 @dataclass(frozen=True)
 class Updater:
-    """Makes one optimizer step on sum(weights * token_loss) over the whole batch.
+    """Makes optimizer steps on sum(weights * token_loss) over the rows of a batch.
+
+    A call is one step on the whole batch. For several, `score` is called once with the batch, and
+    `update_scored` with the rows of each update, which `take_groups` takes from it.
 
     group_size: G
     adapter_scale: of LoRA adapters, alpha / rank
-    uses_trainer_logprobs: the ratio is taken to the policy's own log-probabilities, as constants,
-        and not to the sampler's: its value is then 1, and only its gradient acts
+    uses_trainer_logprobs: the ratio is taken to the log-probabilities that the scorer computes for
+        the policy before the first update, and not to the sampler's
     """
 
     scorer: Scorer
@@ -118,35 +130,118 @@ class Updater:
         objective: Objective,
         temperature: Float[Array, ""] | float,
     ) -> tuple[TrainState, Metrics]:
-        """Returns the new state, and the step's metrics.
+        """Makes one optimizer step; returns the new state, and the step's metrics.
 
         Metrics of the policy are means over the tokens that count in the loss.
         """
-        cut = batch.tokens if batch.bins is None else batch.bins
-        micro_batches = self.micro_batches.for_rows(len(cut))
+        # There is no update before this one: the policy's own log-probabilities are the old ones.
+        old_logprobs = None if self.uses_trainer_logprobs else batch.sampler_logprobs
+        scored = self._scored(reference, batch, old_logprobs, objective, temperature)
+        return self._update(state, reference, scored, objective, temperature)
 
-        # 1. Everything that depends on all rows of the batch: advantages, which a KL to the
-        # reference may be part of, and how much each token counts. It is made once and then split
-        # with the rows, so splitting changes nothing beyond rounding.
-        ref_logprobs = reference_logprobs(
-            self.scorer, reference, batch, temperature, micro_batches
-        )
+    def score(
+        self,
+        state: TrainState,
+        reference: Params | None,
+        batch: TrainBatch,
+        objective: Objective,
+        temperature: Float[Array, ""] | float,
+    ) -> ScoredBatch:
+        """Returns what stays the same over several updates with a batch."""
+        old_logprobs = batch.sampler_logprobs
+        if self.uses_trainer_logprobs:
+            old_logprobs = batch_logprobs(
+                self.scorer,
+                self._policy(state.params, reference),
+                batch,
+                temperature,
+                self._micro_batches_of(batch),
+            )
+        return self._scored(reference, batch, old_logprobs, objective, temperature)
+
+    def update_scored(
+        self,
+        state: TrainState,
+        reference: Params | None,
+        scored: ScoredBatch,
+        index: Int[Array, ""],
+        objective: Objective,
+        temperature: Float[Array, ""] | float,
+    ) -> tuple[TrainState, Metrics]:
+        """Makes one of several optimizer steps with a batch; returns the state and the metrics.
+
+        Tokens are weighted as if the rows of this update were all there are.
+
+        scored: the rows of this update
+        index: the update's place among those with the batch, from 0
+        """
+        return self._update(state, reference, scored, objective, temperature, index)
+
+    def _scored(
+        self,
+        reference: Params | None,
+        batch: TrainBatch,
+        old_logprobs: Float[Array, "B T"] | None,
+        objective: Objective,
+        temperature: Float[Array, ""] | float,
+    ) -> ScoredBatch:
+        """Returns a batch with everything that depends on all of its rows, but token weights.
+
+        These are the advantages, which a KL to the reference may be part of. They are made once and
+        then split with the rows, so that splitting changes nothing beyond rounding.
+        """
+        ref_logprobs = None
+        if reference is not None:
+            ref_logprobs = batch_logprobs(
+                self.scorer,
+                reference,
+                batch,
+                temperature,
+                self._micro_batches_of(batch),
+            )
         advantages = self._advantages(objective, batch, ref_logprobs)
         if batch.trained is not None:
             # Rows that are not trained on were needed for their group's advantages. They leave the
             # loss here.
             mask = token_weights.without_truncated(batch.completion_mask, batch.trained)
             batch = batch._replace(completion_mask=mask)
-        mask = batch.completion_mask
-        rows = _ScoredRows(
-            batch, ref_logprobs, advantages, objective.token_weights(mask)
-        )
+        return ScoredBatch(batch, old_logprobs, ref_logprobs, advantages)
 
-        # 2. The gradient, a micro-batch at a time. With LoRA the policy is the frozen reference
-        # with the adapters attached. Otherwise `params` has every parameter, and is the policy.
-        def loss(params: Params, rows: _ScoredRows) -> tuple[Array, _LossParts]:
-            scaled = lora.scale_adapters(params, self.adapter_scale)
-            policy = lora.attach(reference or {}, scaled)
+    def _micro_batches_of(self, batch: TrainBatch) -> MicroBatches:
+        """Returns how the batch's rows, or its bins, are cut."""
+        cut = batch.tokens if batch.bins is None else batch.bins
+        return self.micro_batches.for_rows(len(cut))
+
+    def _policy(self, trained: Params, reference: Params | None) -> Params:
+        """Returns the policy's parameters.
+
+        With LoRA it is the frozen reference with the adapters attached. Otherwise `trained` has
+        every parameter, and is the policy.
+        """
+        scaled = lora.scale_adapters(trained, self.adapter_scale)
+        return lora.attach(reference or {}, scaled)
+
+    def _update(
+        self,
+        state: TrainState,
+        reference: Params | None,
+        scored: ScoredBatch,
+        objective: Objective,
+        temperature: Float[Array, ""] | float,
+        index: Int[Array, ""] | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        """Makes an optimizer step on these rows; returns the new state, and metrics.
+
+        index: the update's place among several with a batch; None: it is the only one
+        """
+        batch = scored.batch
+        mask = batch.completion_mask
+        micro_batches = self._micro_batches_of(batch)
+        rows = _Rows(scored, objective.token_weights(mask))
+
+        # 1. The gradient, a micro-batch at a time.
+        def loss(params: Params, rows: _Rows) -> tuple[Array, _LossParts]:
+            policy = self._policy(params, reference)
             return self._loss(policy, rows, objective, temperature, micro_batches)
 
         def packed_loss(params: Params, bins: Array) -> tuple[Array, _LossParts]:
@@ -162,16 +257,17 @@ class Updater:
                 packed_loss, state.params, batch.bins, micro_batches, scan_filled
             )
 
-        # 3. Metrics, and the optimizer's step.
+        # 2. Metrics, and the optimizer's step.
         num_tokens = mask.sum()
         metrics = report(merge(parts.info)) | {
             "update/loss": parts.loss.sum(),
-            "update/grad_norm": _global_norm(gradient),
+            "update/grad_norm": global_norm(gradient),
             "update/tokens": num_tokens.astype(jnp.float32),
             "update/utilisation": self._utilisation(batch, micro_batches),
             "policy/logprob_gap_p99": _gap_p99(parts.gap, parts.is_chosen),
         }
-        return self._step(state, gradient, has_tokens=num_tokens > 0), metrics
+        new_state = self._step(state, gradient, num_tokens > 0, index)
+        return new_state, metrics
 
     def _utilisation(
         self, batch: TrainBatch, micro_batches: MicroBatches
@@ -204,29 +300,30 @@ class Updater:
     def _loss(
         self,
         policy: Params,
-        rows: _ScoredRows,
+        rows: _Rows,
         objective: Objective,
         temperature: Float[Array, ""] | float,
         micro_batches: MicroBatches,
     ) -> tuple[Float[Array, ""], _LossParts]:
         """Returns the loss of one micro-batch, which `jax.grad` differentiates, and its parts."""
-        batch = rows.batch
+        scored = rows.scored
+        batch = scored.batch
         logprobs, entropy = self.scorer(
             policy, batch, temperature, micro_batches.rows_per_prompt, entropy=True
         )
         constant_logprobs = jax.lax.stop_gradient(logprobs)
-        old_logprobs = batch.sampler_logprobs
-        if self.uses_trainer_logprobs:
+        old_logprobs = scored.old_logprobs
+        if old_logprobs is None:
             old_logprobs = constant_logprobs
         # Without a reference the policy stands in for it: the KL is 0.
-        ref_logprobs = (
-            constant_logprobs if rows.ref_logprobs is None else rows.ref_logprobs
-        )
+        ref_logprobs = scored.ref_logprobs
+        if ref_logprobs is None:
+            ref_logprobs = constant_logprobs
         inputs = TokenInputs(
             logprobs=logprobs,
             old_logprobs=old_logprobs,
             ref_logprobs=ref_logprobs,
-            advantages=rows.advantages,
+            advantages=scored.advantages,
             mask=batch.completion_mask,
             sampler_logprobs=batch.sampler_logprobs,
             entropy=entropy,
@@ -236,60 +333,54 @@ class Updater:
         return loss, _LossParts(loss, info, gap, batch.completion_mask)
 
     def _step(
-        self, state: TrainState, gradient: Params, has_tokens: Bool[Array, ""]
+        self,
+        state: TrainState,
+        gradient: Params,
+        has_tokens: Bool[Array, ""],
+        index: Int[Array, ""] | None,
     ) -> TrainState:
         """Returns the state after the optimizer's step.
 
         Where no token counts only the step number moves: momentum and weight decay must not move a
         policy that nothing was learned for.
+
+        index: the update's place among several with a batch; None: it is the only one
         """
+        # A training step is a batch: the first update counts it, and the learning rate of the
+        # others is that of the first. Each rounds by random numbers of its own.
+        step = state.step
+        key = jax.random.fold_in(jax.random.key(0), step)
+        if index is not None:
+            step = state.step - (index > 0)
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), index)
         # Arithmetic is in float32, whatever the numbers are stored in.
         params, opt_state = cast((state.params, state.opt_state), jnp.float32)
         updates, opt_state = optimizer_updates(
-            self.optimizer, gradient, opt_state, params, state.step
+            self.optimizer, gradient, opt_state, params, step
         )
         new_params = jax.tree.map(jnp.add, params, updates)
         old = (state.params, state.opt_state)
-        new = round_stochastically((new_params, opt_state), old, state.step)
+        new = round_stochastically((new_params, opt_state), old, key)
 
         def choose(new_leaf: Array, old_leaf: Array) -> Array:
             return jnp.where(has_tokens, new_leaf, old_leaf)
 
         params, opt_state = jax.tree.map(choose, new, old)
-        return TrainState(state.step + 1, params, opt_state)
+        return TrainState(step + 1, params, opt_state)
 
 
-def accumulate_gradients(
-    loss: Callable[[Params, PyTree], tuple[Array, PyTree]],
-    params: Params,
-    rows: PyTree,
-    micro_batches: MicroBatches,
-    scan: Callable = jax.lax.scan,
-) -> tuple[Params, PyTree]:
-    """Returns the gradient of a loss that is a sum over rows, and its auxiliary results, stacked.
+def take_groups(rows: PyTree, groups: Int[AnyArray, "g"], group_size: int) -> PyTree:
+    """Returns the rows of some groups of a batch, in the order in which the groups are named.
 
-    The gradient is added up in float32, a micro-batch at a time.
-
-    rows: what the loss is a sum over: rows, or bins
-    scan: goes over the micro-batches, as jax.lax.scan does
+    rows: arrays whose first axis is the batch's rows
+    groups: places in the batch, from 0; group p has the rows p * group_size to the next
     """
-    gradient_of = jax.grad(loss, has_aux=True)
-    # float32, though parameters may be bfloat16: a sum of many small terms.
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
 
-    def add(gradient: Params, rows: PyTree) -> tuple[Params, PyTree]:
-        new, auxiliary = gradient_of(params, rows)
-        return jax.tree.map(jnp.add, gradient, new), auxiliary
+    def take(x: Array) -> Array:
+        grouped = x.reshape(-1, group_size, *x.shape[1:])  # [P, G, ...]
+        return grouped[groups].reshape(-1, *x.shape[1:])
 
-    return scan(add, zeros, micro_batches.split(rows))
-
-
-def _global_norm(gradient: Params) -> Float[Array, ""]:
-    """Returns the norm of all gradients together, in float32."""
-    squares = jax.tree.map(
-        lambda g: jnp.sum(jnp.square(g.astype(jnp.float32))), gradient
-    )
-    return jnp.sqrt(sum(jax.tree.leaves(squares)))
+    return jax.tree.map(take, rows)
 
 
 def _gap_p99(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from jaxgrpo.distributed.mesh import matrix_mask
 from jaxgrpo.errors import check_choice
@@ -113,13 +113,12 @@ def cast(tree: PyTree, dtype: DTypeLike) -> PyTree:
     return jax.tree.map(cast_leaf, tree)
 
 
-def round_stochastically(tree: PyTree, like: PyTree, step: Int[Array, ""]) -> PyTree:
+def round_stochastically(tree: PyTree, like: PyTree, key: PRNGKeyArray) -> PyTree:
     """Returns the tree in the dtypes of `like`.
 
     From float32 to bfloat16 a number goes up or down with the probabilities that make its mean
-    exact. Which way is a function of the step and of the leaf's place alone.
+    exact. Which way is a function of the key and of the leaf's place alone.
     """
-    key = jax.random.fold_in(jax.random.key(0), step)
 
     def round_leaf(index: int, new: Array, dtype: DTypeLike) -> Array:
         if new.dtype == dtype:

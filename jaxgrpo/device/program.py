@@ -18,8 +18,13 @@ class Program:
         self.name = name
         self.sealed = False
         self._jitted = jitted
+        self._arguments: tuple[Any, ...] | None = None
+        """The arguments of the first call, their arrays as jax.ShapeDtypeStruct."""
 
     def __call__(self, *arguments: Any) -> Any:
+        if self._arguments is None:
+            # Taken now: the call may donate its arguments.
+            self._arguments = jax.tree.map(_without_values, arguments)
         compiled_before = self.compiled
         result = self._jitted(*arguments)
         if self.sealed and self.compiled > compiled_before:
@@ -29,12 +34,13 @@ class Program:
             )
         return result
 
-    def temporary_bytes(self, *arguments: Any) -> float:
+    def temporary_bytes(self) -> float:
         """Returns bytes that a device needs beside arguments and results; NaN if nobody knows.
 
-        The program is not compiled again: JAX gives the version that ran.
+        The program must have run. It is not compiled again: JAX gives the version that ran.
         """
-        memory = self._jitted.lower(*arguments).compile().memory_analysis()
+        assert self._arguments is not None
+        memory = self._jitted.lower(*self._arguments).compile().memory_analysis()
         return float(memory.temp_size_in_bytes) if memory else float("nan")
 
     def trace(self, *arguments: Any) -> Traced:
@@ -49,6 +55,15 @@ class Program:
     def seal(self) -> None:
         """Makes every further compile an error."""
         self.sealed = True
+
+
+def _without_values(x: Any) -> Any:
+    """Returns an array's shape, dtype and sharding; anything else as it is."""
+    if not isinstance(x, jax.Array):
+        return x
+    return jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=x.sharding, weak_type=x.weak_type
+    )
 
 
 def _shape_text(x: Any) -> str:

@@ -207,26 +207,19 @@ def real_tokens(
     return num_prompt_tokens + is_read[:, prompt_width:].sum(dtype=jnp.int32)
 
 
-def reference_logprobs(
+def batch_logprobs(
     scorer: Scorer,
-    reference: Params | None,
+    params: Params,
     batch: TrainBatch,
     temperature: Float[Array, ""] | float,
     micro_batches: MicroBatches,
-) -> Float[Array, "B T"] | None:
-    """Returns the reference's log-probabilities of the whole batch; None without a reference.
-
-    A KL in the reward needs them before any gradient.
-    """
-    if reference is None:
-        return None
+) -> Float[Array, "B T"]:
+    """Returns the log-probabilities of a whole batch, of which no gradient is taken."""
 
     # A micro-batch at a time, in the shapes in which the policy is scored: rounding is alike.
     def score(rows: TrainBatch) -> Float[Array, "R T"]:
         rows_per_prompt = micro_batches.rows_per_prompt
-        logprobs, _ = scorer(
-            reference, rows, temperature, rows_per_prompt, entropy=False
-        )
+        logprobs, _ = scorer(params, rows, temperature, rows_per_prompt, entropy=False)
         return logprobs
 
     if batch.bins is None:

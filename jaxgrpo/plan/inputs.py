@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxgrpo.build import num_rows
+from jaxgrpo.build import make_packer, num_rows
 from jaxgrpo.config import Config
 from jaxgrpo.device.program import Program
 from jaxgrpo.device.sampler import DecodeState, Prefilled
@@ -99,6 +99,11 @@ def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:
     def row_array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=programs.row_sharding)
 
+    packer = make_packer(config, programs)
+    bins = None
+    if packer is not None:
+        num_bins = packer.num_bins(rows)
+        bins = row_array(jnp.int32, num_bins, packer.columns)
     return TrainBatch(
         tokens=row_array(jnp.int32, rows, length),
         segments=row_array(jnp.int32, rows, length),
@@ -106,6 +111,7 @@ def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:
         rewards=row_array(jnp.float32, rows),
         sampler_logprobs=row_array(jnp.float32, rows, length),
         trained=row_array(bool, rows),
+        bins=bins,
     )
 
 

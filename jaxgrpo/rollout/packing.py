@@ -89,7 +89,11 @@ class Packer:
         return -(-num_rows // self.bins_at_once) * self.bins_at_once
 
     def __call__(self, batch: TrainBatch) -> TrainBatch:
-        """Returns a batch of NumPy arrays with its bins; rows with an empty mask are in none."""
+        """Returns a batch of NumPy arrays with its bins."""
+        return batch._replace(bins=self.bins(batch))
+
+    def bins(self, batch: TrainBatch) -> Int[np.ndarray, "bins S"]:
+        """Returns the bins of a batch of NumPy arrays; rows with an empty mask are in none."""
         num_rows = len(batch.tokens)
         bins = np.full((self.num_bins(num_rows), self.columns), NO_ENTRY, np.int32)
         groups = self._groups(batch)
@@ -100,8 +104,7 @@ class Packer:
         # Micro-batches are filled one after another. `MicroBatches.split` gives micro-batch m the
         # bins m, m + M, m + 2M, ...: [M, bins at once, S] -> [bins, S].
         by_micro_batch = bins.reshape(-1, self.bins_at_once, self.columns)
-        placed = by_micro_batch.swapaxes(0, 1).reshape(-1, self.columns)
-        return batch._replace(bins=placed)
+        return by_micro_batch.swapaxes(0, 1).reshape(-1, self.columns)
 
     def _groups(self, batch: TrainBatch) -> list[UnpackedGroup]:
         """Returns the groups of a batch that have a row to be read."""

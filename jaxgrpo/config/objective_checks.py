@@ -1,0 +1,121 @@
+"""Checks of the objective: its methods, and that its ratio is of what it is taken for."""
+
+from collections.abc import Iterator
+
+from jaxgrpo.config import overrides
+from jaxgrpo.config.bounds import ROUNDING
+from jaxgrpo.config.schema import Config
+from jaxgrpo.errors import UserError
+from jaxgrpo.losses import Corrected
+
+OBJECTIVE_METHODS = ("advantages", "token_weights", "token_loss")
+"""Methods that an objective must have."""
+
+RENAMED_METHODS = {"token_weights": "weights"}
+"""Methods' names, and the names that they had before."""
+
+
+def check_methods(name: str, value: object, methods: tuple[str, ...]) -> None:
+    """Raises UserError if a part of the config lacks one of the methods, or has its old name."""
+    missing = []
+    for method in methods:
+        old_name = RENAMED_METHODS.get(method, "")
+        # Nobody would call the old method of a class that inherits the new one.
+        if callable(getattr(value, old_name, None)):
+            missing.append(f"{method}() in the place of {old_name}()")
+        elif not callable(getattr(value, method, None)):
+            missing.append(f"{method}()")
+    if missing:
+        raise UserError(
+            f"{name} is a {overrides.path_of(type(value))}: it must have {', '.join(missing)}"
+        )
+
+
+def check_objective(config: Config) -> None:
+    """Raises UserError for an objective whose ratio would not be what it is taken for."""
+    layers = list(_layers(config.objective))
+    _check_several_updates(config, layers)
+    is_corrected = any(isinstance(layer, Corrected) for layer in layers)
+    if config.batch.old_logprobs == "sampler":
+        _check_sampler_ratio(config, layers, is_corrected)
+    elif config.sampling.keep_in_flight and not is_corrected:
+        # The sampler's log-probabilities would do as well, unless they are refused, too.
+        refused = _narrow_clip(layers, ROUNDING[config.dtype]) or _without_ratio(layers)
+        other = "" if refused else ", or set batch.old_logprobs to 'sampler'"
+        raise UserError(
+            "sampling.keep_in_flight is on, and batch.old_logprobs 'trainer': the ratio of tokens "
+            f"of older policies would be 1; put Corrected(...) around the objective{other}"
+        )
+
+
+def _check_several_updates(config: Config, layers: list[object]) -> None:
+    """Raises UserError for several updates with a batch and an objective without a ratio."""
+    batch = config.batch
+    plain = _without_ratio(layers)
+    if plain and batch.updates * batch.epochs > 1:
+        raise UserError(
+            f"batch.updates is {batch.updates} and batch.epochs {batch.epochs}, and {plain} has no "
+            "importance ratio: after the first update the completions would count as the new "
+            "policy's; set both to 1, or take an objective with a ratio"
+        )
+
+
+def _check_sampler_ratio(
+    config: Config, layers: list[object], is_corrected: bool
+) -> None:
+    """Raises UserError for an objective that a ratio to the sampler's log-probabilities breaks."""
+    # Corrected weights a token by old / sampler, which is 1 where the old ones are the sampler's.
+    if is_corrected:
+        raise UserError(
+            "objective is Corrected(...) and batch.old_logprobs 'sampler': there is nothing "
+            "to correct; set batch.old_logprobs to 'trainer'"
+        )
+    hint = "set batch.old_logprobs to 'trainer'"
+    if config.sampling.keep_in_flight:
+        # Without a correction, the trainer's own ratio would not know that tokens are old.
+        hint += " and put Corrected(...) around the objective"
+    plain = _without_ratio(layers)
+    if config.sampling.keep_in_flight and plain:
+        raise UserError(
+            f"sampling.keep_in_flight is on, and {plain} has no importance "
+            "ratio: tokens of older policies would count as the present one's; "
+            f"{hint}, or set sampling.keep_in_flight to false"
+        )
+    # Before any update the ratio is exp(scorer - sampler): off from 1 by about the rounding.
+    rounding = ROUNDING[config.dtype]
+    narrow = _narrow_clip(layers, rounding)
+    if narrow:
+        raise UserError(
+            f"objective has {narrow}, and batch.old_logprobs is 'sampler': in {config.dtype} "
+            f"sampler and scorer differ by up to {rounding:g} for rounding "
+            f"alone, which so narrow a range would clip; {hint}"
+        )
+
+
+def _layers(objective: object) -> Iterator[object]:
+    """Yields an objective and, where it wraps another, those inside."""
+    yield objective
+    if hasattr(objective, "objective"):
+        check_methods("objective.objective", objective.objective, OBJECTIVE_METHODS)
+        yield from _layers(objective.objective)
+
+
+def _without_ratio(layers: list[object]) -> str:
+    """Returns the name of the first objective that has no importance ratio, "" without one."""
+    for layer in layers:
+        if not getattr(layer, "has_ratio", True):
+            return type(layer).__name__
+    return ""
+
+
+def _narrow_clip(layers: list[object], rounding: float) -> str:
+    """Returns the first end of a clip range that is nearer to 1 than `rounding`, "" without one.
+
+    It is named as "GSPO.clip_low=0.0003".
+    """
+    for layer in layers:
+        for name in ("clip_low", "clip_high"):
+            value = getattr(layer, name, None)
+            if isinstance(value, int | float) and value < rounding:
+                return f"{type(layer).__name__}.{name}={value:g}"
+    return ""
