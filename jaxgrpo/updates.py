@@ -90,7 +90,7 @@ def update_policy(
         return state, [_fetch(metrics)]
     scored = programs.score(state, reference, placed, objective, temperature)
     # These bins are of the whole batch.
-    scored = _with_bins(scored, None)
+    scored = with_bins(scored, None)
     made: list[Metrics] = []
     for index, groups in enumerate(rule.mini_batches(step)):
         if rule.target_kl and made and made[-1]["policy/kl_old"] > rule.target_kl:
@@ -98,7 +98,7 @@ def update_policy(
         rows = programs.take_groups(scored, groups)
         if rule.packer:
             bins = _mini_batch_bins(rule.packer, batch, groups)
-            rows = _with_bins(rows, to_device(bins, programs.row_sharding))
+            rows = with_bins(rows, to_device(bins, programs.row_sharding))
         state, metrics = programs.update_scored(
             state, reference, rows, np.int32(index), objective, temperature
         )
@@ -106,9 +106,8 @@ def update_policy(
     return state, made
 
 
-def _with_bins(
-    scored: ScoredBatch, bins: Int[AnyArray, "bins S"] | None
-) -> ScoredBatch:
+def with_bins(scored: ScoredBatch, bins: Int[AnyArray, "bins S"] | None) -> ScoredBatch:
+    """Returns the same rows, to be read from these bins."""
     return scored._replace(batch=scored.batch._replace(bins=bins))
 
 

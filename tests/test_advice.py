@@ -254,6 +254,22 @@ trial(
 )
 setting("{} is {}: it must be {}{}{}", "evaluation.top_p", 0.0, 0.001, 1.0)
 trial(
+    "batch.updates is {}: it must divide batch.groups={}",
+    valid({"batch.updates": 3}),
+    *(
+        lambda folder, said, which=which: validate(
+            changed({"batch.updates": int(named(said, which))})
+        )
+        for which in (r"are (\d+) and", r"and (\d+)$")
+    ),
+)
+trial(
+    "importance ratio: after the first update the completions",
+    valid({"objective": losses.RLOO(), "batch.updates": 2}),
+    valid({"objective": losses.RLOO(), "batch.updates": 1}),
+    valid({"objective": losses.GRPO(), "batch.updates": 2}),
+)
+trial(
     "the nearest that do are {}",
     valid({"batch.micro_batch": 7}),
     lambda folder, said: [

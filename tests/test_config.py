@@ -181,6 +181,7 @@ def test_the_last_override_wins_and_the_original_is_left_alone():
         ),
         ("--config.steps", ["--config.name=value"]),
         ("steps=3", ["--config.name=value"]),
+        ("--config.batch.updates=3", ["is 3", "batch.groups=8", "2 and 4"]),
         ("--config.batch.micro_batch=7", ["is 7", "8 * 8 = 64", "4 and 8"]),
     ],
 )

@@ -73,6 +73,7 @@ LAYERS = {
             "export",
             "summary",
             "signals",
+            "updates",
             "plan",
             "__main__",
         ),

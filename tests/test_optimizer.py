@@ -249,6 +249,6 @@ def test_what_is_stored_as_it_is_stays_as_it_is():
     assert same["a"] is tree["a"]
     assert cast(tree, jnp.bfloat16)["count"].dtype == jnp.int32
     bad = round_stochastically(
-        tree["bad"], tree["bad"].astype(jnp.bfloat16), jnp.int32(0)
+        tree["bad"], tree["bad"].astype(jnp.bfloat16), jax.random.key(0)
     )
     np.testing.assert_array_equal(bad.astype(jnp.float32), tree["bad"])

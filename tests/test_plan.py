@@ -51,6 +51,14 @@ def plan(config_path, compiler):
     return planner.make_plan(config, planner.make_target(config, None, None), compiler)
 
 
+@pytest.fixture(scope="module")
+def several(config_path, plan, compiler):
+    """The plan of a run that makes four updates with a batch, each with half of its groups."""
+    flags = ["--config.batch.updates=2", "--config.batch.epochs=2"]
+    config = load(config_path, flags)
+    return planner.make_plan(config, plan.target, compiler, ("score", "update"))
+
+
 def run(monkeypatch, capsys, compiler, *arguments: str) -> tuple[int, str]:
     """Returns the exit code and what is printed; uses `compiler` for the run's own."""
     monkeypatch.setattr(command, "Compiler", lambda _log: compiler)
@@ -72,12 +80,20 @@ def test_parts_sum_to_what_is_shown(plan):
     assert peak == sum(plan.phases[name].values()) == max(totals)
 
 
-@pytest.mark.parametrize("name", planner.ALL_PROGRAMS)
-def test_shapes_are_as_large_as_the_compiler_says(plan, name):
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [
+        *(("plan", name) for name in ("update", "decode", "prefill", "insert")),
+        ("several", "score"),
+        ("several", "update"),
+    ],
+)
+def test_shapes_are_as_large_as_the_compiler_says(request, which, name):
     """Shapes and shardings give the size of a program's arguments that the compiler counts.
 
     All but what comes from the host with each call.
     """
+    plan = request.getfixturevalue(which)
     leaves = jax.tree.leaves(plan.inputs.calls[name].arguments)
     from_host = [leaf for leaf in leaves if not getattr(leaf, "sharding", None)]
     max_host_bytes = sum(math.prod(jnp.shape(leaf)) * 8 + 8 for leaf in from_host)
@@ -95,6 +111,21 @@ def test_a_program_needs_its_arguments_and_what_the_phase_says(plan):
     assert abs(held - update.arguments) < 256
     assert parts["temporaries"] == update.temporaries
     assert parts["results"] < update.arguments / 10  # the state is updated in place
+
+
+def test_several_updates_are_planned_as_they_are_made(plan, several):
+    rows, part = several.inputs.batch
+    assert len(rows.advantages) == 8
+    assert len(part.advantages) == 4
+    assert "score" not in plan.phases
+    assert several.phases["score"]["batch"] == several.phases["update"]["batch"]
+    # Half of the rows in a forward and backward pass, and the reference is scored before.
+    update = several.compiled["update"]
+    assert update.temporaries < 0.75 * plan.compiled["update"].temporaries
+    assumed = times.Assumptions(8, 1.0)
+    calls = times.calls_per_step(several.config, several.inputs, assumed)
+    assert (calls["score"], calls["update"]) == (1, 4)
+    assert any("score" in line for line in report.memory_table(several.phases))
 
 
 def test_slots_are_given_back_before_an_update_unless_kept(config_path, plan):

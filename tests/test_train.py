@@ -338,6 +338,26 @@ def test_a_finished_run_goes_on_for_more_steps(uninterrupted, config, monkeypatc
     assert len(evaluations) == 1  # before.json is there already
 
 
+def test_a_step_of_several_updates_is_a_step(config, tmp_path, capsys):
+    """Stopping and going on changes nothing here, either."""
+    batch = dataclasses.replace(config.batch, updates=2, epochs=2)
+    config = dataclasses.replace(config, steps=2, batch=batch, save_every=100)
+    records = list(train(config))
+    said = capsys.readouterr().out
+    assert (
+        "2 prompts x 4 = 8 rows a step, 2 epochs of 2 updates of 4 rows, micro-batches of 4"
+    ) in said
+    assert [record["update/count"] for record in records] == [4, 4]
+    for record in records:
+        assert record["policy/ratio"] != 1
+        assert record["policy/logprob_gap"] < 1e-4  # the first update's
+        assert record["policy/kl_old_last"] > 1e-8
+    stopped = dataclasses.replace(config, out=str(tmp_path / "stopped"))
+    next(train(stopped))
+    assert [record["step"] for record in train(stopped)] == [2]
+    assert_same_run(stopped, config)
+
+
 def test_without_evaluation(config, monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", None)
     monkeypatch.setattr(

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxgrpo.build import make_packer, num_rows
+from jaxgrpo.build import make_packer, num_rows, rows_per_update, update_rule
 from jaxgrpo.config import Config
+from jaxgrpo.device.learner import ScoredBatch
 from jaxgrpo.device.program import Program
 from jaxgrpo.device.sampler import DecodeState, Prefilled
 from jaxgrpo.models import lora
 from jaxgrpo.programs import Programs
 from jaxgrpo.types import NewRows, Params, SamplingParams, TrainBatch
+from jaxgrpo.updates import with_bins
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class ProgramInputs:
     slots: the decode state with the most slots and the longest ring cache
     prefilled: the result of a prefill
     reference: the reference policy
-    batch: what an update learns from
+    batch: what a step's updates learn from; with several updates, as scored, and the rows of one
     calls: each program's call, by the program's name
     """
 
@@ -42,7 +44,7 @@ class ProgramInputs:
     slots: DecodeState
     prefilled: Prefilled
     reference: Params
-    batch: TrainBatch
+    batch: TrainBatch | tuple[ScoredBatch, ScoredBatch]
     calls: dict[str, ProgramCall]
 
 
@@ -74,7 +76,7 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
     prefill = (published, tokens, mask)
     insert = (slots, prefilled, new_rows)
     decode = (published, slots, stopped, sampling, scalar, scalar)
-    update = (
+    whole_batch = (
         programs.state_like,
         reference,
         batch,
@@ -85,9 +87,30 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
         "prefill": ProgramCall(programs.prefill, prefill),
         "insert": ProgramCall(programs.insert, insert),
         "decode": ProgramCall(programs.decode, decode),
-        "update": ProgramCall(programs.update, update),
     }
-    return ProgramInputs(programs, published, slots, prefilled, reference, batch, calls)
+    learned: TrainBatch | tuple[ScoredBatch, ScoredBatch] = batch
+    if update_rule(config, programs).is_single:
+        calls["update"] = ProgramCall(programs.update, whole_batch)
+    else:
+        scored = result_shapes(programs.score, *whole_batch)
+        scored = with_bins(scored, None)
+        groups = _host_array(jnp.int32, config.batch.groups // config.batch.updates)
+        rows = result_shapes(programs.take_groups, scored, groups)
+        rows = with_bins(rows, _bin_shapes(config, programs, rows_per_update(config)))
+        some_rows = (
+            programs.state_like,
+            reference,
+            rows,
+            scalar,
+            config.objective,
+            config.sampling.temperature,
+        )
+        calls["score"] = ProgramCall(programs.score, whole_batch)
+        calls["update"] = ProgramCall(programs.update_scored, some_rows)
+        learned = (scored, rows)
+    return ProgramInputs(
+        programs, published, slots, prefilled, reference, learned, calls
+    )
 
 
 def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:
@@ -99,11 +122,6 @@ def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:
     def row_array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=programs.row_sharding)
 
-    packer = make_packer(config, programs)
-    bins = None
-    if packer is not None:
-        num_bins = packer.num_bins(rows)
-        bins = row_array(jnp.int32, num_bins, packer.columns)
     return TrainBatch(
         tokens=row_array(jnp.int32, rows, length),
         segments=row_array(jnp.int32, rows, length),
@@ -111,8 +129,19 @@ def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:
         rewards=row_array(jnp.float32, rows),
         sampler_logprobs=row_array(jnp.float32, rows, length),
         trained=row_array(bool, rows),
-        bins=bins,
+        bins=_bin_shapes(config, programs, rows),
     )
+
+
+def _bin_shapes(
+    config: Config, programs: Programs, rows: int
+) -> jax.ShapeDtypeStruct | None:
+    """Returns the shape of the bins of so many rows; None where they are not packed."""
+    packer = make_packer(config, programs)
+    if packer is None:
+        return None
+    shape = (packer.num_bins(rows), packer.columns)
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=programs.row_sharding)
 
 
 def _host_array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:

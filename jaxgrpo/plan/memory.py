@@ -74,8 +74,12 @@ def phase_memory(
         "insert": sampling,
         "decode": sampling,
         "new slots": new_slots,
-        "update": update,
     }
+    if (
+        "score" in inputs.calls
+    ):  # several updates with a batch, which is scored once before them
+        phases["score"] = update
+    phases["update"] = update
     return {
         phase: always | arrays | _working_bytes(compiled.get(phase))
         for phase, arrays in phases.items()

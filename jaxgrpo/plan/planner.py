@@ -9,7 +9,7 @@ from operator import attrgetter
 import jax
 
 from jaxgrpo import config as run_config
-from jaxgrpo.build import build_programs, num_rows, num_slots
+from jaxgrpo.build import build_programs, num_slots, rows_per_update
 from jaxgrpo.config import Config, overrides
 from jaxgrpo.errors import UserError
 from jaxgrpo.plan import chips
@@ -18,8 +18,9 @@ from jaxgrpo.plan.inputs import ProgramInputs, program_inputs
 from jaxgrpo.plan.memory import PartBytes, peak_phase, phase_memory
 from jaxgrpo.plan.networks import Network, find_network
 
-ALL_PROGRAMS = ("update", "decode", "prefill", "insert")
-"""The programs that are compiled; that which most likely does not fit comes first."""
+ALL_PROGRAMS = ("update", "score", "decode", "prefill", "insert")
+"""The programs that are compiled, those of them that a run has; that which most likely does not fit
+comes first."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,18 @@ def make_plan(
     # First the arrays alone: that takes seconds, compiling takes minutes.
     phases = phase_memory(config, inputs, compiled)
     if peak_phase(phases)[1] <= target.memory:
-        compiled = {name: compiler(name, inputs.calls[name]) for name in names}
+        compiled = {
+            name: compiler(name, inputs.calls[name])
+            for name in names
+            if name in inputs.calls
+        }
         phases = phase_memory(config, inputs, compiled)
     return Plan(config, network, target, inputs, compiled, phases)
 
 
 def remedies(config: Config, devices: int) -> list[list[str]]:
     """Returns flags that may make a run fit: each remedy's alone, then all together."""
-    rows = num_rows(config)
+    rows = rows_per_update(config)
     settings: dict[str, object] = {}
     # Fewer rows at once, and less kept of each layer for the backward pass: smaller temporaries.
     min_micro_batch = _min_micro_batch(rows, devices)
