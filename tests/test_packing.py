@@ -18,9 +18,12 @@ from jaxgrpo.models.lora import Lora
 from jaxgrpo.models.products import take_columns
 from jaxgrpo.programs import Programs, compile_programs
 from jaxgrpo.rollout.packing import Packer, UnpackedGroup, pack_groups
+from jaxgrpo.train import train
 from jaxgrpo.types import NO_ENTRY, TrainBatch
+from jaxgrpo.updates import UpdateRule, update_policy
 from tests.tiny_devices import output_on_devices
 from tests.tiny_models import NETWORK, random_params
+from tests.tiny_runs import make_config, share_programs
 
 WIDTH = 5
 NEW = 7
@@ -265,6 +268,49 @@ def test_utilisation_counts_tokens_once_and_the_columns_that_are_computed(
     np.testing.assert_allclose(
         metrics["update/utilisation"], tokens / (num_filled * 2 * LENGTH)
     )
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_each_of_several_updates_has_bins_of_its_own(padded, packed, epochs):
+    batch = random_batch(7)
+    rule = UpdateRule(NUM_GROUPS, updates=2, epochs=epochs)
+    reference = padded.make_reference(random_params(NETWORK, seed=5))
+    results = []
+    for programs, packer_or_none in ((padded, None), (packed, packer(2 * LENGTH))):
+        # A small step, so that the second update does not magnify what rounding does to the first.
+        params = jax.tree.map(lambda x: 0.3 * x, random_params(NETWORK))
+        state, made = update_policy(
+            programs,
+            programs.init_state(params),
+            reference,
+            batch,
+            GRPO(kl=0.1),
+            1.0,
+            dataclasses.replace(rule, packer=packer_or_none),
+            step=1,
+        )
+        change = jax.tree.map(np.subtract, jax.device_get(state.params), params)
+        results.append((change, made))
+    (theirs, their_metrics), (ours, our_metrics) = results
+    assert len(our_metrics) == len(their_metrics) == 2 * epochs
+    for our, their in zip(our_metrics, their_metrics, strict=True):
+        assert_same_step((ours, our), (theirs, their), rtol=1e-5)
+
+
+def test_a_run_learns_from_bins_what_it_learns_from_rows(tmp_path, monkeypatch):
+    share_programs(monkeypatch)
+    runs = []
+    for pack in (0, 200):
+        folder = tmp_path / str(pack)
+        folder.mkdir()
+        config = make_config(
+            folder, f"batch.pack={pack}", "steps=3", "evaluation.problems=0"
+        )
+        runs.append(list(train(config)))
+    for rows, bins in zip(*runs, strict=True):
+        for name in ("update/loss", "update/grad_norm", "update/tokens", "policy/kl"):
+            np.testing.assert_allclose(bins[name], rows[name], rtol=1e-3, atol=1e-6)
+        assert bins["update/utilisation"] > rows["update/utilisation"] > 0
 
 
 def compare_meshes():

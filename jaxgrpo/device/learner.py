@@ -376,7 +376,7 @@ def take_groups(rows: PyTree, groups: Int[AnyArray, "g"], group_size: int) -> Py
     groups: places in the batch, from 0; group p has the rows p * group_size to the next
     """
 
-    def take(x: Array) -> Array:
+    def take(x: AnyArray) -> AnyArray:
         grouped = x.reshape(-1, group_size, *x.shape[1:])  # [P, G, ...]
         return grouped[groups].reshape(-1, *x.shape[1:])
 

@@ -156,8 +156,8 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     bins = arguments.bins if pack else 0
     if 0 < pack < arguments.prompt + arguments.new:
         raise UserError(
-            f"--pack is {pack}: it must be at least --prompt + --new = "
-            f"{arguments.prompt + arguments.new}"
+            f"--pack {pack} is less than --prompt + --new = "
+            f"{arguments.prompt + arguments.new}, a prompt and its completion"
         )
     mesh = make_mesh(rows=math.gcd(rows, slots, micro_batch, bins))
     # Groups fill slots, devices share rows, and micro-batches divide the batch.
