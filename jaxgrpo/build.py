@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.config import Config, Sampling, validate
+from jaxgrpo.config import Batch, Config, Sampling, validate
 from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
 from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
@@ -28,6 +28,7 @@ from jaxgrpo.rewards import languages
 from jaxgrpo.rewards.workers.pool import Pool
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.judge import Judge
+from jaxgrpo.rollout.packing import Packer
 from jaxgrpo.text import tokenizer
 from jaxgrpo.text.tokenizer import Tokenizer
 from jaxgrpo.types import Params
@@ -183,6 +184,7 @@ def build_programs(
         micro_batch=config.batch.micro_batch,
         group_size=config.batch.group_size,
         prompt_width=config.sampling.prompt_width,
+        pack=config.batch.pack,
         old_logprobs=config.batch.old_logprobs,
         remat=config.compute.remat,
     )
@@ -200,7 +202,7 @@ def rows_per_update(config: Config) -> int:
     return num_rows(config) // config.batch.updates
 
 
-def update_rule(config: Config) -> UpdateRule:
+def update_rule(config: Config, programs: Programs) -> UpdateRule:
     """Returns the updates that a step makes with its batch."""
     return UpdateRule(
         groups=config.batch.groups,
@@ -208,6 +210,19 @@ def update_rule(config: Config) -> UpdateRule:
         epochs=config.batch.epochs,
         target_kl=config.batch.target_kl,
         seed=config.seed,
+        packer=make_packer(config, programs),
+    )
+
+
+def make_packer(config: Config, programs: Programs) -> Packer | None:
+    """Returns what packs the rows of an update into bins; None: they are not packed."""
+    if not config.batch.pack:
+        return None
+    return Packer(
+        group_size=config.batch.group_size,
+        prompt_width=config.sampling.prompt_width,
+        columns=config.batch.pack,
+        bins_at_once=programs.bins_at_once,
     )
 
 
@@ -221,11 +236,19 @@ def batch_line(config: Config) -> str:
     parts = [
         f"{batch.groups} prompts x {batch.group_size} = {num_rows(config)} rows a step",
         f"{batch.updates} update{'s' * (batch.updates > 1)} of {rows} rows",
-        f"micro-batches of {batch.micro_batch or rows}",
+        _micro_batch_words(batch, rows),
     ]
     if batch.epochs > 1:
         parts[1] = f"{batch.epochs} epochs of {parts[1]}"
     return ", ".join(parts)
+
+
+def _micro_batch_words(batch: Batch, rows: int) -> str:
+    """Returns "micro-batches of 16", or of so many bins."""
+    if not batch.pack:
+        return f"micro-batches of {batch.micro_batch or rows}"
+    number = f"{batch.micro_batch} bins" if batch.micro_batch else "a bin a device"
+    return f"micro-batches of {number}, {batch.pack} columns each"
 
 
 def num_slots(config: Config) -> int:

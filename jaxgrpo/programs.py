@@ -112,6 +112,8 @@ class Programs(SamplingPrograms):
     """parameters as `reference_like` -> the reference: `make_reference` of that network."""
     row_sharding: NamedSharding
     """Where everything lives whose first axis is rows or prompts."""
+    bins_at_once: int
+    """Bins of a micro-batch, where an update is packed."""
 
     def memory(self, update: Program, reference: Params | None) -> dict[str, float]:
         """Returns the bytes of a device that an update needs, by part.
@@ -209,11 +211,7 @@ def compile_programs(
     updater = Updater(
         scorer=make_scorer(model, update),
         optimizer=optimizer,
-        micro_batches=MicroBatches(
-            size=update.micro_batch,
-            rows_per_prompt=1 if update.prompt_width is None else update.group_size,
-            devices=row_devices(mesh),
-        ),
+        micro_batches=_micro_batches(update, row_devices(mesh)),
         group_size=update.group_size,
         adapter_scale=model.adapters.scale,
         uses_trainer_logprobs=update.old_logprobs == "trainer",
@@ -249,6 +247,20 @@ def compile_programs(
         reference_like=sharded_shapes(mesh, (reference or model).loaded_shapes()),
         make_other_reference=_jit_reference(reference or model),
         row_sharding=rows,
+        bins_at_once=updater.micro_batches.size,
+    )
+
+
+def _micro_batches(update: UpdateSpec, devices: int) -> MicroBatches:
+    """Returns how a batch is cut: its bins where it is packed, and its rows otherwise."""
+    if update.pack:
+        return MicroBatches(
+            size=update.micro_batch or devices, rows_per_prompt=1, devices=devices
+        )
+    return MicroBatches(
+        size=update.micro_batch,
+        rows_per_prompt=1 if update.prompt_width is None else update.group_size,
+        devices=devices,
     )
 
 

@@ -20,7 +20,6 @@ from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import GAPS, Config, parse_command_line
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.data.order import ProblemStream
-from jaxgrpo.distributed.mesh import to_device
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
@@ -48,7 +47,7 @@ from jaxgrpo.summary import (
     summarise,
     tables,
 )
-from jaxgrpo.types import Params, SamplingParams, TrainBatch
+from jaxgrpo.types import Params, SamplingParams
 from jaxgrpo.updates import merge_metrics, update_policy, update_program
 
 Metrics = dict[str, float]
@@ -270,11 +269,10 @@ def _update(
     if not collected.groups:
         run_state.state = state._replace(step=state.step + 1)
         return {}
-    host_batch = make_batch(
+    batch = make_batch(
         collected.groups, config.batch.groups, config.batch.mask_truncated
     )
-    batch: TrainBatch = to_device(host_batch, programs.row_sharding)
-    rule = update_rule(config)
+    rule = update_rule(config, programs)
     run_state.state, updates = update_policy(
         programs,
         state,

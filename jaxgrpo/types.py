@@ -81,6 +81,10 @@ class DecodeOutput(NamedTuple):
     """Decode steps that were made."""
 
 
+NO_ENTRY = -1
+"""Stands in the columns of a bin that hold no token."""
+
+
 class TrainBatch(NamedTuple):
     """The arrays of one update.
 
@@ -99,6 +103,9 @@ class TrainBatch(NamedTuple):
     """The sampler's own log-probability of each chosen token."""
     trained: Bool[AnyArray, "B"] | None = None
     """Rows that count in the loss; None: all. The others are still compared with."""
+    bins: Int[AnyArray, "bins S"] | None = None
+    """The entry of `tokens`, row * T + column, that stands in each column of each bin, or NO_ENTRY;
+    None: rows are read as they are (see rollout/packing.py)."""
 
 
 class TrainState(NamedTuple):

@@ -15,10 +15,13 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from jaxgrpo.device.learner import ScoredBatch, take_groups
 from jaxgrpo.device.program import Program
+from jaxgrpo.distributed.mesh import to_device
 from jaxgrpo.losses import Objective
 from jaxgrpo.programs import Programs
-from jaxgrpo.types import Params, TrainBatch, TrainState
+from jaxgrpo.rollout.packing import Packer
+from jaxgrpo.types import AnyArray, Params, TrainBatch, TrainState
 
 Metrics = dict[str, float]
 
@@ -33,6 +36,7 @@ class UpdateRule:
     target_kl: no further update is made once KL(old || policy), in nats a token, was above this in
         the last one (0: all are made)
     seed: the run's
+    packer: packs the rows of an update into bins; None: they are read as they are
     """
 
     groups: int
@@ -40,6 +44,7 @@ class UpdateRule:
     epochs: int = 1
     target_kl: float = 0.0
     seed: int = 0
+    packer: Packer | None = None
 
     @property
     def is_single(self) -> bool:
@@ -57,6 +62,10 @@ class UpdateRule:
             order = generator.permutation(self.groups).astype(np.int32)
             yield from np.split(order, self.updates)
 
+    def pack(self, batch: TrainBatch) -> TrainBatch:
+        """Returns a batch of NumPy arrays with its bins, where there is a packer."""
+        return self.packer(batch) if self.packer else batch
+
 
 def update_policy(
     programs: Programs,
@@ -70,25 +79,47 @@ def update_policy(
 ) -> tuple[TrainState, list[Metrics]]:
     """Makes a step's updates; returns the new state, and the metrics of each update.
 
-    batch: on the devices
+    batch: NumPy arrays, the same in every process
     step: the training step, from 1
     """
+    placed = to_device(rule.pack(batch), programs.row_sharding)
     if rule.is_single:
         state, metrics = programs.update(
-            state, reference, batch, objective, temperature
+            state, reference, placed, objective, temperature
         )
         return state, [_fetch(metrics)]
-    scored = programs.score(state, reference, batch, objective, temperature)
+    scored = programs.score(state, reference, placed, objective, temperature)
+    # These bins are of the whole batch.
+    scored = with_bins(scored, None)
     made: list[Metrics] = []
     for index, groups in enumerate(rule.mini_batches(step)):
         if rule.target_kl and made and made[-1]["policy/kl_old"] > rule.target_kl:
             break
         rows = programs.take_groups(scored, groups)
+        if rule.packer:
+            bins = _mini_batch_bins(rule.packer, batch, groups)
+            rows = with_bins(rows, to_device(bins, programs.row_sharding))
         state, metrics = programs.update_scored(
             state, reference, rows, np.int32(index), objective, temperature
         )
         made.append(_fetch(metrics))
     return state, made
+
+
+def with_bins(scored: ScoredBatch, bins: Int[AnyArray, "bins S"] | None) -> ScoredBatch:
+    """Returns the same rows, to be read from these bins."""
+    return scored._replace(batch=scored.batch._replace(bins=bins))
+
+
+def _mini_batch_bins(
+    packer: Packer, batch: TrainBatch, groups: Int[np.ndarray, "g"]
+) -> Int[np.ndarray, "bins S"]:
+    """Returns the bins of the rows of some groups; what is not trained on need not be in one."""
+    rows = take_groups(batch, groups, packer.group_size)
+    if rows.trained is not None:
+        mask = rows.completion_mask & rows.trained[:, None]
+        rows = rows._replace(completion_mask=mask)
+    return packer.bins(rows)
 
 
 def update_program(programs: Programs, rule: UpdateRule) -> Program:

@@ -283,6 +283,14 @@ trial(
         for size in named(said, "the nearest that do are (.*)").split(" and ")
     ],
 )
+trial(
+    "a bin must have room for",
+    valid({"batch.pack": 100}),
+    lambda folder, said: validate(
+        changed({"batch.pack": int(named(said, r"at least (\d+)"))})
+    ),
+    valid({"batch.pack": 0}),
+)
 FLIGHT = {"sampling.keep_in_flight": True}
 SAMPLERS, TRAINERS = (
     {"batch.old_logprobs": "sampler"},

@@ -135,6 +135,23 @@ def test_a_step_samples_and_updates(model, capsys):
     assert 0 < result["rollout_s"] < result["median_s"]
 
 
+def test_a_step_on_bins_is_timed_beside_the_other(model, capsys):
+    result = measured(
+        capsys,
+        "step",
+        "--model",
+        model,
+        "--micro-batch",
+        "4",
+        "--mean-new",
+        "3",
+        "--pack",
+        "28",
+    )
+    assert 0 < result["packed_update_s"] < result["packed_s"]
+    assert result["packed_update_utilisation"] > result["update_utilisation"] > 0
+
+
 def test_the_work_of_a_step_is_ten_products_a_parameter_and_token():
     lengths = np.full(64, 128)
     work = sampling.step_work(NETWORK, 64, lengths, 64, 4)
@@ -155,6 +172,7 @@ def test_the_work_of_a_step_is_ten_products_a_parameter_and_token():
             "--groups times --group-size is 8: it must be a multiple of 3",
         ),
         (["rollout", "--mean-new", "9"], "--mean-new 9 is more than --new 8"),
+        (["step", "--pack", "13"], r"--pack 13 is less than --prompt \+ --new = 14"),
     ],
 )
 def test_numbers_that_do_not_go_together_are_refused(model, argv, message):

@@ -314,6 +314,8 @@ def test_rewards_in_a_config_file_can_be_imported_by_name(file, tmp_path):
         ({"batch.groups": 0}, ["at least 1"]),
         ({"batch.micro_batch": -1}, ["at least 0"]),
         ({"batch.micro_batch": 65}, ["8 * 8 = 64", "64"]),
+        ({"batch.pack": -1}, ["at least 0"]),
+        ({"batch.pack": 511}, ["pack is 511", "256 + 256 columns", "at least 512"]),
         ({"sampling.temperature": 0.0}, ["above 0", "0.1"]),
         ({"sampling.temperature": float("nan")}, ["temperature is nan"]),
         ({"sampling.max_new_tokens": 0}, ["at least 1"]),

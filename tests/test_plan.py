@@ -130,6 +130,29 @@ def test_several_updates_are_planned_as_they_are_made(plan, several):
     assert any("score" in line for line in report.memory_table(several.phases))
 
 
+@pytest.mark.parametrize("updates", [1, 2])
+def test_an_update_on_bins_is_planned_by_micro_batches(
+    config_path, plan, compiler, updates
+):
+    flags = ["--config.batch.pack=96", f"--config.batch.updates={updates}"]
+    config = load(config_path, flags)
+    packed = planner.make_plan(config, plan.target, compiler, ("score", "update"))
+    batch = packed.inputs.batch
+    bins = (batch if updates == 1 else batch[1].batch).bins
+    # A bin for each row at worst, which are 8 of 88 columns.
+    assert bins.shape == (8 // updates, 96)
+    update = packed.compiled["update"]
+    assert update.temporaries < plan.compiled["update"].temporaries
+    lines = report._program_table(packed.compiled, None)
+    assert any(line.startswith("update (a micro-batch)") for line in lines)
+    # 2 groups of 80 + 4 * 4 columns fill two bins.
+    assumed = times.Assumptions(4, 1.0)
+    calls = times.calls_per_step(config, packed.inputs, assumed)
+    assert calls["update"] == 2 / packed.inputs.programs.bins_at_once
+    singles = planner.remedies(config, 1)[:-1]
+    assert not any("micro_batch" in flags[0] for flags in singles)
+
+
 def test_slots_are_given_back_before_an_update_unless_kept(config_path, plan):
     assert "slots (KV cache)" not in plan.phases["update"]
     kept = load(config_path, ["--config.sampling.keep_in_flight=true"])

@@ -12,7 +12,8 @@ import optax
 import pytest
 
 from jaxgrpo import losses
-from jaxgrpo.device.learner import Updater, accumulate_gradients
+from jaxgrpo.device.gradients import accumulate_gradients
+from jaxgrpo.device.learner import Updater
 from jaxgrpo.device.logprobs import token_logprobs
 from jaxgrpo.device.micro_batches import MicroBatches
 from jaxgrpo.device.scorer import GroupScorer, RowScorer, batch_logprobs

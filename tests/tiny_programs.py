@@ -97,5 +97,6 @@ def assert_close(a, b, atol=1e-6):
 
 def assert_same_metrics(a, b):
     assert a.keys() == b.keys()
-    for name in a:
+    # How many columns were computed for the same tokens is no part of what was learned.
+    for name in a.keys() - {"update/utilisation"}:
         np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)

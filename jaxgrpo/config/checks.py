@@ -16,7 +16,14 @@ from jaxgrpo.config.objective_checks import (
     check_methods,
     check_objective,
 )
-from jaxgrpo.config.schema import Batch, Config, Distributed, Filter, Mesh
+from jaxgrpo.config.schema import (
+    Batch,
+    Config,
+    Distributed,
+    Filter,
+    Mesh,
+    Sampling,
+)
 from jaxgrpo.errors import UserError, check_choice
 from jaxgrpo.models.lora import TARGETS
 from jaxgrpo.problems import Weighted
@@ -28,6 +35,7 @@ def validate(config: Config) -> None:
     _check_marks(config)
     _check_stop(config.sampling.stop)
     _check_batch(config.batch)
+    _check_pack(config.batch.pack, config.sampling)
     check_objective(config)
     _check_filter(config.filter, config.batch.group_size)
     _check_rewards(config.rewards, config.solved_by)
@@ -145,7 +153,8 @@ def _check_batch(batch: Batch) -> None:
     groups = batch.groups // batch.updates
     rows = groups * batch.group_size
     size = batch.micro_batch
-    if not size or rows % size == 0:
+    # Bins need not divide: as many as a micro-batch lacks are left empty.
+    if not size or batch.pack or rows % size == 0:
         return
     product = f"groups * group_size = {groups} * {batch.group_size}"
     if batch.updates > 1:
@@ -154,6 +163,18 @@ def _check_batch(batch: Batch) -> None:
         f"batch.micro_batch is {size}: it must divide {product} = {rows}; "
         f"the nearest that do are {_nearest_divisors(rows, size)}"
     )
+
+
+def _check_pack(pack: int, sampling: Sampling) -> None:
+    """Raises UserError for bins that a prompt and its completion may not fit into."""
+    width = sampling.prompt_width
+    new_tokens = sampling.max_new_tokens
+    if pack and pack < width + new_tokens:
+        raise UserError(
+            f"batch.pack is {pack}: a bin must have room for sampling.prompt_width + "
+            f"sampling.max_new_tokens = {width} + {new_tokens} columns; set it to at least "
+            f"{width + new_tokens}, or to 0"
+        )
 
 
 def _nearest_divisors(number: int, size: int) -> str:

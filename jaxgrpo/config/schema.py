@@ -76,7 +76,10 @@ class Batch:
     epochs: how often the batch is gone over, each time with the groups in another order
     target_kl: no further update is made with a batch once KL(old || policy), in nats a token, was
         above this in the last one (0: all are made)
-    micro_batch: rows of one forward pass (0: all rows of an update at once)
+    micro_batch: rows of one forward pass (0: all rows of an update at once); with pack, bins (0:
+        one a device)
+    pack: columns of the bins into which an update's rows are packed, several in each, so that it
+        computes hardly any padding (0: rows are read as they are)
     mask_truncated: whether completions cut off count in advantages alone, and not in the loss
     old_logprobs: whose log-probabilities the ratio is taken to: the "sampler"'s or the "trainer"'s
     """
@@ -91,6 +94,7 @@ class Batch:
     epochs: int = setting(1, at_least=1)
     target_kl: float = setting(0.0, at_least=0)
     micro_batch: int = setting(0, at_least=0)
+    pack: int = setting(0, at_least=0)
     mask_truncated: bool = False
     old_logprobs: str = setting("sampler", one_of=("sampler", "trainer"))
 

@@ -6,7 +6,6 @@ Pure functions of arrays; programs.py compiles them. Axes: P prompts, G completi
 B = P * G rows, T columns, M micro-batches of R rows.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,14 +14,20 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxgrpo.device.micro_batches import MicroBatches
+from jaxgrpo.device.gradients import accumulate_gradients, global_norm
+from jaxgrpo.device.micro_batches import (
+    MicroBatches,
+    has_entry,
+    scan_filled,
+    take_entries,
+)
 from jaxgrpo.device.optimizer import (
     Optimizer,
     cast,
     optimizer_updates,
     round_stochastically,
 )
-from jaxgrpo.device.scorer import Scorer, batch_logprobs
+from jaxgrpo.device.scorer import Scorer, batch_logprobs, real_tokens
 from jaxgrpo.losses import (
     LossInfo,
     Objective,
@@ -33,13 +38,9 @@ from jaxgrpo.losses import (
     token_weights,
 )
 from jaxgrpo.models import lora
-from jaxgrpo.types import Params, TrainBatch, TrainState
+from jaxgrpo.types import AnyArray, Params, TrainBatch, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
-
-NOT_CHOSEN = -1.0
-"""Marks entries off the completion mask in an array of log-probability gaps. A real gap is at least
-0. NaN would not do as a mark: a gap that is NaN must show in the metric."""
 
 
 def init_state(
@@ -72,10 +73,17 @@ class ScoredBatch(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """The rows of an update, B of them, or the R of a micro-batch."""
+    """The rows of an update, or of a micro-batch."""
 
     scored: ScoredBatch
     token_weights: Float[Array, "B T"]
+
+    def of_bins(self, bins: Int[Array, "R S"]) -> "_Rows":
+        """Returns all rows, of which only the completions in these bins count."""
+        batch = self.scored.batch
+        mask = batch.completion_mask & has_entry(bins, batch.tokens.shape)
+        of_bins = batch._replace(bins=bins, completion_mask=mask)
+        return self._replace(scored=self.scored._replace(batch=of_bins))
 
 
 class _LossParts(NamedTuple):
@@ -83,8 +91,15 @@ class _LossParts(NamedTuple):
 
     loss: Float[Array, ""]
     info: LossInfo
-    gap: Float[Array, "R T"]
-    """|log policy - log sampler|; NOT_CHOSEN off the completions."""
+    gap: Float[Array, "*tokens"]
+    """|log policy - log sampler| of a row's or a bin's tokens; anything off the completions."""
+    is_chosen: Bool[Array, "*tokens"]
+    """Whether the policy chose a token."""
+
+    def of_bins(self, bins: Int[Array, "R S"]) -> "_LossParts":
+        """Returns the parts with the gaps of the tokens in these bins, [R, S]."""
+        is_chosen = take_entries(self.is_chosen, bins) & (bins >= 0)
+        return self._replace(gap=take_entries(self.gap, bins), is_chosen=is_chosen)
 
 
 @dataclass(frozen=True)
@@ -142,7 +157,7 @@ class Updater:
                 self._policy(state.params, reference),
                 batch,
                 temperature,
-                self.micro_batches.for_rows(len(batch.tokens)),
+                self._micro_batches_of(batch),
             )
         return self._scored(reference, batch, old_logprobs, objective, temperature)
 
@@ -179,13 +194,12 @@ class Updater:
         """
         ref_logprobs = None
         if reference is not None:
-            micro_batches = self.micro_batches.for_rows(len(batch.tokens))
             ref_logprobs = batch_logprobs(
                 self.reference_scorer or self.scorer,
                 reference,
                 batch,
                 temperature,
-                micro_batches,
+                self._micro_batches_of(batch),
             )
         advantages = self._advantages(objective, batch, ref_logprobs)
         if batch.trained is not None:
@@ -194,6 +208,11 @@ class Updater:
             mask = token_weights.without_truncated(batch.completion_mask, batch.trained)
             batch = batch._replace(completion_mask=mask)
         return ScoredBatch(batch, old_logprobs, ref_logprobs, advantages)
+
+    def _micro_batches_of(self, batch: TrainBatch) -> MicroBatches:
+        """Returns how the batch's rows, or its bins, are cut."""
+        cut = batch.tokens if batch.bins is None else batch.bins
+        return self.micro_batches.for_rows(len(cut))
 
     def _policy(self, trained: Params, reference: Params | None) -> Params:
         """Returns the policy's parameters.
@@ -219,8 +238,9 @@ class Updater:
 
         index: the update's place among several with a batch; None: it is the only one
         """
-        mask = scored.batch.completion_mask
-        micro_batches = self.micro_batches.for_rows(len(mask))
+        batch = scored.batch
+        mask = batch.completion_mask
+        micro_batches = self._micro_batches_of(batch)
         rows = _Rows(scored, objective.token_weights(mask))
 
         # 1. The gradient, a micro-batch at a time.
@@ -228,18 +248,41 @@ class Updater:
             policy = self._policy(params, reference)
             return self._loss(policy, rows, objective, temperature, micro_batches)
 
-        gradient, parts = accumulate_gradients(loss, state.params, rows, micro_batches)
+        def packed_loss(params: Params, bins: Array) -> tuple[Array, _LossParts]:
+            value, parts = loss(params, rows.of_bins(bins))
+            return value, parts.of_bins(bins)
+
+        if batch.bins is None:
+            gradient, parts = accumulate_gradients(
+                loss, state.params, rows, micro_batches
+            )
+        else:
+            gradient, parts = accumulate_gradients(
+                packed_loss, state.params, batch.bins, micro_batches, scan_filled
+            )
 
         # 2. Metrics, and the optimizer's step.
         num_tokens = mask.sum()
         metrics = report(merge(parts.info)) | {
             "update/loss": parts.loss.sum(),
-            "update/grad_norm": _global_norm(gradient),
+            "update/grad_norm": global_norm(gradient),
             "update/tokens": num_tokens.astype(jnp.float32),
-            "policy/logprob_gap_p99": _gap_p99(parts.gap),
+            "update/utilisation": self._utilisation(batch, micro_batches),
+            "policy/logprob_gap_p99": _gap_p99(parts.gap, parts.is_chosen),
         }
         new_state = self._step(state, gradient, num_tokens > 0, index)
         return new_state, metrics
+
+    def _utilisation(
+        self, batch: TrainBatch, micro_batches: MicroBatches
+    ) -> Float[Array, ""]:
+        """Returns the share of computed columns that hold a token of a row in the loss.
+
+        A prompt counts once for its group, however often it is read.
+        """
+        tokens = real_tokens(batch, self.scorer.prompt_width, self.group_size)
+        columns = self.scorer.num_columns(batch, micro_batches)
+        return tokens.astype(jnp.float32) / jnp.maximum(columns, 1)
 
     def _advantages(
         self, objective: Objective, batch: TrainBatch, ref_logprobs: Array | None
@@ -291,8 +334,7 @@ class Updater:
         )
         loss, info = batch_loss(objective, rows.token_weights, inputs)
         gap = jnp.abs(constant_logprobs - batch.sampler_logprobs)
-        gap = jnp.where(batch.completion_mask, gap, NOT_CHOSEN)
-        return loss, _LossParts(loss, info, gap)
+        return loss, _LossParts(loss, info, gap, batch.completion_mask)
 
     def _step(
         self,
@@ -331,55 +373,27 @@ class Updater:
         return TrainState(step + 1, params, opt_state)
 
 
-def take_groups(
-    scored: ScoredBatch, groups: Int[Array, "g"], group_size: int
-) -> ScoredBatch:
+def take_groups(rows: PyTree, groups: Int[AnyArray, "g"], group_size: int) -> PyTree:
     """Returns the rows of some groups of a batch, in the order in which the groups are named.
 
+    rows: arrays whose first axis is the batch's rows
     groups: places in the batch, from 0; group p has the rows p * group_size to the next
     """
 
-    def take(x: Array) -> Array:
+    def take(x: AnyArray) -> AnyArray:
         grouped = x.reshape(-1, group_size, *x.shape[1:])  # [P, G, ...]
         return grouped[groups].reshape(-1, *x.shape[1:])
 
-    return jax.tree.map(take, scored)
+    return jax.tree.map(take, rows)
 
 
-def accumulate_gradients(
-    loss: Callable[[Params, PyTree], tuple[Array, PyTree]],
-    params: Params,
-    rows: PyTree,
-    micro_batches: MicroBatches,
-) -> tuple[Params, PyTree]:
-    """Returns the gradient of a loss that is a sum over rows, and its auxiliary results, stacked.
-
-    The gradient is added up in float32, a micro-batch at a time.
-    """
-    gradient_of = jax.grad(loss, has_aux=True)
-    # float32, though parameters may be bfloat16: a sum of many small terms.
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-
-    def add(gradient: Params, rows: PyTree) -> tuple[Params, PyTree]:
-        new, auxiliary = gradient_of(params, rows)
-        return jax.tree.map(jnp.add, gradient, new), auxiliary
-
-    return jax.lax.scan(add, zeros, micro_batches.split(rows))
-
-
-def _global_norm(gradient: Params) -> Float[Array, ""]:
-    """Returns the norm of all gradients together, in float32."""
-    squares = jax.tree.map(
-        lambda g: jnp.sum(jnp.square(g.astype(jnp.float32))), gradient
-    )
-    return jnp.sqrt(sum(jax.tree.leaves(squares)))
-
-
-def _gap_p99(gap: Float[Array, "M R T"]) -> Float[Array, ""]:
+def _gap_p99(
+    gap: Float[Array, "*tokens"], is_chosen: Bool[Array, "*tokens"]
+) -> Float[Array, ""]:
     """Returns the gap that 99 of 100 chosen tokens are below.
 
     It is 0 where no token was chosen, and NaN where the gap of any is not finite.
     """
-    is_finite = jnp.all(jnp.isfinite(gap))
-    quantile = jnp.nanquantile(jnp.where(gap == NOT_CHOSEN, jnp.nan, gap), 0.99)
+    is_finite = jnp.all(jnp.isfinite(gap) | ~is_chosen)
+    quantile = jnp.nanquantile(jnp.where(is_chosen, gap, jnp.nan), 0.99)
     return jnp.where(is_finite, jnp.nan_to_num(quantile), jnp.nan)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from jaxgrpo.device.chunked_softmax import LANES, ScoreConfig, ceil_div, chunked_scores
 from jaxgrpo.device.logits import Ranges, to_logits, used_ids
 
-__all__ = ["Ranges", "to_logits", "token_logprobs", "used_ids"]
+__all__ = ["Ranges", "chosen_logprobs", "to_logits", "token_logprobs", "used_ids"]
 
 MAX_CHUNK_LOGITS = 2**25
 """Float32 logits of one chunk, over all rows, unless `chunk` says otherwise: 134 MB."""
@@ -55,6 +55,38 @@ def token_logprobs(
 
     Raises ValueError if the vocabulary does not divide by shards.
     """
+    scores = chosen_logprobs(
+        hidden[:, :-1],
+        embedding,
+        tokens[:, 1:],
+        temperature,
+        softcap=softcap,
+        entropy=entropy,
+        chunk=chunk,
+        shards=shards,
+        unused=unused,
+    )
+    return jax.tree.map(_pad_first_column, scores)  # [B, N] -> [B, T]
+
+
+def chosen_logprobs(
+    hidden: Float[Array, "B N D"],
+    embedding: Float[Array, "V D"],
+    tokens: Int[Array, "B N"],
+    temperature: Float[Array, ""] | float,
+    *,
+    softcap: float | None = None,
+    entropy: bool = False,
+    chunk: int | None = None,
+    shards: int = 1,
+    unused: Ranges = (),
+) -> tuple[Float[Array, "B N"], Float[Array, "B N"] | None]:
+    """Computes the log-probability of each token by the hidden state that decides it; entropies.
+
+    hidden: of the column before each token
+
+    The other parameters, and what is raised, are those of `token_logprobs`.
+    """
     num_rows, num_tokens = tokens.shape
     vocabulary, width = embedding.shape
     if vocabulary % shards:
@@ -62,20 +94,19 @@ def token_logprobs(
             f"a vocabulary of {vocabulary} cannot be divided into shards={shards} equal parts"
         )
     if not chunk:
-        columns = MAX_CHUNK_LOGITS // max(1, num_rows * (num_tokens - 1))
+        columns = MAX_CHUNK_LOGITS // max(1, num_rows * num_tokens)
         aligned_columns = columns // (LANES * shards) * LANES * shards
         chunk = max(MIN_CHUNK_COLUMNS, aligned_columns)
     shard_columns = vocabulary // shards
     chunk_columns = min(ceil_div(chunk, shards), shard_columns)
     config = ScoreConfig(softcap, entropy, chunk_columns, unused)
-    scores = chunked_scores(
+    return chunked_scores(
         config,
-        hidden[:, :-1],  # [B, N, D]
+        hidden,
         embedding.reshape(shards, shard_columns, width),
-        tokens[:, 1:],  # [B, N]
+        tokens,
         jnp.asarray(temperature, jnp.float32),
     )
-    return jax.tree.map(_pad_first_column, scores)  # [B, N] -> [B, T]
 
 
 def _pad_first_column(score: Float[Array, "B N"]) -> Float[Array, "B T"]:

@@ -1,10 +1,12 @@
-"""A batch, cut into micro-batches that each device can hold."""
+"""A batch, cut into micro-batches that each device can hold: of its rows, or of its bins."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
 class MicroBatches(NamedTuple):
@@ -55,3 +57,51 @@ class MicroBatches(NamedTuple):
         # [M, parts of a micro-batch, rows of a part, T]
         parts = scores.reshape(count, -1, self.rows_per_prompt, columns)
         return parts.swapaxes(0, 1).reshape(-1, columns)
+
+
+def take_entries(array: Array, bins: Int[Array, "R S"]) -> Array:
+    """Returns the entries [R, S] of an array [B, T] that stand in bins; any where none stands."""
+    return array.reshape(-1)[jnp.maximum(bins, 0)]
+
+
+def has_entry(bins: Int[Array, "R S"], shape: tuple[int, ...]) -> Bool[Array, "B T"]:
+    """Returns which entries of an array of this shape stand in bins."""
+    num_entries = shape[0] * shape[1]
+    entries = jnp.where(bins >= 0, bins, num_entries)
+    return (
+        jnp.zeros(num_entries, bool).at[entries].set(True, mode="drop").reshape(shape)
+    )
+
+
+def num_filled(bins: Int[Array, "M R S"]) -> Int[Array, ""]:
+    """Returns how many micro-batches hold something; those that are empty are the last."""
+    return jnp.any(bins >= 0, axis=(1, 2)).sum(dtype=jnp.int32)
+
+
+def scan_filled(
+    function: Callable[[Any, Array], tuple[Any, PyTree]],
+    carry: Any,
+    bins: Int[Array, "M R S"],
+) -> tuple[Any, PyTree]:
+    """Does what jax.lax.scan does, but leaves out the micro-batches that are empty.
+
+    Their results are 0. How many they are is not known when this is compiled, so that there is no
+    gradient through it.
+    """
+
+    def empty(leaf: jax.ShapeDtypeStruct) -> Array:
+        return jnp.zeros((len(bins), *leaf.shape), leaf.dtype)
+
+    _, result_shapes = jax.eval_shape(function, carry, bins[0])
+    results = jax.tree.map(empty, result_shapes)
+
+    def step(m: Int[Array, ""], state: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
+        carry, results = state
+        carry, result = function(carry, bins[m])
+
+        def store(stacked: Array, leaf: Array) -> Array:
+            return jax.lax.dynamic_update_index_in_dim(stacked, leaf, m, 0)
+
+        return carry, jax.tree.map(store, results, result)
+
+    return jax.lax.fori_loop(0, num_filled(bins), step, (carry, results))

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxgrpo.device import activation_shardings, sampler
 from jaxgrpo.device.optimizer import cast
+from jaxgrpo.device.packed_scorer import PackedScorer
 from jaxgrpo.device.sampler import DecodeSpec, DecodeState, Prefilled
 from jaxgrpo.device.scorer import GroupScorer, RowScorer, Scorer
 from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
@@ -139,4 +140,10 @@ def make_scorer(model: ModelSpec, update: UpdateSpec) -> Scorer:
     }
     if update.prompt_width is None:
         return RowScorer(**shared, score_from=update.score_from)
+    if update.pack:
+        return PackedScorer(
+            **shared,
+            prompt_width=update.prompt_width,
+            group_size=update.group_size,
+        )
     return GroupScorer(**shared, prompt_width=update.prompt_width)

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxgrpo.device.logprobs import token_logprobs
-from jaxgrpo.device.micro_batches import MicroBatches
+from jaxgrpo.device.micro_batches import MicroBatches, scan_filled
 from jaxgrpo.models import transformer
 from jaxgrpo.models.attention import AttentionFn, sequence_mask, sequence_positions
 from jaxgrpo.models.layers import UNCONSTRAINED, ActivationShardings
@@ -43,6 +43,7 @@ class Scorer:
     dtype: of matrix products
     remat: what is kept of each layer for the backward pass, one of transformer.REMAT
     vocabulary_shards: parts into which the mesh divides the vocabulary
+    prompt_width: W, the columns of a prompt that is read once for its group; 0: none is
     """
 
     network: ModelConfig
@@ -51,6 +52,7 @@ class Scorer:
     shardings: ActivationShardings = UNCONSTRAINED
     make_attention: MakeAttention = default_attention
     vocabulary_shards: int = 1
+    prompt_width: int = 0
 
     def __call__(
         self,
@@ -88,6 +90,12 @@ class Scorer:
         """Returns the hidden states of the last n columns; each decides the token of the next."""
         raise NotImplementedError
 
+    def num_columns(
+        self, batch: TrainBatch, micro_batches: MicroBatches
+    ) -> Int[Array, ""] | int:
+        """Returns the columns that scoring a batch computes."""
+        return batch.tokens.size
+
 
 @dataclass(frozen=True)
 class RowScorer(Scorer):
@@ -119,10 +127,8 @@ class RowScorer(Scorer):
 class GroupScorer(Scorer):
     """Reads the prompt of a group once for all of its rows (arXiv 2506.05433).
 
-    prompt_width: W, the columns of the prompts; all columns after them are scored
+    All columns after the first prompt_width are scored.
     """
-
-    prompt_width: int = 0
 
     def hidden_states(
         self, params: Params, batch: TrainBatch, rows_per_prompt: int
@@ -169,12 +175,36 @@ class GroupScorer(Scorer):
         last = repeat_rows(prompt_hidden[:, -1:], rows_per_prompt)
         return jnp.concatenate([last, hidden], axis=1)
 
+    def num_columns(
+        self, batch: TrainBatch, micro_batches: MicroBatches
+    ) -> Int[Array, ""] | int:
+        """Returns the columns of the completions, and of each prompt as often as it is read."""
+        rows, columns = batch.tokens.shape
+        prompts = rows // micro_batches.rows_per_prompt
+        completion_columns = columns - self.prompt_width
+        return prompts * self.prompt_width + rows * completion_columns
+
 
 def _sequence_inputs(
     tokens: Int[Array, "B T"], segments: Int[Array, "B T"]
 ) -> SequenceInputs:
     """Returns the inputs of texts that are read from their beginnings."""
     return SequenceInputs(tokens, sequence_positions(segments), sequence_mask(segments))
+
+
+def real_tokens(
+    batch: TrainBatch, prompt_width: int, group_size: int
+) -> Int[Array, ""]:
+    """Returns the tokens of a batch's rows that choose one, and of their prompts.
+
+    prompt_width: W, columns of a prompt that counts once for its group; 0: there is none
+    """
+    has_choice = batch.completion_mask.any(axis=1, keepdims=True)
+    is_read = (batch.segments > 0) & has_choice  # [B, T]
+    num_groups = len(is_read) // group_size
+    prompts = is_read[:, :prompt_width].reshape(num_groups, group_size, prompt_width)
+    num_prompt_tokens = prompts.any(axis=1).sum(dtype=jnp.int32)
+    return num_prompt_tokens + is_read[:, prompt_width:].sum(dtype=jnp.int32)
 
 
 def batch_logprobs(
@@ -192,4 +222,12 @@ def batch_logprobs(
         logprobs, _ = scorer(params, rows, temperature, rows_per_prompt, entropy=False)
         return logprobs
 
-    return micro_batches.merge(jax.lax.map(score, micro_batches.split(batch)))
+    if batch.bins is None:
+        return micro_batches.merge(jax.lax.map(score, micro_batches.split(batch)))
+
+    def add(logprobs: Array, bins: Int[Array, "R S"]) -> tuple[Array, None]:
+        return logprobs + score(batch._replace(bins=bins)), None
+
+    zeros = jnp.zeros(batch.tokens.shape, jnp.float32)
+    logprobs, _ = scan_filled(add, zeros, micro_batches.split(batch.bins))
+    return logprobs

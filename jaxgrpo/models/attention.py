@@ -138,6 +138,22 @@ def sequence_mask(
     return causal & same_text & (segments != 0)[:, None, :]
 
 
+def shared_prompt_mask(
+    groups: Int[Array, "B S"], completions: Int[Array, "B S"]
+) -> Bool[Array, "B S S"]:
+    """Returns which column reads which where completions stand after the prompt that they share.
+
+    A column reads itself and those before it that are of its group's prompt or of its completion.
+
+    groups: the group of each column; 0 is padding, which nobody reads
+    completions: the completion of each column; 0 is a prompt
+    """
+    keys = completions[:, None, :]
+    is_prompt = keys == 0
+    same_completion = completions[:, :, None] == keys
+    return sequence_mask(groups) & (is_prompt | same_completion)
+
+
 def sequence_positions(
     segments: Bool[Array, "B T"] | Int[Array, "B T"],
 ) -> Int[Array, "B T"]:

@@ -84,3 +84,31 @@ def _repeat_backward(count: int, _: None, gradient: Array) -> tuple[Array]:
 
 
 repeat_rows.defvjp(_repeat_forward, _repeat_backward)
+
+
+@jax.custom_vjp
+def take_columns(
+    x: Float[Array, "B T D"], columns: Int[Array, "B S"]
+) -> Float[Array, "B S D"]:
+    """Returns x[b, columns[b, s]]. The gradient of a column that is taken often is a sum."""
+    return jnp.take_along_axis(x, columns[..., None], axis=1)
+
+
+def _take_forward(x: Array, columns: Array) -> tuple[Array, tuple[Array, Array]]:
+    return take_columns(x, columns), (x, columns)
+
+
+def _take_backward(
+    residuals: tuple[Array, Array], gradient: Array
+) -> tuple[Array, None]:
+    x, columns = residuals
+
+    def add_row(columns: Array, gradient: Array) -> Array:
+        zeros = jnp.zeros(x.shape[1:], jnp.float32)
+        return zeros.at[columns].add(gradient.astype(jnp.float32))
+
+    # Row by row, so that no row leaves its device.
+    return jax.vmap(add_row)(columns, gradient).astype(x.dtype), None
+
+
+take_columns.defvjp(_take_forward, _take_backward)

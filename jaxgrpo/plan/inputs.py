@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxgrpo.build import num_rows, update_rule
+from jaxgrpo.build import make_packer, num_rows, rows_per_update, update_rule
 from jaxgrpo.config import Config
 from jaxgrpo.device.learner import ScoredBatch
 from jaxgrpo.device.program import Program
@@ -15,6 +15,7 @@ from jaxgrpo.device.sampler import DecodeState, Prefilled
 from jaxgrpo.models import lora
 from jaxgrpo.programs import Programs
 from jaxgrpo.types import NewRows, Params, SamplingParams, TrainBatch
+from jaxgrpo.updates import with_bins
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,14 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
         "decode": ProgramCall(programs.decode, decode),
     }
     learned: TrainBatch | tuple[ScoredBatch, ScoredBatch] = batch
-    if update_rule(config).is_single:
+    if update_rule(config, programs).is_single:
         calls["update"] = ProgramCall(programs.update, whole_batch)
     else:
         scored = result_shapes(programs.score, *whole_batch)
+        scored = with_bins(scored, None)
         groups = _host_array(jnp.int32, config.batch.groups // config.batch.updates)
         rows = result_shapes(programs.take_groups, scored, groups)
+        rows = with_bins(rows, _bin_shapes(config, programs, rows_per_update(config)))
         some_rows = (
             programs.state_like,
             reference,
@@ -127,7 +130,19 @@ def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:
         rewards=row_array(jnp.float32, rows),
         sampler_logprobs=row_array(jnp.float32, rows, length),
         trained=row_array(bool, rows),
+        bins=_bin_shapes(config, programs, rows),
     )
+
+
+def _bin_shapes(
+    config: Config, programs: Programs, rows: int
+) -> jax.ShapeDtypeStruct | None:
+    """Returns the shape of the bins of so many rows; None where they are not packed."""
+    packer = make_packer(config, programs)
+    if packer is None:
+        return None
+    shape = (packer.num_bins(rows), packer.columns)
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=programs.row_sharding)
 
 
 def _host_array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:

@@ -144,7 +144,8 @@ def remedies(config: Config, devices: int) -> list[list[str]]:
     settings: dict[str, object] = {}
     # Fewer rows at once, and less kept of each layer for the backward pass: smaller temporaries.
     min_micro_batch = _min_micro_batch(rows, devices)
-    if (config.batch.micro_batch or rows) > min_micro_batch:
+    all_at_once = devices if config.batch.pack else rows
+    if (config.batch.micro_batch or all_at_once) > min_micro_batch:
         settings["batch.micro_batch"] = min_micro_batch
     if config.compute.remat != "full":
         settings["compute.remat"] = "full"

@@ -162,9 +162,12 @@ def _program_line(name: str, program: CompiledProgram, chip: Chip | None) -> str
 def _label(name: str, cost: Cost) -> str:
     """Returns a program's name, and what a call is of it.
 
-    Decode's loop runs as long as rows are live; its body once is a token of each slot.
+    Decode's loop runs as long as rows are live; its body once is a token of each slot. An update on
+    bins runs as long as there are bins.
     """
-    return f"{name} (a token a slot)" if cost.unknown_loops else name
+    if not cost.unknown_loops:
+        return name
+    return f"{name} (a token a slot)" if name == "decode" else f"{name} (a micro-batch)"
 
 
 def _step_lines(plan: Plan, assumptions: Assumptions) -> list[str]:

@@ -90,13 +90,23 @@ def calls_per_step(
     max_ratio = 1.0 if config.filter.rule == "off" else config.filter.max_prompts
     sampled = min(groups * max_ratio, groups / assumptions.kept)
     rows = sampled * config.batch.group_size
+    # A packed program is counted by micro-batches of bins, of which none is empty.
+    updates = config.batch.updates
+    score_calls = 1
+    update_calls = 1
+    if config.batch.pack:
+        bin_columns = config.batch.pack * programs.bins_at_once
+        length = config.batch.group_size * assumptions.mean_new
+        columns = groups * (config.sampling.prompt_width + length)
+        score_calls = math.ceil(columns / bin_columns)
+        update_calls = math.ceil(columns / updates / bin_columns)
     # Each program takes a fixed number of prompts or rows a call; the last call may be part full.
     return {
         "prefill": math.ceil(sampled / programs.prompts_per_prefill),
         "insert": math.ceil(rows / programs.rows_per_insert),
         "decode": math.ceil(rows * assumptions.mean_new / programs.slot_counts[0]),
-        "score": 1,
-        "update": config.batch.updates * config.batch.epochs,
+        "score": score_calls,
+        "update": updates * config.batch.epochs * update_calls,
     }
 
 

@@ -114,6 +114,17 @@ def add_step(subcommands: Subcommands) -> None:
         help="rows of one gradient pass; default 16",
     )
     parser.add_argument(
+        "--pack",
+        type=positive,
+        help="also time a step whose update is on bins of so many columns",
+    )
+    parser.add_argument(
+        "--bins",
+        type=positive,
+        default=1,
+        help="with --pack, bins of one gradient pass; default 1",
+    )
+    parser.add_argument(
         "--kl",
         type=float,
         default=0.04,

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxgrpo.build import match_tokenizer
 from jaxgrpo.device.optimizer import adamw, schedule
+from jaxgrpo.device.program import Program
 from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
@@ -31,6 +32,7 @@ from jaxgrpo.rollout.batch import make_batch
 from jaxgrpo.rollout.engine import Engine, SamplingSession, SamplingUsage
 from jaxgrpo.rollout.groups import Group, JudgedGroup, SamplingRequest
 from jaxgrpo.rollout.judge import Judge, judged_in_order
+from jaxgrpo.rollout.packing import Packer
 from jaxgrpo.text import tokenizer
 from jaxgrpo.types import Params, SamplingParams, TrainState
 from tools.bench.coin import Coin
@@ -80,6 +82,8 @@ class Bench:
     """A model, its programs, and random problems of one length.
 
     lengths: Int[P G], tokens of each completion, which are chosen beforehand
+    packer: packs the rows of an update into bins; None: it is not packed
+    packed_update: the update on bins
     """
 
     model: ModelConfig
@@ -88,6 +92,8 @@ class Bench:
     engine: Engine
     problems: list[Problem]
     lengths: np.ndarray
+    packer: Packer | None = None
+    packed_update: Program | None = None
 
     def sample(
         self, problems: Iterable[Problem], programs: SamplingPrograms, params: Params
@@ -146,21 +152,59 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     rows = arguments.groups * arguments.group_size
     slots = arguments.slots or rows
     micro_batch = getattr(arguments, "micro_batch", 0)
-    mesh = make_mesh(rows=math.gcd(rows, slots, micro_batch))
+    pack = getattr(arguments, "pack", None) or 0
+    bins = arguments.bins if pack else 0
+    if 0 < pack < arguments.prompt + arguments.new:
+        raise UserError(
+            f"--pack {pack} is less than --prompt + --new = "
+            f"{arguments.prompt + arguments.new}, a prompt and its completion"
+        )
+    mesh = make_mesh(rows=math.gcd(rows, slots, micro_batch, bins))
     # Groups fill slots, devices share rows, and micro-batches divide the batch.
     divisors = (
         ("--slots", slots, arguments.group_size),
         ("--slots", slots, row_devices(mesh)),
         ("--groups times --group-size", rows, row_devices(mesh)),
         ("--groups times --group-size", rows, micro_batch or 1),
+        ("--bins", bins, row_devices(mesh)),
     )
     for name, number, divisor in divisors:
         if number % divisor:
             raise UserError(f"{name} is {number}: it must be a multiple of {divisor}")
-    # As a run compiles them; the optimizer's numbers do not matter for the time.
-    precision = Precision(compute=jnp.dtype(arguments.dtype))
-    programs = compile_programs(
-        ModelSpec(model, mesh, precision),
+    compile_update = functools.partial(
+        _compile, arguments, ModelSpec(model, mesh, precision_of(arguments)), tokens
+    )
+    programs = compile_update(slots, micro_batch)
+    id_tokenizer = IdTokenizer(tokens.hf, tokens.eos_ids, tokens.pad_id)
+    engine = Engine(programs, id_tokenizer, arguments.prompt, arguments.new, seed=0)
+    params = hf_folder.load_params(folder, programs.params_like)
+    problems = random_problems(arguments, model.vocab_size)
+    bench = Bench(
+        model, params, programs, engine, problems, completion_lengths(arguments)
+    )
+    if not pack:
+        return bench
+    packer = Packer(arguments.group_size, arguments.prompt, pack, bins)
+    packed_update = compile_update(slots, bins, pack).update
+    return dataclasses.replace(bench, packer=packer, packed_update=packed_update)
+
+
+def precision_of(arguments: argparse.Namespace) -> Precision:
+    """Returns the dtypes that a benchmark is asked for."""
+    return Precision(compute=jnp.dtype(arguments.dtype))
+
+
+def _compile(
+    arguments: argparse.Namespace,
+    model: ModelSpec,
+    tokens: tokenizer.Tokenizer,
+    slots: int,
+    micro_batch: int,
+    pack: int = 0,
+) -> Programs:
+    """Returns programs as a run compiles them."""
+    return compile_programs(
+        model,
         SamplingSpec(
             prompt_width=arguments.prompt,
             new_tokens=arguments.new,
@@ -173,15 +217,10 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
             micro_batch=micro_batch,
             group_size=arguments.group_size,
             prompt_width=arguments.prompt,
+            pack=pack,
         ),
+        # The optimizer's numbers do not matter for the time.
         adamw(schedule("constant", 1e-6, 0, 1), 0.9, 0.999, 0.0, 1.0),
-    )
-    id_tokenizer = IdTokenizer(tokens.hf, tokens.eos_ids, tokens.pad_id)
-    engine = Engine(programs, id_tokenizer, arguments.prompt, arguments.new, seed=0)
-    params = hf_folder.load_params(folder, programs.params_like)
-    problems = random_problems(arguments, model.vocab_size)
-    return Bench(
-        model, params, programs, engine, problems, completion_lengths(arguments)
     )
 
 
@@ -241,42 +280,59 @@ class _Trainer:
     """Makes GRPO steps one after another, and keeps what each took.
 
     update_seconds: of each step's update
+    utilisation: of the last update
     usages: of each step's sampling
     """
 
-    def __init__(self, bench: Bench, kl: float):
+    def __init__(self, bench: Bench, judge: Judge, kl: float, packed: bool = False):
         self._bench = bench
+        self._judge = judge
         self._objective = GRPO(kl=kl)
+        self._packer = bench.packer if packed else None
+        self._update: Program = bench.programs.update
+        if packed and bench.packed_update:
+            self._update = bench.packed_update
         self._state: TrainState = bench.programs.init_state(bench.params)
         self.update_seconds: list[float] = []
+        self.utilisation = 0.0
         self.usages: list[SamplingUsage] = []
 
-    def step(self, judge: Judge) -> None:
+    def step(self) -> None:
         """Samples all problems' groups, has them judged, and makes one update."""
         bench = self._bench
-        groups, usage = bench.sample_and_judge(self._state.params, judge)
+        groups, usage = bench.sample_and_judge(self._state.params, self._judge)
         started = time.perf_counter()
-        batch = to_device(make_batch(groups, len(groups)), bench.programs.row_sharding)
+        batch = make_batch(groups, len(groups))
+        if self._packer:
+            batch = self._packer(batch)
         # The parameters that were loaded are the reference of the KL.
-        self._state, metrics = bench.programs.update(
-            self._state, bench.params, batch, self._objective, 1.0
+        self._state, metrics = self._update(
+            self._state,
+            bench.params,
+            to_device(batch, bench.programs.row_sharding),
+            self._objective,
+            1.0,
         )
-        jax.device_get(metrics)
+        self.utilisation = float(jax.device_get(metrics)["update/utilisation"])
         self.update_seconds.append(time.perf_counter() - started)
         self.usages.append(usage)
+
+    def update_result(self, prefix: str = "") -> Result:
+        """Returns the median time of an update, and the share of its columns that hold a token."""
+        # The first turn compiles.
+        return {
+            f"{prefix}update_s": statistics.median(self.update_seconds[1:]),
+            f"{prefix}update_utilisation": self.utilisation,
+        }
 
 
 def bench_step(arguments: argparse.Namespace) -> Result:
     """Times a GRPO step: groups are sampled, a coin rewards them, AdamW makes one update.
 
-    The loss has a KL to a reference. With --reward-seconds a step is also timed whose reward takes
-    so long for each completion.
+    The loss has a KL to a reference. With --pack a step is also timed whose update is on bins, with
+    --reward-seconds one whose reward takes so long for each completion.
     """
     bench = make_bench(arguments)
-    trainer = _Trainer(bench, arguments.kl)
-    reward_seconds = {"step": 0.0}
-    if arguments.reward_seconds:
-        reward_seconds["slow_reward"] = arguments.reward_seconds
     work = step_work(
         bench.model,
         arguments.prompt,
@@ -284,19 +340,27 @@ def bench_step(arguments: argparse.Namespace) -> Result:
         *_slots_and_itemsize(bench, arguments),
     )
     with contextlib.ExitStack() as pools:
-        calls: dict[str, Callable[[], object]] = {}
-        for name, seconds in reward_seconds.items():
+
+        def make_trainer(seconds: float = 0.0, packed: bool = False) -> _Trainer:
             rewards = {"accuracy": Weighted(Coin(seconds))}
             pool = pools.enter_context(
                 Pool(rewards, arguments.workers, deadline=10.0 + seconds)
             )
             judge = Judge(pool, rewards, "accuracy")
-            calls[name] = functools.partial(trainer.step, judge)
+            return _Trainer(bench, judge, arguments.kl, packed)
+
+        trainers = {"step": make_trainer()}
+        if bench.packer:
+            trainers["packed"] = make_trainer(packed=True)
+        if arguments.reward_seconds:
+            trainers["slow_reward"] = make_trainer(arguments.reward_seconds)
+        calls = {name: trainer.step for name, trainer in trainers.items()}
         result = measure(calls, work, int(bench.lengths.sum()), arguments)
-    # The first turn compiles; of the others, every first step is the one without a slow reward.
-    usages = trainer.usages[len(calls) :: len(calls)]
-    update_seconds = statistics.median(trainer.update_seconds[len(calls) :])
-    return result | usage_result(usages) | {"update_s": update_seconds}
+    result |= usage_result(trainers["step"].usages[1:])
+    result |= trainers["step"].update_result()
+    if bench.packer:
+        result |= trainers["packed"].update_result("packed_")
+    return result
 
 
 def _slots_and_itemsize(bench: Bench, arguments: argparse.Namespace) -> tuple[int, int]:
