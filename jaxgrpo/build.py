@@ -14,7 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.config import Batch, Config, Sampling, validate
+from jaxgrpo.config import Config, Sampling, validate
+from jaxgrpo.config.sizes import (
+    age_note,
+    batch_line,
+    num_slots,
+    rows_per_update,
+)
 from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
 from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
@@ -26,6 +32,7 @@ from jaxgrpo.problems import Problems, Task, Weighted
 from jaxgrpo.programs import Programs, SamplingPrograms, compile_programs
 from jaxgrpo.rewards import languages
 from jaxgrpo.rewards.workers.pool import Pool
+from jaxgrpo.rollout.batch import TrainedRows
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.judge import Judge
 from jaxgrpo.rollout.packing import Packer
@@ -108,7 +115,11 @@ def build_run(config: Config) -> Run:
         vocab_size=network.vocab_size,
         max_width=positions - config.sampling.max_new_tokens if positions else None,
     )
-    notes = [batch_line(config), prompt_filter.check(task.problems, "training")]
+    notes = [
+        batch_line(config),
+        age_note(config),
+        prompt_filter.check(task.problems, "training"),
+    ]
     if config.evaluation.problems:
         notes.append(prompt_filter.check(heldout, "held-out"))
 
@@ -192,16 +203,6 @@ def build_programs(
     return compile_programs(model, sampling, update, build_optimizer(config), other)
 
 
-def num_rows(config: Config) -> int:
-    """Returns the completions of a batch."""
-    return config.batch.groups * config.batch.group_size
-
-
-def rows_per_update(config: Config) -> int:
-    """Returns the completions that an optimizer step learns from."""
-    return num_rows(config) // config.batch.updates
-
-
 def update_rule(config: Config, programs: Programs) -> UpdateRule:
     """Returns the updates that a step makes with its batch."""
     return UpdateRule(
@@ -214,6 +215,11 @@ def update_rule(config: Config, programs: Programs) -> UpdateRule:
     )
 
 
+def trained_rows(config: Config) -> TrainedRows:
+    """Returns which completions an update may count."""
+    return TrainedRows(config.batch.mask_truncated, config.batch.mask_older)
+
+
 def make_packer(config: Config, programs: Programs) -> Packer | None:
     """Returns what packs the rows of an update into bins; None: they are not packed."""
     if not config.batch.pack:
@@ -224,43 +230,6 @@ def make_packer(config: Config, programs: Programs) -> Packer | None:
         columns=config.batch.pack,
         bins_at_once=programs.bins_at_once,
     )
-
-
-def batch_line(config: Config) -> str:
-    """Returns the sizes of a step in words.
-
-    "32 prompts x 8 = 256 rows a step, 4 updates of 64 rows, micro-batches of 16"
-    """
-    batch = config.batch
-    rows = rows_per_update(config)
-    parts = [
-        f"{batch.groups} prompts x {batch.group_size} = {num_rows(config)} rows a step",
-        f"{batch.updates} update{'s' * (batch.updates > 1)} of {rows} rows",
-        _micro_batch_words(batch, rows),
-    ]
-    if batch.epochs > 1:
-        parts[1] = f"{batch.epochs} epochs of {parts[1]}"
-    return ", ".join(parts)
-
-
-def _micro_batch_words(batch: Batch, rows: int) -> str:
-    """Returns "micro-batches of 16", or of so many bins."""
-    if not batch.pack:
-        return f"micro-batches of {batch.micro_batch or rows}"
-    number = f"{batch.micro_batch} bins" if batch.micro_batch else "a bin a device"
-    return f"micro-batches of {number}, {batch.pack} columns each"
-
-
-def num_slots(config: Config) -> int:
-    """Returns the rows that are sampled side by side."""
-    return config.sampling.slots or 2 * num_rows(config)
-
-
-def max_prompts(config: Config) -> int:
-    """Returns the prompts that a step may ask, at most."""
-    if config.filter.rule == "off":
-        return config.batch.groups
-    return int(config.filter.max_prompts * config.batch.groups)
 
 
 def build_optimizer(config: Config) -> Optimizer:

@@ -15,10 +15,11 @@ import jax
 
 from jaxgrpo import config as configs
 from jaxgrpo import evaluate, losses, metrics, plots
-from jaxgrpo.build import Run, build_run, max_prompts, model_folder, update_rule
+from jaxgrpo.build import Run, build_run, model_folder, trained_rows, update_rule
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import GAPS, Config, parse_command_line
 from jaxgrpo.config.command_line import run_main
+from jaxgrpo.config.sizes import max_prompts
 from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
@@ -204,7 +205,7 @@ def run_step(
         filter=DifficultyFilter(
             config.filter.rule, config.filter.low, config.filter.high
         ),
-        mask_truncated=config.batch.mask_truncated,
+        trained_rows=trained_rows(config),
     )
     policy = run.policy(reference, run_state.state.params)
     collected = collect_groups(stream, policy, spec, step, run_state.reward_weights)
@@ -270,7 +271,10 @@ def _update(
         run_state.state = state._replace(step=state.step + 1)
         return {}
     batch = make_batch(
-        collected.groups, config.batch.groups, config.batch.mask_truncated
+        collected.groups,
+        config.batch.groups,
+        trained_rows(config),
+        run_state.step + 1,
     )
     rule = update_rule(config, programs)
     run_state.state, updates = update_policy(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxgrpo.rollout.batch import ages_of_trained_tokens, make_batch
+from jaxgrpo.rollout.batch import TrainedRows, ages_of_trained_tokens, make_batch
 from tests.tiny_rollouts import NEW, WIDTH, make_group
 
 
@@ -38,7 +38,7 @@ def test_truncated_completions_train_nothing_where_they_are_masked():
     group = make_group("a", [1, 0, 1, 0])
     group = replace(group, finished=np.array([True, False, True, False]))
     batch = make_batch([group], 1)
-    masked = make_batch([group], 1, mask_truncated=True)
+    masked = make_batch([group], 1, TrainedRows(mask_truncated=True))
     assert batch.trained.all()
     np.testing.assert_array_equal(masked.trained, group.finished)
     # The others are still compared with them: with what they chose, too.
@@ -55,7 +55,24 @@ def test_the_age_is_that_of_the_tokens_that_an_update_counts():
     policy_steps[1] = 3
     group = replace(group, policy_steps=policy_steps)
     for masked in (False, True):
-        ages = ages_of_trained_tokens([group], 7, masked)
+        rule = TrainedRows(mask_truncated=masked)
+        ages = ages_of_trained_tokens([group], 7, rule)
         assert ages.tolist() == [2, 4, 4] + [0] * 4 * (not masked)
-        batch = make_batch([group], 1, masked)
+        batch = make_batch([group], 1, rule)
         assert len(ages) == (batch.completion_mask & batch.trained[:, None]).sum()
+
+
+def test_completions_with_a_token_that_is_too_old_train_nothing():
+    """One old token is enough; the row is still compared with."""
+    group = make_group("a", [1, 0, 1, 0])
+    policy_steps = np.full_like(group.policy_steps, 7)
+    policy_steps[2, WIDTH] = 4  # the first of row 2's tokens, the others are of step 7
+    policy_steps[3] = 5
+    policy_steps[1, -1] = 0  # no token was chosen there
+    group = replace(group, policy_steps=policy_steps)
+    for max_age, expected in ((3, [1, 1, 1, 1]), (2, [1, 1, 0, 1]), (1, [1, 1, 0, 0])):
+        rule = TrainedRows(max_age=max_age)
+        batch = make_batch([group], 1, rule, step=7)
+        assert batch.trained.tolist() == [bool(row) for row in expected]
+        assert batch.completion_mask.any(axis=1).all()
+        assert ages_of_trained_tokens([group], 7, rule).max() <= max_age

@@ -23,7 +23,7 @@ from jaxgrpo.losses import GRPO
 from jaxgrpo.models import attention, transformer
 from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.problems import Completion, Problem
-from jaxgrpo.rollout.batch import make_batch
+from jaxgrpo.rollout.batch import TrainedRows, make_batch
 from jaxgrpo.rollout.groups import Group
 from jaxgrpo.types import SamplingParams
 from tests.tiny_devices import output_on_devices
@@ -240,7 +240,9 @@ def test_rows_that_are_not_trained_on_are_still_compared_with(objective):
     ref_logprobs = jnp.asarray(noise - 0.5)
 
     def advantages(mask_truncated: bool):
-        batch = jax.tree.map(jnp.asarray, make_batch([judged], 1, mask_truncated))
+        batch = jax.tree.map(
+            jnp.asarray, make_batch([judged], 1, TrainedRows(mask_truncated))
+        )
         return updater._advantages(objective, batch, ref_logprobs)
 
     of_all_rows = advantages(mask_truncated=False)

@@ -499,9 +499,26 @@ def test_a_run_that_keeps_what_is_in_flight_trains_on_older_tokens(config, max_a
         for values in steps
     )
     assert all(values["rollout/tokens_per_s"] > 0 for values in steps)
+    for values in steps:
+        shares = [values[f"rollout/age_{age}"] for age in range(max_age + 1)]
+        assert sum(shares) == pytest.approx(1)
+        mean_age = sum(age * share for age, share in enumerate(shares))
+        assert mean_age == pytest.approx(values["rollout/age"])
     asked = sum(values["filter/asked"] for values in steps)
     # The problems that were in flight at the end will be asked again.
     assert state_of(config)[1]["order"]["position"] == asked
+
+
+def test_older_completions_can_be_left_out_of_the_loss(config):
+    config = keeping(config, max_age=2)
+    batch = dataclasses.replace(config.batch, mask_older=0)
+    config = dataclasses.replace(config, batch=batch)
+    steps = list(train(config))
+    # What is left was chosen by the step's own policy.
+    ages = [values["rollout/age_max"] for values in steps]
+    assert not any(age > 0 for age in ages)
+    assert ages[0] == 0
+    assert any(values["update/tokens"] < steps[0]["update/tokens"] for values in steps)
 
 
 def test_a_run_that_keeps_what_is_in_flight_is_a_function_of_its_seed(tmp_path):

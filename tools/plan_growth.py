@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxgrpo import config as run_config
-from jaxgrpo.build import num_rows
 from jaxgrpo.config.command_line import run_main
+from jaxgrpo.config.sizes import num_rows
 from jaxgrpo.plan import chips, times
 from jaxgrpo.plan.command import log_progress
 from jaxgrpo.plan.compiled import Compiler

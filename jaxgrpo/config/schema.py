@@ -81,6 +81,8 @@ class Batch:
     pack: columns of the bins into which an update's rows are packed, several in each, so that it
         computes hardly any padding (0: rows are read as they are)
     mask_truncated: whether completions cut off count in advantages alone, and not in the loss
+    mask_older: with sampling.keep_in_flight, completions with a token chosen more than so many
+        steps before count in advantages alone (None: of any age, up to sampling.max_age)
     old_logprobs: whose log-probabilities the ratio is taken to: the "sampler"'s or the "trainer"'s
     """
 
@@ -96,6 +98,7 @@ class Batch:
     micro_batch: int = setting(0, at_least=0)
     pack: int = setting(0, at_least=0)
     mask_truncated: bool = False
+    mask_older: int | None = setting(None, at_least=0)
     old_logprobs: str = setting("sampler", one_of=("sampler", "trainer"))
 
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxgrpo.build import make_packer, num_rows, rows_per_update, update_rule
+from jaxgrpo.build import make_packer, update_rule
 from jaxgrpo.config import Config
+from jaxgrpo.config.sizes import num_rows, rows_per_update
 from jaxgrpo.device.learner import ScoredBatch
 from jaxgrpo.device.program import Program
 from jaxgrpo.device.sampler import DecodeState, Prefilled

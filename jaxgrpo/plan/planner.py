@@ -9,8 +9,9 @@ from operator import attrgetter
 import jax
 
 from jaxgrpo import config as run_config
-from jaxgrpo.build import build_programs, num_slots, rows_per_update
+from jaxgrpo.build import build_programs
 from jaxgrpo.config import Config, overrides
+from jaxgrpo.config.sizes import num_slots, rows_per_update
 from jaxgrpo.errors import UserError
 from jaxgrpo.plan import chips
 from jaxgrpo.plan.compiled import CompiledProgram, Compiler

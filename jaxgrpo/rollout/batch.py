@@ -1,6 +1,7 @@
 """Groups as the arrays of an update."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -9,16 +10,41 @@ from jaxgrpo.rollout.groups import JudgedGroup
 from jaxgrpo.types import TrainBatch
 
 
+@dataclass(frozen=True)
+class TrainedRows:
+    """Says which rows the loss may count. Rewards, lengths and KL of the others are compared with.
+
+    mask_truncated: not those that were cut off (arXiv 2503.14476, section 3.4)
+    max_age: not those with a token that was chosen more than so many steps before; None: of any age
+    """
+
+    mask_truncated: bool = False
+    max_age: int | None = None
+
+    def rows_of(self, group: JudgedGroup, step: int) -> Bool[np.ndarray, "G"]:
+        """Returns which rows of a group the update of a step may count."""
+        rows = group.finished | (not self.mask_truncated)
+        if self.max_age is None:
+            return rows
+        ages = np.where(group.completion_mask, step - group.policy_steps, 0)
+        return rows & (ages.max(axis=1) <= self.max_age)
+
+
+ALL_ROWS = TrainedRows()
+
+
 def make_batch(
-    groups: Sequence[JudgedGroup], count: int, mask_truncated: bool = False
+    groups: Sequence[JudgedGroup],
+    count: int,
+    trained_rows: TrainedRows = ALL_ROWS,
+    step: int = 0,
 ) -> TrainBatch:
     """Returns the rows of `count` groups as one batch of NumPy arrays; there is at least one group.
 
     Rows whose reward is missing, and the places that no group fills, have an empty completion_mask
     and count nothing.
 
-    mask_truncated: rows that were cut off are not trained on (arXiv 2503.14476, section 3.4),
-        though their rewards, lengths and KL are compared with
+    step: the training step, which ages count from
     """
     empty_rows = (count - len(groups)) * len(groups[0].texts)
 
@@ -35,7 +61,7 @@ def make_batch(
         completion_mask=to_rows(map(compared_tokens, groups)),
         rewards=to_rows((group.rewards.astype(np.float32) for group in groups), np.nan),
         sampler_logprobs=to_rows(group.logprobs for group in groups),
-        trained=to_rows(trained_rows(group, mask_truncated) for group in groups),
+        trained=to_rows(trained_rows.rows_of(group, step) for group in groups),
     )
 
 
@@ -44,22 +70,12 @@ def compared_tokens(group: JudgedGroup) -> Bool[np.ndarray, "G T"]:
     return group.completion_mask & ~np.isnan(group.rewards)[:, None]
 
 
-def trained_rows(group: JudgedGroup, mask_truncated: bool) -> Bool[np.ndarray, "G"]:
-    """Returns the rows that the loss may count.
-
-    mask_truncated: not those that were cut off
-    """
-    return group.finished | (not mask_truncated)
-
-
 def ages_of_trained_tokens(
-    groups: Sequence[JudgedGroup], step: int, mask_truncated: bool
+    groups: Sequence[JudgedGroup], step: int, trained_rows: TrainedRows
 ) -> Int[np.ndarray, "n"]:
     """Returns the ages in steps of the tokens that an update on the groups counts."""
     ages = [np.zeros(0, int)]
     for group in groups:
-        is_trained = (
-            compared_tokens(group) & trained_rows(group, mask_truncated)[:, None]
-        )
+        is_trained = compared_tokens(group) & trained_rows.rows_of(group, step)[:, None]
         ages.append(step - group.policy_steps[is_trained])
     return np.concatenate(ages)

@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 
 from jaxgrpo.rollout import difficulty
-from jaxgrpo.rollout.batch import ages_of_trained_tokens
+from jaxgrpo.rollout.batch import ALL_ROWS, TrainedRows, ages_of_trained_tokens
 from jaxgrpo.rollout.difficulty import DifficultyFilter
 from jaxgrpo.rollout.groups import JudgedGroup
 from jaxgrpo.rollout.judge import RewardWeights
@@ -28,13 +28,13 @@ class CollectSpec:
 
     groups: groups that the batch has places for
     max_prompts: problems that may be asked for them
-    mask_truncated: completions that were cut off train nothing
+    trained_rows: completions that the update may count
     """
 
     groups: int
     max_prompts: int
     filter: DifficultyFilter
-    mask_truncated: bool = False
+    trained_rows: TrainedRows = ALL_ROWS
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def collect_groups(
     The metrics of `summarise` and filter/ are of all groups that were judged. The others:
         rollout/age: steps from a token's choice to this one, the mean over the tokens trained on
         rollout/age_max: the greatest of these; both are NaN where no token is trained on
+        rollout/age_N: with keep_in_flight, the share of these tokens that is N steps old
         rollout/in_flight: problems that were launched and not used when the step had its batch
         rollout/tokens_per_s: tokens that were chosen in the step, over time/rollout
         rollout/utilisation: these tokens, over slots times steps of the calls that chose them
@@ -104,7 +105,7 @@ def collect_groups(
     sides = [
         spec.filter.side(group.solved, group.judged) for group in asked if group.judged
     ]
-    ages = ages_of_trained_tokens(kept + fallback, step, spec.mask_truncated)
+    ages = ages_of_trained_tokens(kept + fallback, step, spec.trained_rows)
     usage = session.usage
     metrics = summarise(asked) | {
         "filter/kept": len(kept) / len(asked),
@@ -121,6 +122,9 @@ def collect_groups(
         "rollout/idle": usage.idle_seconds / usage.seconds,
         "time/rollout": usage.seconds,
     }
+    if stream.keep_in_flight:
+        for age in range(stream.max_age + 1):
+            metrics[f"rollout/age_{age}"] = np.mean(ages == age) if ages.size else 0.0
     floats = {name: float(value) for name, value in metrics.items()}
     return Collection(kept + fallback, asked, floats)
 

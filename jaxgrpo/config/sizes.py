@@ -1,0 +1,62 @@
+"""Sizes of a step that follow from a config, as numbers and in words."""
+
+from jaxgrpo.config.schema import Batch, Config
+
+
+def num_rows(config: Config) -> int:
+    """Returns the completions of a batch."""
+    return config.batch.groups * config.batch.group_size
+
+
+def rows_per_update(config: Config) -> int:
+    """Returns the completions that an optimizer step learns from."""
+    return num_rows(config) // config.batch.updates
+
+
+def batch_line(config: Config) -> str:
+    """Returns the sizes of a step in words.
+
+    "32 prompts x 8 = 256 rows a step, 4 updates of 64 rows, micro-batches of 16"
+    """
+    batch = config.batch
+    rows = rows_per_update(config)
+    parts = [
+        f"{batch.groups} prompts x {batch.group_size} = {num_rows(config)} rows a step",
+        f"{batch.updates} update{'s' * (batch.updates > 1)} of {rows} rows",
+        _micro_batch_words(batch, rows),
+    ]
+    if batch.epochs > 1:
+        parts[1] = f"{batch.epochs} epochs of {parts[1]}"
+    return ", ".join(parts)
+
+
+def age_note(config: Config) -> str:
+    """Returns a line for a run that trains on tokens of older policies without a correction."""
+    sampling = config.sampling
+    if not sampling.keep_in_flight or config.batch.old_logprobs == "trainer":
+        return ""
+    return (
+        f"tokens up to {sampling.max_age} steps old are trained on, and their age counts against "
+        "the clip range; batch.old_logprobs='trainer' and Corrected(...) around the objective "
+        "correct for it apart"
+    )
+
+
+def _micro_batch_words(batch: Batch, rows: int) -> str:
+    """Returns "micro-batches of 16", or of so many bins."""
+    if not batch.pack:
+        return f"micro-batches of {batch.micro_batch or rows}"
+    number = f"{batch.micro_batch} bins" if batch.micro_batch else "a bin a device"
+    return f"micro-batches of {number}, {batch.pack} columns each"
+
+
+def num_slots(config: Config) -> int:
+    """Returns the rows that are sampled side by side."""
+    return config.sampling.slots or 2 * num_rows(config)
+
+
+def max_prompts(config: Config) -> int:
+    """Returns the prompts that a step may ask, at most."""
+    if config.filter.rule == "off":
+        return config.batch.groups
+    return int(config.filter.max_prompts * config.batch.groups)
