@@ -42,7 +42,7 @@ def get_config() -> Config:
         dtype="bfloat16",
         steps=200,
         objective=Distilled(GRPO(kl=0.0), weight=1.0, reward_weight=0.0),
-        batch=Batch(groups=32, group_size=4, micro_batch=8),
+        batch=Batch(groups=32, group_size=4, micro_batch=16),
         sampling=Sampling(prompt_width=256, max_new_tokens=512, slots=128),
         filter=Filter(rule="off"),
         optimizer=Optimizer(learning_rate=1e-6, warmup_steps=10),

@@ -14,9 +14,11 @@ from jaxgrpo.device.micro_batches import MicroBatches
 from jaxgrpo.device.scorer import GroupScorer, Scorer, batch_logprobs
 from jaxgrpo.distributed.mesh import make_mesh, to_device, to_host
 from jaxgrpo.losses import GRPO
+from jaxgrpo.losses.wrapper import Wrapper
 from jaxgrpo.rollout.batch import make_batch
 from jaxgrpo.types import TrainBatch
 from jaxgrpo.updates import UpdateRule, merge_metrics, update_policy
+from tests.losses.test_golden import GOLDEN, INPUTS, LENGTHS, objective_of
 from tests.tiny_devices import output_on_devices
 from tests.tiny_engines import NETWORK
 from tests.tiny_models import random_params
@@ -335,6 +337,70 @@ def test_two_updates_by_hand(clip, logit):
     np.testing.assert_allclose(metrics["policy/ratio_max"], 1.2449187, rtol=1e-6)
     clipped = metrics["policy/clipped_low"] + metrics["policy/clipped_high"]
     assert clipped == (1.0 if clip == 0.2 else 0.0)
+
+
+@dataclass(frozen=True)
+class Table(Scorer):
+    """Scores a policy whose parameters are the log-probabilities themselves, [B, T]."""
+
+    def __call__(self, params, batch, temperature, rows_per_prompt, entropy):
+        """Returns the parameters."""
+        logprobs = params["logprobs"]
+        return logprobs, (jnp.zeros_like(logprobs) if entropy else None)
+
+
+@losses.frozen_pytree
+class WithAdvantages(Wrapper):
+    """An objective whose advantages are given."""
+
+    objective: losses.Objective
+    values: jax.Array
+
+    def advantages(self, rewards, mask=None, kl=None):
+        """Returns the values."""
+        return self.values.reshape(rewards.shape)
+
+    def token_loss(self, inputs):
+        """Returns the objective's loss."""
+        return self.objective.token_loss(inputs)
+
+
+@pytest.mark.parametrize("case", GOLDEN["iterations"], ids=lambda case: case["name"])
+def test_two_updates_are_two_iterations_of_trl(case):
+    """TRL's num_iterations=2: losses, and log-probabilities after gradient descent, to 1e-5."""
+    arrays = {
+        name: jnp.array(INPUTS[name], jnp.float32)
+        for name in ("old_logprobs", "ref_logprobs", "advantages")
+    }
+    old = arrays["old_logprobs"]
+    batch = TrainBatch(
+        tokens=jnp.zeros(old.shape, jnp.int32),
+        segments=jnp.ones(old.shape, jnp.int32),
+        completion_mask=jnp.arange(old.shape[1]) < LENGTHS[:, None],
+        rewards=jnp.zeros(len(old)),
+        sampler_logprobs=old,
+    )
+    optimizer = optax.sgd(case["rate"])
+    group_size = INPUTS["group_size"]
+    updater = Updater(Table(NETWORK), optimizer, MicroBatches(0, 1, 1), group_size)
+    objective = WithAdvantages(objective_of(case["settings"])[0], arrays["advantages"])
+    reference = {"logprobs": arrays["ref_logprobs"]}
+    state = init_state(optimizer, {"logprobs": old}, "float32", "float32")
+    scored = updater.score(state, reference, batch, objective, 1.0)
+    loss_values = []
+    for index in range(2):
+        state, metrics = updater.update_scored(
+            state, reference, scored, jnp.int32(index), objective, 1.0
+        )
+        loss_values.append(metrics["update/loss"])
+    np.testing.assert_allclose(loss_values, case["losses"], rtol=1e-5, atol=1e-5)
+    mask = np.array(batch.completion_mask)
+    np.testing.assert_allclose(
+        np.array(state.params["logprobs"])[mask],
+        np.array(case["logprobs"])[mask],
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def compare_meshes():

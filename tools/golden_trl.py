@@ -12,7 +12,8 @@ Covered: GRPO, BNPO, DAPO, Dr. GRPO, CISPO, GSPO (sequence ratios) and RLOO, off
 KL plain and multiplied by the ratio (`use_bias_correction_kl`); clip ranges that differ; `delta`;
 the four corrections for a sampler that is not the trainer; truncated completions left out; bad
 completions far off policy left out (`off_policy_mask_threshold`); tokens of high entropy alone
-(`top_entropy_quantile`); and the advantages that each trainer makes of rewards.
+(`top_entropy_quantile`); two iterations with a batch
+(`num_iterations=2`); and the advantages that each trainer makes of rewards.
 Not covered: losses that are not ours (SAPO, LUSPO, VESPO), the entropy bonus, several reward
 functions. TRL 1.16 has no GSPO-token, MaxRL, DPPO or correction by a geometric mean.
 
@@ -56,6 +57,12 @@ except ImportError as missing:
 VERSION = "1.16"
 """The version of TRL whose methods are replaced below."""
 
+RATE = 8.0
+"""Of gradient descent between two iterations: so large that ratios leave the clip range."""
+
+ITERATED = ("grpo", "grpo; kl", "dapo", "dr_grpo", "gspo", "cispo")
+"""The losses of which two iterations are made."""
+
 PAD, END, PROMPT, WORD = range(4)
 """The vocabulary."""
 
@@ -95,6 +102,15 @@ def main() -> None:
         for name, settings in loss_settings().items():
             results = loss(folder, settings, inputs)
             loss_cases.append({"name": name, "settings": settings, **results})
+        two_updates = [
+            {
+                "name": name,
+                "settings": loss_settings()[name],
+                "rate": RATE,
+                **iterations(folder, loss_settings()[name], inputs),
+            }
+            for name in ITERATED
+        ]
         for name, (settings, rewards) in advantage_settings().items():
             advantage_cases.append(
                 {
@@ -107,7 +123,8 @@ def main() -> None:
 
     # 3. The file that tests/losses/test_golden.py compares with.
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(to_text(inputs, loss_cases, advantage_cases))
+    text = to_text(inputs, loss_cases, two_updates, advantage_cases)
+    arguments.out.write_text(text)
     kilobytes = arguments.out.stat().st_size / 1e3
     print(
         f"{arguments.out}: {len(loss_cases)} losses and {len(advantage_cases)} times advantages, "
@@ -124,6 +141,26 @@ def loss(folder: str, settings: Settings, inputs: Inputs) -> dict[str, object]:
     (gradient,) = torch.autograd.grad(value, trainer.logprobs)
     # A sum with 0 has no -0.0.
     return {"loss": value.item(), "gradient": (gradient + 0.0).tolist()}
+
+
+def iterations(folder: str, settings: Settings, inputs: Inputs) -> dict[str, object]:
+    """Returns the losses of two iterations with a batch, and the log-probabilities after them.
+
+    The log-probabilities are the parameters. They begin as the old ones and are moved by gradient
+    descent, RATE times each gradient. TRL prepares the batch once, before the first iteration.
+    """
+    trainer = make_trainer(folder, settings, inputs, "mixed")
+    trainer.logprobs = torch.tensor(inputs["old_logprobs"], requires_grad=True)
+    batch = prepared_batch(trainer, inputs)
+    batch["advantages"] = torch.tensor(inputs["advantages"])
+    losses = []
+    for _ in range(trainer.num_iterations):
+        value = trainer.compute_loss(trainer.model, batch)
+        (gradient,) = torch.autograd.grad(value, trainer.logprobs)
+        moved = trainer.logprobs.detach() - RATE * gradient
+        trainer.logprobs = moved.requires_grad_()
+        losses.append(value.item())
+    return {"losses": losses, "logprobs": trainer.logprobs.tolist()}
 
 
 def advantages(
@@ -146,6 +183,7 @@ class FixedCompletions:
     # Parts of TRL's trainers, which are not installed where types are checked.
     model: Any
     ref_model: Any
+    num_iterations: int
     compute_loss: Any
     _generate_and_score_completions: Any
     current_gradient_accumulation_steps: int
@@ -291,7 +329,12 @@ def make_model(folder: str) -> None:
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def to_text(inputs: Inputs, loss_cases: list[dict], advantage_cases: list[dict]) -> str:
+def to_text(
+    inputs: Inputs,
+    loss_cases: list[dict],
+    two_updates: list[dict],
+    advantage_cases: list[dict],
+) -> str:
     """Returns JSON with one line an input or a case."""
     arrays = (
         f"{json.dumps(name)}: {json.dumps(value)}" for name, value in inputs.items()
@@ -301,6 +344,7 @@ def to_text(inputs: Inputs, loss_cases: list[dict], advantage_cases: list[dict])
         f' "torch": {json.dumps(torch.__version__)}',
         f' "inputs": {{\n{_indented_lines(arrays)}\n }}',
         f' "cases": [\n{_indented_lines(map(json.dumps, loss_cases))}\n ]',
+        f' "iterations": [\n{_indented_lines(map(json.dumps, two_updates))}\n ]',
         f' "advantages": [\n{_indented_lines(map(json.dumps, advantage_cases))}\n ]',
     ]
     body = ",\n".join(parts)
