@@ -63,6 +63,16 @@ class Run:
         """Returns the model folder's parameters, placed on the mesh, in the dtype of training."""
         return hf_folder.load_params(self.model_folder, self.programs.params_like)
 
+    def load_reference(self) -> Params:
+        """Returns the reference that the config names, placed on the mesh."""
+        folder = model_folder(self.config.reference)
+        params = hf_folder.load_params(folder, self.programs.reference_like)
+        return self.programs.make_other_reference(params)
+
+    def policy(self, reference: Params, trained: Params) -> Params:
+        """Returns the policy: adapters beside the reference, or what is trained alone."""
+        return lora.attach(reference, trained) if self.config.lora.rank else trained
+
     def close(self) -> None:
         """Ends the verifier's worker processes."""
         self.judge.pool.close()
@@ -103,7 +113,8 @@ def build_run(config: Config) -> Run:
         notes.append(prompt_filter.check(heldout, "held-out"))
 
     # 3. Programs, which need the devices, and worker processes.
-    programs = build_programs(config, network, tokens.eos_ids)
+    reference = reference_network(config, tokens)
+    programs = build_programs(config, network, tokens.eos_ids, reference=reference)
     pool = Pool(
         config.rewards | MEASURED, config.verifier.workers, config.verifier.deadline
     )
@@ -133,10 +144,12 @@ def build_programs(
     network: ModelConfig,
     eos_ids: tuple[int, ...],
     devices: list[jax.Device] | None = None,
+    reference: ModelConfig | None = None,
 ) -> Programs:
     """Returns the programs of a run; they need no data and no weights.
 
     devices: that they are for; None: those here
+    reference: the reference's network, where it is not the policy's
 
     Raises UserError for sizes that the devices cannot share.
     """
@@ -175,7 +188,8 @@ def build_programs(
         old_logprobs=config.batch.old_logprobs,
         remat=config.compute.remat,
     )
-    return compile_programs(model, sampling, update, build_optimizer(config))
+    other = replace(model, network=reference) if reference else None
+    return compile_programs(model, sampling, update, build_optimizer(config), other)
 
 
 def num_rows(config: Config) -> int:
@@ -294,6 +308,33 @@ def match_tokenizer(
     return replace(network, unused_ids=unused), replace(
         tokens, eos_ids=eos_ids, pad_id=pad_id
     )
+
+
+def reference_network(config: Config, tokens: Tokenizer) -> ModelConfig | None:
+    """Returns the network of the folder that is the reference; None: it is the model's.
+
+    tokens: the model's tokenizer
+
+    Raises UserError if the folder cannot be read, or its tokenizer is another.
+    """
+    if not config.reference:
+        return None
+    folder = model_folder(config.reference)
+    network, other = match_tokenizer(
+        folder, hf_folder.check_folder(folder), tokenizer.load(folder)
+    )
+    _check_positions(config.sampling, folder)
+    mine = tokens.hf.get_vocab()
+    theirs = other.hf.get_vocab()
+    differing = mine.items() ^ theirs.items()
+    if differing:
+        token = min(text for text, _ in differing)
+        raise UserError(
+            f"{folder}: its tokenizer has {len(theirs):,} tokens, the model's {len(mine):,}, and "
+            f"{token!r} is {theirs.get(token)} there and {mine.get(token)} here: the reference "
+            "scores the model's own tokens; give a reference of the same family"
+        )
+    return network
 
 
 def _ranges(ids: list[int]) -> Iterator[tuple[int, int]]:

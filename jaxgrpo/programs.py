@@ -106,6 +106,10 @@ class Programs(SamplingPrograms):
     temperature) -> (state, metrics)."""
     state_like: TrainState
     """jax.ShapeDtypeStruct, with its sharding, of each array of the state."""
+    reference_like: Params
+    """What `params_like` is, of a reference that is another network; of the policy's otherwise."""
+    make_other_reference: Callable[[Params], Params]
+    """parameters as `reference_like` -> the reference: `make_reference` of that network."""
     row_sharding: NamedSharding
     """Where everything lives whose first axis is rows or prompts."""
     bins_at_once: int
@@ -136,13 +140,11 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
 
     # Shapes alone: nothing is allocated until a program is called.
     params = model.loaded_shapes()
-    layout_shapes = jax.eval_shape(model.layout, params)
     trained_shapes = jax.eval_shape(partial(trained_as_stored, model), params)
     published_shapes = jax.eval_shape(partial(with_adapters, model), params)
 
     # in_shardings are taken from the arguments. out_shardings are fixed, because a result is the
     # argument of a later call, and another sharding there would compile again.
-    reference_shardings = _shardings(sharded_shapes(mesh, layout_shapes))
     published_shardings = decode_shardings(mesh, sharded_shapes(mesh, published_shapes))
     shardings_of = decode_state_shardings(mesh, model.network.kv_heads)
     state_shardings = shardings_of(DecodeState)
@@ -156,9 +158,7 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
         donate_argnums=1,
     )
     return SamplingPrograms(
-        make_reference=jax.jit(
-            partial(make_reference, model), out_shardings=reference_shardings
-        ),
+        make_reference=_jit_reference(model),
         publish=jax.jit(partial(publish, model), out_shardings=published_shardings),
         prefill=Program("prefill", prefill),
         empty_state=jax.jit(
@@ -183,12 +183,18 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
 
 
 def compile_programs(
-    model: ModelSpec, sampling: SamplingSpec, update: UpdateSpec, optimizer: Optimizer
+    model: ModelSpec,
+    sampling: SamplingSpec,
+    update: UpdateSpec,
+    optimizer: Optimizer,
+    reference: ModelSpec | None = None,
 ) -> Programs:
     """Returns the programs of a run.
 
     They are compiled when they are first called. Temperature and the objective's coefficients are
     traced: changing them compiles nothing.
+
+    reference: another network that is the reference, on the same mesh; there are no adapters then
     """
     mesh = model.mesh
     precision = model.precision
@@ -209,6 +215,7 @@ def compile_programs(
         group_size=update.group_size,
         adapter_scale=model.adapters.scale,
         uses_trainer_logprobs=update.old_logprobs == "trainer",
+        reference_scorer=make_scorer(reference, update) if reference else None,
     )
     # The state is donated: its buffers are written over by the new state.
     update_shardings = (_shardings(state_like), replicated(mesh))
@@ -237,6 +244,8 @@ def compile_programs(
         take_groups=jax.jit(take_groups, out_shardings=rows),
         update_scored=Program("update", jitted_update_scored),
         state_like=state_like,
+        reference_like=sharded_shapes(mesh, (reference or model).loaded_shapes()),
+        make_other_reference=_jit_reference(reference or model),
         row_sharding=rows,
         bins_at_once=updater.micro_batches.size,
     )
@@ -252,6 +261,15 @@ def _micro_batches(update: UpdateSpec, devices: int) -> MicroBatches:
         size=update.micro_batch,
         rows_per_prompt=1 if update.prompt_width is None else update.group_size,
         devices=devices,
+    )
+
+
+def _jit_reference(model: ModelSpec) -> Callable[[Params], Params]:
+    """Returns `make_reference` of a model, jitted."""
+    shapes = jax.eval_shape(model.layout, model.loaded_shapes())
+    return jax.jit(
+        partial(make_reference, model),
+        out_shardings=_shardings(sharded_shapes(model.mesh, shapes)),
     )
 
 

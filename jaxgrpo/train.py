@@ -8,20 +8,18 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from jaxgrpo import config as configs
-from jaxgrpo import evaluate, metrics, plots
+from jaxgrpo import evaluate, losses, metrics, plots
 from jaxgrpo.build import Run, build_run, max_prompts, model_folder, update_rule
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import GAPS, Config, parse_command_line
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.data.order import ProblemOrder, ProblemStream
+from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
@@ -29,16 +27,16 @@ from jaxgrpo.models import lora
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rollout.batch import make_batch
 from jaxgrpo.rollout.collect import Collection, CollectSpec, collect_groups
-from jaxgrpo.rollout.difficulty import DifficultyFilter, History
+from jaxgrpo.rollout.difficulty import DifficultyFilter
 from jaxgrpo.rollout.groups import JudgedGroup, SamplingRequest
 from jaxgrpo.rollout.report import (
-    Json,
     MissingVerdictsError,
     check_missing_verdicts,
     shown_rollouts,
     verdict_means,
 )
 from jaxgrpo.rollout.stream import RolloutStream
+from jaxgrpo.run_state import RunState, restore_or_start
 from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import (
     Report,
@@ -49,36 +47,10 @@ from jaxgrpo.summary import (
     summarise,
     tables,
 )
-from jaxgrpo.types import Params, SamplingParams, TrainState
+from jaxgrpo.types import Params, SamplingParams
 from jaxgrpo.updates import merge_metrics, update_policy, update_program
 
 Metrics = dict[str, float]
-
-
-@dataclass
-class RunState:
-    """The state of a run after a whole number of steps: what a checkpoint holds.
-
-    reward_weights: those of the next step
-    started_at: when the run would have started (time.time) if it had never been interrupted
-    """
-
-    step: int
-    state: TrainState
-    order: ProblemOrder
-    history: History
-    reward_weights: dict[str, float]
-    started_at: float
-
-    def to_json(self) -> Json:
-        """Returns everything but the train state, as JSON values."""
-        return {
-            "step": self.step,
-            "order": self.order.state(),
-            "history": self.history.state(),
-            "weights": self.reward_weights,
-            "seconds": time.time() - self.started_at,
-        }
 
 
 def train(
@@ -114,7 +86,7 @@ def train(
         run_state = restore_or_start(run, checkpoints, params, started_at)
         reference = run.programs.make_reference(params)
         del params
-        run.engine.warm_up(lora.attach(reference, run_state.state.params))
+        run.engine.warm_up(run.policy(reference, run_state.state.params))
         if run_state.step:
             print0(f"going on from step {run_state.step} of {config.steps} in {out}")
 
@@ -129,6 +101,10 @@ def train(
         before = make_once(out / "before.json", partial(_evaluate, run, untrained))
         if before:
             print0(f"\n{tables(before)}\n", flush=True)
+        if config.reference:
+            # The model's own copy makes room first.
+            del untrained, reference
+            reference = run.load_reference()
         yield from run_steps(run, run_state, reference, checkpoints, stop)
         if run_state.step < config.steps:
             print0(
@@ -136,7 +112,7 @@ def train(
                 "the same command goes on"
             )
             return
-        after = _evaluate(run, lora.attach(reference, run_state.state.params))
+        after = _evaluate(run, run.policy(reference, run_state.state.params))
 
     # 3. Say what training did.
     seconds = time.time() - run_state.started_at
@@ -148,30 +124,6 @@ def train(
         print0(f"\n{tables(before, after)}\n")
     print0(f"{headline(summary)} in {seconds:.0f} s; see {out}")
     gather_json(None)  # none of several processes ends before the first has written
-
-
-def restore_or_start(
-    run: Run, checkpoints: Checkpoints, params: Params, started_at: float
-) -> RunState:
-    """Returns the newest checkpoint's state; without one, the state that a run begins with.
-
-    params: the model folder's
-    """
-    order = ProblemOrder(run.task.problems, run.config.seed)
-    if checkpoints.latest() is None:
-        state = run.programs.init_state(params, np.uint32(run.config.seed))
-        weights = run.judge.initial_weights()
-        return RunState(0, state, order, History(), weights, started_at)
-    state, saved = checkpoints.restore(run.programs.state_like)
-    order.restore(saved["order"])
-    return RunState(
-        step=saved["step"],
-        state=state,
-        order=order,
-        history=History.restore(saved["history"]),
-        reward_weights=saved["weights"],
-        started_at=started_at - saved["seconds"],
-    )
 
 
 def run_steps(
@@ -254,7 +206,7 @@ def run_step(
         ),
         mask_truncated=config.batch.mask_truncated,
     )
-    policy = lora.attach(reference, run_state.state.params)
+    policy = run.policy(reference, run_state.state.params)
     collected = collect_groups(stream, policy, spec, step, run_state.reward_weights)
     check_missing_verdicts(
         collected.asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl"
@@ -326,12 +278,16 @@ def _update(
         state,
         reference,
         batch,
-        config.objective,
+        run_state.objective,
         config.sampling.temperature,
         rule,
         run_state.step + 1,
     )
     update_metrics = updates[0] if rule.is_single else merge_metrics(updates)
+    moving = losses.moving_values(run_state.objective)
+    run_state.objective = losses.after_step(run_state.objective, update_metrics)
+    # This step's coefficients, not the next one's.
+    update_metrics |= {f"objective/{name}": value for name, value in moving.items()}
     program = update_program(programs, rule)
     if not program.sealed:  # the first update of this process
         check_agreement(config, updates[0])

@@ -254,6 +254,12 @@ trial(
 )
 setting("{} is {}: it must be {}{}{}", "evaluation.top_p", 0.0, 0.001, 1.0)
 trial(
+    "adapters are trained beside the frozen model",
+    valid({"lora": Lora(rank=2), "reference": "teacher"}),
+    valid({"lora": Lora(rank=0), "reference": "teacher"}),
+    valid({"lora": Lora(rank=2), "reference": ""}),
+)
+trial(
     "batch.updates is {}: it must divide batch.groups={}",
     valid({"batch.updates": 3}),
     *(
@@ -311,6 +317,12 @@ trial(
     valid(TRAINERS | FLIGHT),
     valid({"objective": losses.Corrected(losses.GRPO())} | TRAINERS | FLIGHT),
     valid(SAMPLERS | FLIGHT),
+)
+trial(
+    "change one of the two, they must be the same",
+    valid({"objective": losses.ScaleRL(group_size=5)}),
+    valid({"objective": losses.ScaleRL(group_size=8)}),
+    valid({"objective": losses.ScaleRL(group_size=5), "batch.group_size": 5}),
 )
 setting("they must hold 0 <= low <= high <= 1", "filter.low", 0.9, 0.0, 0.5)
 trial(
@@ -694,6 +706,14 @@ def model(
     return made
 
 
+def other_tokens(folder: Path) -> build.Tokenizer:
+    """Returns a tokenizer that lacks one token."""
+    tokens = tokenizer.load(hf_folder.EMBEDDED)
+    vocab = tokens.hf.get_vocab()
+    tokens.hf.get_vocab = lambda: dict(list(vocab.items())[1:])
+    return tokens
+
+
 def spoiled(
     part: str,
     spoil: Callable[[Path], Any],
@@ -856,6 +876,16 @@ trial(
         **{"data": 3, "fsdp": 1, "tensor": 1}
         | {named(said, r"set mesh\.(\w+) to -1"): -1},
         devices=jax.devices()[:1],
+    ),
+)
+
+trial(
+    "the reference scores the model's own tokens",
+    lambda folder, said: build.reference_network(
+        changed({"reference": str(model(folder))}), other_tokens(folder)
+    ),
+    lambda folder, said: build.reference_network(
+        changed({"reference": str(model(folder))}), tokenizer.load(hf_folder.EMBEDDED)
     ),
 )
 

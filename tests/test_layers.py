@@ -72,6 +72,7 @@ LAYERS = {
             "sample",
             "export",
             "summary",
+            "run_state",
             "signals",
             "updates",
             "plan",

@@ -91,14 +91,16 @@ def test_parts_sum_to_what_is_shown(plan):
 def test_shapes_are_as_large_as_the_compiler_says(request, which, name):
     """Shapes and shardings give the size of a program's arguments that the compiler counts.
 
-    All but what comes from the host with each call.
+    All but what comes from the host with each call. The programs of several updates do not read all
+    that they are given, and the compiler leaves out the rest.
     """
     plan = request.getfixturevalue(which)
     leaves = jax.tree.leaves(plan.inputs.calls[name].arguments)
     from_host = [leaf for leaf in leaves if not getattr(leaf, "sharding", None)]
     max_host_bytes = sum(math.prod(jnp.shape(leaf)) * 8 + 8 for leaf in from_host)
     program = plan.compiled[name]
-    assert program.shapes <= program.arguments + 8 * len(leaves)
+    if which == "plan":
+        assert program.shapes <= program.arguments + 8 * len(leaves)
     assert program.arguments <= program.shapes + max_host_bytes
 
 

@@ -35,6 +35,7 @@ from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import TABLE_METRICS
 from jaxgrpo.train import check_agreement, main, train
 from tests.slow_rewards import Delayed
+from tests.tiny_models import make_folder
 from tests.tiny_runs import (
     ROOT,
     TEXT,
@@ -356,6 +357,19 @@ def test_a_step_of_several_updates_is_a_step(config, tmp_path, capsys):
     next(train(stopped))
     assert [record["step"] for record in train(stopped)] == [2]
     assert_same_run(stopped, config)
+
+
+def test_a_run_has_a_teacher_in_the_references_place(config, tmp_path):
+    """Its network is another one; what is evaluated before is the model itself."""
+    teacher = make_folder(tmp_path / "teacher", num_hidden_layers=2, seed=3)
+    config = dataclasses.replace(config, steps=2)
+    with_teacher = dataclasses.replace(
+        config, reference=str(teacher), out=str(tmp_path / "taught")
+    )
+    own, taught = list(train(config)), list(train(with_teacher))
+    assert own[0]["policy/kl"] == pytest.approx(0, abs=1e-6)
+    assert taught[0]["policy/kl"] > 0.01
+    assert summary_of(with_teacher)["before"] == summary_of(config)["before"]
 
 
 def test_without_evaluation(config, monkeypatch):

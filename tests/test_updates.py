@@ -11,7 +11,7 @@ import pytest
 from jaxgrpo import losses
 from jaxgrpo.device.learner import Updater, init_state, take_groups
 from jaxgrpo.device.micro_batches import MicroBatches
-from jaxgrpo.device.scorer import Scorer
+from jaxgrpo.device.scorer import GroupScorer, Scorer, batch_logprobs
 from jaxgrpo.distributed.mesh import make_mesh, to_device, to_host
 from jaxgrpo.losses import GRPO
 from jaxgrpo.rollout.batch import make_batch
@@ -23,6 +23,7 @@ from tests.tiny_models import random_params
 from tests.tiny_programs import (
     GROUP,
     NUM_GROUPS,
+    WIDTH,
     assert_close,
     assert_same_metrics,
     leaves,
@@ -159,6 +160,31 @@ def test_the_trainers_old_logprobs_are_those_before_the_first_update(
         np.asarray(scored.old_logprobs)[mask],
         np.asarray(batch.sampler_logprobs)[mask],
         atol=1e-5,
+    )
+
+
+def test_a_reference_can_be_another_network(params, batch):
+    """Its log-probabilities are those of that network, which here is wider."""
+    teacher = replace(NETWORK, mlp_width=2 * NETWORK.mlp_width)
+    programs = make_programs(reference=teacher)
+    loaded = to_device(
+        jax.device_get(random_params(teacher, seed=9)),
+        jax.tree.map(lambda leaf: leaf.sharding, programs.reference_like),
+    )
+    reference = programs.make_other_reference(loaded)
+    scored = programs.score(programs.init_state(params), reference, batch, GRPO(), 1.0)
+    micro_batches = MicroBatches(0, GROUP, 1).for_rows(len(batch.tokens))
+    expected = batch_logprobs(
+        GroupScorer(teacher, prompt_width=WIDTH), loaded, batch, 1.0, micro_batches
+    )
+    np.testing.assert_allclose(scored.ref_logprobs, expected, atol=1e-5)
+    state, metrics = programs.update(
+        programs.init_state(params), reference, batch, GRPO(), 1.0
+    )
+    assert metrics["policy/kl"] > 0.01
+    # The policy is still the student's network.
+    assert jax.tree.structure(state.params) == jax.tree.structure(
+        programs.state_like.params
     )
 
 

@@ -1,5 +1,7 @@
 """Programs of a tiny network, and batches that its policy has sampled."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import optax
@@ -8,6 +10,7 @@ from jax.sharding import Mesh
 from jaxgrpo.device.optimizer import Optimizer
 from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device
+from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.programs import Programs, compile_programs
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.groups import Group, JudgedGroup, SamplingRequest
@@ -26,9 +29,14 @@ def make_programs(
     precision: Precision = Precision(),  # noqa: B008
     scan_layers: bool = False,
     optimizer: Optimizer | None = None,
+    reference: ModelConfig | None = None,
     **update: object,
 ) -> Programs:
-    """Returns programs of the tiny network; update: changed fields of UpdateSpec."""
+    """Returns programs of the tiny network.
+
+    reference: another network in the reference's place
+    update: changed fields of UpdateSpec
+    """
     if optimizer is None:
         # Adam with a large epsilon: with the usual one, rounding in a gradient near 0 decides which
         # way a parameter goes.
@@ -40,7 +48,8 @@ def make_programs(
         WIDTH, NEW, slots=16, eos_ids=ENDS, group_size=GROUP, chunk=4
     )
     update_spec = UpdateSpec(**({"group_size": GROUP, "prompt_width": WIDTH} | update))
-    return compile_programs(model, sampling, update_spec, optimizer)
+    other = replace(model, network=reference) if reference else None
+    return compile_programs(model, sampling, update_spec, optimizer, other)
 
 
 def sample(programs: Programs, params) -> list[JudgedGroup]:

@@ -83,20 +83,26 @@ def make_config(folder: Path, *overrides: str) -> Config:
     return load(config_file(folder), [f"--config.{override}" for override in overrides])
 
 
-_compiled: dict[tuple[ModelSpec, SamplingSpec, UpdateSpec], Programs] = {}
+_compiled: dict[tuple[ModelSpec | SamplingSpec | UpdateSpec | None, ...], Programs] = {}
 
 
 def compile_once(
-    model: ModelSpec, sampling: SamplingSpec, update: UpdateSpec, optimizer: Optimizer
+    model: ModelSpec,
+    sampling: SamplingSpec,
+    update: UpdateSpec,
+    optimizer: Optimizer,
+    reference: ModelSpec | None,
 ) -> Programs:
     """Stands in for compile_programs: compiles programs of the same shapes once for all tests.
 
     Their optimizers are alike. Each run may seal its own programs: what one run has compiled
     another may still have to.
     """
-    shapes = (model, sampling, update)
+    shapes = (model, sampling, update, reference)
     if shapes not in _compiled:
-        _compiled[shapes] = compile_programs(*shapes, optimizer)
+        _compiled[shapes] = compile_programs(
+            model, sampling, update, optimizer, reference
+        )
     shared = _compiled[shapes]
     unsealed = {
         name: Program(name, value._jitted)

@@ -10,10 +10,11 @@ respect to the log-probabilities from autograd.
 
 Covered: GRPO, BNPO, DAPO, Dr. GRPO, CISPO, GSPO (sequence ratios) and RLOO, off and on policy; the
 KL plain and multiplied by the ratio (`use_bias_correction_kl`); clip ranges that differ; `delta`;
-the four corrections for a sampler that is not the trainer; truncated completions left out; and the
-advantages that each trainer makes of rewards.
-Not covered: losses that are not ours (SAPO, LUSPO, VESPO), `off_policy_mask_threshold`,
-`top_entropy_quantile`, the entropy bonus, several reward functions. TRL 1.16 has no GSPO-token.
+the four corrections for a sampler that is not the trainer; truncated completions left out; bad
+completions far off policy left out (`off_policy_mask_threshold`); tokens of high entropy alone
+(`top_entropy_quantile`); and the advantages that each trainer makes of rewards.
+Not covered: losses that are not ours (SAPO, LUSPO, VESPO), the entropy bonus, several reward
+functions. TRL 1.16 has no GSPO-token, MaxRL, DPPO or correction by a geometric mean.
 
 The file's settings are TRL's arguments by their names, except for `trainer`, its class, and
 `on_policy`: the old log-probabilities are the policy's own. Its numbers are of float64, from inputs
@@ -156,10 +157,11 @@ class FixedCompletions:
     logprobs: Any
     old_logprobs: Any
     ref_logprobs: Any
+    entropies: Any
     sampler_logprobs: list[list[float]]
 
     def _get_per_token_logps_and_entropies(self, model, *arguments, **options):
-        """Returns log-probabilities of the policy, the old policy or the reference; no entropies.
+        """Returns log-probabilities of the policy, the old policy or the reference, and entropies.
 
         With gradients it is the loss that asks. Without, it is the preparation of a batch, for the
         old policy's or the reference's.
@@ -170,7 +172,7 @@ class FixedCompletions:
             logprobs = self.logprobs
         else:
             logprobs = self.old_logprobs
-        return logprobs, torch.zeros_like(logprobs), None
+        return logprobs, self.entropies, None
 
 
 class FixedGRPO(FixedCompletions, GRPOTrainer):
@@ -249,6 +251,7 @@ def make_trainer(
         inputs["logprobs" if on_policy else "old_logprobs"]
     )
     trainer.ref_logprobs = torch.tensor(inputs["ref_logprobs"])
+    trainer.entropies = torch.tensor(inputs["entropies"])
     tokens = completion_tokens(inputs)
     trainer.completions = (tokens, ["completion"] * len(tokens))
     return trainer

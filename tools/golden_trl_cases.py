@@ -19,6 +19,7 @@ class Inputs(TypedDict):
     old_logprobs: list[list[float]]
     ref_logprobs: list[list[float]]
     sampler_logprobs: list[list[float]]
+    entropies: list[list[float]]
     rewards: dict[str, list[float | None]]
     """Rewards of the rows, by name; None: missing."""
 
@@ -67,7 +68,10 @@ VARIANTS: dict[str, Settings] = {
     "gspo, the paper's range": {**SEQUENCES, "epsilon": 3e-4, "epsilon_high": 4e-4},
 }
 MODES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
-# Every setting that a case may change, written out, so that a TRL with other defaults is noticed.
+OFF_POLICY_MASKED: Settings = {"off_policy_mask_threshold": 0.3}
+TOP_ENTROPY: Settings = {"top_entropy_quantile": 0.3}
+# Settings that a case may change, written out, so that a TRL with other defaults is noticed. Of
+# OFF_POLICY_MASKED and TOP_ENTROPY they stand in their own cases alone.
 GRPO_DEFAULTS: Settings = {
     "trainer": "GRPOTrainer",
     "loss_type": "grpo",
@@ -124,6 +128,8 @@ def make_inputs(seed: int) -> Inputs:
         "old_logprobs": to_lists(old),  # at most -3: the clip changes nothing
         "ref_logprobs": to_lists(around(logprobs, 0.5)),
         "sampler_logprobs": to_lists(around(old, 0.4)),
+        # Drawn after all others, which are as they were before there were entropies.
+        "entropies": rng.uniform(0.1, 4.0, shape).round(4).tolist(),
         "rewards": REWARDS,
     }
 
@@ -160,6 +166,11 @@ def require_coverage(inputs: Inputs) -> None:
     for kind, correction in corrections.items():
         examples[f"correction {kind} low"] = correction < 0.5
         examples[f"correction {kind} high"] = correction > 2.0
+    divergence = ((sampler - policy) * mask).sum(axis=1) / lengths
+    for sign in (-1, 1):
+        signed = divergence[np.sign(advantages) == sign]
+        examples[f"off policy {sign} near"] = signed < 0.3
+        examples[f"off policy {sign} far"] = signed > 0.3
     missing = [name for name, is_example in examples.items() if not is_example.any()]
     if missing:
         raise ValueError(f"no example of {missing}: take another seed")
@@ -172,6 +183,7 @@ def loss_settings() -> dict[str, Settings]:
         **_kl_changes(),
         **_other_changes(),
         **_sampler_changes(),
+        **_masked_changes(),
     }.items():
         settings[name] = GRPO_DEFAULTS | changes
     settings["rloo"] = RLOO_DEFAULTS
@@ -238,6 +250,33 @@ def _sampler_changes() -> dict[str, Settings]:
         **TRUNCATED_MASKED,
     }
     return changes
+
+
+def _masked_changes() -> dict[str, Settings]:
+    """Returns variants without bad sequences far off policy, and of high entropy alone."""
+    grpo, dapo = VARIANTS["grpo"], VARIANTS["dapo"]
+    return {
+        "grpo; off policy masked": {**grpo, **OFF_POLICY_MASKED},
+        "dapo; off policy masked; kl": {**dapo, **OFF_POLICY_MASKED, **KL},
+        "grpo; off policy masked; on policy": {
+            **grpo,
+            **OFF_POLICY_MASKED,
+            **ON_POLICY,
+        },
+        "grpo; off policy masked; token_truncate": {
+            **grpo,
+            **OFF_POLICY_MASKED,
+            **_correction("token_truncate"),
+        },
+        "dapo; top entropy": {**dapo, **TOP_ENTROPY},
+        "grpo; top entropy": {**grpo, **TOP_ENTROPY},
+        "cispo; top entropy": {**VARIANTS["cispo"], **TOP_ENTROPY},
+        "bnpo; top entropy; truncated masked": {
+            **VARIANTS["bnpo"],
+            **TOP_ENTROPY,
+            **TRUNCATED_MASKED,
+        },
+    }
 
 
 def _correction(mode: str, clip_min: float | None = None) -> Settings:

@@ -40,6 +40,12 @@ def validate(config: Config) -> None:
     _check_filter(config.filter, config.batch.group_size)
     _check_rewards(config.rewards, config.solved_by)
     _check_lora(config.lora.targets)
+    if config.lora.rank and config.reference:
+        raise UserError(
+            f"lora.rank is {config.lora.rank} and reference {config.reference!r}: adapters are "
+            "trained beside the frozen model, which is the reference then; set lora.rank to 0, or "
+            "reference to ''"
+        )
     _check_mesh(config.mesh)
     _check_distributed(config.distributed)
 

@@ -34,6 +34,7 @@ def check_methods(name: str, value: object, methods: tuple[str, ...]) -> None:
 def check_objective(config: Config) -> None:
     """Raises UserError for an objective whose ratio would not be what it is taken for."""
     layers = list(_layers(config.objective))
+    _check_group_size(layers, config.batch.group_size)
     _check_several_updates(config, layers)
     is_corrected = any(isinstance(layer, Corrected) for layer in layers)
     if config.batch.old_logprobs == "sampler":
@@ -46,6 +47,20 @@ def check_objective(config: Config) -> None:
             "sampling.keep_in_flight is on, and batch.old_logprobs 'trainer': the ratio of tokens "
             f"of older policies would be 1; put Corrected(...) around the objective{other}"
         )
+
+
+def _check_group_size(layers: list[object], group_size: int) -> None:
+    """Raises UserError for an objective of groups of another size than the run's.
+
+    layers: the objective and those inside
+    """
+    for layer in layers:
+        own = getattr(layer, "group_size", group_size)
+        if own != group_size:
+            raise UserError(
+                f"objective has {type(layer).__name__}.group_size={own}, and batch.group_size is "
+                f"{group_size}: change one of the two, they must be the same"
+            )
 
 
 def _check_several_updates(config: Config, layers: list[object]) -> None:

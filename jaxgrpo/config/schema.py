@@ -215,6 +215,8 @@ class Config:
     solved_by: the reward whose value 1.0 counts as solved: the pass rate
     out: the folder it writes and resumes from
     model: a Hugging Face folder ("": the embedded one)
+    reference: the folder of the policy that KL is taken to, such as a teacher's, with the same
+        tokenizer ("": the model, as the run found it)
     system: a system message before every prompt ("": none)
     dtype: of matrix products and of what sampler and reference hold: "float32", on TPUs and GPUs,
         too, or "bfloat16"
@@ -231,6 +233,7 @@ class Config:
     solved_by: str = setting("accuracy", measures=True)
     out: str = setting("out", may_change=True)
     model: str = setting("", reads_policy=True)
+    reference: str = ""
     system: str = setting("", measures=True)
     dtype: str = setting("float32", one_of=DTYPES, measures=True)
     seed: int = setting(0, at_least=0, below=2**32, measures=True)

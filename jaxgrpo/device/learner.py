@@ -113,6 +113,7 @@ class Updater:
     adapter_scale: of LoRA adapters, alpha / rank
     uses_trainer_logprobs: the ratio is taken to the log-probabilities that the scorer computes for
         the policy before the first update, and not to the sampler's
+    reference_scorer: of a reference that is another network; None: the policy's
     """
 
     scorer: Scorer
@@ -121,6 +122,7 @@ class Updater:
     group_size: int = 1
     adapter_scale: float = 1.0
     uses_trainer_logprobs: bool = False
+    reference_scorer: Scorer | None = None
 
     def __call__(
         self,
@@ -193,7 +195,7 @@ class Updater:
         ref_logprobs = None
         if reference is not None:
             ref_logprobs = batch_logprobs(
-                self.scorer,
+                self.reference_scorer or self.scorer,
                 reference,
                 batch,
                 temperature,
@@ -218,6 +220,8 @@ class Updater:
         With LoRA it is the frozen reference with the adapters attached. Otherwise `trained` has
         every parameter, and is the policy.
         """
+        if self.reference_scorer is not None:
+            return trained
         scaled = lora.scale_adapters(trained, self.adapter_scale)
         return lora.attach(reference or {}, scaled)
 

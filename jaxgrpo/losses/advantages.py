@@ -25,6 +25,23 @@ def standardised(rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
     return _standardised(rewards, axes=(1,))
 
 
+def over_mean(rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
+    """Computes (r - mean(r)) / mean(r) over each group; 0 where the mean is not above 0.
+
+    Rewards are meant to be at least 0: the paper's are 0 and 1. Then no advantage is below -1 or
+    above G - 1.
+
+    Source: arXiv 2602.02710, the gradient estimator with a baseline
+    """
+    rewards = jax.lax.stop_gradient(rewards)
+    difference, count = _centred(rewards, axes=(1,))
+    present = jnp.where(jnp.isnan(rewards), 0.0, rewards)
+    mean = present.sum(axis=1, keepdims=True) / jnp.maximum(count, 1)  # [P, 1]
+    is_solved = mean > 0
+    # The divisor is 1 where no completion has a reward, so that nothing is divided by 0.
+    return jnp.where(is_solved, difference / jnp.where(is_solved, mean, 1.0), 0.0)
+
+
 def leave_one_out(rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:
     """Computes r_i - the mean of the group's other rewards; 0 where there is no other.
 
@@ -41,6 +58,18 @@ def batch_normalised(rewards: Float[Array, "P G *T"]) -> Float[Array, "P G *T"]:
     Source: arXiv 2501.03262, equation 10
     """
     return _standardised(rewards, axes=tuple(range(rewards.ndim)))
+
+
+def centred_over_batch_deviation(
+    rewards: Float[Array, "P G"],
+) -> Float[Array, "P G"]:
+    """Computes r - mean(r) over each group, divided by the deviation of that over the batch.
+
+    Sources: arXiv 2501.03262, REINFORCE++ with baseline; arXiv 2510.13786, section 4
+    """
+    # `centred` makes a missing reward 0, which would count in the batch's deviation.
+    difference = jnp.where(jnp.isnan(rewards), jnp.nan, centred(rewards))
+    return batch_normalised(difference)
 
 
 def unchanged(rewards: Float[Array, "P G"]) -> Float[Array, "P G"]:

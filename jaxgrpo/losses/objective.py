@@ -27,12 +27,14 @@ Advantages = Float[Array, "P G"] | Float[Array, "P G T"]
 class Objective(Protocol):
     """The three methods of an objective, which is a dataclass made by `frozen_pytree`.
 
-    A config is checked by two further attributes, where an objective has them:
+    A config is checked by further attributes, where an objective has them:
 
     has_ratio: False, as a class attribute without an annotation, says that `token_loss` has no
         importance ratio, so that the objective is for samples of the current policy alone
     clip_low, clip_high: how far from 1 the ratio may be. A range narrower than the rounding of
         log-probabilities is refused: it would clip tokens whose true ratio is 1
+    group_size: completions of a prompt, where token weights need it; it must be the run's
+    moving: names of coefficients that move from step to step: see `losses.moving`
     """
 
     def advantages(

@@ -88,9 +88,7 @@ class ReinforcePlusPlusBaseline(GroupRelative):
         kl: Float[Array, "P G T"] | None = None,
     ) -> Float[Array, "P G"]:
         """Returns r - mean(r) over each group, divided by the deviation of that over the batch."""
-        # `centred` makes a missing reward 0, which would count in the batch's deviation.
-        difference = jnp.where(jnp.isnan(rewards), jnp.nan, advantages.centred(rewards))
-        return advantages.batch_normalised(difference)
+        return advantages.centred_over_batch_deviation(rewards)
 
     def token_loss(self, inputs: TokenInputs) -> TokenLoss:
         """Returns the clipped surrogate + kl * k2."""

@@ -95,6 +95,48 @@ def clip_metrics(
     }
 
 
+BINARY_DIVERGENCES = ("tv", "kl")
+"""The kinds of `binary_divergence`."""
+
+MAX_PROBABILITY = 1 - 1e-7
+"""Probabilities are clipped to this, so that the logarithm of the rest is finite in float32."""
+
+
+def binary_divergence(
+    kind: str, logprobs: Float[Array, "B T"], old_logprobs: Float[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """Computes how far the probability of each token has moved, as a constant without a gradient.
+
+    It is the divergence of two distributions over two outcomes, the token and all others:
+
+        "tv"  |m - n|
+        "kl"  m log(m / n) + (1 - m) log((1 - m) / (1 - n))    with m = exp(o), n = exp(p)
+
+    The divergence of the whole distributions is at least as large.
+
+    Raises ValueError for another kind.
+
+    Source: arXiv 2602.04879, the binary approximations
+    """
+    check_binary_divergence(kind)
+    new = jnp.clip(jnp.exp(jax.lax.stop_gradient(logprobs)), 0.0, MAX_PROBABILITY)
+    old = jnp.clip(jnp.exp(jax.lax.stop_gradient(old_logprobs)), 0.0, MAX_PROBABILITY)
+    if kind == "tv":
+        return jnp.abs(new - old)
+    log_ratio = jax.lax.stop_gradient(old_logprobs - logprobs)
+    log_ratio = jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return old * log_ratio + (1 - old) * (jnp.log1p(-old) - jnp.log1p(-new))
+
+
+def check_binary_divergence(kind: str) -> None:
+    """Raises ValueError for a kind that `binary_divergence` refuses."""
+    if kind not in BINARY_DIVERGENCES:
+        raise ValueError(
+            f"the binary divergence is {kind!r}: it must be one of "
+            f"{', '.join(BINARY_DIVERGENCES)}"
+        )
+
+
 def kl_k1(
     logprobs: Float[Array, "B T"], ref_logprobs: Float[Array, "B T"]
 ) -> Float[Array, "B T"]:
@@ -198,12 +240,15 @@ def importance_weights(
     mode: "truncate" clips w to low .. high, as in truncated importance sampling (Ionides 2008);
         "mask" is w where low <= w <= high, and else 0, as in IcePop (arXiv 2510.18855)
     level: "token" takes w = exp(log_ratio) of the token; "sequence" that of the whole completion,
-        the product over its tokens
+        the product over its tokens; "geometric" their geometric mean, which does not grow or shrink
+        with the length: Geo-Mask of Liu, Li et al., "When Speed Kills Stability", part 3, 2025
 
     Raises ValueError for another mode or level.
     """
     check_importance_weights(mode, level)
-    if level == "sequence":
+    if level == "geometric":
+        log_ratio = sequence_log_ratio(log_ratio, mask)
+    elif level == "sequence":
         sequence = jnp.sum(
             jnp.where(mask, log_ratio, 0.0), axis=1, keepdims=True
         )  # [B, 1]
@@ -219,7 +264,7 @@ def check_importance_weights(mode: str, level: str) -> None:
     """Raises ValueError for a mode or a level that `importance_weights` refuses."""
     for name, value, allowed in (
         ("mode", mode, ("truncate", "mask")),
-        ("level", level, ("token", "sequence")),
+        ("level", level, ("token", "sequence", "geometric")),
     ):
         if value not in allowed:
             raise ValueError(

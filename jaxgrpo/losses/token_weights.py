@@ -25,6 +25,28 @@ def per_token(mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
     return mask / jnp.maximum(mask.sum(), 1)
 
 
+def per_prompt(mask: Bool[Array, "B T"], group_size: int) -> Float[Array, "B T"]:
+    """Returns 1 / (prompts * tokens of the prompt's completions): each prompt counts alike.
+
+    Prompts without a chosen token are not counted. Sums to 1.
+
+    group_size: rows of a prompt, G; rows of a prompt follow each other
+
+    Raises ValueError if the rows are no whole number of groups.
+
+    Source: arXiv 2510.13786, section 3.2, "prompt average"
+    """
+    num_rows = mask.shape[0]
+    if num_rows % group_size:
+        raise ValueError(
+            f"{num_rows} rows are no whole number of groups of {group_size} completions"
+        )
+    tokens = mask.reshape(-1, group_size, mask.shape[1]).sum(axis=(1, 2))  # [P]
+    num_prompts = jnp.maximum((tokens > 0).sum(), 1).astype(jnp.float32)
+    tokens_of_row = jnp.repeat(jnp.maximum(tokens, 1), group_size)[:, None]  # [B, 1]
+    return mask / (num_prompts * tokens_of_row)
+
+
 def per_budget(mask: Bool[Array, "B T"], budget: Coefficient) -> Float[Array, "B T"]:
     """Returns 1 / (rows * budget): a token's weight does not depend on the lengths.
 

@@ -1,36 +1,20 @@
-"""Objectives around any other objective: further loss terms, and a correction for the sampler."""
+"""Objectives around any other objective: further loss terms, corrections for what is off policy."""
 
 from dataclasses import field
 
-from jaxtyping import Array, Bool, Float
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxgrpo.losses import terms
 from jaxgrpo.losses.inputs import Coefficient, TokenInputs, TokenLoss
-from jaxgrpo.losses.objective import Advantages, Objective
+from jaxgrpo.losses.objective import Objective
 from jaxgrpo.losses.pytree import frozen_pytree
-
-
-class _Wrapper:
-    """Base with the advantages and the token weights of the objective inside."""
-
-    objective: Objective
-
-    def advantages(
-        self,
-        rewards: Float[Array, "P G"],
-        mask: Bool[Array, "P G T"] | None = None,
-        kl: Float[Array, "P G T"] | None = None,
-    ) -> Advantages:
-        """Returns the advantages of the objective inside."""
-        return self.objective.advantages(rewards, mask, kl)
-
-    def token_weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        """Returns the token weights of the objective inside."""
-        return self.objective.token_weights(mask)
+from jaxgrpo.losses.wrapper import Wrapper
 
 
 @frozen_pytree
-class Regularised(_Wrapper):
+class Regularised(Wrapper):
     """An objective with a KL to the reference and an entropy bonus.
 
         token loss = the objective's + kl * KL_t - entropy * H_t
@@ -71,7 +55,7 @@ class Regularised(_Wrapper):
 
 
 @frozen_pytree
-class Corrected(_Wrapper):
+class Corrected(Wrapper):
     """An objective whose tokens are weighted by old / sampler.
 
     The policy that the trainer computes differs from the one that the sampler drew from, by
@@ -84,7 +68,7 @@ class Corrected(_Wrapper):
 
     objective: the objective that is corrected
     mode: "truncate": w is clipped to low .. high; "mask": w = 0 unless low <= w <= high
-    level: "token" or "sequence"
+    level: "token", "sequence" or "geometric", whose bounds are far nearer to 1
     high: the largest weight
     low: the smallest weight
     """
@@ -112,3 +96,86 @@ class Corrected(_Wrapper):
             log_ratio, inputs.mask, self.mode, self.level, self.high, self.low
         )
         return weight * loss, metrics | {"policy/correction": weight}
+
+
+@frozen_pytree
+class OffPolicyMasked(Wrapper):
+    """An objective without completions that are bad and far from the policy (arXiv 2512.02556).
+
+        token loss = M_t * the objective's
+        M_t = 0 where A_t < 0 and 1/|o_i| sum_t log(sampler_t / policy_t) > threshold, else 1
+
+    The divergence is taken to the sampler's own log-probabilities, so that it counts both older
+    policies and another engine. A KL inside is masked, too; the paper's is not: put `Regularised`
+    around it. Each row must hold exactly one completion.
+
+    Source: DeepSeek-V3.2, arXiv 2512.02556, equation 9
+
+    objective: the objective that is masked
+    threshold: nats a token; the paper does not say its value
+    """
+
+    objective: Objective
+    threshold: Coefficient = field(metadata={"above": 0})
+
+    def token_loss(self, inputs: TokenInputs) -> TokenLoss:
+        """Returns the objective's loss, 0 where it is masked, and the masked tokens."""
+        loss, metrics = self.objective.token_loss(inputs)
+        log_ratio = _log_ratio_to_sampler(inputs)
+        divergence = -terms.sequence_log_ratio(log_ratio, inputs.mask)  # [B, T]
+        masked = (inputs.advantages < 0) & (divergence > self.threshold)
+        metrics = metrics | {"policy/off_policy_masked": masked.astype(jnp.float32)}
+        return jnp.where(masked, 0.0, loss), metrics
+
+
+@frozen_pytree
+class TrustRegionMasked(Wrapper):
+    """An objective without completions that have left the trust region (arXiv 2512.23075).
+
+        token loss = M_i * the objective's, M_i = 0 where D_i > threshold, else 1
+        D_i = max over t of |log(policy_t / sampler_t)|, or
+              1/|o_i| sum_t k3 of policy_t / sampler_t ("mean")
+
+    These are the paper's estimates from the tokens that were sampled; its guarantee is of the exact
+    KL of whole distributions, which the sampler does not keep. Each row must hold exactly one
+    completion. A KL inside is masked, too; put `Regularised` around it to leave it as it is.
+
+    objective: the objective that is masked
+    threshold: nats
+    criterion: "max", of the token that has moved farthest, or "mean", over the tokens
+    """
+
+    objective: Objective
+    threshold: Coefficient = field(metadata={"above": 0})
+    criterion: str = field(
+        default="max", metadata={"static": True, "one_of": ("max", "mean")}
+    )
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a criterion that there is not."""
+        if self.criterion not in ("max", "mean"):
+            raise ValueError(
+                f"the trust region's criterion is {self.criterion!r}: it must be one of max, mean"
+            )
+
+    def token_loss(self, inputs: TokenInputs) -> TokenLoss:
+        """Returns the objective's loss, 0 where it is masked, and the masked tokens."""
+        loss, metrics = self.objective.token_loss(inputs)
+        log_ratio = jnp.where(inputs.mask, _log_ratio_to_sampler(inputs), 0.0)
+        if self.criterion == "max":
+            divergence = jnp.abs(log_ratio).max(axis=1, keepdims=True)  # [B, 1]
+        else:
+            k3 = terms.kl_k3(jnp.zeros_like(log_ratio), log_ratio)
+            lengths = jnp.maximum(inputs.mask.sum(axis=1, keepdims=True), 1)
+            divergence = k3.sum(axis=1, keepdims=True) / lengths
+        masked = jnp.broadcast_to(divergence > self.threshold, inputs.mask.shape)
+        metrics = metrics | {"policy/trust_region_masked": masked.astype(jnp.float32)}
+        return jnp.where(masked, 0.0, loss), metrics
+
+
+def _log_ratio_to_sampler(inputs: TokenInputs) -> Float[Array, "B T"]:
+    """Computes log(policy / sampler) of each token, as a constant."""
+    sampler_logprobs = inputs.sampler_logprobs
+    if sampler_logprobs is None:
+        sampler_logprobs = inputs.old_logprobs
+    return jax.lax.stop_gradient(inputs.logprobs) - sampler_logprobs

@@ -51,10 +51,11 @@ class ProgramInputs:
 def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
     """Returns what a run of this config gives its programs."""
     # What a program returns is traced, not written down here: its layout is the program's.
-    reference = result_shapes(programs.make_reference, programs.params_like)
-    published = result_shapes(
-        programs.publish, lora.attach(reference, programs.state_like.params)
-    )
+    reference = result_shapes(programs.make_other_reference, programs.reference_like)
+    policy = programs.state_like.params
+    if config.lora.rank:
+        policy = lora.attach(reference, policy)
+    published = result_shapes(programs.publish, policy)
     slots = result_shapes(
         programs.empty_state, programs.slot_counts[0], programs.ring_lengths[-1]
     )

@@ -120,7 +120,10 @@ def make_plan(
     Raises UserError as the run itself would.
     """
     network = find_network(config.model)
-    programs = build_programs(config, network.config, network.eos_ids, target.devices)
+    reference = find_network(config.reference).config if config.reference else None
+    programs = build_programs(
+        config, network.config, network.eos_ids, target.devices, reference
+    )
     inputs = program_inputs(config, programs)
     compiled: dict[str, CompiledProgram] = {}
     # First the arrays alone: that takes seconds, compiling takes minutes.

@@ -33,8 +33,29 @@ VARIANTS = {
     "corrected_mask": losses.Corrected(
         losses.GSPO(), mode="mask", level="sequence", high=1.3, low=0.7
     ),
+    "corrected_geometric": losses.Corrected(
+        losses.DAPO(), mode="mask", level="geometric", high=1.05, low=0.95
+    ),
+    "maxrl": losses.MaxRL(),
+    "dppo": losses.DPPO(threshold=0.05),
+    "dppo_kl": losses.DPPO(threshold=0.02, divergence="kl", budget=8.0),
+    "scale_rl": losses.ScaleRL(group_size=G, max_ratio=1.2),
+    "off_policy_masked": losses.OffPolicyMasked(losses.DAPO(), threshold=0.05),
+    "trust_region_masked": losses.TrustRegionMasked(losses.DAPO(), threshold=0.4),
+    "trust_region_mean": losses.TrustRegionMasked(
+        losses.DAPO(), threshold=0.04, criterion="mean"
+    ),
+    "top_entropy": losses.TopEntropy(losses.DAPO(), fraction=0.5),
+    "entropy_targeted": losses.EntropyTargeted(losses.DAPO(), weight=0.01),
+    "distilled": losses.Distilled(losses.DAPO(), weight=0.5),
 }
 """All variants, with their terms switched on."""
+
+BY_PROMPT = ("scale_rl",)
+"""The variants whose token weights are of prompts: the rows of a prompt must stay together."""
+
+BY_MICRO_BATCH = ("top_entropy",)
+"""The variants whose token loss depends on the other rows of a micro-batch."""
 
 CLIPPING = (
     "grpo",
@@ -45,6 +66,7 @@ CLIPPING = (
     "gspo_token",
     "reinforce++",
     "reinforce++baseline",
+    "maxrl",
 )
 """The variants that clip as PPO does, at 0.2 or 0.28."""
 

@@ -44,7 +44,7 @@ OTHER_ADVANTAGES = {
     "grpo group": "TRL divides by the sample deviation + 1e-4; here by the population's, and equal "
     "rewards give exactly 0",
     "grpo batch": "TRL divides by the deviation of the raw rewards of the batch, REINFORCE++ by "
-    "that of the centred ones",
+    "that of the centred ones, and so does ScaleRL",
     "rloo normalised": "TRL normalises with the sample deviation + 1e-4 over the batch after "
     "leaving one out: no paper's",
 }
@@ -77,6 +77,11 @@ def objective_of(s: dict):
     objective = inner
     if s["delta"] and not isinstance(inner, losses.GSPO):
         objective = losses.PPO(s["epsilon"], s["epsilon_high"], s["delta"])
+    if "off_policy_mask_threshold" in s:
+        threshold = s["off_policy_mask_threshold"]
+        objective = losses.OffPolicyMasked(objective, threshold)
+    if "top_entropy_quantile" in s:
+        objective = losses.TopEntropy(objective, s["top_entropy_quantile"])
     if s["use_vllm"]:
         level, mode = s["vllm_importance_sampling_mode"].split("_")
         objective = Corrected(
@@ -109,6 +114,7 @@ def our_loss(s: dict):
         name: jnp.array(INPUTS[name])
         for name in ("logprobs", "old_logprobs", "ref_logprobs", "sampler_logprobs")
     }
+    arrays["entropy"] = jnp.array(INPUTS["entropies"])
     if s["on_policy"]:
         arrays["old_logprobs"] = arrays["logprobs"]
     mask = jnp.arange(arrays["logprobs"].shape[1]) < LENGTHS[:, None]
@@ -117,12 +123,24 @@ def our_loss(s: dict):
         mask = token_weights.without_truncated(mask, jnp.array(FINISHED))
         if s.get("loss_type", "grpo") in ROWS_COUNTED:
             factor = FINISHED.mean()
+    if "top_entropy_quantile" in s:
+        factor *= share_of_top_entropy(s["top_entropy_quantile"], np.array(mask))
     inputs = TokenInputs(
         **arrays, advantages=jnp.array(INPUTS["advantages"]), mask=mask
     )
     weights = weighing_objective.token_weights(mask)
     loss, gradient = value_and_gradient(objective, weights, inputs)
     return loss * factor, gradient * factor
+
+
+def share_of_top_entropy(fraction, mask):
+    """Computes the share of the tokens that are left.
+
+    TRL divides by the number of all of them, the paper (2506.01939, equation 6) by that of those
+    that are left.
+    """
+    entropies = np.array(INPUTS["entropies"])[mask]
+    return np.mean(entropies >= np.quantile(entropies, 1 - fraction))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in DIFFERENT])
@@ -162,9 +180,7 @@ ADVANTAGES = {
     "rloo normalised": lambda rewards, _: advantages.batch_normalised(
         advantages.leave_one_out(rewards)
     ),
-    "grpo batch": lambda rewards, _: advantages.batch_normalised(
-        advantages.centred(rewards)
-    ),
+    "grpo batch": lambda rewards, _: advantages.centred_over_batch_deviation(rewards),
 }
 """Our advantages for each kind of TRL's, from rewards [P, G] and TRL's settings."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxgrpo import losses
 from jaxgrpo.config import load
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder
@@ -14,11 +15,16 @@ from tests.losses.cases import VARIANTS
 from tests.tiny_runs import config_file, make_config, share_programs
 
 # Of two settings of the same objective, one.
-ONE_EACH = [
-    name
-    for name in VARIANTS
-    if name not in ("dapo_overlong", "ppo_dual", "regularised_k2", "corrected_mask")
-]
+SECOND_SETTINGS = (
+    "dapo_overlong",
+    "ppo_dual",
+    "regularised_k2",
+    "corrected_mask",
+    "corrected_geometric",
+    "dppo_kl",
+    "trust_region_mean",
+)
+ONE_EACH = [name for name in VARIANTS if name not in SECOND_SETTINGS]
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
@@ -68,6 +74,59 @@ def test_a_config_file_sets_any_objective_and_the_command_line_its_numbers(tmp_p
     assert config.objective.entropy == 0.01
     with pytest.raises(UserError, match="k1 cannot be a loss"):
         load(str(path), ["--config.objective.estimator=k1"])
+
+
+def test_an_objective_of_groups_of_another_size_is_refused(tmp_path):
+    inner = losses.ScaleRL(group_size=3)
+    objective = losses.Regularised(inner, kl=0.1)
+    config = dataclasses.replace(make_config(tmp_path), objective=objective)
+    with pytest.raises(UserError, match=r"ScaleRL.group_size=3, and batch.group_size"):
+        next(train(config))
+
+
+def test_coefficients_move_from_step_to_step_and_survive_a_stop(tmp_path, monkeypatch):
+    share_programs(monkeypatch)
+    objective = losses.EntropyTargeted(
+        losses.GRPO(kl=0.0), target=100.0, rate=1e-3, max_weight=2.5e-3
+    )
+    config = dataclasses.replace(
+        make_config(tmp_path, "evaluation.problems=0"), objective=objective
+    )
+    for values in train(config):
+        if values["step"] == 2:
+            break
+    records = [values, *train(config)]
+    # The entropy never reaches the target: the weight of the bonus goes up to its bound.
+    weights = [record["objective/weight"] for record in records]
+    assert weights == pytest.approx([1e-3, 2e-3, 2.5e-3])
+    seen = [record["policy/entropy"] for record in records]
+    last = [record["objective/last_entropy"] for record in records]
+    assert last[1:] == seen[:-1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        (losses.DPPO(threshold=0.0), "objective.threshold is 0.0: it must be above 0"),
+        (
+            losses.TopEntropy(losses.GRPO(), 1.5),
+            "fraction is 1.5: it must be at most 1",
+        ),
+        (
+            losses.Distilled(losses.GRPO(), -1.0),
+            "weight is -1.0: it must be at least 0",
+        ),
+        (
+            losses.OffPolicyMasked(losses.GRPO(), 0.0),
+            "threshold is 0.0: it must be above",
+        ),
+        (losses.ScaleRL(8, max_ratio=0.0), "max_ratio is 0.0: it must be above 0"),
+    ],
+)
+def test_bounds_stand_beside_the_coefficients(objective, says, tmp_path):
+    config = dataclasses.replace(make_config(tmp_path), objective=objective)
+    with pytest.raises(UserError, match=says):
+        next(train(config))
 
 
 def test_a_correction_without_anything_to_correct_is_refused(tmp_path):

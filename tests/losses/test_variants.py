@@ -10,6 +10,8 @@ import pytest
 from jaxgrpo import losses
 from jaxgrpo.losses import TokenInputs
 from tests.losses.cases import (
+    BY_MICRO_BATCH,
+    BY_PROMPT,
     CLIPPING,
     VARIANTS,
     B,
@@ -23,6 +25,12 @@ from tests.losses.cases import (
 )
 
 every = pytest.mark.parametrize("name", VARIANTS)
+of_rows = pytest.mark.parametrize(
+    "name", [name for name in VARIANTS if name not in BY_PROMPT]
+)
+of_tokens = pytest.mark.parametrize(
+    "name", [name for name in VARIANTS if name not in BY_MICRO_BATCH]
+)
 NAN = float("nan")
 
 
@@ -30,7 +38,7 @@ def without_kl(name):
     """Returns the variant with no KL and no bonus, which leaves the policy gradient."""
     objective = VARIANTS[name]
     changes = {}
-    for field in ("kl", "entropy"):
+    for field in ("kl", "entropy", "weight"):
         if getattr(objective, field, None) is not None:
             changes[field] = 0.0
     if hasattr(objective, "objective"):
@@ -38,7 +46,7 @@ def without_kl(name):
     return dataclasses.replace(objective, **changes)
 
 
-@every
+@of_tokens
 def test_at_ratio_one_the_gradient_is_the_policy_gradient(name):
     objective = without_kl(name)
     inputs = make_inputs()
@@ -88,7 +96,7 @@ def test_what_is_masked_counts_nothing(name):
     assert metrics_of(objective, dirty) == metrics_of(objective, inputs)
 
 
-@every
+@of_rows
 def test_empty_rows_count_nothing(name):
     objective = VARIANTS[name]
     inputs = make_inputs(log_ratio=None)
@@ -112,7 +120,7 @@ def part_of(objective, token_weights, inputs):
     return jax.value_and_grad(loss, has_aux=True)(inputs.logprobs)
 
 
-@every
+@of_tokens
 @pytest.mark.parametrize("size", [1, 4])
 def test_micro_batches_add_up(name, size):
     objective = VARIANTS[name]
@@ -138,7 +146,7 @@ def test_micro_batches_add_up(name, size):
         np.testing.assert_allclose(value, expected[key], rtol=1e-5, err_msg=key)
 
 
-@every
+@of_rows
 def test_permuting_rows_permutes_the_gradient_and_nothing_else(name):
     objective = VARIANTS[name]
     inputs = make_inputs(log_ratio=None)
@@ -304,6 +312,40 @@ def one_token(logprob, old, ref=None, advantage=1.0, **others):
             -2.0,
         ),
         (losses.Supervised(), one_token(0.5, 0.4), np.log(2)),
+        (losses.MaxRL(), one_token(0.5, 0.4, advantage=3.0), -3.6),
+        (losses.ScaleRL(group_size=1), one_token(0.5, 0.4), 1.25 * np.log(2)),
+        (losses.ScaleRL(group_size=1), one_token(0.5, 0.05), 5 * np.log(2)),
+        # the probability has moved by 0.1, and by 0.2
+        (losses.DPPO(), one_token(0.5, 0.4), -1.25),
+        (losses.DPPO(), one_token(0.6, 0.4), 0.0),
+        (losses.DPPO(), one_token(0.6, 0.4, advantage=-1.0), 1.5),
+        (losses.DPPO(budget=4.0), one_token(0.5, 0.4), -1.25 / 4),
+        # 0.4 ln(0.4 / 0.5) + 0.6 ln(0.6 / 0.5) = 0.020, and 0.081
+        (losses.DPPO(0.05, "kl"), one_token(0.5, 0.4), -1.25),
+        (losses.DPPO(0.05, "kl"), one_token(0.6, 0.4), 0.0),
+        # ln(0.5 / 0.2) = 0.92 nats
+        (
+            losses.OffPolicyMasked(losses.PPO(), 0.9),
+            one_token(0.2, 0.2, advantage=-1.0, sampler_logprobs=cell(0.5)),
+            0.0,
+        ),
+        (
+            losses.OffPolicyMasked(losses.PPO(), 1.0),
+            one_token(0.2, 0.2, advantage=-1.0, sampler_logprobs=cell(0.5)),
+            1.0,
+        ),
+        (
+            losses.EntropyTargeted(losses.PPO(), target=1.0, weight=0.1),
+            one_token(0.5, 0.5, entropy=jnp.array([[2.0]])),
+            -1.2,
+        ),
+        (
+            losses.EntropyTargeted(
+                losses.PPO(), target=1.0, weight=0.1, last_entropy=1.1
+            ),
+            one_token(0.5, 0.5, entropy=jnp.array([[2.0]])),
+            -1.0,
+        ),
     ],
 )
 def test_by_hand(objective, inputs, expected):
@@ -365,7 +407,12 @@ def test_advantages_may_differ_by_token():
         ),
         (
             lambda: losses.Corrected(losses.GRPO(), level="row"),
-            "must be one of token, sequence",
+            "must be one of token, sequence, geometric",
+        ),
+        (lambda: losses.DPPO(divergence="js"), "must be one of tv, kl"),
+        (
+            lambda: losses.TrustRegionMasked(losses.GRPO(), 0.1, "min"),
+            "must be one of max, mean",
         ),
         (
             lambda: losses.DAPO(max_tokens=6.0).advantages(jnp.zeros((1, 2))),
@@ -386,6 +433,22 @@ def test_advantages_may_differ_by_token():
             ),
             "needs TokenInputs.entropy",
         ),
+        (
+            lambda: loss_of(losses.EntropyTargeted(losses.GRPO()), one_token(0.5, 0.5)),
+            "needs TokenInputs.entropy",
+        ),
+        (
+            lambda: loss_of(losses.TopEntropy(losses.GRPO()), one_token(0.5, 0.5)),
+            "needs TokenInputs.entropy",
+        ),
+        (
+            lambda: losses.Distilled(losses.GRPO()).advantages(jnp.zeros((1, 2))),
+            "mask and kl",
+        ),
+        (
+            lambda: loss_of(losses.ScaleRL(group_size=2), one_token(0.5, 0.5)),
+            "1 rows are no whole number of groups of 2 completions",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(make, says):
@@ -405,5 +468,8 @@ def test_what_people_import():
         "ReinforcePlusPlus",
         "CISPO",
         "PPO",
+        "MaxRL",
+        "DPPO",
+        "ScaleRL",
     }
     assert variants <= set(losses.__all__)

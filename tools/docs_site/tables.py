@@ -48,8 +48,16 @@ OBJECTIVES = (
     losses.ReinforcePlusPlusBaseline(),
     losses.CISPO(),
     losses.PPO(),
+    losses.MaxRL(),
+    losses.DPPO(),
+    losses.ScaleRL(group_size=16),
     losses.Regularised(losses.GRPO()),
     losses.Corrected(losses.GRPO()),
+    losses.OffPolicyMasked(losses.GRPO(), threshold=0.5),
+    losses.TrustRegionMasked(losses.GRPO(), threshold=1.0),
+    losses.TopEntropy(losses.DAPO()),
+    losses.EntropyTargeted(losses.GRPO()),
+    losses.Distilled(losses.GRPO()),
 )
 """An objective of each class."""
 
