@@ -63,8 +63,57 @@ def test_values_and_gradients_are_those_of_dense_attention(offset, settings):
     def dense(queries, keys, values):
         return attention.attend(queries, parts(keys, values), mask, scale, softcap)
 
-    # What padding reads does not count.
     is_token = (segments != 0)[:, None, offset:, None]
+    assert_same_attention(sparse, dense, arrays, is_token)
+
+
+@pytest.mark.parametrize("settings", [{}, CAPPED])
+def test_completions_after_a_shared_prompt_read_what_they_read_in_dense_attention(
+    settings,
+):
+    """A mask that is known only when the program runs; the window counts positions."""
+    arrays, _ = inputs(2 * LENGTH)
+    # A prompt of 30 columns with two completions, and one of 90 with three; the other bin has one.
+    groups = np.zeros((2, 2 * LENGTH), np.int32)
+    completions = np.zeros_like(groups)
+    positions = np.zeros_like(groups)
+    begin = 0
+    for group, prompt, lengths in ((1, 30, (20, 31)), (2, 90, (5, 40, 9))):
+        groups[0, begin : begin + prompt] = group
+        positions[0, begin : begin + prompt] = np.arange(prompt)
+        begin += prompt
+        for row, length in enumerate(lengths):
+            groups[0, begin : begin + length] = group
+            completions[0, begin : begin + length] = 10 * group + row
+            positions[0, begin : begin + length] = prompt + np.arange(length)
+            begin += length
+    groups[1, :140] = 3
+    completions[1, 60:140] = 1
+    positions[1, :140] = np.arange(140)
+    mask = attention.shared_prompt_mask(jnp.asarray(groups), jnp.asarray(completions))
+    attend = splash.masked_attention(
+        make_mesh(devices=jax.devices()[:1]),
+        mask,
+        jnp.asarray(positions),
+        interpret=True,
+    )
+
+    def sparse(queries, keys, values):
+        return attend(queries, [(keys.swapaxes(2, 3), values)], **settings)
+
+    distances = positions[:, :, None] - positions[:, None]
+    in_window = distances < settings.get("window", 4 * LENGTH)
+    rest = (settings.get("scale"), settings.get("softcap"))
+
+    def dense(queries, keys, values):
+        parts = [(keys.swapaxes(2, 3), values)]
+        return attention.attend(queries, parts, mask & in_window, *rest)
+
+    assert_same_attention(sparse, dense, arrays, (groups != 0)[:, None, :, None])
+
+
+def assert_same_attention(sparse, dense, arrays, is_token):
+    """Checks values and gradients; what padding reads does not count."""
     weights = jax.random.normal(jax.random.key(1), arrays[0].shape) * is_token
 
     def with_gradients(attention):
@@ -89,3 +138,6 @@ def test_without_a_kernel_there_is_none(length, interpret):
         splash.attention(mesh, jnp.ones((1, length), jnp.int32), interpret=interpret)
         is None
     )
+    mask = jnp.ones((1, length, length), bool)
+    positions = jnp.zeros((1, length), jnp.int32)
+    assert splash.masked_attention(mesh, mask, positions, interpret=interpret) is None

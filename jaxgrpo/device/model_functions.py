@@ -145,5 +145,6 @@ def make_scorer(model: ModelSpec, update: UpdateSpec) -> Scorer:
             **shared,
             prompt_width=update.prompt_width,
             group_size=update.group_size,
+            make_masked_attention=partial(splash.masked_attention, mesh),
         )
     return GroupScorer(**shared, prompt_width=update.prompt_width)

@@ -3,6 +3,7 @@
 Axes: B rows, T columns, W prompt width, R bins of a micro-batch, S columns of a bin, D model width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,11 @@ from jaxgrpo.device.logprobs import chosen_logprobs
 from jaxgrpo.device.micro_batches import MicroBatches, num_filled, take_entries
 from jaxgrpo.device.scorer import LogprobsAndEntropy, Scorer
 from jaxgrpo.models import transformer
-from jaxgrpo.models.attention import sequence_positions, shared_prompt_mask
+from jaxgrpo.models.attention import (
+    AttentionFn,
+    sequence_positions,
+    shared_prompt_mask,
+)
 from jaxgrpo.models.products import take_columns
 from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.types import Params, TrainBatch
@@ -32,14 +37,25 @@ class BinColumns(NamedTuple):
     last."""
 
 
+MakeMaskedAttention = Callable[[Array, Array], AttentionFn | None]
+"""(mask [R S S], positions [R S]) -> a kernel; None: attention.attend."""
+
+
+def default_masked_attention(mask: Array, positions: Array) -> AttentionFn | None:
+    """Returns no kernel, so that `attend` is used."""
+    return None
+
+
 @dataclass(frozen=True)
 class PackedScorer(Scorer):
     """Reads bins, in which completions stand after the prompt that they share.
 
     group_size: G, neighbouring rows with the same prompt
+    make_masked_attention: makes the kernel, in the place of make_attention
     """
 
     group_size: int = 1
+    make_masked_attention: MakeMaskedAttention = default_masked_attention
 
     def __call__(
         self,
@@ -67,6 +83,7 @@ class PackedScorer(Scorer):
             params,
             inputs,
             dtype=self.dtype,
+            attention_fn=self.make_masked_attention(inputs.mask, inputs.positions),
             remat=self.remat,
             shardings=self.shardings,
         )

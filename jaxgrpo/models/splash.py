@@ -8,6 +8,7 @@ heads, G = H / K, E head width.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,21 +30,15 @@ BLOCK_LENGTHS = (512, 256, 128)
 """Columns of a block; the first that divides the sequence length is used."""
 
 
-# eq=False: it is hashed by identity, since traced segments have no hash.
+# eq=False: they are hashed by identity, since traced arrays have no hash.
 @dataclass(frozen=True, eq=False)
-class SplashAttention:
-    """Attention of the columns of a batch to those before them in their own segments.
+class _Splash:
+    """The kernel on a mesh. A subclass says what a column reads.
 
     mesh: divides rows over data and fsdp, and key-value heads over tensor where they divide
-    segments: which text of its row a column belongs to, [B, S]; 0 is padding
-    offset: the columns before this one have no queries; they are a prompt that was read before
-    interpret: runs the kernel's steps on any device, for tests
     """
 
     mesh: Mesh
-    segments: Int[Array, "B S"] | Bool[Array, "B S"]
-    offset: int = 0
-    interpret: bool = False
 
     def __call__(
         self,
@@ -54,7 +49,7 @@ class SplashAttention:
         scale: float | None = None,
         softcap: float | None = None,
     ) -> Float[Array, "B H T E"]:
-        """Returns what each query reads, as attention.attend does with the mask of the segments.
+        """Returns what each query reads, as attention.attend does with the same mask.
 
         A query in padding reads something finite that nobody looks at.
 
@@ -64,33 +59,64 @@ class SplashAttention:
         softcap: bound c of these products, as c * tanh(products / c); None: none
         """
         # 1. One array each of keys [B, K, E, S] and values [B, K, S, E].
-        batch, heads, length, width = queries.shape
+        width = queries.shape[-1]
         keys = jnp.concatenate([part_keys for part_keys, _ in parts], axis=3)
         values = jnp.concatenate([part_values for _, part_values in parts], axis=2)
 
         # 2. Queries by the key-value head that they read, [B, K, G, T, E]. They are scaled here
         # because the kernel does not scale.
-        kv_heads = keys.shape[1]
+        batch, kv_heads = keys.shape[:2]
         scaled = queries * (width**-0.5 if scale is None else scale)
-        grouped = scaled.reshape(batch, kv_heads, -1, length, width)
+        grouped = scaled.reshape(batch, kv_heads, -1, *queries.shape[2:])
 
         # 3. The kernel on each device's own rows and heads; nothing is communicated.
         heads_axis = "tensor" if kv_heads % self.mesh.shape["tensor"] == 0 else None
         by_row = PartitionSpec(*ROWS)
         by_row_and_head = PartitionSpec(*ROWS, heads_axis)
-        mask = self._make_mask(heads // kv_heads, window)
         attend = jax.shard_map(
-            partial(self._attend_shard, mask, softcap),
+            partial(self._attend_shard, window, softcap),
             mesh=self.mesh,
             in_specs=(by_row_and_head, by_row_and_head, by_row_and_head, by_row),
             out_specs=by_row_and_head,
             # The kernel does not say over which mesh axes its results vary.
             check_vma=False,
         )
-        attended = attend(
-            grouped, keys.swapaxes(2, 3), values, self.segments.astype("int32")
-        )
+        attended = attend(grouped, keys.swapaxes(2, 3), values, self._readable(window))
         return attended.reshape(queries.shape)
+
+    def _readable(self, window: int) -> Array:
+        """Returns what says of each row which columns may be read, [B, ...]."""
+        raise NotImplementedError
+
+    def _attend_shard(
+        self,
+        window: int,
+        softcap: float | None,
+        queries: Float[Array, "b k G T E"],
+        keys: Float[Array, "b k S E"],
+        values: Float[Array, "b k S E"],
+        readable: Array,
+    ) -> Float[Array, "b k G T E"]:
+        """Returns what the queries of one device's rows and heads read."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class SplashAttention(_Splash):
+    """Attention of the columns of a batch to those before them in their own segments.
+
+    segments: which text of its row a column belongs to, [B, S]; 0 is padding
+    offset: the columns before this one have no queries; they are a prompt that was read before
+    interpret: runs the kernel's steps on any device, for tests
+    """
+
+    segments: Int[Array, "B S"] | Bool[Array, "B S"]
+    offset: int = 0
+    interpret: bool = False
+
+    def _readable(self, window: int) -> Int[Array, "B S"]:
+        """Returns the segments: the window is in the kernel's own mask."""
+        return self.segments.astype("int32")
 
     def _make_mask(self, heads: int, window: int) -> masks.MultiHeadMask:
         """Returns the causal mask, [T, S] for each query head of a key-value head."""
@@ -106,18 +132,18 @@ class SplashAttention:
 
     def _attend_shard(
         self,
-        mask: masks.MultiHeadMask,
+        window: int,
         softcap: float | None,
         queries: Float[Array, "b k G T E"],
         keys: Float[Array, "b k S E"],
         values: Float[Array, "b k S E"],
-        segments: Int[Array, "b S"],
+        readable: Int[Array, "b S"],
     ) -> Float[Array, "b k G T E"]:
         """Returns what the queries of one device's rows and heads read."""
-        length = queries.shape[3]
+        heads, length = queries.shape[2:4]
         # Made here: outside the shard_map its arrays, of mask blocks, would need shardings, too.
         kernel = kernels.make_splash_mqa_single_device(
-            mask,
+            self._make_mask(heads, window),
             block_sizes=_block_sizes(length, keys.shape[2]),
             attn_logits_soft_cap=softcap,
             interpret=self.interpret,
@@ -137,7 +163,65 @@ class SplashAttention:
             )
 
         # Over the device's rows.
-        return jax.vmap(attend_row)(queries, keys, values, segments)
+        return jax.vmap(attend_row)(queries, keys, values, readable)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedSplashAttention(_Splash):
+    """Attention by a mask that is known only when the program runs.
+
+    The kernel skips blocks that the mask excludes. It holds the mask, a byte for each query head of
+    a key-value head and pair of columns, where dense attention holds float32 scores of all heads.
+
+    mask: which columns each column may read, but for the window
+    positions: of each column; a window counts them, and not columns
+    interpret: runs the kernel's steps on any device, for tests
+    """
+
+    mask: Bool[Array, "B S S"]
+    positions: Int[Array, "B S"]
+    interpret: bool = False
+
+    def _readable(self, window: int) -> Bool[Array, "B S S"]:
+        """Returns the mask, within the window."""
+        if not window:
+            return self.mask
+        distances = self.positions[:, :, None] - self.positions[:, None, :]
+        return self.mask & (distances < window)
+
+    def _attend_shard(
+        self,
+        window: int,
+        softcap: float | None,
+        queries: Float[Array, "b k G T E"],
+        keys: Float[Array, "b k S E"],
+        values: Float[Array, "b k S E"],
+        readable: Bool[Array, "b S S"],
+    ) -> Float[Array, "b k G T E"]:
+        """Returns what the queries of one device's rows and heads read."""
+        heads = queries.shape[2]
+
+        def attend_row(
+            queries: Float[Array, "k G S E"],
+            keys: Float[Array, "k S E"],
+            values: Float[Array, "k S E"],
+            mask: Bool[Array, "S S"],
+        ) -> Float[Array, "k G S E"]:
+            made = kernels.make_splash_mqa_single_device(
+                jnp.broadcast_to(mask, (heads, *mask.shape)),
+                block_sizes=_block_sizes(*mask.shape),
+                attn_logits_soft_cap=softcap,
+                interpret=self.interpret,
+            )
+            # JAX makes the flag an array, and then asks for its truth, which fails in a jit.
+            info = made.fwd_mask_info._replace(is_dynamic_mask=True)
+            # Any: to its types a kernel may return residuals, too.
+            kernel: Any = kernels.SplashAttentionKernel(
+                info, made.dq_mask_info, made.dkv_mask_info, **made.kwargs
+            )
+            return jax.vmap(kernel)(queries, keys, values)
+
+        return jax.vmap(attend_row)(queries, keys, values, readable)
 
 
 def attention(
@@ -151,13 +235,31 @@ def attention(
     The parameters are those of SplashAttention.
     """
     columns = segments.shape[1]
-    length = columns - offset
-    # Blocks have to divide both lengths.
-    if columns % LANES or length % LANES:
-        return None
-    if not interpret and mesh.devices.flat[0].platform != "tpu":
+    if not _can_run(mesh, (columns, columns - offset), interpret):
         return None
     return SplashAttention(mesh, segments, offset, interpret)
+
+
+def masked_attention(
+    mesh: Mesh,
+    mask: Bool[Array, "B S S"],
+    positions: Int[Array, "B S"],
+    interpret: bool = False,
+) -> MaskedSplashAttention | None:
+    """Returns the attention by a mask on this mesh, or None where the kernel cannot run.
+
+    The parameters are those of MaskedSplashAttention.
+    """
+    if not _can_run(mesh, mask.shape[1:], interpret):
+        return None
+    return MaskedSplashAttention(mesh, mask, positions, interpret)
+
+
+def _can_run(mesh: Mesh, lengths: tuple[int, ...], interpret: bool) -> bool:
+    """Returns whether the kernel has blocks that divide these lengths, and runs on the mesh."""
+    if any(length % LANES for length in lengths):
+        return False
+    return interpret or mesh.devices.flat[0].platform == "tpu"
 
 
 def _block_sizes(length: int, columns: int) -> kernels.BlockSizes:
