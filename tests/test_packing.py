@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ import optax
 import pytest
 
 from jaxgrpo import losses
+from jaxgrpo.device.packed_scorer import PackedScorer
 from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.losses import GRPO
-from jaxgrpo.models import lora, transformer
+from jaxgrpo.models import lora, splash, transformer
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.models.products import take_columns
 from jaxgrpo.programs import Programs, compile_programs
@@ -220,6 +222,40 @@ def test_whatever_else_an_update_does_it_does_packed(network, settings):
     without = settings | {"pack": 0, "micro_batch": 0}
     ours = step(make_programs(network, **settings), network, bins(batch))
     assert_same_step(ours, step(make_programs(network, **without), network, batch))
+
+
+@pytest.mark.parametrize("is_scanned", [False, True])
+def test_the_splash_kernel_scores_bins_as_dense_attention_does(is_scanned):
+    """With windows, which count positions, through a scan over layers, too."""
+    rows = random_batch(8, num_groups=16)
+    batch = jax.tree.map(jnp.asarray, packer(128, bins_at_once=2)(rows))
+    # The first micro-batch: two bins with something in them.
+    batch = batch._replace(bins=batch.bins[:: len(batch.bins) // 2])
+    assert (batch.bins != NO_ENTRY).any(axis=1).all()
+    dense = PackedScorer(GEMMA, prompt_width=WIDTH, group_size=GROUP, remat="full")
+    kernel = partial(
+        splash.masked_attention,
+        make_mesh(devices=jax.devices()[:1]),
+        interpret=True,
+    )
+    sparse = dataclasses.replace(dense, make_masked_attention=kernel)
+    params = random_params(GEMMA)
+    if is_scanned:
+        params = transformer.stack(params)
+
+    @partial(jax.jit, static_argnums=0)
+    def with_gradient(scorer, params):
+        def loss(params):
+            logprobs, entropy = scorer(params, batch, 0.9, 1, entropy=True)
+            return (logprobs + 0.1 * entropy).sum()
+
+        return jax.value_and_grad(loss)(params)
+
+    value, gradient = with_gradient(sparse, params)
+    expected, expected_gradient = with_gradient(dense, params)
+    assert abs(expected) > 100
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert_same_step((gradient, {}), (expected_gradient, {}), rtol=3e-6)
 
 
 @pytest.mark.parametrize("group", [1, 2])

@@ -24,6 +24,14 @@ from jaxgrpo.models.products import take_columns
 from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.types import Params, TrainBatch
 
+MakeMaskedAttention = Callable[[Array, Array], AttentionFn | None]
+"""(mask [R S S], positions [R S]) -> a kernel; None: attention.attend."""
+
+
+def default_masked_attention(mask: Array, positions: Array) -> AttentionFn | None:
+    """Returns no kernel, so that `attend` is used."""
+    return None
+
 
 class BinColumns(NamedTuple):
     """The columns of bins."""
@@ -35,15 +43,6 @@ class BinColumns(NamedTuple):
     deciding: Int[Array, "R S"]
     """The column whose hidden state decides a column's token: the one before it, or the prompt's
     last."""
-
-
-MakeMaskedAttention = Callable[[Array, Array], AttentionFn | None]
-"""(mask [R S S], positions [R S]) -> a kernel; None: attention.attend."""
-
-
-def default_masked_attention(mask: Array, positions: Array) -> AttentionFn | None:
-    """Returns no kernel, so that `attend` is used."""
-    return None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
     python -m tools.bench rollout --mean-new 48 --new 384 --groups 32 --group-size 8 --slots 64 \\
         --json
     python -m tools.bench step --micro-batch 16 --json
+    python -m tools.bench step --mean-new 48 --new 384 --groups 32 --pack 640 --bins 2 --json
     python -m tools.bench rewards --verdicts 5000 --workers 2 --json
     python -m tools.bench load --gigabytes 3 --json
 
