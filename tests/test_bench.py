@@ -115,6 +115,15 @@ def measured(capsys, *argv: str) -> dict:
     return result
 
 
+def test_steps_can_keep_what_is_in_flight(model, capsys):
+    flags = ("--mean-new", "3", "--slots", "4", "--keep-in-flight")
+    result = measured(capsys, "rollout", "--model", model, *flags)
+    assert result["in_flight_tokens_per_s"] > 0
+    assert result["utilisation"] < result["in_flight_utilisation"] <= 1
+    assert result["in_flight_s"] > 0
+    assert result["recompiles"] == 0
+
+
 def test_rollout_says_what_it_measured(model, capsys):
     result = measured(capsys, "rollout", "--model", model)
     assert result["utilisation"] == 1

@@ -101,7 +101,13 @@ def add_logprobs(subcommands: Subcommands) -> None:
 
 def add_rollout(subcommands: Subcommands) -> None:
     """Adds the subcommand `rollout`."""
-    _add_sampling_flags(subcommands.add(bench_rollout))
+    parser = subcommands.add(bench_rollout)
+    _add_sampling_flags(parser)
+    parser.add_argument(
+        "--keep-in-flight",
+        action="store_true",
+        help="also take steps whose unfinished completions go on in the next one",
+    )
 
 
 def add_step(subcommands: Subcommands) -> None:
@@ -137,12 +143,6 @@ def add_step(subcommands: Subcommands) -> None:
         default=0.0,
         help="also time a reward that takes so long a completion",
     )
-    parser.add_argument(
-        "--workers",
-        type=positive,
-        default=2,
-        help="processes that compute rewards; default 2",
-    )
 
 
 def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -177,6 +177,12 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         choices=DTYPES,
         default="float32",
         help="of matrix products and caches",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=2,
+        help="processes that compute rewards; default 2",
     )
 
 

@@ -36,6 +36,7 @@ from jaxgrpo.rollout.packing import Packer
 from jaxgrpo.text import tokenizer
 from jaxgrpo.types import Params, SamplingParams, TrainState
 from tools.bench.coin import Coin
+from tools.bench.in_flight import InFlightSteps
 from tools.bench.turns import Result, Work, measure
 
 
@@ -114,14 +115,17 @@ class Bench:
         self, problems: Iterable[Problem], programs: SamplingPrograms, params: Params
     ) -> SamplingSession:
         engine = dataclasses.replace(self.engine, programs=programs)
-        request = SamplingRequest(
+        return engine.session(params, problems, self.request(), step=0)
+
+    def request(self) -> SamplingRequest:
+        """Returns what is sampled of each problem: rows of the lengths that were chosen."""
+        return SamplingRequest(
             group_size=self.lengths.shape[1],
             # So that no row ends before its limit.
-            sampling=SamplingParams(min_tokens=engine.new_tokens),
+            sampling=SamplingParams(min_tokens=self.engine.new_tokens),
             purpose="bench",
             max_tokens_of=self._token_limit,
         )
-        return engine.session(params, problems, request, step=0)
 
     def _token_limit(self, problem: Problem, sample: int) -> int:
         """Returns the length of a completion. The problems' ids are their numbers."""
@@ -255,7 +259,11 @@ def completion_lengths(arguments: argparse.Namespace) -> np.ndarray:
 
 
 def bench_rollout(arguments: argparse.Namespace) -> Result:
-    """Times sampling through the engine: tokens a second, and utilisation of the slots."""
+    """Times sampling through the engine: tokens a second, and utilisation of the slots.
+
+    With --mean-new the same rows are also sampled batch by batch, with --keep-in-flight also steps
+    are taken whose unfinished completions go on in the next one.
+    """
     bench = make_bench(arguments)
     usages: list[SamplingUsage] = []
 
@@ -272,8 +280,26 @@ def bench_rollout(arguments: argparse.Namespace) -> Result:
         bench.lengths.ravel(),
         *_slots_and_itemsize(bench, arguments),
     )
-    result = measure(calls, work, int(bench.lengths.sum()), arguments)
-    return result | usage_result(usages[1:])  # the first turn compiles
+    tokens = int(bench.lengths.sum())
+    if not arguments.keep_in_flight:
+        result = measure(calls, work, tokens, arguments)
+        return result | usage_result(usages[1:])  # the first turn compiles
+    rewards = {"accuracy": Weighted(Coin(0.0))}
+    with (
+        Pool(rewards, arguments.workers, deadline=10.0) as pool,
+        contextlib.closing(
+            InFlightSteps(
+                bench.engine,
+                Judge(pool, rewards, "accuracy"),
+                bench.problems,
+                bench.request(),
+                bench.params,
+            )
+        ) as steps,
+    ):
+        calls["in_flight"] = steps.step
+        result = measure(calls, work, tokens, arguments)
+        return result | usage_result(usages[1:]) | steps.result()
 
 
 class _Trainer:
