@@ -12,7 +12,7 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.models import transformer
 from tests.tiny_models import NETWORK, make_folder
 from tools.bench import __main__ as bench
-from tools.bench import sampling
+from tools.bench.work import step_work
 
 TINY = [
     "logprobs",
@@ -163,7 +163,7 @@ def test_a_step_on_bins_is_timed_beside_the_other(model, capsys):
 
 def test_the_work_of_a_step_is_ten_products_a_parameter_and_token():
     lengths = np.full(64, 128)
-    work = sampling.step_work(NETWORK, 64, lengths, 64, 4)
+    work = step_work(NETWORK, 64, lengths, 64, 4)
     assert (
         work.flops
         == 10 * transformer.parameter_count(transformer.shapes(NETWORK)) * 64 * 192

@@ -150,6 +150,7 @@ def iterations(folder: str, settings: Settings, inputs: Inputs) -> dict[str, obj
     descent, RATE times each gradient. TRL prepares the batch once, before the first iteration.
     """
     trainer = make_trainer(folder, settings, inputs, "mixed")
+    # The first iteration is on policy: TRL takes the old log-probabilities from these.
     trainer.logprobs = torch.tensor(inputs["old_logprobs"], requires_grad=True)
     batch = prepared_batch(trainer, inputs)
     batch["advantages"] = torch.tensor(inputs["advantages"])
@@ -157,6 +158,7 @@ def iterations(folder: str, settings: Settings, inputs: Inputs) -> dict[str, obj
     for _ in range(trainer.num_iterations):
         value = trainer.compute_loss(trainer.model, batch)
         (gradient,) = torch.autograd.grad(value, trainer.logprobs)
+        # Gradient descent alone: an optimizer's state would hide a wrong gradient.
         moved = trainer.logprobs.detach() - RATE * gradient
         trainer.logprobs = moved.requires_grad_()
         losses.append(value.item())

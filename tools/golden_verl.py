@@ -55,6 +55,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("tests/golden/verl.json"))
     arguments = parser.parse_args()
+    # So that rounding is verl's own only in the last digits.
     torch.set_default_dtype(torch.float64)
     inputs = make_inputs()
     cases = [

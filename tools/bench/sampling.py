@@ -23,7 +23,7 @@ from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses.grpo import GRPO
-from jaxgrpo.models import hf_folder, transformer
+from jaxgrpo.models import hf_folder
 from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.problems import Problem, Weighted
 from jaxgrpo.programs import Programs, SamplingPrograms, compile_programs
@@ -37,37 +37,8 @@ from jaxgrpo.text import tokenizer
 from jaxgrpo.types import Params, SamplingParams, TrainState
 from tools.bench.coin import Coin
 from tools.bench.in_flight import InFlightSteps
-from tools.bench.turns import Result, Work, measure
-
-
-def rollout_work(
-    model: ModelConfig, prompt: int, lengths: np.ndarray, slots: int, itemsize: int
-) -> Work:
-    """Returns the work of sampling.
-
-    prompt: tokens of each prompt
-    lengths: tokens of each row's completion
-    slots: rows that are sampled side by side
-    itemsize: bytes of a number
-    """
-    parameters = transformer.parameter_count(transformer.shapes(model))
-    flops = 2.0 * parameters * np.sum(prompt + lengths)
-    # Each decode step of all slots fetches the parameters once ...
-    steps = np.sum(lengths) / min(slots, len(lengths))
-    parameter_bytes = steps * parameters * itemsize
-    # ... and each token the keys and values of all before it: of half its row's, on average.
-    token_bytes = 2 * model.layers * model.kv_heads * model.head_width * itemsize
-    cache_bytes = np.sum(lengths * (prompt + (lengths + 1) / 2)) * token_bytes
-    return Work(flops, float(parameter_bytes + cache_bytes))
-
-
-def step_work(
-    model: ModelConfig, prompt: int, lengths: np.ndarray, slots: int, itemsize: int
-) -> Work:
-    """Returns the work of a GRPO step; parameters as in `rollout_work`."""
-    rollout = rollout_work(model, prompt, lengths, slots, itemsize)
-    # FLOPs a parameter and token: sampling 2, the reference's forward pass 2, the update 6.
-    return Work(5 * rollout.flops, rollout.bytes)
+from tools.bench.turns import Result, measure
+from tools.bench.work import rollout_work, step_work
 
 
 class IdTokenizer(tokenizer.Tokenizer):
@@ -188,6 +159,7 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
     )
     if not pack:
         return bench
+    # Sampling is the same; only the update on bins is another program.
     packer = Packer(arguments.group_size, arguments.prompt, pack, bins)
     packed_update = compile_update(slots, bins, pack).update
     return dataclasses.replace(bench, packer=packer, packed_update=packed_update)
@@ -375,6 +347,7 @@ def bench_step(arguments: argparse.Namespace) -> Result:
             judge = Judge(pool, rewards, "accuracy")
             return _Trainer(bench, judge, arguments.kl, packed)
 
+        # The first is what is measured; the others are compared with it in the same turns.
         trainers = {"step": make_trainer()}
         if bench.packer:
             trainers["packed"] = make_trainer(packed=True)
