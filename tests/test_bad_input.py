@@ -322,9 +322,8 @@ def test_long_prompts_are_dropped_with_a_count(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Run, "load_params", _stop)
     with pytest.raises(SystemExit):
         run_main(train.main)
-    assert capsys.readouterr().out.startswith(
-        "1 of 6 training prompts are longer than 80 tokens and left out; "
-    )
+    said = capsys.readouterr().out
+    assert "\n1 of 6 training prompts are longer than 80 tokens and left out; " in said
 
 
 def test_the_folder_of_another_run(refused, tmp_path):
