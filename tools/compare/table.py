@@ -1,0 +1,125 @@
+"""The results of a comparison, over seeds, and their Markdown table."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from jaxgrpo import metrics
+from tools.compare.runs import Task
+
+CONFIDENCE = 0.95
+COLUMNS = (
+    "arm",
+    "runs",
+    "accuracy after",
+    "gain",
+    "gain, to the first arm's",
+    "tokens sampled",
+    "gain a million tokens",
+    "tokens clipped",
+    "words in the prompt's language",
+    "entropy after",
+    "s",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    before, after: held-out accuracy, a share
+    tokens: sampled in training, in groups that were judged or were left unfinished
+    clipped: share of the trained tokens whose ratio was clipped, a mean over the steps
+    words: share of the words in the prompt's language, held out, after
+    entropy: nats a token, a mean over the last quarter of the steps
+    seconds: from start to end, beside the other runs
+    """
+
+    before: float
+    after: float
+    tokens: float
+    clipped: float
+    words: float
+    entropy: float
+    seconds: float
+
+    @property
+    def gain(self) -> float:
+        """What training added to the held-out accuracy."""
+        return self.after - self.before
+
+
+def read_result(task: Task) -> Result:
+    """Returns the result of a run that is done."""
+    summary = json.loads((task.folder / "summary.json").read_text())
+    steps = metrics.read(task.folder)
+    tokens = _column(steps, "rollout/tokens_per_s") * _column(steps, "time/rollout")
+    clipped = _column(steps, "policy/clipped_low", "policy/clipped_high")
+    entropy = _column(steps, "policy/entropy")
+    return Result(
+        before=summary["accuracy_before"],
+        after=summary["accuracy_after"],
+        tokens=float(tokens.sum()),
+        clipped=float(clipped.mean()),
+        words=summary["after"]["language/target_word_ratio"],
+        entropy=float(entropy[-max(1, len(entropy) // 4) :].mean()),
+        seconds=summary["seconds"],
+    )
+
+
+def _column(
+    steps: Sequence[Mapping[str, int | float | None]], *names: str
+) -> np.ndarray:
+    """Returns the sum of some metrics at each step that has them all."""
+    rows = [[step.get(name) for name in names] for step in steps]
+    present = [row for row in rows if None not in row]
+    return np.array(present, float).sum(axis=1)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean, and the half width of its 95 % interval by Student's t (NaN: one value)."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan
+    error = float(stats.sem(values))
+    return mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+
+
+def markdown(results: dict[str, dict[int, Result]]) -> str:
+    """Returns the table of the arms: name -> seed -> result. Differences are seed by seed."""
+    first = next(iter(results.values()))
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
+    for name, by_seed in results.items():
+        runs = list(by_seed.values())
+        seeds = [seed for seed in by_seed if seed in first]
+        differences = [by_seed[seed].gain - first[seed].gain for seed in seeds]
+        cells = [
+            name,
+            f"{len(runs)}",
+            _cell([run.after for run in runs], "{:.3f}"),
+            _cell([run.gain for run in runs], "{:+.3f}"),
+            "" if by_seed is first else _cell(differences, "{:+.3f}"),
+            _cell([run.tokens for run in runs], "{:,.0f}"),
+            _cell([run.gain / run.tokens * 1e6 for run in runs], "{:.3f}"),
+            f"{np.mean([run.clipped for run in runs]):.2%}",
+            _cell([run.words for run in runs], "{:.3f}"),
+            f"{np.mean([run.entropy for run in runs]):.3f}",
+            f"{np.mean([run.seconds for run in runs]):.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float], form: str) -> str:
+    """Returns "mean ± half width", or the mean of a single value."""
+    if not values:
+        return ""
+    mean, half = interval(values)
+    text = form.format(mean)
+    if math.isnan(half):
+        return text
+    return f"{text} ± {form.replace('+', '').format(half)}"
