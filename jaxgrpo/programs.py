@@ -113,7 +113,7 @@ class Programs(SamplingPrograms):
     row_sharding: NamedSharding
     """Where everything lives whose first axis is rows or prompts."""
     bins_at_once: int
-    """Bins of a micro-batch, where an update is packed."""
+    """Bins of a micro-batch, where an update is packed; its rows otherwise."""
 
     def memory(self, update: Program, reference: Params | None) -> dict[str, float]:
         """Returns the bytes of a device that an update needs, by part.

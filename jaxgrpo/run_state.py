@@ -52,6 +52,10 @@ def restore_or_start(
     params: the model folder's
     """
     order = ProblemOrder(run.task.problems, run.config.seed)
+    # Moving coefficients are floats from the first step on: a config's 0 would be traced as an
+    # integer, and the next step's value compile anew.
+    objective = run.config.objective
+    objective = losses.with_moving_values(objective, losses.moving_values(objective))
     if checkpoints.latest() is None:
         state = run.programs.init_state(params, np.uint32(run.config.seed))
         weights = run.judge.initial_weights()
@@ -61,15 +65,13 @@ def restore_or_start(
             order=order,
             history=History(),
             reward_weights=weights,
-            objective=run.config.objective,
+            objective=objective,
             started_at=started_at,
         )
     state, saved = checkpoints.restore(run.programs.state_like)
     order.restore(saved["order"])
     # A run that was begun before there were moving coefficients has none saved.
-    objective = losses.with_moving_values(
-        run.config.objective, saved.get("objective", {})
-    )
+    objective = losses.with_moving_values(objective, saved.get("objective", {}))
     return RunState(
         step=saved["step"],
         state=state,

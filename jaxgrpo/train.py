@@ -269,6 +269,7 @@ def _update(
     state = run_state.state
     if not collected.groups:
         run_state.state = state._replace(step=state.step + 1)
+        run_state.objective = losses.after_step(run_state.objective, {})
         return {}
     batch = make_batch(
         collected.groups,
@@ -293,8 +294,10 @@ def _update(
     # This step's coefficients, not the next one's.
     update_metrics |= {f"objective/{name}": value for name, value in moving.items()}
     program = update_program(programs, rule)
-    if not program.sealed:  # the first update of this process
-        check_agreement(config, updates[0])
+    counted = [update for update in updates if update["update/tokens"]]
+    if counted and not program.sealed:
+        # The first update of this process that has a token to compare.
+        check_agreement(config, counted[0])
         update_metrics |= programs.memory(program, reference)
         writer.print_line(metrics.memory_line(update_metrics))
         program.seal()

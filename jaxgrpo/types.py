@@ -93,8 +93,8 @@ class TrainBatch(NamedTuple):
 
     tokens: Int[AnyArray, "B T"]
     segments: Int[AnyArray, "B T"]
-    """The text within the row that a token belongs to, from 1; 0 is padding. Rollouts have one
-    text a row, packed rows several."""
+    """The text within the row that a token belongs to, from 1; 0 is padding. A row of a rollout has
+    one text; a row of supervised training has several (sft.pack)."""
     completion_mask: Bool[AnyArray, "B T"]
     """True on tokens that the policy chose; advantages are made of all of them."""
     rewards: Float[AnyArray, "B"]
@@ -106,6 +106,13 @@ class TrainBatch(NamedTuple):
     bins: Int[AnyArray, "bins S"] | None = None
     """The entry of `tokens`, row * T + column, that stands in each column of each bin, or NO_ENTRY;
     None: rows are read as they are (see rollout/packing.py)."""
+
+    @property
+    def trained_mask(self) -> Bool[AnyArray, "B T"]:
+        """True on the tokens that count in the loss."""
+        if self.trained is None:
+            return self.completion_mask
+        return self.completion_mask & self.trained[:, None]
 
 
 class TrainState(NamedTuple):

@@ -31,7 +31,7 @@ class UpdateRule:
     """The updates that are made with a batch.
 
     groups: of a batch
-    updates: parts of equal size that the groups are divided into, an update for each
+    updates: mini-batches of equal size that the groups are divided into; each is an optimizer step
     epochs: how often the batch is gone over
     target_kl: no further update is made once KL(old || policy), in nats a token, was above this in
         the last one (0: all are made)
@@ -54,8 +54,9 @@ class UpdateRule:
     def mini_batches(self, step: int) -> Iterator[Int[np.ndarray, "g"]]:
         """Yields the groups of each update of a step, by their places in the batch.
 
-        Every epoch has all groups, in an order that is a function of (seed, step, epoch). So no
-        update has only the places that an underfull batch leaves empty, which are its last.
+        Every epoch has all groups, in an order that is a function of (seed, step, epoch). So the
+        places that an underfull batch leaves empty, which are its last, are seldom all in one
+        update. An update that has only those moves nothing.
         """
         for epoch in range(self.epochs):
             generator = np.random.default_rng([self.seed, step, epoch])
@@ -116,10 +117,7 @@ def _mini_batch_bins(
 ) -> Int[np.ndarray, "bins S"]:
     """Returns the bins of the rows of some groups; what is not trained on need not be in one."""
     rows = take_groups(batch, groups, packer.group_size)
-    if rows.trained is not None:
-        mask = rows.completion_mask & rows.trained[:, None]
-        rows = rows._replace(completion_mask=mask)
-    return packer.bins(rows)
+    return packer.bins(rows._replace(completion_mask=rows.trained_mask))
 
 
 def update_program(programs: Programs, rule: UpdateRule) -> Program:
@@ -130,29 +128,37 @@ def update_program(programs: Programs, rule: UpdateRule) -> Program:
 def merge_metrics(updates: Sequence[Mapping[str, float]]) -> Metrics:
     """Returns the metrics of a step from those of its updates, of which there is at least one.
 
-    Means are over the tokens of all updates, a token counting once an update. The differences
-    between sampler and scorer (policy/logprob_gap) are the first update's, before the policy moves.
-    Where there can be several updates, update/count is how many were made, and policy/kl_old_last
-    what the last of them saw.
+    An update without a token says nothing of the policy, and counts in update/count alone.
+
+        update/count         updates that were made
+        update/tokens        their sum: a token that is in two updates counts twice
+        update/...           others: means of the updates
+        policy/logprob_gap   the first update's, before the policy moves; so are its _max and _p99
+        policy/..._max       maxima
+        policy/...           others: means over the tokens
+        policy/kl_old_last   policy/kl_old of the last update
     """
-    first = updates[0]
-    merged = dict(first)
-    if len(updates) > 1:
-        tokens = np.array([metrics["update/tokens"] for metrics in updates])
-        # Where no update had a token all count alike.
-        weights = tokens if tokens.any() else np.ones(len(updates))
-        for name in first:
-            values = np.array([metrics[name] for metrics in updates])
-            if name == "update/tokens":
-                merged[name] = float(tokens.sum())
-            elif name.startswith("policy/logprob_gap"):
-                continue
-            elif name.endswith("_max"):
-                merged[name] = float(values.max())
-            else:
-                merged[name] = float(np.average(values, weights=weights))
+    counted = [metrics for metrics in updates if metrics["update/tokens"]] or updates[
+        :1
+    ]
+    merged = dict(counted[0])
+    tokens = np.array([metrics["update/tokens"] for metrics in counted])
+    # Without a token the mean is that of the only one.
+    weights = np.maximum(tokens, 1.0)
+    for name in merged:
+        values = np.array([metrics[name] for metrics in counted])
+        if name == "update/tokens":
+            merged[name] = float(tokens.sum())
+        elif name.startswith("policy/logprob_gap"):
+            continue
+        elif name.endswith("_max"):
+            merged[name] = float(values.max())
+        elif name.startswith("update/"):
+            merged[name] = float(values.mean())
+        else:
+            merged[name] = float(np.average(values, weights=weights))
     merged["update/count"] = float(len(updates))
-    merged["policy/kl_old_last"] = updates[-1]["policy/kl_old"]
+    merged["policy/kl_old_last"] = counted[-1]["policy/kl_old"]
     return merged
 
 

@@ -24,6 +24,7 @@ from jaxgrpo.config import (
     overrides,
     parse_command_line,
     save,
+    sizes,
     validate,
 )
 from jaxgrpo.config.bounds import marked
@@ -430,6 +431,49 @@ def test_the_old_name_of_a_method_is_refused(objective, name):
     said = message(validate, make(objective=objective))
     assert said.startswith(f"{name} is a {__name__}:OldMethod: ")
     assert said.endswith("it must have token_weights() in the place of weights()")
+
+
+class Helper(losses.GRPO):
+    """An objective with a method of the old name beside the present one."""
+
+    def weights(self, mask):
+        return mask / 2
+
+    def token_weights(self, mask):
+        return self.weights(mask)
+
+
+def test_a_helper_may_have_the_old_name():
+    validate(make(objective=Helper()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 0),
+        ({"mask_older": 1}, 0),
+        ({"keep_in_flight": True, "max_age": 3}, 3),
+        ({"keep_in_flight": True, "max_age": 3, "mask_older": 1}, 1),
+        ({"keep_in_flight": True, "max_age": 2, "mask_older": 5}, 2),
+        ({"keep_in_flight": True, "max_age": 2, "mask_older": 0}, 0),
+    ],
+)
+def test_a_run_says_how_old_the_tokens_are_that_it_trains_on(settings, expected):
+    """Without a correction, and where it trains on older ones at all."""
+    config = make()
+    for name, value in settings.items():
+        group = config.batch if name == "mask_older" else config.sampling
+        setattr(group, name, value)
+    assert sizes.max_trained_age(config) == expected
+    note = sizes.age_note(config)
+    if expected:
+        steps = "1 step" if expected == 1 else f"{expected} steps"
+        assert note.startswith(f"tokens up to {steps} old are trained on")
+    else:
+        assert note == ""
+        # So an objective without a ratio will do.
+        config.objective = losses.RLOO()
+        validate(config)
 
 
 NAMES = {

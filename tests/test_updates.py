@@ -287,6 +287,15 @@ def test_metrics_of_a_step_are_means_over_the_tokens_of_its_updates():
     )
 
 
+def test_an_update_without_a_token_says_nothing():
+    """Neither first nor last does it stand for the others."""
+    empty = {"update/tokens": 0.0, "policy/logprob_gap_p99": 0.0, "policy/kl_old": 0.0}
+    full = {"update/tokens": 3.0, "policy/logprob_gap_p99": 0.2, "policy/kl_old": 0.4}
+    assert merge_metrics([empty, full, empty]) == pytest.approx(
+        {**full, "update/count": 3.0, "policy/kl_old_last": 0.4}
+    )
+
+
 @dataclass(frozen=True)
 class Coin(Scorer):
     """Scores a policy over two tokens: params is the logit of token 1."""

@@ -2,6 +2,11 @@
 
     python -m tools.make_tiny_model --out jaxgrpo/tiny
 
+With --start FOLDER it keeps that model's tokenizer, and trains its weights further. So it makes a
+better model for the same problems, such as a teacher:
+
+    python -m tools.make_tiny_model --start jaxgrpo/tiny --steps 600 --seed 1 --out teacher
+
 It is trained on the embedded problems, unequally on purpose, for it is the laboratory of the two
 papers that this project stands on: see the README.md that this program writes beside the weights.
 """
@@ -109,6 +114,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=hf_folder.EMBEDDED)
     parser.add_argument(
+        "--start", type=Path, help="a model of this program, to be trained further"
+    )
+    parser.add_argument(
         "--steps",
         type=int,
         default=1200,
@@ -123,10 +131,13 @@ def main() -> None:
     started = time.time()
     folder = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
-    make_tokenizer(folder, arguments.seed)
+    if arguments.start is None:
+        make_tokenizer(folder, arguments.seed)
+    else:
+        shutil.copytree(arguments.start, folder, dirs_exist_ok=True)
     report = train(folder, arguments)
     minutes = (time.time() - started) / 60
-    (folder / "README.md").write_text(make_readme(report, minutes, arguments.seed))
+    (folder / "README.md").write_text(make_readme(report, minutes, arguments))
     print(
         f"{folder}: {report['overall']:.0%} of held-out samples right, {minutes:.0f} minutes"
     )
@@ -235,7 +246,7 @@ def without_steps(solution: str) -> str:
 
 
 def train(folder: Path, arguments: argparse.Namespace) -> Report:
-    """Trains from scratch, writes the weights, and returns the last held-out accuracies."""
+    """Trains, writes the weights, and returns the last held-out accuracies."""
     tokens = tokenizer.load(folder)
     config = hf_folder.load_config(folder)
     mesh = make_mesh()
@@ -251,7 +262,10 @@ def train(folder: Path, arguments: argparse.Namespace) -> Report:
     update = UpdateSpec(micro_batch=8, score_from=1)
     programs = compile_programs(ModelSpec(config, mesh), sampling, update, optimizer)
     engine = Engine(programs, tokens, PROMPT_WIDTH, NEW_TOKENS, arguments.seed)
-    params = transformer.init(config, jax.random.key(arguments.seed))
+    if arguments.start is None:
+        params = transformer.init(config, jax.random.key(arguments.seed))
+    else:
+        params = hf_folder.load_params(arguments.start, programs.params_like)
     batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad_id)
     states = sft.train(
         programs,
@@ -310,9 +324,9 @@ def write_weights(folder: Path, params: Params) -> None:
 README = """# The embedded model
 
 A Llama of {parameters:,} parameters (float32) with a SentencePiece tokenizer of {vocabulary:,}
-pieces (digits apart, byte fallback), made from nothing by
+pieces (digits apart, byte fallback), made by
 
-    python -m tools.make_tiny_model --seed {seed}
+    python -m tools.make_tiny_model {flags}
 
 in {minutes:.0f} minutes on two CPU cores, {steps:,} steps of {rows} packed rows of {width} tokens.
 It solves the word problems of `jaxgrpo/data/arithmetic.py` some of the time and nothing else; it is
@@ -336,7 +350,7 @@ Its pre-training text is made so that both of the project's papers have somethin
 """
 
 
-def make_readme(report: Report, minutes: float, seed: int) -> str:
+def make_readme(report: Report, minutes: float, arguments: argparse.Namespace) -> str:
     """Returns the text of the folder's README.md."""
     labels = {"overall": "all"}
     labels |= {language: language for language in LANGUAGES}
@@ -345,10 +359,13 @@ def make_readme(report: Report, minutes: float, seed: int) -> str:
     table += [f"| {label} | {report[key]:.2f} |" for key, label in labels.items()]
     languages = [f"{share:.0%} {language}" for language, share in LANGUAGES.items()]
     levels = [f"{share:.0%} level {level}" for level, share in LEVELS.items()]
+    flags = f"--steps {arguments.steps} --seed {arguments.seed}"
+    if arguments.start is not None:
+        flags = f"--start {arguments.start} {flags}"
     return README.format(
         parameters=report["parameters"],
         vocabulary=VOCABULARY,
-        seed=seed,
+        flags=flags,
         minutes=minutes,
         steps=report["steps"],
         rows=ROWS,

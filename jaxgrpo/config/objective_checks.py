@@ -5,23 +5,24 @@ from collections.abc import Iterator
 from jaxgrpo.config import overrides
 from jaxgrpo.config.bounds import ROUNDING
 from jaxgrpo.config.schema import Config
+from jaxgrpo.config.sizes import max_trained_age
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Corrected
 
 OBJECTIVE_METHODS = ("advantages", "token_weights", "token_loss")
 """Methods that an objective must have."""
 
-RENAMED_METHODS = {"token_weights": "weights"}
-"""Methods' names, and the names that they had before."""
+OLD_METHOD_NAMES = {"token_weights": "weights"}
+"""The old name of a method, by its present one."""
 
 
 def check_methods(name: str, value: object, methods: tuple[str, ...]) -> None:
     """Raises UserError if a part of the config lacks one of the methods, or has its old name."""
     missing = []
     for method in methods:
-        old_name = RENAMED_METHODS.get(method, "")
+        old_name = OLD_METHOD_NAMES.get(method, "")
         # Nobody would call the old method of a class that inherits the new one.
-        if callable(getattr(value, old_name, None)):
+        if _first_of(type(value), (method, old_name)) == old_name:
             missing.append(f"{method}() in the place of {old_name}()")
         elif not callable(getattr(value, method, None)):
             missing.append(f"{method}()")
@@ -29,6 +30,15 @@ def check_methods(name: str, value: object, methods: tuple[str, ...]) -> None:
         raise UserError(
             f"{name} is a {overrides.path_of(type(value))}: it must have {', '.join(missing)}"
         )
+
+
+def _first_of(cls: type, methods: tuple[str, ...]) -> str | None:
+    """Returns the method that the most derived class has, the first if it has several."""
+    for ancestor in cls.__mro__:
+        for method in methods:
+            if callable(vars(ancestor).get(method)):
+                return method
+    return None
 
 
 def check_objective(config: Config) -> None:
@@ -39,7 +49,7 @@ def check_objective(config: Config) -> None:
     is_corrected = any(isinstance(layer, Corrected) for layer in layers)
     if config.batch.old_logprobs == "sampler":
         _check_sampler_ratio(config, layers, is_corrected)
-    elif config.sampling.keep_in_flight and not is_corrected:
+    elif max_trained_age(config) and not is_corrected:
         # The sampler's log-probabilities would do as well, unless they are refused, too.
         refused = _narrow_clip(layers, ROUNDING[config.dtype]) or _without_ratio(layers)
         other = "" if refused else ", or set batch.old_logprobs to 'sampler'"
@@ -86,15 +96,15 @@ def _check_sampler_ratio(
             "to correct; set batch.old_logprobs to 'trainer'"
         )
     hint = "set batch.old_logprobs to 'trainer'"
-    if config.sampling.keep_in_flight:
+    if max_trained_age(config):
         # Without a correction, the trainer's own ratio would not know that tokens are old.
         hint += " and put Corrected(...) around the objective"
     plain = _without_ratio(layers)
-    if config.sampling.keep_in_flight and plain:
+    if max_trained_age(config) and plain:
         raise UserError(
             f"sampling.keep_in_flight is on, and {plain} has no importance "
             "ratio: tokens of older policies would count as the present one's; "
-            f"{hint}, or set sampling.keep_in_flight to false"
+            f"{hint}, or set sampling.keep_in_flight to false or batch.mask_older to 0"
         )
     # Before any update the ratio is exp(scorer - sampler): off from 1 by about the rounding.
     rounding = ROUNDING[config.dtype]

@@ -32,14 +32,23 @@ def batch_line(config: Config) -> str:
 
 def age_note(config: Config) -> str:
     """Returns a line for a run that trains on tokens of older policies without a correction."""
-    sampling = config.sampling
-    if not sampling.keep_in_flight or config.batch.old_logprobs == "trainer":
+    age = max_trained_age(config)
+    if not age or config.batch.old_logprobs == "trainer":
         return ""
     return (
-        f"tokens up to {sampling.max_age} steps old are trained on, and their age counts against "
-        "the clip range; batch.old_logprobs='trainer' and Corrected(...) around the objective "
-        "correct for it apart"
+        f"tokens up to {age} step{'s' * (age > 1)} old are trained on, and their age counts "
+        "against the clip range; batch.old_logprobs='trainer' and Corrected(...) around the "
+        "objective correct for it apart"
     )
+
+
+def max_trained_age(config: Config) -> int:
+    """Returns the greatest age of a token that counts in the loss, in steps."""
+    if not config.sampling.keep_in_flight:
+        return 0
+    if config.batch.mask_older is None:
+        return config.sampling.max_age
+    return min(config.batch.mask_older, config.sampling.max_age)
 
 
 def _micro_batch_words(batch: Batch, rows: int) -> str:

@@ -1,6 +1,7 @@
 """The device's half of learning: optimizer steps from a batch.
 
-    batch -> micro-batches -> log-probabilities -> advantages, loss -> gradient -> new state
+    batch -> advantages, token weights -> micro-batches -> log-probabilities, loss -> gradient
+          -> new state
 
 Pure functions of arrays; programs.py compiles them. Axes: P prompts, G completions of each,
 B = P * G rows, T columns, M micro-batches of R rows.
@@ -35,7 +36,6 @@ from jaxgrpo.losses import (
     batch_loss,
     merge,
     report,
-    token_weights,
 )
 from jaxgrpo.models import lora
 from jaxgrpo.types import AnyArray, Params, TrainBatch, TrainState
@@ -138,8 +138,12 @@ class Updater:
         """
         # There is no update before this one: the policy's own log-probabilities are the old ones.
         old_logprobs = None if self.uses_trainer_logprobs else batch.sampler_logprobs
-        scored = self._scored(reference, batch, old_logprobs, objective, temperature)
-        return self._update(state, reference, scored, objective, temperature)
+        scored = self._with_advantages(
+            reference, batch, old_logprobs, objective, temperature
+        )
+        return self.update_scored(
+            state, reference, scored, None, objective, temperature
+        )
 
     def score(
         self,
@@ -159,84 +163,25 @@ class Updater:
                 temperature,
                 self._micro_batches_of(batch),
             )
-        return self._scored(reference, batch, old_logprobs, objective, temperature)
+        return self._with_advantages(
+            reference, batch, old_logprobs, objective, temperature
+        )
 
     def update_scored(
         self,
         state: TrainState,
         reference: Params | None,
         scored: ScoredBatch,
-        index: Int[Array, ""],
+        index: Int[Array, ""] | None,
         objective: Objective,
         temperature: Float[Array, ""] | float,
     ) -> tuple[TrainState, Metrics]:
-        """Makes one of several optimizer steps with a batch; returns the state and the metrics.
+        """Makes one of a batch's optimizer steps; returns the new state, and metrics.
 
         Tokens are weighted as if the rows of this update were all there are.
 
         scored: the rows of this update
-        index: the update's place among those with the batch, from 0
-        """
-        return self._update(state, reference, scored, objective, temperature, index)
-
-    def _scored(
-        self,
-        reference: Params | None,
-        batch: TrainBatch,
-        old_logprobs: Float[Array, "B T"] | None,
-        objective: Objective,
-        temperature: Float[Array, ""] | float,
-    ) -> ScoredBatch:
-        """Returns a batch with everything that depends on all of its rows, but token weights.
-
-        These are the advantages, which a KL to the reference may be part of. They are made once and
-        then split with the rows, so that splitting changes nothing beyond rounding.
-        """
-        ref_logprobs = None
-        if reference is not None:
-            ref_logprobs = batch_logprobs(
-                self.reference_scorer or self.scorer,
-                reference,
-                batch,
-                temperature,
-                self._micro_batches_of(batch),
-            )
-        advantages = self._advantages(objective, batch, ref_logprobs)
-        if batch.trained is not None:
-            # Rows that are not trained on were needed for their group's advantages. They leave the
-            # loss here.
-            mask = token_weights.without_truncated(batch.completion_mask, batch.trained)
-            batch = batch._replace(completion_mask=mask)
-        return ScoredBatch(batch, old_logprobs, ref_logprobs, advantages)
-
-    def _micro_batches_of(self, batch: TrainBatch) -> MicroBatches:
-        """Returns how the batch's rows, or its bins, are cut."""
-        cut = batch.tokens if batch.bins is None else batch.bins
-        return self.micro_batches.for_rows(len(cut))
-
-    def _policy(self, trained: Params, reference: Params | None) -> Params:
-        """Returns the policy's parameters.
-
-        With LoRA it is the frozen reference with the adapters attached. Otherwise `trained` has
-        every parameter, and is the policy.
-        """
-        if self.reference_scorer is not None:
-            return trained
-        scaled = lora.scale_adapters(trained, self.adapter_scale)
-        return lora.attach(reference or {}, scaled)
-
-    def _update(
-        self,
-        state: TrainState,
-        reference: Params | None,
-        scored: ScoredBatch,
-        objective: Objective,
-        temperature: Float[Array, ""] | float,
-        index: Int[Array, ""] | None = None,
-    ) -> tuple[TrainState, Metrics]:
-        """Makes an optimizer step on these rows; returns the new state, and metrics.
-
-        index: the update's place among several with a batch; None: it is the only one
+        index: the update's place among those with the batch, from 0; None: it is the only one
         """
         batch = scored.batch
         mask = batch.completion_mask
@@ -272,6 +217,50 @@ class Updater:
         }
         new_state = self._step(state, gradient, num_tokens > 0, index)
         return new_state, metrics
+
+    def _with_advantages(
+        self,
+        reference: Params | None,
+        batch: TrainBatch,
+        old_logprobs: Float[Array, "B T"] | None,
+        objective: Objective,
+        temperature: Float[Array, ""] | float,
+    ) -> ScoredBatch:
+        """Adds the reference's log-probabilities and the advantages, which may need all rows.
+
+        They are made once and then split with the rows, so that splitting changes nothing beyond
+        rounding.
+        """
+        ref_logprobs = None
+        if reference is not None:
+            ref_logprobs = batch_logprobs(
+                self.reference_scorer or self.scorer,
+                reference,
+                batch,
+                temperature,
+                self._micro_batches_of(batch),
+            )
+        advantages = self._advantages(objective, batch, ref_logprobs)
+        # Rows that are not trained on were needed for their group's advantages. They leave the loss
+        # here.
+        batch = batch._replace(completion_mask=batch.trained_mask)
+        return ScoredBatch(batch, old_logprobs, ref_logprobs, advantages)
+
+    def _micro_batches_of(self, batch: TrainBatch) -> MicroBatches:
+        """Returns how the batch's rows, or its bins, are cut."""
+        cut = batch.tokens if batch.bins is None else batch.bins
+        return self.micro_batches.for_rows(len(cut))
+
+    def _policy(self, trained: Params, reference: Params | None) -> Params:
+        """Returns the policy's parameters.
+
+        With LoRA it is the frozen reference with the adapters attached. Otherwise `trained` has
+        every parameter, and is the policy.
+        """
+        if self.reference_scorer is not None:
+            return trained
+        scaled = lora.scale_adapters(trained, self.adapter_scale)
+        return lora.attach(reference or {}, scaled)
 
     def _utilisation(
         self, batch: TrainBatch, micro_batches: MicroBatches
@@ -341,14 +330,14 @@ class Updater:
         state: TrainState,
         gradient: Params,
         has_tokens: Bool[Array, ""],
-        index: Int[Array, ""] | None = None,
+        index: Int[Array, ""] | None,
     ) -> TrainState:
         """Returns the state after the optimizer's step.
 
         Where no token counts only the step number moves: momentum and weight decay must not move a
         policy that nothing was learned for.
 
-        index: the update's place among several with a batch; None: it is the only one
+        index: of update_scored
         """
         # A training step is a batch: the first update counts it, and the learning rate of the
         # others is that of the first. Each rounds by random numbers of its own.

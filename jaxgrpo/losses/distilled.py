@@ -5,6 +5,7 @@ from dataclasses import field
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxgrpo.losses.gspo import GSPO, GSPOToken
 from jaxgrpo.losses.inputs import Coefficient, TokenInputs, TokenLoss
 from jaxgrpo.losses.objective import Objective
 from jaxgrpo.losses.pytree import frozen_pytree
@@ -18,10 +19,11 @@ class Distilled(Wrapper):
     The student writes, and the teacher judges every token: the advantage is the negative reverse KL
     of the token that was sampled, without what follows it (a discount of 0).
 
-        A_it = reward_weight * the objective's - weight * log(old_t / reference_t)
+        A_it = reward_weight * the objective's - weight * log(sampler_t / reference_t)
 
-    The loss and the token weights are the objective's own. In a run the config's `reference` names
-    the teacher's folder.
+    The loss and the token weights are the objective's own. GSPO would give every token its row's
+    mean, and is refused; GSPOToken takes an advantage of each token. In a run the config's
+    `reference` names the teacher's folder.
 
     Sources: Lu and Thinking Machines Lab, "On-Policy Distillation", 2025; the reverse KL on the
     student's own samples: GKD, arXiv 2306.13649
@@ -34,6 +36,16 @@ class Distilled(Wrapper):
     objective: Objective
     weight: Coefficient = field(default=1.0, metadata={"at_least": 0})
     reward_weight: Coefficient = field(default=1.0, metadata={"at_least": 0})
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an objective without a gradient of each token."""
+        if isinstance(self.objective, GSPO) and not isinstance(
+            self.objective, GSPOToken
+        ):
+            raise ValueError(
+                "distillation has an advantage for each token, of which GSPO would take the mean "
+                "over a completion: take GSPOToken"
+            )
 
     def advantages(
         self,

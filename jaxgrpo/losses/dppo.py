@@ -10,6 +10,9 @@ from jaxgrpo.losses.group_relative import GroupRelative
 from jaxgrpo.losses.inputs import Coefficient, TokenInputs, TokenLoss
 from jaxgrpo.losses.pytree import frozen_pytree
 
+THRESHOLDS = {"tv": 0.15, "kl": 0.05}
+"""The authors' thresholds by divergence."""
+
 
 @frozen_pytree
 class DPPO(GroupRelative):
@@ -28,12 +31,12 @@ class DPPO(GroupRelative):
     own, with which the paper's runs collapse. The paper's top-K divergences need more of the
     distribution than the sampled token, and are not here.
 
-    threshold: of D; the authors take 0.15 for "tv", 0.05 for "kl"
+    threshold: of D; None: the authors' value, 0.15 for "tv" and 0.05 for "kl"
     divergence: "tv", total variation, or "kl"
     budget: tokens, a constant: the most that may be generated (1: the paper's sum over tokens)
     """
 
-    threshold: Coefficient = field(default=0.15, metadata={"above": 0})
+    threshold: Coefficient | None = field(default=None, metadata={"above": 0})
     divergence: str = field(
         default="tv", metadata={"static": True, "one_of": terms.BINARY_DIVERGENCES}
     )
@@ -62,7 +65,10 @@ class DPPO(GroupRelative):
         divergence = terms.binary_divergence(
             self.divergence, inputs.logprobs, inputs.old_logprobs
         )
-        too_far = divergence > self.threshold
+        threshold = self.threshold
+        if threshold is None:
+            threshold = THRESHOLDS[self.divergence]
+        too_far = divergence > threshold
         # Only a token that goes on away from the anchor is stopped: one may always come back.
         high = too_far & (inputs.advantages > 0) & (log_ratio > 0)
         low = too_far & (inputs.advantages < 0) & (log_ratio < 0)

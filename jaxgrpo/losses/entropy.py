@@ -80,6 +80,17 @@ class EntropyTargeted(Wrapper):
     max_weight: Coefficient = field(default=0.005, metadata={"above": 0})
     last_entropy: Coefficient = field(default=0.0, metadata={"at_least": 0})
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a weight above max_weight."""
+        numbers = isinstance(self.weight, int | float)
+        numbers &= isinstance(self.max_weight, int | float)
+        # Of traced values nothing is known.
+        if numbers and self.weight > self.max_weight:
+            raise ValueError(
+                f"the entropy bonus begins with weight {self.weight}, above max_weight, "
+                f"{self.max_weight}"
+            )
+
     def token_loss(self, inputs: TokenInputs) -> TokenLoss:
         """Returns the objective's loss - weight * H, with no bonus above the target.
 
@@ -92,13 +103,12 @@ class EntropyTargeted(Wrapper):
         return loss - weight * inputs.entropy, metrics
 
     def next_weight(self, mean_entropy: float) -> float:
-        """Returns the weight after a step of this mean entropy: NaN if nothing was learned."""
+        """Returns the weight after a step of this mean entropy."""
         weight = float(self.weight)
         if mean_entropy < float(self.target):
             weight += float(self.rate)
         if mean_entropy > float(self.target):
             weight -= float(self.rate)
-        # Of NaN neither holds.
         return min(float(self.max_weight), max(0.0, weight))
 
     def after_step(self, metrics: Mapping[str, float]) -> "EntropyTargeted":

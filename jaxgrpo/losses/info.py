@@ -41,9 +41,7 @@ def loss_info(inputs: TokenInputs, token_metrics: TokenMetrics) -> LossInfo:
     token_metrics: the objective's own; they win where names are the same
     """
     logprobs = jax.lax.stop_gradient(inputs.logprobs)
-    sampler_logprobs = inputs.sampler_logprobs
-    if sampler_logprobs is None:
-        sampler_logprobs = inputs.old_logprobs
+    sampler_logprobs = inputs.behaviour_logprobs
     ratio = terms.ratio(logprobs - inputs.old_logprobs)
     sampler_ratio = terms.ratio(logprobs - sampler_logprobs)
     gap = jnp.abs(logprobs - sampler_logprobs)

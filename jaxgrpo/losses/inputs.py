@@ -23,8 +23,8 @@ class TokenInputs(NamedTuple):
     logprobs: Float[Array, "B T"]
     """Log-probabilities under the policy being trained; they carry the gradient."""
     old_logprobs: Float[Array, "B T"]
-    """Log-probabilities under the policy that sampled, the denominator of the importance ratio:
-    as the sampler or as the trainer computed them."""
+    """The denominator of the importance ratio: log-probabilities under the policy that sampled, as
+    the sampler computed them, or under the policy before the first update, as the trainer did."""
     ref_logprobs: Float[Array, "B T"]
     """Log-probabilities under the reference policy."""
     advantages: Float[Array, "B"] | Float[Array, "B T"]
@@ -37,3 +37,10 @@ class TokenInputs(NamedTuple):
     entropy: Float[Array, "B T"] | None = None
     """Entropy of the distribution each token was chosen from, in nats; it carries a gradient.
     None: not known."""
+
+    @property
+    def behaviour_logprobs(self) -> Float[Array, "B T"]:
+        """The sampler's log-probabilities; the old ones, where they are the same."""
+        if self.sampler_logprobs is None:
+            return self.old_logprobs
+        return self.sampler_logprobs

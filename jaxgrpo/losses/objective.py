@@ -4,8 +4,9 @@
 
     loss = sum(token_weights * token_loss)
 
-Advantages and token weights are computed once, from the whole batch. Micro-batches take slices of
-them, so gradient accumulation, sharding and an underfull batch change nothing about the loss.
+Advantages are computed once, from the whole batch, and token weights from all rows of an update.
+Micro-batches take slices of them, so gradient accumulation, sharding and an underfull batch
+change nothing about the loss.
 
 Axes: P prompts, G completions of each, B = P * G rows, T tokens; a row is one completion.
 """
@@ -47,14 +48,14 @@ class Objective(Protocol):
 
         rewards: NaN marks a missing reward, whose advantage is 0
         mask: True at the tokens that each completion chose
-        kl: log(old / reference) at each token
+        kl: log(sampler / reference) at each token
 
         Most objectives need neither mask nor kl; one that does raises ValueError without them.
         """
         ...
 
     def token_weights(self, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-        """Returns the weight of each token in the loss, computed from the whole batch's mask."""
+        """Returns the weight of each token in the loss, from the mask of an update's rows."""
         ...
 
     def token_loss(self, inputs: TokenInputs) -> TokenLoss:
@@ -70,7 +71,8 @@ def batch_loss(
     The gradient flows through `inputs.logprobs` and `inputs.entropy`. The losses and the infos of
     micro-batches add up to those of the batch: see `LossInfo`.
 
-    token_weights: the rows of `objective.token_weights` of the whole batch that are in `inputs`
+    token_weights: of the rows in `inputs`, made by `objective.token_weights` from all rows of the
+        update
     """
     # Masked entries are zeroed before the loss and again after it. Zeroing the result alone would
     # not do: where a masked entry overflows, the gradient is 0 * infinity = NaN.

@@ -1,4 +1,4 @@
-"""Weights of tokens in the loss, [B, T], from the whole batch's mask of chosen tokens, [B, T].
+"""Weights of tokens in the loss, [B, T], from the mask of an update's chosen tokens, [B, T].
 
 Rows without a chosen token are not counted, so the weights of an underfull batch are those of its
 full rows alone.

@@ -58,8 +58,9 @@ class Regularised(Wrapper):
 class Corrected(Wrapper):
     """An objective whose tokens are weighted by old / sampler.
 
-    The policy that the trainer computes differs from the one that the sampler drew from, by
-    rounding, precision or another engine. Importance weights correct for it.
+    The policy that the trainer computes differs from the one that the sampler drew from: by
+    rounding, precision or another engine, and by age where completions were kept in flight.
+    Importance weights correct for it.
 
         token loss = w_t * the objective's
         w = `terms.importance_weights` of log(old_t / sampler_t)
@@ -175,7 +176,4 @@ class TrustRegionMasked(Wrapper):
 
 def _log_ratio_to_sampler(inputs: TokenInputs) -> Float[Array, "B T"]:
     """Computes log(policy / sampler) of each token, as a constant."""
-    sampler_logprobs = inputs.sampler_logprobs
-    if sampler_logprobs is None:
-        sampler_logprobs = inputs.old_logprobs
-    return jax.lax.stop_gradient(inputs.logprobs) - sampler_logprobs
+    return jax.lax.stop_gradient(inputs.logprobs) - inputs.behaviour_logprobs

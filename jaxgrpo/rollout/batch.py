@@ -12,7 +12,7 @@ from jaxgrpo.types import TrainBatch
 
 @dataclass(frozen=True)
 class TrainedRows:
-    """Says which rows the loss may count. Rewards, lengths and KL of the others are compared with.
+    """Says which rows the loss may count. The others still count in their group's advantages.
 
     mask_truncated: not those that were cut off (arXiv 2503.14476, section 3.4)
     max_age: not those with a token that was chosen more than so many steps before; None: of any age

@@ -1,13 +1,15 @@
-"""Packing: rows of several lengths in bins of one length, so that an update computes no padding.
+"""Packing: rows of several lengths in bins of one length, so that an update has little padding.
 
     bin = [prompt g][completion][completion] [prompt h][completion] ... [unused]
 
-A bin holds whole groups and at most one part of a group, whose prompt is repeated where the group
-goes on. A completion is never split. The device reads bins in device/packed_scorer.py.
+A bin holds groups whose prompts are there once. A group that does not fit is split between bins,
+and its prompt is repeated in each. A completion is never split. The device reads bins in
+device/packed_scorer.py.
 
 Axes: B rows, T columns of a row, S columns of a bin.
 """
 
+from bisect import bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -49,23 +51,26 @@ def pack_groups(groups: list[UnpackedGroup], columns: int) -> Iterator[list[list
     """Yields each bin as the rows of each group in it.
 
     A bin takes the largest group that fits, and again the largest; when none fits any more, it
-    takes those rows of the largest that do. Each row must fit into a bin with its prompt.
+    takes those rows of the largest that do, whose rest then counts as a group. Each row must fit
+    into a bin with its prompt.
 
     columns: S, of a bin
     """
-    rest = list(groups)
+    size = UnpackedGroup.columns
+    rest = sorted(groups, key=size)
     while rest:
         room = columns
         parts = []
-        while fitting := [group for group in rest if group.columns() <= room]:
-            group = max(fitting, key=UnpackedGroup.columns)
+        while num_fitting := bisect_right(rest, room, key=size):
+            group = rest.pop(num_fitting - 1)
             room -= group.columns()
             parts.append(list(group.completions))
-            rest.remove(group)
         if rest:
-            rows = max(rest, key=UnpackedGroup.columns).take_rows(room)
+            split = rest.pop()
+            rows = split.take_rows(room)
             if rows:
                 parts.append(rows)
+            insort(rest, split, key=size)
         yield parts
 
 

@@ -46,7 +46,9 @@ VARIANTS = {
         losses.DAPO(), threshold=0.04, criterion="mean"
     ),
     "top_entropy": losses.TopEntropy(losses.DAPO(), fraction=0.5),
-    "entropy_targeted": losses.EntropyTargeted(losses.DAPO(), weight=0.01),
+    "entropy_targeted": losses.EntropyTargeted(
+        losses.DAPO(), weight=0.01, max_weight=0.02
+    ),
     "distilled": losses.Distilled(losses.DAPO(), weight=0.5),
 }
 """All variants, with their terms switched on."""

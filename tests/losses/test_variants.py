@@ -323,6 +323,9 @@ def one_token(logprob, old, ref=None, advantage=1.0, **others):
         # 0.4 ln(0.4 / 0.5) + 0.6 ln(0.6 / 0.5) = 0.020, and 0.081
         (losses.DPPO(0.05, "kl"), one_token(0.5, 0.4), -1.25),
         (losses.DPPO(0.05, "kl"), one_token(0.6, 0.4), 0.0),
+        # and without a threshold the authors' of that divergence
+        (losses.DPPO(divergence="kl"), one_token(0.5, 0.4), -1.25),
+        (losses.DPPO(divergence="kl"), one_token(0.6, 0.4), 0.0),
         # ln(0.5 / 0.2) = 0.92 nats
         (
             losses.OffPolicyMasked(losses.PPO(), 0.9),
@@ -335,13 +338,15 @@ def one_token(logprob, old, ref=None, advantage=1.0, **others):
             1.0,
         ),
         (
-            losses.EntropyTargeted(losses.PPO(), target=1.0, weight=0.1),
+            losses.EntropyTargeted(
+                losses.PPO(), target=1.0, weight=0.1, max_weight=0.1
+            ),
             one_token(0.5, 0.5, entropy=jnp.array([[2.0]])),
             -1.2,
         ),
         (
             losses.EntropyTargeted(
-                losses.PPO(), target=1.0, weight=0.1, last_entropy=1.1
+                losses.PPO(), target=1.0, weight=0.1, max_weight=0.1, last_entropy=1.1
             ),
             one_token(0.5, 0.5, entropy=jnp.array([[2.0]])),
             -1.0,
@@ -410,6 +415,11 @@ def test_advantages_may_differ_by_token():
             "must be one of token, sequence, geometric",
         ),
         (lambda: losses.DPPO(divergence="js"), "must be one of tv, kl"),
+        (lambda: losses.Distilled(losses.GSPO()), "take GSPOToken"),
+        (
+            lambda: losses.EntropyTargeted(losses.GRPO(), weight=0.1),
+            "begins with weight 0.1, above max_weight, 0.005",
+        ),
         (
             lambda: losses.TrustRegionMasked(losses.GRPO(), 0.1, "min"),
             "must be one of max, mean",

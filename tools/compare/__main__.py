@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jaxgrpo.config.command_line import run_main
 from tools.compare import table
-from tools.compare.arms import COMPARISONS
+from tools.compare.arms import COMPARISONS, check_ready
 from tools.compare.runs import Task, make_tasks, run_all
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ def plot(results: dict[str, dict[int, table.Result]], path: Path) -> None:
     figure = Figure(figsize=(7.5, 0.9 + 0.36 * len(results)), layout="constrained")
     axes = figure.subplots()
     for place, by_seed in enumerate(results.values()):
-        _draw_arm(axes, place, [run.gain for run in by_seed.values()])
+        if by_seed:
+            _draw_arm(axes, place, [run.gain for run in by_seed.values()])
     axes.set_yticks(range(len(results)), labels=list(results))
     axes.invert_yaxis()
     axes.set_xlabel(
@@ -43,11 +44,11 @@ def _draw_arm(axes: "Axes", place: int, gains: list[float]) -> None:
 
 def write(tasks: list[Task], folder: Path, name: str) -> None:
     """Writes FOLDER/NAME.md and FOLDER/NAME.png of the runs that are done."""
-    results: dict[str, dict[int, table.Result]] = {}
+    results: dict[str, dict[int, table.Result]] = {task.arm.name: {} for task in tasks}
     for task in tasks:
         if task.is_done:
-            results.setdefault(task.arm.name, {})[task.seed] = table.read_result(task)
-    if results:
+            results[task.arm.name][task.seed] = table.read_result(task)
+    if any(results.values()):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.md").write_text(table.markdown(results) + "\n")
         plot(results, folder / f"{name}.png")
@@ -77,12 +78,13 @@ def main(argv: list[str]) -> None:
         help="runs side by side, which divide the cores; default %(default)s",
     )
     options = parser.parse_args(argv)
-    out = options.out / options.comparison
-    tasks = make_tasks(options.comparison, options.seeds, out)
+    parent = options.out / options.comparison
+    check_ready(options.comparison, parent)
+    tasks = make_tasks(options.comparison, options.seeds, parent)
     for _ in run_all(tasks, options.at_once, lambda line: print(line, flush=True)):
-        write(tasks, options.to or out, options.comparison)
-    write(tasks, options.to or out, options.comparison)
-    print((options.to or out) / f"{options.comparison}.md")
+        write(tasks, options.to or parent, options.comparison)
+    write(tasks, options.to or parent, options.comparison)
+    print((options.to or parent) / f"{options.comparison}.md")
 
 
 if __name__ == "__main__":

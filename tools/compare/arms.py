@@ -6,12 +6,22 @@ from pathlib import Path
 
 from jaxgrpo import config as configs
 from jaxgrpo.config import Config, Filter
+from jaxgrpo.errors import UserError
 from jaxgrpo.losses import CISPO, DAPO, GRPO, GSPO, DrGRPO, MaxRL, Objective
 
 QUICKSTART = "configs/quickstart.py"
 DISTILLATION = "configs/distill_tiny.py"
-TEACHER = "teacher"
-"""The folder of the teacher's model, beside the runs."""
+TEACHERS = {
+    "supervised": (
+        "python -m tools.make_tiny_model --start jaxgrpo/tiny --steps 600 --seed 1 "
+        "--out {}"
+    ),
+    "GRPO": (
+        "python -m jaxgrpo.train --config configs/quickstart.py --config.steps=84 "
+        "--config.out=out/teacher && jaxgrpo export --run out/teacher --to {}"
+    ),
+}
+"""How teachers were made better than the embedded model: the commands, with the folder left out."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +41,11 @@ class Arm:
         return self.name.lower().replace(",", "").replace(".", "").replace(" ", "_")
 
 
-def objective_arms(out: Path) -> list[Arm]:
+def objective_arms(folder: Path) -> list[Arm]:
     """Returns the quickstart with each objective, with one update of a batch and with four."""
     quickstart = configs.load(QUICKSTART, [])
     budget = float(quickstart.sampling.max_new_tokens)
-    # Each with its own defaults, which are its paper's.
+    # Each with its own defaults.
     objectives: dict[str, Objective] = {
         "GRPO": GRPO(),
         "Dr. GRPO": DrGRPO(budget=budget),
@@ -53,8 +63,8 @@ def objective_arms(out: Path) -> list[Arm]:
     return arms
 
 
-def in_flight_arms(out: Path) -> list[Arm]:
-    """Returns the quickstart with and without completions that go on under the next policy."""
+def in_flight_arms(folder: Path) -> list[Arm]:
+    """Returns the quickstart, and it with completions that go on under the next policy."""
     quickstart = configs.load(QUICKSTART, [])
     sampling = replace(quickstart.sampling, keep_in_flight=True)
     return [
@@ -63,16 +73,23 @@ def in_flight_arms(out: Path) -> list[Arm]:
     ]
 
 
-def distillation_arms(out: Path) -> list[Arm]:
-    """Returns GRPO, filtered and not, and distillation of the teacher in the folder `out`."""
+def distillation_arms(folder: Path) -> list[Arm]:
+    """Returns GRPO, filtered and not, and distillation of each teacher."""
     quickstart = configs.load(QUICKSTART, [])
     distillation = configs.load(DISTILLATION, [])
-    distillation = replace(distillation, reference=str(out / TEACHER))
-    return [
+    arms = [
         Arm("GRPO", quickstart),
         Arm("GRPO, no filter", replace(quickstart, filter=Filter(rule="off"))),
-        Arm("distilled", distillation),
     ]
+    for name in TEACHERS:
+        config = replace(distillation, reference=str(teacher_folder(folder, name)))
+        arms.append(Arm(f"distilled, {name} teacher", config))
+    return arms
+
+
+def teacher_folder(folder: Path, name: str) -> Path:
+    """Returns where a teacher's model is, beside the runs."""
+    return folder / f"teacher_{name.lower()}"
 
 
 COMPARISONS: dict[str, Callable[[Path], list[Arm]]] = {
@@ -81,3 +98,15 @@ COMPARISONS: dict[str, Callable[[Path], list[Arm]]] = {
     "distillation": distillation_arms,
 }
 """What can be compared: name -> the arms, given the folder of the runs."""
+
+
+def check_ready(comparison: str, folder: Path) -> None:
+    """Raises UserError if a comparison needs a model that is not there."""
+    if comparison != "distillation":
+        return
+    for name, command in TEACHERS.items():
+        teacher = teacher_folder(folder, name)
+        if not teacher.is_dir():
+            raise UserError(
+                f"there is no teacher in {teacher}: make it by {command.format(teacher)}"
+            )

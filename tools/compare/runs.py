@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
+from jaxgrpo import config as configs
 from jaxgrpo.config import Config
 from jaxgrpo.errors import UserError
 from jaxgrpo.train import train
@@ -24,22 +25,26 @@ class Task:
     comparison: its name in COMPARISONS
     arm: of the comparison
     seed: of the run
-    out: the folder of the comparison's runs
+    parent: the folder of the comparison's runs
     """
 
     comparison: str
     arm: Arm
     seed: int
-    out: Path
+    parent: Path
 
     @property
     def folder(self) -> Path:
         """The run's own folder."""
-        return self.out / self.arm.folder / str(self.seed)
+        return self.parent / self.arm.folder / str(self.seed)
 
     @property
     def is_done(self) -> bool:
-        """True once the run has been evaluated after its last step."""
+        """True once the run has been evaluated after its last step.
+
+        Raises UserError if it was made with other settings.
+        """
+        configs.check_same(self.config, str(self.folder))
         return (self.folder / "summary.json").exists()
 
     @property
@@ -71,12 +76,12 @@ def run_all(
     free_cores: SimpleQueue[list[int]] = SimpleQueue()
     for cores in _divide_cores(at_once):
         free_cores.put(cores)
-    with ThreadPoolExecutor(at_once) as pool:
+    pool = ThreadPoolExecutor(at_once)
+    try:
         futures = {pool.submit(_run, task, free_cores): task for task in missing}
         for count, future in enumerate(as_completed(futures), start=1):
             task = futures[future]
             if future.result():
-                pool.shutdown(cancel_futures=True)
                 raise UserError(
                     f"{task.arm.name}, seed {task.seed} failed; see {task.folder}/log.txt"
                 )
@@ -86,6 +91,9 @@ def run_all(
                 f"eta {left / 60:.0f} min"
             )
             yield task
+    finally:
+        # Whatever ends it, no further run begins.
+        pool.shutdown(cancel_futures=True)
 
 
 def _divide_cores(parts: int) -> list[list[int]]:
@@ -101,11 +109,11 @@ def _run(task: Task, free_cores: "SimpleQueue[list[int]]") -> int:
     task.folder.mkdir(parents=True, exist_ok=True)
     cores = free_cores.get()
     command = [sys.executable, "-m", "tools.compare.runs", task.comparison]
-    command += [task.arm.folder, str(task.seed), str(task.out)]
+    command += [task.arm.folder, str(task.seed), str(task.parent)]
     command += [",".join(map(str, cores))]
     # Runs of an arm share their compiled programs.
     environment = dict(os.environ)
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(task.out / "compiled")
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(task.parent / "compiled")
     try:
         with (task.folder / "log.txt").open("w") as log:
             process = subprocess.run(command, env=environment, stdout=log, stderr=log)
@@ -115,11 +123,11 @@ def _run(task: Task, free_cores: "SimpleQueue[list[int]]") -> int:
 
 
 def main(argv: list[str]) -> None:
-    """Makes one run: COMPARISON ARM SEED OUT CORES."""
-    comparison, arm_folder, seed, out, cores = argv
+    """Makes one run: COMPARISON ARM SEED PARENT CORES."""
+    comparison, arm_folder, seed, parent, cores = argv
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [int(core) for core in cores.split(",")])
-    tasks = make_tasks(comparison, [int(seed)], Path(out))
+    tasks = make_tasks(comparison, [int(seed)], Path(parent))
     task = next(task for task in tasks if task.arm.folder == arm_folder)
     for metrics in train(task.config):
         print(metrics["step"], metrics["reward/accuracy"], flush=True)

@@ -23,7 +23,7 @@ COLUMNS = (
     "tokens clipped",
     "words in the prompt's language",
     "entropy after",
-    "s",
+    "s a step",
 )
 
 
@@ -36,7 +36,7 @@ class Result:
     clipped: share of the trained tokens whose ratio was clipped, a mean over the steps
     words: share of the words in the prompt's language, held out, after
     entropy: nats a token, a mean over the last quarter of the steps
-    seconds: from start to end, beside the other runs
+    seconds: of a step, the median, beside the other runs
     """
 
     before: float
@@ -64,10 +64,10 @@ def read_result(task: Task) -> Result:
         before=summary["accuracy_before"],
         after=summary["accuracy_after"],
         tokens=float(tokens.sum()),
-        clipped=float(clipped.mean()),
+        clipped=_mean(clipped),
         words=summary["after"]["language/target_word_ratio"],
-        entropy=float(entropy[-max(1, len(entropy) // 4) :].mean()),
-        seconds=summary["seconds"],
+        entropy=_mean(entropy[-max(1, len(entropy) // 4) :]),
+        seconds=float(np.median(_column(steps, "time/step"))),
     )
 
 
@@ -77,7 +77,12 @@ def _column(
     """Returns the sum of some metrics at each step that has them all."""
     rows = [[step.get(name) for name in names] for step in steps]
     present = [row for row in rows if None not in row]
-    return np.array(present, float).sum(axis=1)
+    return np.array(present, float).reshape(-1, len(names)).sum(axis=1)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Returns the mean, NaN of nothing."""
+    return float(values.mean()) if values.size else math.nan
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -90,10 +95,15 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def markdown(results: dict[str, dict[int, Result]]) -> str:
-    """Returns the table of the arms: name -> seed -> result. Differences are seed by seed."""
+    """Returns the table of the arms: name -> seed -> result. Differences are seed by seed.
+
+    results: of all arms in their order, of which some may have no run yet
+    """
     first = next(iter(results.values()))
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
     for name, by_seed in results.items():
+        if not by_seed:
+            continue
         runs = list(by_seed.values())
         seeds = [seed for seed in by_seed if seed in first]
         differences = [by_seed[seed].gain - first[seed].gain for seed in seeds]
@@ -108,7 +118,7 @@ def markdown(results: dict[str, dict[int, Result]]) -> str:
             f"{np.mean([run.clipped for run in runs]):.2%}",
             _cell([run.words for run in runs], "{:.3f}"),
             f"{np.mean([run.entropy for run in runs]):.3f}",
-            f"{np.mean([run.seconds for run in runs]):.0f}",
+            f"{np.mean([run.seconds for run in runs]):.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
