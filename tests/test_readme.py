@@ -54,6 +54,7 @@ PARSED = {
     "jaxgrpo.plan": "needs libtpu; tests/test_plan.py runs it, and CI where there is libtpu",
     "tools.plan_growth": "needs libtpu, and minutes",
     "tools.bench": "takes minutes; tests/test_bench.py runs each with other sizes",
+    "tools.compare": "takes an hour; tests/test_compare.py",
     "tools.check_math": "needs the data sets",
     "tools.check_language": "needs the data sets",
     "tools.make_tiny_model": "takes 23 minutes",

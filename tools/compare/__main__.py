@@ -24,7 +24,8 @@ def plot(results: dict[str, dict[int, table.Result]], path: Path) -> None:
         if by_seed:
             _draw_arm(axes, place, [run.gain for run in by_seed.values()])
     axes.set_yticks(range(len(results)), labels=list(results))
-    axes.invert_yaxis()
+    # The first arm on top, and room for half a line beyond the last.
+    axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set_xlabel(
         "gain in held-out accuracy: a point a seed, the mean, its 95 % interval"
     )
