@@ -85,13 +85,14 @@ def test_a_result_is_read_from_what_the_run_wrote(tmp_path):
     """Tokens are a rate times a time; a step without an update has no clip fraction."""
     (task, *_) = runs.make_tasks("in_flight", [0], tmp_path)
     assert not task.is_done
-    sampled = {"rollout/tokens_per_s": 100.0, "time/rollout": 2.0}
+    sampled = {"rollout/tokens_per_s": 100.0, "time/rollout": 2.0, "time/step": 3.0}
     clipped = {"policy/clipped_low": 0.25, "policy/clipped_high": 0.5}
     updated = {**sampled, **clipped, "policy/entropy": 0.3}
     _finished(task.folder, [updated, sampled])
     result = table.read_result(task)
     assert task.is_done
     assert result.tokens == 400.0
+    assert result.seconds == 3.0
     assert result.clipped == 0.75
     assert result.entropy == 0.3
     assert result.gain == pytest.approx(0.2)

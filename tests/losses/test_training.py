@@ -87,9 +87,8 @@ def test_an_objective_of_groups_of_another_size_is_refused(tmp_path):
 def test_coefficients_move_from_step_to_step_and_survive_a_stop(tmp_path, monkeypatch):
     share_programs(monkeypatch)
     objective = losses.EntropyTargeted(
-        losses.GRPO(kl=0.0), target=100.0, weight=0, rate=1e-3, max_weight=2.5e-3
+        losses.GRPO(kl=0.0), target=100.0, rate=1e-3, max_weight=2.5e-3
     )
-    # The weight is an integer in the config: the float that follows must compile nothing.
     config = dataclasses.replace(
         make_config(tmp_path, "evaluation.problems=0"), objective=objective
     )

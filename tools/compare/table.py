@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ def read_result(task: Task) -> Result:
         clipped=_mean(clipped),
         words=summary["after"]["language/target_word_ratio"],
         entropy=_mean(entropy[-max(1, len(entropy) // 4) :]),
-        seconds=float(np.median(_column(steps, "time/step"))),
+        seconds=statistics.median(_column(steps, "time/step").tolist() or [math.nan]),
     )
 
 
