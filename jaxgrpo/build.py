@@ -18,6 +18,7 @@ from jaxgrpo.config import Config, Sampling, validate
 from jaxgrpo.config.sizes import (
     age_note,
     batch_line,
+    micro_batch_size,
     num_slots,
     rows_per_update,
 )
@@ -191,12 +192,8 @@ def build_programs(
         group_size=config.batch.group_size,
         chunk=config.sampling.chunk,
     )
-    micro_batch = config.batch.micro_batch
-    if not (micro_batch or config.batch.pack):
-        # The whole batch is scored in the shapes of an update.
-        micro_batch = rows_per_update(config)
     update = UpdateSpec(
-        micro_batch=micro_batch,
+        micro_batch=micro_batch_size(config),
         group_size=config.batch.group_size,
         prompt_width=config.sampling.prompt_width,
         pack=config.batch.pack,

@@ -58,7 +58,7 @@ VERSION = "1.16"
 """The version of TRL whose methods are replaced below."""
 
 RATE = 8.0
-"""Of gradient descent between two iterations: so large that ratios leave the clip range."""
+"""Learning rate of the descent between two iterations: ratios must leave the clip range."""
 
 ITERATED = ("grpo", "grpo; kl", "dapo", "dr_grpo", "gspo", "cispo")
 """The losses of which two iterations are made."""

@@ -36,13 +36,13 @@ ADVANTAGES = [1.2, -0.7, 0.4, -0.9, 0.8, -1.3, 0.0, -0.6]
 """One of each row, a completion."""
 
 THRESHOLDS = {"tv": (0.15, 0.05), "kl": (0.05, 0.01)}
-"""Of DPPO's divergences: the authors', and one that stops more tokens."""
+"""Thresholds of DPPO's divergences: the authors', and one that stops more tokens."""
 
 BOUNDS = [(0.9, 1.2), (0.8, 1.25), (0.95, 1.05)]
-"""Of the geometric mean of a completion's ratios."""
+"""Bounds of the geometric mean of a completion's ratios."""
 
 REGIONS = {"max": (0.5, 0.6), "mean": (0.05, 0.03)}
-"""Of the trust region: thresholds of its criteria, in nats."""
+"""Thresholds of the trust region's criteria, in nats."""
 
 Inputs = dict[str, list]
 """Log-probabilities are [B][T]."""
@@ -115,6 +115,7 @@ def make_inputs() -> Inputs:
     old = np.log(rng.uniform(0.02, 0.95, shape))
     drift = np.array([0.3, 0.12, 0.0, 0.005, -0.3, 0.02, -0.03, 0.06])[:, None]
     logprobs = old + drift + rng.normal(0.0, 0.3, shape)
+    # Some rows move up, some down, some hardly: each mask lets some through and stops others.
     # Log-probabilities are below 0, and exact in the decimals that JSON holds.
     return {
         "lengths": LENGTHS,

@@ -13,6 +13,15 @@ def rows_per_update(config: Config) -> int:
     return num_rows(config) // config.batch.updates
 
 
+def micro_batch_size(config: Config) -> int:
+    """Returns the rows of a micro-batch; with packing its bins, 0 for one a device."""
+    batch = config.batch
+    if batch.micro_batch or batch.pack:
+        return batch.micro_batch
+    # Not all rows of a batch: it is scored in the shapes of an update.
+    return rows_per_update(config)
+
+
 def batch_line(config: Config) -> str:
     """Returns the sizes of a step in words.
 

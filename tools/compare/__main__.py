@@ -49,6 +49,7 @@ def write(tasks: list[Task], folder: Path, name: str) -> None:
     for task in tasks:
         if task.is_done:
             results[task.arm.name][task.seed] = table.read_result(task)
+    # Arms without a run stay in their places, so that the first one is always the same.
     if any(results.values()):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.md").write_text(table.markdown(results) + "\n")

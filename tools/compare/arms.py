@@ -21,7 +21,7 @@ TEACHERS = {
         "--config.out=out/teacher && jaxgrpo export --run out/teacher --to {}"
     ),
 }
-"""How teachers were made better than the embedded model: the commands, with the folder left out."""
+"""Commands that make teachers, models better than the embedded one; the folder is left out."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ COMPARISONS: dict[str, Callable[[Path], list[Arm]]] = {
     "in_flight": in_flight_arms,
     "distillation": distillation_arms,
 }
-"""What can be compared: name -> the arms, given the folder of the runs."""
+"""Comparisons by name: each returns its arms, given the folder of the runs."""
 
 
 def check_ready(comparison: str, folder: Path) -> None:

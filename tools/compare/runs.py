@@ -72,6 +72,8 @@ def run_all(
     Raises UserError if a run fails; what it printed is in its folder's log.txt.
     """
     missing = [task for task in tasks if not task.is_done]
+    # Threads wait for processes. Each takes cores of its own, since two programs that both take all
+    # of them slow each other down.
     started = time.monotonic()
     free_cores: SimpleQueue[list[int]] = SimpleQueue()
     for cores in _divide_cores(at_once):
@@ -125,6 +127,7 @@ def _run(task: Task, free_cores: "SimpleQueue[list[int]]") -> int:
 def main(argv: list[str]) -> None:
     """Makes one run: COMPARISON ARM SEED PARENT CORES."""
     comparison, arm_folder, seed, parent, cores = argv
+    # Before JAX counts them; Linux alone has this.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [int(core) for core in cores.split(",")])
     tasks = make_tasks(comparison, [int(seed)], Path(parent))

@@ -30,7 +30,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """The result of a run.
 
     before, after: held-out accuracy, a share
     tokens: sampled in training, in groups that were judged or were left unfinished
@@ -50,7 +50,7 @@ class Result:
 
     @property
     def gain(self) -> float:
-        """What training added to the held-out accuracy."""
+        """Held-out accuracy that training added."""
         return self.after - self.before
 
 
@@ -58,6 +58,7 @@ def read_result(task: Task) -> Result:
     """Returns the result of a run that is done."""
     summary = json.loads((task.folder / "summary.json").read_text())
     steps = metrics.read(task.folder)
+    # A rate times its time: what is in flight when a step ends was sampled, too.
     tokens = _column(steps, "rollout/tokens_per_s") * _column(steps, "time/rollout")
     clipped = _column(steps, "policy/clipped_low", "policy/clipped_high")
     entropy = _column(steps, "policy/entropy")
@@ -91,6 +92,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.nan
+    # Of a few seeds the deviation itself is uncertain: a normal quantile would be too small.
     error = float(stats.sem(values))
     return mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
 
@@ -106,6 +108,7 @@ def markdown(results: dict[str, dict[int, Result]]) -> str:
         if not by_seed:
             continue
         runs = list(by_seed.values())
+        # Seeds share the order of problems, so that much of the noise cancels in differences.
         seeds = [seed for seed in by_seed if seed in first]
         differences = [by_seed[seed].gain - first[seed].gain for seed in seeds]
         cells = [
@@ -133,4 +136,5 @@ def _cell(values: Sequence[float], form: str) -> str:
     text = form.format(mean)
     if math.isnan(half):
         return text
+    # A half width has no sign.
     return f"{text} ± {form.replace('+', '').format(half)}"
