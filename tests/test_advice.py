@@ -77,6 +77,9 @@ ELSEWHERE = {
     "{} is {}: it must be a multiple of {}": (
         "test_bench.py::test_numbers_that_do_not_go_together_are_refused"
     ),
+    "there is no teacher in {}: make it by {}": (
+        "test_compare.py::test_a_teacher_that_is_missing_is_asked_for"
+    ),
     "could not be downloaded": "test_data.py::test_gsm8k_without_a_network_says_what_to_do",
     "do not see it: give an --config.out": (
         "test_processes.py::test_a_run_goes_on_with_another_number_of_processes"

@@ -12,7 +12,7 @@ from jaxgrpo.config import checks
 from jaxgrpo.errors import UserError
 from tools.compare import runs, table
 from tools.compare.__main__ import write
-from tools.compare.arms import COMPARISONS
+from tools.compare.arms import COMPARISONS, TEACHERS, check_ready, teacher_folder
 from tools.compare.table import Result, interval, markdown
 
 RESULT = Result(
@@ -123,3 +123,15 @@ def test_cores_are_divided():
     parts = runs._divide_cores(len(all_cores))
     assert sorted(core for part in parts for core in part) == all_cores
     assert all(runs._divide_cores(len(all_cores) + 1))
+
+
+def test_a_teacher_that_is_missing_is_asked_for(tmp_path):
+    """With the command that makes it, which names the folder where it is looked for."""
+    for name in TEACHERS:
+        with pytest.raises(UserError, match="there is no teacher in") as error:
+            check_ready("distillation", tmp_path)
+        folder = teacher_folder(tmp_path, name)
+        assert str(error.value).endswith(str(folder))
+        folder.mkdir()
+    check_ready("distillation", tmp_path)
+    check_ready("objectives", tmp_path / "nothing")

@@ -330,7 +330,7 @@ class Updater:
         state: TrainState,
         gradient: Params,
         has_tokens: Bool[Array, ""],
-        index: Int[Array, ""] | None,
+        index: Int[Array, ""] | None = None,
     ) -> TrainState:
         """Returns the state after the optimizer's step.
 
