@@ -1,13 +1,15 @@
 """On-policy distillation of a better policy into the embedded model, on the embedded problems.
 
-    python -m tools.make_tiny_model --start jaxgrpo/tiny --steps 600 --seed 1 --out teacher
+    python -m jaxgrpo.train --config configs/quickstart.py --config.steps=84 \
+        --config.out=out/teacher
+    python -m jaxgrpo.export --run out/teacher --to teacher
     python -m jaxgrpo.train --config configs/distill_tiny.py --config.reference=teacher
 
-The first command makes the teacher: it trains the embedded model further, on text of the same kind.
-The student samples, and the teacher says of each token how likely it would have been; the rewards
-are measured, and weigh nothing.
+The first two commands make the teacher, which is right in 0.73 of the held-out problems. The
+student samples, and the teacher says of each token how likely it would have been; the rewards are
+measured, and weigh nothing.
 
-Hardware: two CPU cores.
+Hardware: two CPU cores. Expect: held-out accuracy from 0.475-0.489 to 0.688-0.696 (seeds 0, 1, 2).
 """
 
 from jaxgrpo.config import (
