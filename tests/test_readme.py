@@ -26,6 +26,7 @@ TINY = (
     "--config.steps=1",
     "--config.batch.groups=2",
     "--config.batch.group_size=2",
+    "--config.batch.updates=2",
     "--config.batch.micro_batch=0",
     "--config.sampling.max_new_tokens=8",
     "--config.sampling.slots=3",
