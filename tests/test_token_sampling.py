@@ -27,14 +27,27 @@ TRUNCATIONS = (
     SamplingParams(top_p=0.5, min_p=0.3),
 )
 
-lowest_kept = jax.jit(token_sampling.lowest_kept)
+
+
+def reading(rows):
+    """Returns the reading of products that are the logits themselves."""
+    return token_sampling.Reading(jnp.ones(()), jnp.zeros(rows, bool), ENDS, None, ())
+
+
+@jax.jit
+def lowest_kept(logits, sampling):
+    """Returns the lowest logit of each row [B V] that is left."""
+    return token_sampling.lowest_kept(reading(len(logits)), logits.T, sampling)
 
 
 @jax.jit
 def sample_categorical(logits, uniform):
-    """Draws from all tokens."""
-    everything = jnp.full((len(logits), 1), -jnp.inf)
-    return token_sampling.sample_categorical(logits, uniform, everything)
+    """Draws from all tokens of each row [B V]."""
+    rows = len(logits)
+    everything = jnp.full(rows, -jnp.inf)
+    return token_sampling.sample_categorical(
+        reading(rows), logits.T, everything, uniform
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +95,7 @@ def test_exactly_the_likely_tokens_are_left(sampling):
     logits = np.random.default_rng(3).normal(0, 2, (20, 48)).astype(np.float32)
     lowest = np.asarray(lowest_kept(jnp.asarray(logits), sampling.as_arrays()))
     expected = np.stack([kept_tokens(row, sampling) for row in logits])
-    np.testing.assert_array_equal(logits >= lowest, expected)
+    np.testing.assert_array_equal(logits >= lowest[:, None], expected)
     assert expected.any(axis=1).all()
 
 
@@ -149,7 +162,7 @@ def test_an_end_token_may_not_come_before_the_row_has_its_fewest_tokens(distribu
     assert int(tokens[0]) == likeliest
 
 
-@pytest.mark.parametrize("vocabulary", [5, 64, 200])
+@pytest.mark.parametrize("vocabulary", [5, 128, 200, 5000])
 def test_samples_follow_the_distribution(vocabulary):
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=vocabulary) * 2, jnp.float32)

@@ -54,8 +54,8 @@ class ActivationShardings(NamedTuple):
     """Queries, keys and values as they are projected, [B T n*E]."""
     attended: Callable[[Array], Array] = identity
     """The output of attention, [B T H*E]."""
-    logits: Callable[[Array], Array] = identity
-    """The logits that tokens are drawn from, [B V]."""
+    products: Callable[[Array], Array] = identity
+    """The products with the vocabulary, of which tokens are drawn, [V B]."""
 
 
 UNCONSTRAINED = ActivationShardings()
