@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrpo import compilation_cache
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, Sampling, validate
 from jaxgrpo.config.sizes import (
@@ -27,7 +28,7 @@ from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
 from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
-from jaxgrpo.models import hf_folder, lora
+from jaxgrpo.models import hf_folder, lora, transformer
 from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.problems import Problems, Task, Weighted
 from jaxgrpo.programs import Programs, SamplingPrograms, compile_programs
@@ -48,6 +49,9 @@ MEASURED = {
 }
 """Computed for every completion, whatever the rewards are: nobody should have to ask to see a
 language collapse."""
+
+MAX_DIVIDED_PARAMETERS = 16_000_000
+"""Parameters of a model for which a CPU is divided into devices, at most: 64 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ def build_run(config: Config) -> Run:
         notes.append(prompt_filter.check(heldout, "held-out"))
 
     # 3. Programs, which need the devices, and worker processes.
+    compilation_cache.enable()
     reference = reference_network(config, tokens)
     programs = build_programs(config, network, tokens.eos_ids, reference=reference)
     pool = Pool(
@@ -151,6 +156,18 @@ def build_run(config: Config) -> Run:
     )
 
 
+def dividing_rows(network: ModelConfig, *row_counts: int) -> int:
+    """Returns the number of rows that devices of a divided CPU may share; 1: it is not divided.
+
+    Devices of a CPU read each matrix for themselves. One that does not fit their caches is read
+    once, by a device of all cores.
+    """
+    parameters = transformer.parameter_count(transformer.shapes(network))
+    if parameters > MAX_DIVIDED_PARAMETERS:
+        return 1
+    return math.gcd(*row_counts)
+
+
 def build_programs(
     config: Config,
     network: ModelConfig,
@@ -167,7 +184,9 @@ def build_programs(
     """
     slots = num_slots(config)
     # A CPU is divided into as many devices as divide every number of rows.
-    rows = math.gcd(rows_per_update(config), config.batch.micro_batch, slots)
+    rows = dividing_rows(
+        network, rows_per_update(config), config.batch.micro_batch, slots
+    )
     mesh_sizes = config.mesh
     mesh = make_mesh(
         mesh_sizes.data, mesh_sizes.fsdp, mesh_sizes.tensor, devices, rows=rows

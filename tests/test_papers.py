@@ -26,7 +26,9 @@ def settings_of(block: str) -> dict:
 
 def run_with(settings: dict) -> Config:
     """Returns the quickstart with settings. One update a batch, for objectives without a ratio."""
-    return dataclasses.replace(load("quickstart", ["--config.batch.updates=1"]), **settings)
+    return dataclasses.replace(
+        load("quickstart", ["--config.batch.updates=1"]), **settings
+    )
 
 
 def title_of(block: str) -> str:

@@ -28,7 +28,6 @@ TRUNCATIONS = (
 )
 
 
-
 def reading(rows):
     """Returns the reading of products that are the logits themselves."""
     return token_sampling.Reading(jnp.ones(()), jnp.zeros(rows, bool), ENDS, None, ())

@@ -208,7 +208,9 @@ def sample_categorical(
     vocabulary = len(products)
     largest = jnp.max(read.all(products), axis=0)
 
-    def weigh(products: Float[Array, "n B"], ids: Int[Array, "n _"]) -> Float[Array, "n B"]:
+    def weigh(
+        products: Float[Array, "n B"], ids: Int[Array, "n _"]
+    ) -> Float[Array, "n B"]:
         logits = read(products, ids)
         return jnp.where(logits >= bound, jnp.exp(logits - largest), 0.0)
 
