@@ -15,6 +15,7 @@ BLOCK = 64
 """Columns of a block in `sample_categorical`."""
 
 
+@jax.named_scope("logits")
 def next_token(
     hidden: Float[Array, "B D"],
     embedding: Float[Array, "V D"],
