@@ -2,13 +2,15 @@
 
     python -m tools.profile --config quickstart --config.seed=1 --to out/profile
 
-The step is one of the run that the config describes, without evaluation, after a step in which
-nothing compiled any more. Written are TO/plugins/profile/.../*.trace.json.gz (ui.perfetto.dev opens
-it), *.xplane.pb beside it (`xprof TO` opens it), TO/profile.json and TO/profile.md.
+Without --config it is the quickstart. The step is one of the run that the config describes, without
+evaluation, after a step in which nothing compiled any more. Written are a trace that
+ui.perfetto.dev opens, TO/plugins/profile/*/perfetto_trace.json.gz, the same for XProf beside it, and the
+table as TO/profile.json and TO/profile.md.
 """
 
 import argparse
 import contextlib
+import math
 import shutil
 import statistics
 import tempfile
@@ -19,7 +21,7 @@ from typing import Any, cast
 
 import jax
 
-from jaxgrpo.config import Config, parse_command_line
+from jaxgrpo.config import Config, load
 from jaxgrpo.config.command_line import run_main, split
 from jaxgrpo.files import write_json
 from jaxgrpo.train import Metrics, train
@@ -65,7 +67,8 @@ def warm_up(steps: Iterator[Metrics]) -> Metrics:
 
 def trace_step(steps: Iterator[Metrics], folder: Path) -> Metrics:
     """Takes a step under the profiler, which writes into the folder; returns its metrics."""
-    with jax.profiler.trace(folder), jax.profiler.TraceAnnotation(STEP):
+    trace = jax.profiler.trace(folder, create_perfetto_trace=True)
+    with trace, jax.profiler.TraceAnnotation(STEP):
         return next(steps)
 
 
@@ -94,7 +97,8 @@ def profile_step(config: Config, folder: Path) -> dict[str, Any]:
         "metrics": {
             name: value
             for name, value in metrics.items()
-            if name.startswith(("perf/", "rollout/", "time/"))
+            # JSON has no word for the age of no token.
+            if name.startswith(("perf/", "rollout/", "time/")) and math.isfinite(value)
         },
         "trace": str(path),
     }
@@ -158,26 +162,42 @@ def make_profile(config: Config, name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str]) -> None:
-    """Profiles a step of the config that the command line gives."""
+def parse(argv: list[str]) -> tuple[Path, str, list[str]]:
+    """Returns the folder to write to, the path of the config file, and its overrides.
+
+    Raises UserError for bad flags.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m tools.profile",
+        usage="%(prog)s --config FILE [--config.name=value ...] [--to FOLDER]",
         description=str(__doc__).splitlines()[0],
         allow_abbrev=False,
     )
-    parser.add_argument("--to", type=Path, default=Path("out/profile"))
+    parser.add_argument(
+        "--to",
+        type=Path,
+        default=Path("out/profile"),
+        help="folder of trace and table; default out/profile",
+    )
     arguments, rest = parser.parse_known_args(argv)
-    config = parse_command_line(rest)
-    folder = arguments.to
+    path, changes, _ = split(rest)
+    return arguments.to, path or "quickstart", changes
+
+
+def main(argv: list[str]) -> None:
+    """Profiles a step as the command line says."""
+    folder, path, changes = parse(argv)
+    # An earlier trace would be shown beside this one.
     shutil.rmtree(folder / "plugins", ignore_errors=True)
-    name, _, _ = split(rest)
-    profile = make_profile(config, str(name), folder)
+    profile = make_profile(load(path, changes), path, folder)
     text = table.markdown(profile)
     write_json(folder / "profile.json", profile)
     (folder / "profile.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n")
     traces = Path(profile["trace"]).parent
-    print(f"{traces}: *.trace.json.gz for ui.perfetto.dev, *.xplane.pb for XProf")
+    print(
+        f"{traces}: perfetto_trace.json.gz for ui.perfetto.dev, *.xplane.pb for XProf"
+    )
 
 
 if __name__ == "__main__":

@@ -56,21 +56,30 @@ def uses_of(text: str) -> Uses:
     """
     computations, _ = parse(text)
     return {
-        name: _use_of(instruction, computations)
+        name: _use_of(instruction, computation, computations)
         for computation in computations.values()
         for name, instruction in computation.items()
     }
 
 
-def _use_of(instruction: Instruction, computations: dict[str, Computation]) -> Use:
+def _use_of(
+    instruction: Instruction,
+    computation: Computation,
+    computations: dict[str, Computation],
+) -> Use:
+    """Returns what an instruction of a computation is for."""
     opcode = re.sub(r"-(start|done)$", "", instruction.opcode)
     if opcode in CONTAINERS:
         return Use(OTHER, is_container=True)
     parts = [instruction, *_fused(instruction, computations)]
     if any(part.opcode.startswith(COLLECTIVES) for part in parts):
         return Use(COLLECTIVE)
-    # A fusion's own scope is that of its result; where it has none, that of a part.
-    for part in parts:
+    named = [part for part in parts if "op_name=" in part.attributes]
+    # XLA forgets the scope of some that it rewrites: they are for what their operands are for.
+    operands = [
+        computation[name] for name in instruction.operands if name in computation
+    ]
+    for part in named or operands:
         for scope, kind in SCOPES.items():
             if re.search(rf'op_name="[^"]*\b{scope}\b', part.attributes):
                 return Use(kind)
