@@ -4,8 +4,8 @@
 
 Without --config it is the quickstart. The step is one of the run that the config describes, without
 evaluation, after a step in which nothing compiled any more. Written are a trace that
-ui.perfetto.dev opens, TO/plugins/profile/*/perfetto_trace.json.gz, the same for XProf beside it, and the
-table as TO/profile.json and TO/profile.md.
+ui.perfetto.dev opens, TO/plugins/profile/*/perfetto_trace.json.gz, the same for XProf beside it,
+and the table as TO/profile.json and TO/profile.md.
 """
 
 import argparse

@@ -77,7 +77,7 @@ def _host_table(work: dict[str, float]) -> list[str]:
 def _rate_table(rates: dict[str, dict[str, float | None]]) -> list[str]:
     """Returns rates, and their shares of what the machine was measured to do and of its peak."""
     lines = [
-        "| rate a device | | of what was measured | of the nominal peak |",
+        "| rate | | of what was measured | of the nominal peak |",
         "|---|---:|---:|---:|",
     ]
     for name, rate in rates.items():
