@@ -62,6 +62,7 @@ class Run:
     """
 
     config: Config
+    network: ModelConfig
     task: Task
     heldout: Problems
     prompt_filter: PromptFilter
@@ -145,6 +146,7 @@ def build_run(config: Config) -> Run:
     )
     return Run(
         config=config,
+        network=network,
         task=task,
         heldout=heldout,
         prompt_filter=prompt_filter,

@@ -149,11 +149,12 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
     shardings_of = decode_state_shardings(mesh, model.network.kv_heads)
     state_shardings = shardings_of(DecodeState)
     prefill = jax.jit(
-        _exact(functions.prefill, dtype), out_shardings=shardings_of(Prefilled)
+        _named("prefill", functions.prefill, dtype),
+        out_shardings=shardings_of(Prefilled),
     )
     insert = jax.jit(sampler.insert, out_shardings=state_shardings, donate_argnums=0)
     decode = jax.jit(
-        _exact(functions.decode, dtype),
+        _named("decode", functions.decode, dtype),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=1,
     )
@@ -220,14 +221,16 @@ def compile_programs(
     # The state is donated: its buffers are written over by the new state.
     update_shardings = (_shardings(state_like), replicated(mesh))
     jitted_update = jax.jit(
-        _exact(updater, precision.compute),
+        _named("update", updater, precision.compute),
         out_shardings=update_shardings,
         donate_argnums=0,
     )
     rows = row_sharding(mesh)
-    jitted_score = jax.jit(_exact(updater.score, precision.compute), out_shardings=rows)
+    jitted_score = jax.jit(
+        _named("score", updater.score, precision.compute), out_shardings=rows
+    )
     jitted_update_scored = jax.jit(
-        _exact(updater.update_scored, precision.compute),
+        _named("update", updater.update_scored, precision.compute),
         out_shardings=update_shardings,
         donate_argnums=0,
     )
@@ -290,21 +293,24 @@ def _halves(largest: int, smallest: int, multiple: int) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _exact(function: Callable, dtype: DTypeLike) -> Callable:
-    """Returns the function with its float32 products computed in float32, for a float32 run.
+def _named(name: str, function: Callable, dtype: DTypeLike) -> Callable:
+    """Returns the function under a name, which profiles show, with float32 products in float32.
 
     By default a TPU multiplies float32 matrices in one pass of bfloat16, and a GPU in TF32. The
     sampler and the scorer then differ by more than a policy moves in an update, and the check of
     their agreement would stop the run (train.check_agreement).
-    """
-    if jnp.dtype(dtype) != jnp.float32:
-        return function
 
-    def exact(*arguments: Any) -> Any:
+    dtype: of matrix products; in another than float32 they are left to JAX
+    """
+
+    def named(*arguments: Any) -> Any:
+        if jnp.dtype(dtype) != jnp.float32:
+            return function(*arguments)
         with jax.default_matmul_precision("highest"):
             return function(*arguments)
 
-    return exact
+    named.__name__ = name
+    return named
 
 
 def _shardings(like: PyTree) -> PyTree:

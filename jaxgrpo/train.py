@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from jaxgrpo import config as configs
-from jaxgrpo import evaluate, losses, metrics, plots
+from jaxgrpo import evaluate, losses, metrics, performance, plots
 from jaxgrpo.build import Run, build_run, model_folder, trained_rows, update_rule
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import GAPS, Config, parse_command_line
@@ -223,14 +223,16 @@ def run_step(
     update_metrics = _update(run, run_state, reference, collected, writer)
     run_state.step = step
     now = time.perf_counter()
+    step_seconds = now - started_at
     return (
         collected.metrics
         | weight_metrics
         | update_metrics
         | metrics.peak_memory()
+        | performance.step_metrics(run, collected, update_metrics, step_seconds)
         | {
             "time/update": now - update_started_at,
-            "time/step": now - started_at,
+            "time/step": step_seconds,
             "data/epoch": float(run_state.order.epoch),
             "data/problems_seen": float(len(run_state.history.visits)),
         }

@@ -272,12 +272,22 @@ def test_usage_counts_tokens_steps_and_prompts(slots, chunk):
         output = result[1]
         slot_steps.append(int(output.num_steps) * len(output.num_tokens))
 
-    session = start_session(watching_decode(make_engine(slots, chunk), look))
+    engine = make_engine(slots, chunk)
+    params = engine.programs.publish(make_params())
+    session = start_session(watching_decode(engine, look))
     groups = list(session.groups())
     usage = session.usage
     assert len(groups) == session.launched == len(PROBLEMS)
     assert usage.tokens == sum(len(tokens) for tokens, _ in expected_rows())
     assert usage.tokens <= usage.slot_steps == sum(slot_steps)
+    assert usage.slot_steps == usage.steps * slots
+    prompts = [len(TOKENIZER.prompt(problem.prompt)) for problem in PROBLEMS]
+    assert usage.prompt_tokens == sum(prompts)
+    # A token reads the prompt, those before it and itself.
+    lengths = np.reshape([len(tokens) for tokens, _ in expected_rows()], (-1, GROUP))
+    contexts = lengths * (np.array(prompts)[:, None] + (lengths + 1) / 2)
+    assert usage.context_tokens == contexts.sum()
+    assert usage.weight_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert 0 < usage.idle_seconds < usage.seconds
     if slots == 4:
         assert usage.tokens > 0.5 * usage.slot_steps  # slots are used again

@@ -21,6 +21,7 @@ from jaxgrpo.problems import Completion, Problem
 from jaxgrpo.rewards.workers.pool import Pool
 from tests.documents import BY_NAME, DOCUMENTS, README, ROOT
 from tests.tiny_runs import share_programs
+from tools.profile import __main__ as profile_command
 
 TINY = (
     "--config.steps=1",
@@ -54,6 +55,7 @@ PARSED = {
     "jaxgrpo.export": "one of them is run; tests/test_export.py runs the others",
     "jaxgrpo.plan": "needs libtpu; tests/test_plan.py runs it, and CI where there is libtpu",
     "tools.plan_growth": "needs libtpu, and minutes",
+    "tools.profile": "takes a minute; tests/test_profile.py runs it on a tiny run",
     "tools.bench": "takes minutes; tests/test_bench.py runs each with other sizes",
     "tools.compare": "takes an hour; tests/test_compare.py",
     "tools.check_math": "needs the data sets",
@@ -285,6 +287,9 @@ def check_program(words: list[str], monkeypatch) -> None:
         if arguments:
             _, path, flags = plan_command.parse(arguments)
             load_config(path, flags)
+    elif module == "tools.profile":
+        _, path, flags = profile_command.parse(arguments)
+        load_config(path, flags)
     elif arguments:
         parse_only(module, arguments, monkeypatch)
     else:

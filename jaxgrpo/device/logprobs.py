@@ -69,6 +69,7 @@ def token_logprobs(
     return jax.tree.map(_pad_first_column, scores)  # [B, N] -> [B, T]
 
 
+@jax.named_scope("logits")
 def chosen_logprobs(
     hidden: Float[Array, "B N D"],
     embedding: Float[Array, "V D"],

@@ -56,6 +56,7 @@ class Reading:
         return self(products, jnp.arange(len(products))[:, None])
 
 
+@jax.named_scope("logits")
 def next_token(
     hidden: Float[Array, "B D"],
     embedding: Float[Array, "V D"],

@@ -196,6 +196,7 @@ class Attention(nn.Module):
             out = make_norm(config, f"{name}_norm")(out)
         return out.swapaxes(1, 2)
 
+    @jax.named_scope("attend")
     def _attend(
         self,
         queries: Array,
