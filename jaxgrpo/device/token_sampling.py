@@ -26,7 +26,7 @@ BLOCK = 128
 
 @dataclass(frozen=True)
 class Reading:
-    """How dot products are read as logits. It is done wherever they are read, and nothing is written.
+    """How dot products are read as logits: wherever they are read, so that none are written.
 
     temperature: of the softmax, above 0
     is_too_short: whether end tokens are still masked out of a row
@@ -105,7 +105,7 @@ def next_token(
 def lowest_kept(
     read: Reading, products: Float[Array, "V B"], params: SamplingParams
 ) -> Float[Array, "B"]:
-    """Returns the lowest logit that top-k, top-p and min-p leave, in this order; -inf: all are left.
+    """Returns the lowest logit that top-k, top-p and min-p leave, in this order; -inf: all.
 
     The likeliest token always stays, and so do tokens as likely as the last one that is kept.
     """
@@ -227,7 +227,7 @@ def sample_categorical(
     total = chunk_weights.sum(axis=0)
     chunk, rest = _inverse_cdf(chunk_weights, uniform * total)
 
-    # 2. The block within it. The last chunk begins earlier, with ids of weight 0 that are not its own.
+    # 2. The block within it. The last chunk begins earlier, with ids that are not its own.
     first = jnp.minimum(chunk * width, vocabulary - width)
     ids = first + jnp.arange(width)[:, None]  # [width, B]
     chosen_products = jnp.take_along_axis(products, ids, axis=0)
