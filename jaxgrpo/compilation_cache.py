@@ -23,7 +23,7 @@ def enable() -> None:
     Does nothing if the user has chosen a folder, by JAX_COMPILATION_CACHE_DIR or in Python, or if
     this one cannot be made. JAX_ENABLE_COMPILATION_CACHE=false turns it off.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     path = folder()
     try:

@@ -228,8 +228,8 @@ def sample_categorical(
     chunk, rest = _inverse_cdf(chunk_weights, uniform * total)
 
     # 2. The block within it. The last chunk begins earlier, with ids that are not its own.
-    first = jnp.minimum(chunk * width, vocabulary - width)
-    ids = first + jnp.arange(width)[:, None]  # [width, B]
+    start = jnp.minimum(chunk * width, vocabulary - width)
+    ids = start + jnp.arange(width)[:, None]  # [width, B]
     chosen_products = jnp.take_along_axis(products, ids, axis=0)
     weights = jnp.where(ids >= chunk * width, weigh(chosen_products, ids), 0.0)
     weights = jnp.pad(weights, ((0, -width % BLOCK), (0, 0)))
@@ -240,7 +240,7 @@ def sample_categorical(
     weights_of_block = jnp.take_along_axis(weights, block[None, None], axis=0)[0]
     offset, _ = _inverse_cdf(weights_of_block, rest)
     index = block * BLOCK + offset
-    token = first + index
+    token = start + index
     product = jnp.take_along_axis(chosen_products, index[None], axis=0)
     logprob = read(product, token[None])[0] - largest - jnp.log(total)
     return token, logprob
