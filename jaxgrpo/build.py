@@ -180,6 +180,7 @@ def build_programs(
             compute=jnp.dtype(config.dtype),
             params=jnp.dtype(config.optimizer.params_dtype),
             optimizer=jnp.dtype(config.optimizer.state_dtype),
+            int8_sampler=config.sampling.weights == "int8",
         ),
         adapters=config.lora,
         scan_layers=config.compute.scan_layers,

@@ -12,8 +12,11 @@ from typing import Literal, TypedDict, TypeVar, Unpack, cast
 
 T = TypeVar("T")
 
-GAPS = {"float32": 1e-3, "bfloat16": 0.25}
-"""Nats by which 99 of 100 tokens' log-probabilities may differ between sampler and scorer."""
+GAPS = {"float32": 1e-3, "bfloat16": 0.25, "int8": 0.5}
+"""Nats by which 99 of 100 tokens' log-probabilities may differ between sampler and scorer.
+
+By what the sampler's matrices are. They are the scorer's, too, but for int8.
+"""
 
 ROUNDING = {"float32": 1e-5, "bfloat16": 0.01}
 """Nats by which they do differ, through rounding alone.

@@ -47,6 +47,12 @@ def check_objective(config: Config) -> None:
     _check_group_size(layers, config.batch.group_size)
     _check_several_updates(config, layers)
     is_corrected = any(isinstance(layer, Corrected) for layer in layers)
+    if config.sampling.weights == "int8" and not is_corrected:
+        raise UserError(
+            "sampling.weights is 'int8': tokens are drawn from a policy that differs from the one "
+            "that is trained; put Corrected(...) around the objective and set batch.old_logprobs "
+            "to 'trainer', or set sampling.weights to 'dtype'"
+        )
     if config.batch.old_logprobs == "sampler":
         _check_sampler_ratio(config, layers, is_corrected)
     elif max_trained_age(config) and not is_corrected:

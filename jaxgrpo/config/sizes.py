@@ -51,6 +51,12 @@ def age_note(config: Config) -> str:
     )
 
 
+def sampler_precision(config: Config) -> str:
+    """Returns what the matrices are that tokens are drawn with: "int8", or the config's dtype."""
+    weights = config.sampling.weights
+    return config.dtype if weights == "dtype" else weights
+
+
 def max_trained_age(config: Config) -> int:
     """Returns the greatest age of a token that counts in the loss, in steps."""
     if not config.sampling.keep_in_flight:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxgrpo.models.int8 import Int8Matrix
+
 Ranges = tuple[tuple[int, int], ...]
 """Ids as (first, end) pairs; the end is not among them."""
 
@@ -27,7 +29,7 @@ def used_ids(vocabulary: int, unused: Ranges) -> Bool[np.ndarray, "V"]:
 
 def to_logits(
     hidden: Float[Array, "*rows D"],
-    embedding: Float[Array, "V D"],
+    embedding: Float[Array, "V D"] | Int8Matrix,
     temperature: Float[Array, ""] | float,
     softcap: float | None = None,
 ) -> Float[Array, "*rows V"]:
@@ -40,9 +42,12 @@ def to_logits(
 
 
 def dot_products(
-    hidden: Float[Array, "*rows D"], embedding: Float[Array, "V D"]
+    hidden: Float[Array, "*rows D"], embedding: Float[Array, "V D"] | Int8Matrix
 ) -> Float[Array, "*rows V"]:
     """Computes hidden @ embedding.T in hidden's dtype, summed in float32."""
+    if isinstance(embedding, Int8Matrix):
+        values = embedding.values.astype(hidden.dtype)
+        return dot_products(hidden, values) * embedding.scale
     return einsum_float32("...d,vd->...v", hidden, embedding.astype(hidden.dtype))
 
 

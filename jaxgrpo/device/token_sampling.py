@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
 from jaxgrpo.device.logits import Ranges, to_logits, used_ids
+from jaxgrpo.models.int8 import Int8Matrix
 from jaxgrpo.models.layers import UNCONSTRAINED, ActivationShardings
 from jaxgrpo.types import SamplingParams
 
@@ -17,7 +18,7 @@ BLOCK = 64
 
 def next_token(
     hidden: Float[Array, "B D"],
-    embedding: Float[Array, "V D"],
+    embedding: Float[Array, "V D"] | Int8Matrix,
     uniform: Float[Array, "B"],
     num_generated: Int[Array, "B"],
     params: SamplingParams,
