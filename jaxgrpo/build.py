@@ -16,10 +16,10 @@ import numpy as np
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, Sampling, validate
 from jaxgrpo.config.sizes import (
-    age_note,
     batch_line,
     micro_batch_size,
     num_slots,
+    off_policy_note,
     rows_per_update,
 )
 from jaxgrpo.data.prompt_filter import PromptFilter
@@ -118,7 +118,7 @@ def build_run(config: Config) -> Run:
     )
     notes = [
         batch_line(config),
-        age_note(config),
+        off_policy_note(config),
         prompt_filter.check(task.problems, "training"),
     ]
     if config.evaluation.problems:
