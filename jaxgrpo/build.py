@@ -17,10 +17,10 @@ from jaxgrpo import compilation_cache
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, Sampling, validate
 from jaxgrpo.config.sizes import (
-    age_note,
     batch_line,
     micro_batch_size,
     num_slots,
+    off_policy_note,
     rows_per_update,
 )
 from jaxgrpo.data.prompt_filter import PromptFilter
@@ -123,7 +123,7 @@ def build_run(config: Config) -> Run:
     )
     notes = [
         batch_line(config),
-        age_note(config),
+        off_policy_note(config),
         prompt_filter.check(task.problems, "training"),
     ]
     if config.evaluation.problems:
@@ -201,6 +201,7 @@ def build_programs(
             compute=jnp.dtype(config.dtype),
             params=jnp.dtype(config.optimizer.params_dtype),
             optimizer=jnp.dtype(config.optimizer.state_dtype),
+            int8_sampler=config.sampling.weights == "int8",
         ),
         adapters=config.lora,
         scan_layers=config.compute.scan_layers,

@@ -141,7 +141,9 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
     # Shapes alone: nothing is allocated until a program is called.
     params = model.loaded_shapes()
     trained_shapes = jax.eval_shape(partial(trained_as_stored, model), params)
-    published_shapes = jax.eval_shape(partial(with_adapters, model), params)
+    published_shapes = jax.eval_shape(
+        lambda params: publish(model, with_adapters(model, params)), params
+    )
 
     # in_shardings are taken from the arguments. out_shardings are fixed, because a result is the
     # argument of a later call, and another sharding there would compile again.

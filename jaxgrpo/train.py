@@ -19,7 +19,7 @@ from jaxgrpo.build import Run, build_run, model_folder, trained_rows, update_rul
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import GAPS, Config, parse_command_line
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.config.sizes import max_prompts
+from jaxgrpo.config.sizes import max_prompts, sampler_precision
 from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
@@ -320,11 +320,12 @@ def check_agreement(config: Config, update_metrics: Mapping[str, float]) -> None
             f"of {model_folder(config.model)}, or what they make of a prompt in {config.dtype}, "
             "are not finite: check the files, or take another model"
         )
-    max_gap = config.sampling.max_logprob_gap or GAPS[config.dtype]
+    precision = sampler_precision(config)
+    max_gap = config.sampling.max_logprob_gap or GAPS[precision]
     if gap > max_gap:
         raise UserError(
             f"the sampler's log-probabilities differ from the scorer's by {gap:.2g} nats in one "
-            f"token of a hundred, and in {config.dtype} they should by at most {max_gap:g}: the "
+            f"token of a hundred, and in {precision} they should by at most {max_gap:g}: the "
             "run is stopped; if you know why, raise sampling.max_logprob_gap"
         )
 

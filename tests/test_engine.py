@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgrpo.device.logprobs import token_logprobs
-from jaxgrpo.device.specs import ModelSpec, SamplingSpec
+from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec
 from jaxgrpo.distributed.mesh import make_mesh, to_device
 from jaxgrpo.models import attention, transformer
 from jaxgrpo.models.transformer import SequenceInputs
@@ -341,7 +341,8 @@ def test_bfloat16_log_probabilities_stay_near():
     They differ by a twentieth of a nat on average for a random network, half a nat at most.
     """
     engine = dataclasses.replace(
-        make_engine(4, 8), programs=tiny_engines.make_programs(4, 8, dtype=jnp.bfloat16)
+        make_engine(4, 8),
+        programs=tiny_engines.make_programs(4, 8, precision=Precision(jnp.bfloat16)),
     )
     gaps = []
     for group in ask(engine):

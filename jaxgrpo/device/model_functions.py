@@ -19,6 +19,7 @@ from jaxgrpo.device.sampler import DecodeSpec, DecodeState, Prefilled
 from jaxgrpo.device.scorer import GroupScorer, RowScorer, Scorer
 from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
 from jaxgrpo.models import lora, splash, transformer
+from jaxgrpo.models.int8 import quantize_params
 from jaxgrpo.types import DecodeOutput, Params, SamplingParams
 
 
@@ -44,9 +45,11 @@ def with_adapters(model: ModelSpec, params: Params) -> Params:
 def forward_copy(params: Params, dtype: DTypeLike) -> Params:
     """Returns a copy for forward passes: matrices in dtype; the rest is small, and exact."""
 
-    # Norms and biases are small, and stay exact. jit gives every result a buffer of its own.
+    # Norms and biases are small, and stay exact, as int8 matrices do. jit gives every result a
+    # buffer of its own.
     def copy(x: Array) -> Array:
-        return x.astype(dtype) if x.ndim > 1 else jnp.copy(x)
+        is_matrix = x.ndim > 1 and x.dtype != jnp.int8
+        return x.astype(dtype) if is_matrix else jnp.copy(x)
 
     return jax.tree.map(copy, transformer.unstack(params))
 
@@ -58,8 +61,11 @@ def make_reference(model: ModelSpec, params: Params) -> Params:
 
 def publish(model: ModelSpec, policy: Params) -> Params:
     """Returns the copy of a policy that decoding reads, a leaf of each layer."""
-    scaled = lora.scale_adapters(policy, model.adapters.scale)
-    return forward_copy(scaled, model.precision.compute)
+    policy = transformer.unstack(lora.scale_adapters(policy, model.adapters.scale))
+    if model.precision.int8_sampler:
+        # From the policy itself: a matrix rounded to bfloat16 before would be rounded twice.
+        policy = quantize_params(policy)
+    return forward_copy(policy, model.precision.compute)
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ def decode(
         hit_eos=jnp.zeros(num_slots, bool),
         num_steps=jnp.int32(0),
     )
-    embedding = transformer.output_embedding(params)
+    embedding = transformer.sampler_embedding(params)
     # Within a call an active row has chosen a token in every step, so its random numbers can be
     # drawn beforehand.
     uniforms = row_uniforms(state.keys, state.num_generated, spec.chunk)  # [S, C]

@@ -25,11 +25,13 @@ class Precision:
     compute: of matrix products, and of what sampler and reference hold
     params: of the trained parameters, as they are stored
     optimizer: of the optimizer's moments, as they are stored
+    int8_sampler: whether the sampler's matrices are int8 instead (see models/int8.py)
     """
 
     compute: DTypeLike = jnp.float32
     params: DTypeLike = jnp.float32
     optimizer: DTypeLike = jnp.float32
+    int8_sampler: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxgrpo.device.logits import (
-    Ranges,
-    cap_and_scale,
-    einsum_float32,
-)
+from jaxgrpo.device.logits import Ranges, cap_and_scale, vocabulary_products
+from jaxgrpo.models.int8 import Int8Matrix
 from jaxgrpo.models.layers import UNCONSTRAINED, ActivationShardings
 from jaxgrpo.types import SamplingParams
 
@@ -59,7 +56,7 @@ class Reading:
 @jax.named_scope("logits")
 def next_token(
     hidden: Float[Array, "B D"],
-    embedding: Float[Array, "V D"],
+    embedding: Float[Array, "V D"] | Int8Matrix,
     uniform: Float[Array, "B"],
     num_generated: Int[Array, "B"],
     params: SamplingParams,
@@ -87,9 +84,7 @@ def next_token(
         softcap=softcap,
         unused=unused,
     )
-    # The large operand stands on the left: XLA for CPUs copies the one on the right.
-    products = einsum_float32("vd,bd->vb", embedding.astype(hidden.dtype), hidden)
-    products = shardings.products(products)
+    products = shardings.products(vocabulary_products(hidden, embedding))  # [V, B]
     bound = lowest_kept(read, products, params)
 
     def greedy(products: Float[Array, "V B"]) -> tuple[Array, Array]:

@@ -22,6 +22,7 @@ from jaxgrpo.models.attention import (
     apply_rotary,
     attend,
 )
+from jaxgrpo.models.int8 import Int8Matrix, int8_matmul
 from jaxgrpo.models.model_config import LayerConstants, ModelConfig, distinct_windows
 from jaxgrpo.models.products import matmul, repeat_rows
 
@@ -104,7 +105,10 @@ def make_norm(config: ModelConfig, name: str) -> RMSNorm:
 
 
 class Dense(nn.Module):
-    """A linear layer x W (+ b); with adapters beside W it adds (x A) B (see lora.py)."""
+    """A linear layer x W (+ b); with adapters beside W it adds (x A) B (see lora.py).
+
+    With a scale beside W, W is int8 (see int8.py).
+    """
 
     width: int
     bias: bool = False
@@ -114,7 +118,11 @@ class Dense(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width)
         )
-        out = checkpoint_name(matmul(x, kernel), PRODUCT)
+        if self.has_variable("params", "kernel_scale"):
+            scale: Array = self.get_variable("params", "kernel_scale")
+            out = int8_matmul(x, Int8Matrix(kernel, scale))
+        else:
+            out = checkpoint_name(matmul(x, kernel), PRODUCT)
         # Whether there are adapters is seen in the parameters: the reference has none.
         if self.has_variable("params", "lora_a"):
             lora_a: Array = self.get_variable("params", "lora_a")

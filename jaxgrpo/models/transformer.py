@@ -25,6 +25,7 @@ from jaxgrpo.models.attention import (
     RotaryTable,
     rotary_table,
 )
+from jaxgrpo.models.int8 import Int8Matrix
 from jaxgrpo.models.layers import (
     PRODUCT,
     UNCONSTRAINED,
@@ -302,3 +303,10 @@ def output_embedding(params: Params) -> Float[Array, "V D"]:
     It is the input embedding where the two are tied.
     """
     return params.get("output_embedding", params["embedding"])
+
+
+def sampler_embedding(params: Params) -> Float[Array, "V D"] | Int8Matrix:
+    """Returns the output embedding of the sampler's copy, which may be int8."""
+    if "output_embedding_scale" in params:
+        return Int8Matrix(params["output_embedding"], params["output_embedding_scale"])
+    return output_embedding(params)

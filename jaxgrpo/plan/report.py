@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+from jaxgrpo.config.sizes import sampler_precision
+from jaxgrpo.distributed.mesh import device_bytes
 from jaxgrpo.plan import times
 from jaxgrpo.plan.chips import GIB, Chip
 from jaxgrpo.plan.compiled import CompiledProgram
@@ -95,9 +97,11 @@ def _heading(plan: Plan) -> list[str]:
     mesh = plan.inputs.programs.row_sharding.mesh.shape
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
     parameters = count_parameters(plan.network.config)
+    published = _gib(device_bytes(plan.inputs.published))
     return [
         f"{plan.target.name}: {len(plan.target.devices)} devices, mesh {sizes}",
         f"network of {parameters:,} parameters, from {plan.network.source}",
+        f"sampled from {sampler_precision(plan.config)} matrices, {published} a device",
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxgrpo import config as configs
 from jaxgrpo.config import Config, Filter
 from jaxgrpo.errors import UserError
-from jaxgrpo.losses import CISPO, DAPO, GRPO, GSPO, DrGRPO, MaxRL, Objective
+from jaxgrpo.losses import CISPO, DAPO, GRPO, GSPO, Corrected, DrGRPO, MaxRL, Objective
 
 QUICKSTART = "configs/quickstart.py"
 DISTILLATION = "configs/distill_tiny.py"
@@ -79,6 +79,21 @@ def in_flight_arms(folder: Path) -> list[Arm]:
     ]
 
 
+def int8_arms(folder: Path) -> list[Arm]:
+    """Returns the base with Corrected, sampled from matrices in its dtype and in int8."""
+    base = base_config()
+    corrected = replace(
+        base,
+        objective=Corrected(base.objective),
+        batch=replace(base.batch, old_logprobs="trainer"),
+    )
+    sampling = replace(base.sampling, weights="int8")
+    return [
+        Arm("float32", corrected),
+        Arm("int8", replace(corrected, sampling=sampling)),
+    ]
+
+
 def distillation_arms(folder: Path) -> list[Arm]:
     """Returns GRPO, filtered and not, and distillation of each teacher."""
     base = base_config()
@@ -101,6 +116,7 @@ def teacher_folder(folder: Path, name: str) -> Path:
 COMPARISONS: dict[str, Callable[[Path], list[Arm]]] = {
     "objectives": objective_arms,
     "in_flight": in_flight_arms,
+    "int8": int8_arms,
     "distillation": distillation_arms,
 }
 """Comparisons by name: each returns its arms, given the folder of the runs."""
