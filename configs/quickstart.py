@@ -33,7 +33,7 @@ def get_config() -> Config:
             "language": Weighted(languages.target_word_ratio, 0.3),
         },
         solved_by="accuracy",
-        steps=16,
+        steps=14,
         objective=GRPO(clip_low=0.2, clip_high=0.2, kl=0.04),
         batch=Batch(groups=8, group_size=8, updates=4, micro_batch=16),
         sampling=Sampling(prompt_width=80, max_new_tokens=120, slots=128),
