@@ -6,7 +6,7 @@ import sys
 
 PROGRAM = """
 import jax, jax.numpy as jnp
-from jaxgrpo import compilation_cache
+from jaxgrpo.distributed import compilation_cache
 compilation_cache.MIN_COMPILE_SECONDS = 0.0
 compilation_cache.enable()
 print(jax.config.jax_compilation_cache_dir)
