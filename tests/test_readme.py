@@ -53,6 +53,7 @@ PARSED = {
     "jaxgrpo.export": "one of them is run; tests/test_export.py runs the others",
     "jaxgrpo.plan": "needs libtpu; tests/test_plan.py runs it, and CI where there is libtpu",
     "tools.plan_growth": "needs libtpu, and minutes",
+    "tools.compiled_table": "needs libtpu, and minutes; tests/test_compiled_table.py",
     "tools.bench": "takes minutes; tests/test_bench.py runs each with other sizes",
     "tools.compare": "takes an hour; tests/test_compare.py",
     "tools.check_math": "needs the data sets",
