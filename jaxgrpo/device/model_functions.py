@@ -89,7 +89,6 @@ class SamplingFunctions:
         return sampler.empty_state(
             self.model.network,
             slots=slots,
-            prompt_width=self.spec.prompt_width,
             ring_length=ring_length,
             dtype=self.model.precision.compute,
         )
@@ -109,6 +108,10 @@ class SamplingFunctions:
             eos_ids=self.spec.eos_ids,
             dtype=self.model.precision.compute,
             shardings=activation_shardings.for_decode(self.model.mesh),
+            # A TPU would take a ring that is read after it was written to on-chip memory, and all
+            # of it back for the sake of one column. Other compilers copy a ring that is written
+            # after it was read.
+            writes_first=self.model.mesh.devices.flat[0].platform != "tpu",
         )
         return sampler.decode(
             self.model.network,
