@@ -73,7 +73,7 @@ class SamplingPrograms:
     slot_counts: tuple[int, ...]
     """Numbers of slots, from all to the fewest."""
     ring_lengths: tuple[int, ...]
-    """Lengths of the ring cache, up to the longest completion."""
+    """Lengths of the ring cache, up to the longest prompt with the longest completion."""
     prompts_per_prefill: int
     """Prompts in a call of prefill."""
     rows_per_insert: int
@@ -176,7 +176,7 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
             "compact", jax.jit(sampler.compact, out_shardings=state_shardings)
         ),
         slot_counts=_halves(spec.slots, max(1, spec.slots // 8), row_devices(mesh)),
-        ring_lengths=_halves(spec.new_tokens, 128, 1)[::-1],
+        ring_lengths=_ring_lengths(spec.prompt_width + spec.new_tokens),
         prompts_per_prefill=_prompts_per_prefill(spec, row_devices(mesh)),
         rows_per_insert=max(1, spec.slots // 8),
         chunk=min(spec.chunk, spec.new_tokens),
@@ -293,6 +293,15 @@ def _halves(largest: int, smallest: int, multiple: int) -> tuple[int, ...]:
             break
         numbers.append(half)
     return tuple(numbers)
+
+
+def _ring_lengths(longest: int) -> tuple[int, ...]:
+    """Returns about the quarters of the longest row, each of whole tiles of a TPU: 128 columns.
+
+    Each is a program more to compile, so that below 256 columns there is none.
+    """
+    step = max(256, -(-longest // (4 * 128)) * 128)
+    return (*range(step, longest - step // 2, step), longest)
 
 
 def _named(name: str, function: Callable, dtype: DTypeLike) -> Callable:

@@ -95,7 +95,6 @@ class SamplingFunctions:
         return sampler.empty_state(
             self.model.network,
             slots=slots,
-            prompt_width=self.spec.prompt_width,
             ring_length=ring_length,
             dtype=self.model.precision.compute,
         )
@@ -115,6 +114,7 @@ class SamplingFunctions:
             eos_ids=self.spec.eos_ids,
             dtype=self.model.precision.compute,
             shardings=activation_shardings.for_decode(self.model.mesh),
+            writes_first=not self._reads_first(),
         )
         return sampler.decode(
             self.model.network,
@@ -126,6 +126,16 @@ class SamplingFunctions:
             leave_at,
             spec=spec,
         )
+
+    def _reads_first(self) -> bool:
+        """Returns whether a decode step reads the ring before it writes its column.
+
+        For heads that do not fill the 128 lanes of a TPU's tiles, XLA takes a ring that was written
+        to on-chip memory and all of it back, for the sake of one column. Elsewhere it writes the
+        column in place, and would copy a ring that is written after it was read.
+        """
+        is_tpu = self.model.mesh.devices.flat[0].platform == "tpu"
+        return is_tpu and self.model.network.head_width % 128 != 0
 
 
 def grow(state: DecodeState, ring_length: int) -> DecodeState:

@@ -217,8 +217,6 @@ def decode_state_shardings(mesh: Mesh, kv_heads: int) -> Callable[[Any], PyTree]
     cache_sharding = NamedSharding(mesh, PartitionSpec(*ROWS, head_axis))
     field_shardings = {
         # Keys and values of each layer, [rows, kv_heads, ...].
-        "prompt_cache": cache_sharding,
-        "ring_cache": cache_sharding,
         "cache": cache_sharding,
         # One number for all rows.
         "ring_position": replicated(mesh),

@@ -253,6 +253,7 @@ class SamplingSession:
                 self._rows[slot] = row
                 self._stopped[slot] = False
                 starting.append((slot, prompt, row))
+            self._grow_ring()
             rows = new_rows(
                 starting, self._programs.rows_per_insert, no_slot=self._slots
             )
@@ -327,11 +328,12 @@ class SamplingSession:
             self._rows = [self._rows[slot] for slot in order]
             self._stopped = self._stopped[order]
             self._slots = fewer
-        # After the next call the longest row has at most so many tokens.
+        self._grow_ring()
+
+    def _grow_ring(self) -> None:
+        """Takes a ring that has room for all rows as they are after the next call."""
         chunk = self._programs.chunk
-        needed = max(
-            min(len(row.tokens) + chunk, row.max_tokens) for row in self._rows if row
-        )
+        needed = max(row.length_after(chunk) for row in self._rows if row)
         while needed > self._ring_length:
             longer = (n for n in self._programs.ring_lengths if n > self._ring_length)
             self._ring_length = min(longer)

@@ -72,7 +72,7 @@ class SamplingPrograms(Protocol):
 
     @property
     def ring_lengths(self) -> tuple[int, ...]:
-        """Returns the lengths of the ring cache, up to the longest completion."""
+        """Returns the lengths of the ring cache, up to the longest row."""
         ...
 
     @property
