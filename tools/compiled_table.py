@@ -113,7 +113,7 @@ def figures(plan: Plan) -> CompiledFigures:
         # A loop of unknown length counts once: one token of each slot.
         step_bytes=plan.compiled["decode"].cost.bytes,
         weights=weight_bytes(plan.inputs),
-        caches=device_bytes((slots.prompt_cache, slots.ring_cache)),
+        caches=device_bytes(slots.cache),
         logits=len(slots.active) * network.vocab_size * 4 / devices,
         update_flops=plan.compiled["update"].cost.flops,
         least_flops=least_update_flops(plan.config, network) / devices,

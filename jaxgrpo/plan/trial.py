@@ -78,7 +78,7 @@ def _all_busy(
     leave_at: Any,
 ) -> tuple[Any, ...]:
     """Returns the arguments of a decode whose rows are all active and make a call's most steps."""
-    ring_length = state.ring_cache[0][1].shape[2]
+    ring_length = state.cache[0][1].shape[2]
     state = state._replace(
         active=_full_like(state.active, True),
         max_tokens=_full_like(state.max_tokens, ring_length),
