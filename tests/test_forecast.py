@@ -81,9 +81,13 @@ def test_every_program_is_timed_in_one_version(config_path, flags):
     config = load(config_path, flags)
     target = planner.make_target(config, None, None)
     made = planner.make_plan(config, target, compiled.Compiler())
+    programs = {name: call.program for name, call in made.inputs.calls.items()}
+    # Other tests may have compiled versions of the same function.
+    before = {name: program.compiled for name, program in programs.items()}
     seconds = trial.time_calls(made)
     assert seconds.keys() == made.compiled.keys()
-    assert all(made.inputs.calls[name].program.compiled == 1 for name in seconds)
+    for name in seconds:
+        assert programs[name].compiled <= before[name] + 1
     assert all(value > 0 for value in seconds.values())
 
 
