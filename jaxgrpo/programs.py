@@ -52,7 +52,8 @@ class SamplingPrograms:
     """Parameters, as `params_like` -> a copy for forward passes alone, laid out as the update has
     its own, matrices in the compute dtype. With LoRA it is also the frozen base of the policy."""
     publish: Callable[[Params], Params]
-    """A policy -> the copy that decoding reads, matrices in the compute dtype; made once a step.
+    """A policy -> the copy that decoding reads, matrices in the compute dtype or, with
+    Precision.int8_sampler, in int8 with a scale for each output; made once a step.
     With LoRA the policy is the reference with the state's adapters attached (lora.attach). They
     stay beside their matrices, as the update has them: W + A B rounded to bfloat16 would lose most
     of a small A B. The copy has one leaf per layer: slicing a stacked leaf would copy it at every

@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgrpo.config import Sampling
 from jaxgrpo.device.logits import dot_products, vocabulary_products
 from jaxgrpo.device.model_functions import publish, with_adapters
 from jaxgrpo.device.specs import ModelSpec, Precision
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device
+from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Corrected
 from jaxgrpo.models import int8, products, transformer
 from jaxgrpo.models.int8 import Int8Matrix
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.rollout.engine import Engine
-from jaxgrpo.train import train
+from jaxgrpo.train import check_agreement, train
 from tests import tiny_engines
 from tests.test_train import comparable
 from tests.tiny_devices import output_on_devices
@@ -166,6 +168,15 @@ def config(tmp_path, monkeypatch):
         objective=Corrected(config.objective),
         batch=dataclasses.replace(config.batch, old_logprobs="trainer"),
     )
+
+
+def test_int8_may_differ_by_more_than_rounding_and_not_by_all(config):
+    check_agreement(config, {"policy/logprob_gap_p99": 0.4})
+    with pytest.raises(UserError, match=r"in int8 they should by at most 0\.5"):
+        check_agreement(config, {"policy/logprob_gap_p99": 0.6})
+    exact = dataclasses.replace(config, sampling=Sampling())
+    with pytest.raises(UserError, match="in float32 they should"):
+        check_agreement(exact, {"policy/logprob_gap_p99": 0.4})
 
 
 def test_each_step_samples_from_its_own_policy_and_a_resumed_run_goes_on(

@@ -47,7 +47,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(out|down)/lora_a$", PartitionSpec("tensor", None)),
     # [r, out] B of a row-parallel matrix.
     (r"(out|down)/lora_b$", PartitionSpec(None, "fsdp")),
-    # [D] Scales of norms are small: every device has them whole.
+    # [D] Scales of norms, and [out] of int8 matrices, are small: every device has them whole.
     (r"scale$", PartitionSpec()),
 )
 """Sharding rules: a pattern for the end of a parameter's path -> the mesh axis of each dimension.
