@@ -82,6 +82,17 @@ def test_a_ring_grows_with_the_rows_that_are_there(changing):
     )
 
 
+@pytest.mark.parametrize("longest", [8, 200, 300, 496, 768, 1024, 2560, 40_000])
+def test_ring_lengths_are_few_and_of_whole_tiles(longest):
+    *shorter, last = programs_module._ring_lengths(longest)
+    assert last == longest
+    assert len(shorter) < 4
+    assert all(length % 128 == 0 and length >= 256 for length in shorter)
+    # None is so near the next that it would not be worth a program.
+    steps = np.diff([0, *shorter, last])
+    assert min(steps) * 2 >= max(steps) or not shorter
+
+
 def test_problems_are_taken_as_slots_become_free_and_no_sooner():
     taken = []
 
