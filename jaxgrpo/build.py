@@ -4,7 +4,6 @@ Training and evaluation both stand on it. Things are made in the order in which 
 wrong most cheaply: nothing touches a device before all input is checked.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +23,17 @@ from jaxgrpo.config.sizes import (
 )
 from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
-from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
+from jaxgrpo.device.specs import (
+    ModelSpec,
+    Precision,
+    SamplingSpec,
+    UpdateSpec,
+    dividing_rows,
+)
 from jaxgrpo.distributed import compilation_cache
 from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
-from jaxgrpo.models import hf_folder, lora, transformer
+from jaxgrpo.models import hf_folder, lora
 from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.problems import Problems, Task, Weighted
 from jaxgrpo.programs import Programs, SamplingPrograms, compile_programs
@@ -49,9 +54,6 @@ MEASURED = {
 }
 """Computed for every completion, whatever the rewards are: nobody should have to ask to see a
 language collapse."""
-
-MAX_DIVIDED_PARAMETERS = 16_000_000
-"""Parameters of a model for which a CPU is divided into devices, at most: 64 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -156,18 +158,6 @@ def build_run(config: Config) -> Run:
         model_folder=folder,
         notes=[note for note in notes if note],
     )
-
-
-def dividing_rows(network: ModelConfig, *row_counts: int) -> int:
-    """Returns the number of rows that devices of a divided CPU may share; 1: it is not divided.
-
-    Devices of a CPU read each matrix for themselves. One that does not fit their caches is read
-    once, by a device of all cores.
-    """
-    parameters = transformer.parameter_count(transformer.shapes(network))
-    if parameters > MAX_DIVIDED_PARAMETERS:
-        return 1
-    return math.gcd(*row_counts)
 
 
 def build_programs(

@@ -3,6 +3,7 @@
 None of their fields is traced: another value is another program.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +17,9 @@ from jaxgrpo.models import lora, transformer
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.types import Params
+
+MAX_DIVIDED_PARAMETERS = 16_000_000
+"""Parameters of a model for which a CPU is divided into devices, at most: 64 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -107,3 +111,15 @@ class UpdateSpec:
     pack: int = 0
     old_logprobs: str = "sampler"
     remat: str = "none"
+
+
+def dividing_rows(network: ModelConfig, *row_counts: int) -> int:
+    """Returns the number of rows that devices of a divided CPU may share; 1: it is not divided.
+
+    Devices of a CPU read each matrix for themselves. One that does not fit their caches is read
+    once, by a device of all cores.
+    """
+    parameters = transformer.parameter_count(transformer.shapes(network))
+    if parameters > MAX_DIVIDED_PARAMETERS:
+        return 1
+    return math.gcd(*row_counts)

@@ -15,10 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrpo.build import dividing_rows, match_tokenizer
+from jaxgrpo.build import match_tokenizer
 from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.device.program import Program
-from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
+from jaxgrpo.device.specs import (
+    ModelSpec,
+    Precision,
+    SamplingSpec,
+    UpdateSpec,
+    dividing_rows,
+)
 from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses.grpo import GRPO
