@@ -4,7 +4,7 @@ Training and evaluation both stand on it. Things are made in the order in which 
 wrong most cheaply: nothing touches a device before all input is checked.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from jaxgrpo.config.sizes import (
     rows_per_update,
 )
 from jaxgrpo.data.prompt_filter import PromptFilter
+from jaxgrpo.device.logits import as_ranges
 from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
 from jaxgrpo.device.specs import (
     ModelSpec,
@@ -179,10 +180,7 @@ def build_programs(
     rows = dividing_rows(
         network, rows_per_update(config), config.batch.micro_batch, slots
     )
-    mesh_sizes = config.mesh
-    mesh = make_mesh(
-        mesh_sizes.data, mesh_sizes.fsdp, mesh_sizes.tensor, devices, rows=rows
-    )
+    mesh = make_mesh(**vars(config.mesh), devices=devices, rows=rows)
     _check_shards(config, row_devices(mesh))
     model = ModelSpec(
         network=network,
@@ -286,7 +284,7 @@ def match_tokenizer(
         )
     # Padding is masked, so any token that the model has will do.
     pad_id = tokens.pad_id if tokens.pad_id < rows else min(eos_ids)
-    unused = tuple(_ranges(sorted(set(range(rows)) - ids)))
+    unused = as_ranges(set(range(rows)) - ids)
     return replace(network, unused_ids=unused), replace(
         tokens, eos_ids=eos_ids, pad_id=pad_id
     )
@@ -317,16 +315,6 @@ def reference_network(config: Config, tokens: Tokenizer) -> ModelConfig | None:
             "scores the model's own tokens; give a reference of the same family"
         )
     return network
-
-
-def _ranges(ids: list[int]) -> Iterator[tuple[int, int]]:
-    """Yields sorted ids as (first, end) pairs."""
-    firsts = [id_ for i, id_ in enumerate(ids) if i == 0 or ids[i - 1] != id_ - 1]
-    lasts = [
-        id_ for i, id_ in enumerate(ids) if i == len(ids) - 1 or ids[i + 1] != id_ + 1
-    ]
-    for first, last in zip(firsts, lasts, strict=True):
-        yield first, last + 1
 
 
 def model_folder(model: str) -> Path:

@@ -3,6 +3,8 @@
 Axes: V vocabulary, D model width.
 """
 
+from collections.abc import Collection
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -11,6 +13,13 @@ from jaxgrpo.models.int8 import Int8Matrix
 
 Ranges = tuple[tuple[int, int], ...]
 """Ids as (first, end) pairs; the end is not among them."""
+
+
+def as_ranges(ids: Collection[int]) -> Ranges:
+    """Returns ids as (first, end) pairs, in order."""
+    firsts = sorted(id_ for id_ in ids if id_ - 1 not in ids)
+    ends = sorted(id_ + 1 for id_ in ids if id_ + 1 not in ids)
+    return tuple(zip(firsts, ends, strict=True))
 
 
 def used_ids(vocabulary: int, unused: Ranges) -> Bool[np.ndarray, "V"]:
