@@ -14,7 +14,8 @@ from pathlib import Path
 
 from jaxgrpo.build import load_policy, match_tokenizer
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.device.specs import ModelSpec, SamplingSpec
+from jaxgrpo.device.specs import ModelSpec, SamplingSpec, dividing_rows
+from jaxgrpo.distributed import compilation_cache
 from jaxgrpo.distributed.mesh import make_mesh, row_devices
 from jaxgrpo.errors import UserError
 from jaxgrpo.export import SavedRun, read_run
@@ -138,7 +139,8 @@ def compile_for(
     """Returns the programs that sample, for the adapters and the layout of a run's checkpoints."""
     # Every device gets as many slots; samples that are left over refill them.
     slots = min(arguments.samples, MAX_SLOTS)
-    mesh = make_mesh(rows=slots)
+    compilation_cache.enable()
+    mesh = make_mesh(rows=dividing_rows(network, slots))
     devices = row_devices(mesh)
     model = ModelSpec(
         network=network,

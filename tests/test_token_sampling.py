@@ -28,15 +28,17 @@ TRUNCATIONS = (
 )
 
 
-def reading(rows):
-    """Returns the reading of products that are the logits themselves."""
-    return token_sampling.Reading(jnp.ones(()), jnp.zeros(rows, bool), ENDS, None, ())
+def processor(rows):
+    """Returns the processor of products that are the logits themselves."""
+    return token_sampling.LogitsProcessor(
+        jnp.ones(()), jnp.zeros(rows, bool), ENDS, None, ()
+    )
 
 
 @jax.jit
 def lowest_kept(logits, sampling):
     """Returns the lowest logit of each row [B V] that is left."""
-    return token_sampling.lowest_kept(reading(len(logits)), logits.T, sampling)
+    return token_sampling.lowest_kept(processor(len(logits)), logits.T, sampling)
 
 
 @jax.jit
@@ -45,7 +47,7 @@ def sample_categorical(logits, uniform):
     rows = len(logits)
     everything = jnp.full(rows, -jnp.inf)
     return token_sampling.sample_categorical(
-        reading(rows), logits.T, everything, uniform
+        processor(rows), logits.T, everything, uniform
     )
 
 
@@ -96,6 +98,13 @@ def test_exactly_the_likely_tokens_are_left(sampling):
     expected = np.stack([kept_tokens(row, sampling) for row in logits])
     np.testing.assert_array_equal(logits >= lowest[:, None], expected)
     assert expected.any(axis=1).all()
+
+
+def test_top_k_alone_keeps_tokens_that_a_float32_sum_does_not_notice():
+    """exp(-20) is lost beside 1: only a top-p below 1 may ask for a share of the sum."""
+    logits = jnp.array([[0.0, -20.0, -30.0]])
+    lowest = lowest_kept(logits, SamplingParams(top_k=2).as_arrays())
+    assert lowest.tolist() == [-20.0]
 
 
 @pytest.mark.parametrize(

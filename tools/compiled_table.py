@@ -90,7 +90,7 @@ class CompiledFigures:
 
     @property
     def least_bytes(self) -> float:
-        """Bytes that a token step has to move."""
+        """Returns the bytes that a token step has to move."""
         return self.weights + self.caches + self.logits
 
 

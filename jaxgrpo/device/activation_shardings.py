@@ -64,6 +64,7 @@ def for_decode(mesh: Mesh) -> ActivationShardings:
         return place(by_vocabulary(products))
 
     if mesh.shape["fsdp"] == 1:
+        # XLA places the rest. The draw slices the vocabulary, which is therefore whole for a row.
         return UNCONSTRAINED._replace(products=to_rows)
     return ActivationShardings(
         layer=at("data"), projected=to_cache, attended=to_matrix, products=to_rows

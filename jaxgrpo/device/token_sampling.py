@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxgrpo.device.logits import Ranges, cap_and_scale, vocabulary_products
@@ -22,13 +23,13 @@ BLOCK = 128
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How dot products are read as logits: wherever they are read, so that none are written.
+class LogitsProcessor:
+    """Makes logits of dot products wherever they are read, so that no logits are written.
 
     temperature: of the softmax, above 0
-    is_too_short: whether end tokens are still masked out of a row
+    is_too_short: [B], rows in which end tokens are still masked out
     eos_ids: ids of end tokens
-    softcap: see `to_logits`
+    softcap: see `to_logits`; None: no bound
     unused: ids that no token has
     """
 
@@ -41,7 +42,10 @@ class Reading:
     def __call__(
         self, products: Float[Array, "n B"], ids: Int[Array, "n B"] | Int[Array, "n 1"]
     ) -> Float[Array, "n B"]:
-        """Returns the logits of ids, -inf for those that may not be drawn."""
+        """Returns the logits of ids, -inf for those that may not be drawn.
+
+        products: of the rows' hidden states with the embeddings of `ids`
+        """
         logits = cap_and_scale(products, self.temperature, self.softcap)
         is_out = jnp.isin(ids, jnp.array(self.eos_ids)) & self.is_too_short
         for first, end in self.unused:
@@ -77,7 +81,7 @@ def next_token(
     unused: ids that no token has
     """
     is_greedy = jnp.asarray(params.temperature == 0)
-    read = Reading(
+    processor = LogitsProcessor(
         temperature=jnp.where(is_greedy, 1.0, params.temperature),
         is_too_short=num_generated < params.min_tokens,
         eos_ids=eos_ids,
@@ -85,20 +89,20 @@ def next_token(
         unused=unused,
     )
     products = shardings.products(vocabulary_products(hidden, embedding))  # [V, B]
-    bound = lowest_kept(read, products, params)
+    bound = lowest_kept(processor, products, params)
 
     def greedy(products: Float[Array, "V B"]) -> tuple[Array, Array]:
-        return argmax_token(read, products, bound)
+        return argmax_token(processor, products, bound)
 
     def categorical(products: Float[Array, "V B"]) -> tuple[Array, Array]:
-        return sample_categorical(read, products, bound, uniform)
+        return sample_categorical(processor, products, bound, uniform)
 
     # A branch runs one of the two; a select would run both, and each takes as long as all the rest.
     return jax.lax.cond(is_greedy, greedy, categorical, products)
 
 
 def lowest_kept(
-    read: Reading, products: Float[Array, "V B"], params: SamplingParams
+    processor: LogitsProcessor, products: Float[Array, "V B"], params: SamplingParams
 ) -> Float[Array, "B"]:
     """Returns the lowest logit that top-k, top-p and min-p leave, in this order; -inf: all.
 
@@ -106,18 +110,19 @@ def lowest_kept(
     """
 
     def lowest(products: Float[Array, "V B"]) -> Float[Array, "B"]:
-        logits = read.all(products)
+        logits = processor.all(products)
         largest = jnp.max(logits, axis=0)
-        # Top-k: the highest bound that at least k logits reach. No token is below -inf.
-        k = jnp.where(params.top_k > 0, params.top_k, len(logits))
-        by_count = _highest_bound(logits, jnp.ones_like, jnp.full_like(largest, k))
+        # Top-k: the highest bound that at least k logits reach.
+        k = jnp.full_like(largest, params.top_k)
+        by_count = _highest_bound(logits, jnp.ones_like, k, is_on=params.top_k > 0)
 
         # Top-p: the highest bound such that what reaches it has a share of p of what top-k left.
         def weigh(logits: Float[Array, "V B"]) -> Float[Array, "V B"]:
             return jnp.where(logits >= by_count, jnp.exp(logits - largest), 0.0)
 
         total = jnp.sum(weigh(logits), axis=0)
-        by_share = _highest_bound(logits, weigh, params.top_p * total)
+        share = params.top_p * total
+        by_share = _highest_bound(logits, weigh, share, is_on=params.top_p < 1.0)
         # Min-p: log(0) = -inf, so without it everything is likely enough.
         by_ratio = largest + jnp.log(jnp.asarray(params.min_p, jnp.float32))
         bound = jnp.maximum(jnp.maximum(by_count, by_share), by_ratio)
@@ -134,6 +139,7 @@ def _highest_bound(
     logits: Float[Array, "V B"],
     weigh: Callable[[Float[Array, "V B"]], Float[Array, "V B"]],
     amount: Float[Array, "B"],
+    is_on: ArrayLike,
 ) -> Float[Array, "B"]:
     """Returns the highest bound such that the weights of the logits from it on sum to an amount.
 
@@ -142,6 +148,8 @@ def _highest_bound(
     vocabulary takes many times as long.
 
     weigh: gives each logit its weight
+    amount: the least sum of weights of each row
+    is_on: if not, the bound is -inf, and no pass is made
     """
 
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -155,7 +163,7 @@ def _highest_bound(
     largest = jnp.max(logits, axis=0)
     low = _to_ordered(jnp.full_like(largest, -jnp.inf))
     ends = (low, _to_ordered(largest) + 1)
-    low, _ = jax.lax.fori_loop(0, 32, halve, ends)
+    low, _ = jax.lax.fori_loop(0, jnp.where(is_on, 32, 0), halve, ends)
     return _from_ordered(low)
 
 
@@ -173,20 +181,20 @@ def _from_ordered(number: Int[Array, "B"]) -> Float[Array, "B"]:
 
 
 def argmax_token(
-    read: Reading, products: Float[Array, "V B"], bound: Float[Array, "B"]
+    processor: LogitsProcessor, products: Float[Array, "V B"], bound: Float[Array, "B"]
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Returns the token with the largest logit, the first of several, and its log-probability.
 
     bound: tokens of lower logits are left out
     """
-    logits = read.all(products)
+    logits = processor.all(products)
     kept = jnp.where(logits >= bound, logits, -jnp.inf)
     logprob = jnp.max(logits, axis=0) - jax.nn.logsumexp(kept, axis=0)
     return jnp.argmax(logits, axis=0), logprob
 
 
 def sample_categorical(
-    read: Reading,
+    processor: LogitsProcessor,
     products: Float[Array, "V B"],
     bound: Float[Array, "B"],
     uniform: Float[Array, "B"],
@@ -202,12 +210,12 @@ def sample_categorical(
     bound: tokens of lower logits are left out
     """
     vocabulary = len(products)
-    largest = jnp.max(read.all(products), axis=0)
+    largest = jnp.max(processor.all(products), axis=0)
 
     def weigh(
         products: Float[Array, "n B"], ids: Int[Array, "n _"]
     ) -> Float[Array, "n B"]:
-        logits = read(products, ids)
+        logits = processor(products, ids)
         return jnp.where(logits >= bound, jnp.exp(logits - largest), 0.0)
 
     # 1. The chunk: whole blocks, the last of which may be shorter.
@@ -237,7 +245,7 @@ def sample_categorical(
     index = block * BLOCK + offset
     token = start + index
     product = jnp.take_along_axis(chosen_products, index[None], axis=0)
-    logprob = read(product, token[None])[0] - largest - jnp.log(total)
+    logprob = processor(product, token[None])[0] - largest - jnp.log(total)
     return token, logprob
 
 
