@@ -376,7 +376,7 @@ def completion_logprobs(params, batch):
     )
     hidden, _ = transformer.forward(NETWORK, params, inputs)
     # From the prompt's last column on, which decides the first token of the completion.
-    logprobs, _ = token_logprobs(
+    logprobs, _, _ = token_logprobs(
         hidden[:, WIDTH - 1 :],
         transformer.output_embedding(params),
         tokens[:, WIDTH - 1 :],

@@ -31,8 +31,10 @@ def token_logprobs(
     chunk: int | None = None,
     shards: int = 1,
     unused: Ranges = (),
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None, Float[Array, "V D"]]:
     """Computes the log-probability of each token given those before it, and entropies; nats.
+
+    Returns these and the embedding for its next use, to whose gradient this one's is added.
 
         p = softmax(to_logits(hidden[t - 1]))
         logprobs[t] = log p[tokens[t]]
@@ -55,7 +57,7 @@ def token_logprobs(
 
     Raises ValueError if the vocabulary does not divide by shards.
     """
-    scores = chosen_logprobs(
+    logprobs, entropies, embedding = chosen_logprobs(
         hidden[:, :-1],
         embedding,
         tokens[:, 1:],
@@ -66,7 +68,9 @@ def token_logprobs(
         shards=shards,
         unused=unused,
     )
-    return jax.tree.map(_pad_first_column, scores)  # [B, N] -> [B, T]
+    # [B, N] -> [B, T]
+    logprobs, entropies = jax.tree.map(_pad_first_column, (logprobs, entropies))
+    return logprobs, entropies, embedding
 
 
 def chosen_logprobs(
@@ -80,12 +84,12 @@ def chosen_logprobs(
     chunk: int | None = None,
     shards: int = 1,
     unused: Ranges = (),
-) -> tuple[Float[Array, "B N"], Float[Array, "B N"] | None]:
+) -> tuple[Float[Array, "B N"], Float[Array, "B N"] | None, Float[Array, "V D"]]:
     """Computes the log-probability of each token by the hidden state that decides it; entropies.
 
     hidden: of the column before each token
 
-    The other parameters, and what is raised, are those of `token_logprobs`.
+    The other parameters, what is returned besides and what is raised are those of `token_logprobs`.
     """
     num_rows, num_tokens = tokens.shape
     vocabulary, width = embedding.shape
@@ -100,13 +104,14 @@ def chosen_logprobs(
     shard_columns = vocabulary // shards
     chunk_columns = min(ceil_div(chunk, shards), shard_columns)
     config = ScoreConfig(softcap, entropy, chunk_columns, unused)
-    return chunked_scores(
+    logprobs, entropies, shard_embedding = chunked_scores(
         config,
         hidden,
         embedding.reshape(shards, shard_columns, width),
         tokens,
         jnp.asarray(temperature, jnp.float32),
     )
+    return logprobs, entropies, shard_embedding.reshape(embedding.shape)
 
 
 def _pad_first_column(score: Float[Array, "B N"]) -> Float[Array, "B T"]:

@@ -59,7 +59,7 @@ def chunked_logprobs(
     temperature: Float[Array, ""],
 ) -> Float[Array, "B T"]:
     """Computes log-probabilities as a run does, without holding all logits."""
-    logprobs, _ = token_logprobs(hidden, embedding, tokens, temperature, chunk=chunk)
+    logprobs, _, _ = token_logprobs(hidden, embedding, tokens, temperature, chunk=chunk)
     return logprobs
 
 
