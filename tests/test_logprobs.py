@@ -49,6 +49,11 @@ def plain(hidden, embedding, tokens, temperature, start=1, softcap=None):
     )
 
 
+def scores_of(*inputs, **options):
+    """Returns log-probabilities and entropies, without the embedding for its next use."""
+    return token_logprobs(*inputs, **options)[:2]
+
+
 @partial(
     jax.jit,
     static_argnames=("start", "softcap", "entropy", "chunk", "shards", "unused"),
@@ -56,7 +61,7 @@ def plain(hidden, embedding, tokens, temperature, start=1, softcap=None):
 def scores_from(hidden, embedding, tokens, temperature, start=1, **options):
     """Scores the columns from `start` on alone, from the hidden state before them; 0 elsewhere."""
     first = start - 1
-    scores = token_logprobs(
+    scores = scores_of(
         hidden[:, first:], embedding, tokens[:, first:], temperature, **options
     )
     return jax.tree.map(lambda score: jnp.pad(score, ((0, 0), (first, 0))), scores)
@@ -131,7 +136,7 @@ def test_each_result_has_its_own_gradient(case, which):
 
 
 def test_without_entropy_the_logprobs_are_the_same(case):
-    logprobs, nothing = token_logprobs(*case, 0.7)
+    logprobs, nothing = scores_of(*case, 0.7)
     assert nothing is None
     assert_close(logprobs, both(*case, 0.7)[0])
 
@@ -153,7 +158,7 @@ def test_a_vocabulary_divides_by_its_shards(case):
     with pytest.raises(
         ValueError, match="vocabulary of 12 cannot be divided into shards=5"
     ):
-        token_logprobs(*case, 1.0, shards=5)
+        scores_of(*case, 1.0, shards=5)
 
 
 @pytest.mark.parametrize("chunk", [4, 5])
@@ -162,7 +167,7 @@ def test_every_token_counts_once(case, chunk):
     hidden, embedding, _ = case
     tokens = jnp.broadcast_to(jnp.arange(VOCABULARY)[:, None], (VOCABULARY, 2))
     hidden = jnp.broadcast_to(hidden[:1, :2], (VOCABULARY, 2, WIDTH))
-    logprobs, _ = token_logprobs(hidden, embedding, tokens, 1.0, chunk=chunk)
+    logprobs, _ = scores_of(hidden, embedding, tokens, 1.0, chunk=chunk)
     np.testing.assert_allclose(
         logprobs[:, 1], jax.nn.log_softmax(embedding @ hidden[0, 0]), atol=1e-5
     )
@@ -241,7 +246,7 @@ def test_all_logits_are_never_held(entropy, vocabulary):
     rows, length, chunk = 8, 65, 128
 
     def scores(*inputs):
-        return token_logprobs(*inputs, 1.0, chunk=chunk, entropy=entropy)
+        return scores_of(*inputs, 1.0, chunk=chunk, entropy=entropy)
 
     def loss(*inputs):
         return sum(jnp.sum(score) for score in jax.tree.leaves(scores(*inputs)))
@@ -257,7 +262,7 @@ def test_the_default_chunk_holds_little_of_a_large_vocabulary():
     """The sizes are a language model's: compiled only, as running them here would take long."""
 
     def loss(*inputs):
-        return jnp.sum(token_logprobs(*inputs, 1.0)[0])
+        return jnp.sum(scores_of(*inputs, 1.0)[0])
 
     temp = temp_bytes(
         jax.value_and_grad(loss, argnums=(0, 1)), shapes_of(8, 1025, 64, 151936)
@@ -273,13 +278,13 @@ def test_entropy_costs_nothing_unless_asked_for():
 
     def gradient(entropy, use):
         def loss(*inputs):
-            logprobs, value = token_logprobs(*inputs, 1.0, entropy=entropy)
+            logprobs, value = scores_of(*inputs, 1.0, entropy=entropy)
             return jnp.sum(logprobs) + use(value)
 
         return flops(jax.grad(loss, argnums=(0, 1)))
 
-    forward = flops(lambda *inputs: token_logprobs(*inputs, 1.0, entropy=False))
-    forward_entropy = flops(lambda *inputs: token_logprobs(*inputs, 1.0, entropy=True))
+    forward = flops(lambda *inputs: scores_of(*inputs, 1.0, entropy=False))
+    forward_entropy = flops(lambda *inputs: scores_of(*inputs, 1.0, entropy=True))
     without = gradient(False, lambda _: 0.0)
     metric = gradient(True, lambda value: jax.lax.stop_gradient(value).sum())
     bonus = gradient(True, jnp.sum)
@@ -290,7 +295,7 @@ def test_entropy_costs_nothing_unless_asked_for():
 
 
 def test_a_temperature_compiles_nothing(case):
-    program = jax.jit(partial(token_logprobs, entropy=True))
+    program = jax.jit(partial(scores_of, entropy=True))
     for temperature in (0.5, 1.0, 1.5):
         assert_close(program(*case, temperature), plain(*case, temperature))
     assert program._cache_size() == 1

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from jaxgrpo.distributed.mesh import AXES, ROWS, row_sharding
+from jaxgrpo.distributed.mesh import AXES, ROWS, replicated, row_sharding
 from jaxgrpo.models.layers import UNCONSTRAINED, ActivationShardings
 
 Constraint = Callable[[Array], Array]
@@ -25,10 +25,13 @@ def for_update(mesh: Mesh) -> ActivationShardings:
     """Returns the shardings of an update: by rows, but embeddings where their columns are.
 
     So the embedding's gradient, a sum over the tokens of all devices, is made there, too. Otherwise
-    every device would hold the gradient of the whole embedding.
+    every device would hold the gradient of the whole embedding, of its own tokens, and the sum over
+    devices would be of these.
     """
-    columns = _constraint(NamedSharding(mesh, PartitionSpec("data", None, "fsdp")))
-    return by_rows(mesh)._replace(embedded=columns)
+    columns = _constraint(NamedSharding(mesh, PartitionSpec(None, None, "fsdp")))
+    return by_rows(mesh)._replace(
+        tokens=_constraint(replicated(mesh)), embedded=columns
+    )
 
 
 def for_decode(mesh: Mesh) -> ActivationShardings:

@@ -77,7 +77,9 @@ class PackedScorer(Scorer):
             positions=take_entries(sequence_positions(batch.segments), bins),
             mask=shared_prompt_mask(columns.groups, columns.completions),
         )
-        params, (inputs,) = transformer.look_up(params, (inputs,), self.dtype)
+        params, (inputs,) = transformer.look_up(
+            params, (inputs,), self.dtype, self.shardings
+        )
         hidden, _ = transformer.forward(
             self.network,
             params,

@@ -128,7 +128,9 @@ class RowScorer(Scorer):
     ) -> tuple[Float[Array, "B n D"], Params]:
         """Returns the hidden states of the columns from score_from - 1 on, and the parameters."""
         inputs = _sequence_inputs(batch.tokens, batch.segments)
-        params, (inputs,) = transformer.look_up(params, (inputs,), self.dtype)
+        params, (inputs,) = transformer.look_up(
+            params, (inputs,), self.dtype, self.shardings
+        )
         hidden, _ = transformer.forward(
             self.network,
             params,
@@ -174,7 +176,7 @@ class GroupScorer(Scorer):
             key_positions=rows.positions,
         )
         params, (prompts, completions) = transformer.look_up(
-            params, (prompts, completions), self.dtype
+            params, (prompts, completions), self.dtype, self.shardings
         )
         # Both pass through each layer in one call: the backward pass forms each weight gradient
         # once, and fsdp gathers each weight once.

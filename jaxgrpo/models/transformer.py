@@ -278,7 +278,10 @@ def forward_with_prompts(
 
 
 def look_up(
-    params: Params, sequences: tuple[SequenceInputs, ...], dtype: DTypeLike
+    params: Params,
+    sequences: tuple[SequenceInputs, ...],
+    dtype: DTypeLike,
+    shardings: ActivationShardings = UNCONSTRAINED,
 ) -> tuple[Params, tuple[SequenceInputs, ...]]:
     """Returns the parameters, and the sequences with their tokens' rows of the embedding.
 
@@ -287,7 +290,7 @@ def look_up(
     embedding = params["embedding"]
     embedded = []
     for inputs in sequences:
-        rows, embedding = embed(embedding, inputs.tokens, dtype)
+        rows, embedding = embed(embedding, shardings.tokens(inputs.tokens), dtype)
         embedded.append(inputs._replace(embedded=rows))
     return params | {"embedding": embedding}, tuple(embedded)
 
