@@ -38,7 +38,7 @@ from jaxgrpo.losses import (
     report,
 )
 from jaxgrpo.models import lora, transformer
-from jaxgrpo.types import AnyArray, Params, TrainBatch, TrainState
+from jaxgrpo.types import AnyArray, OptimizerState, Params, TrainBatch, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -355,19 +355,20 @@ class Updater:
         if index is not None:
             step = state.step - (index > 0)
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), index)
-        # Arithmetic is in float32, whatever the numbers are stored in.
-        params, opt_state = cast((state.params, state.opt_state), jnp.float32)
-        updates, opt_state = optimizer_updates(
-            self.optimizer, gradient, opt_state, params, step
-        )
-        new_params = jax.tree.map(jnp.add, params, updates)
+
+        def move(old: tuple[Params, OptimizerState]) -> tuple[Params, OptimizerState]:
+            # Arithmetic is in float32, whatever the numbers are stored in.
+            params, opt_state = cast(old, jnp.float32)
+            updates, opt_state = optimizer_updates(
+                self.optimizer, gradient, opt_state, params, step
+            )
+            new_params = jax.tree.map(jnp.add, params, updates)
+            return round_stochastically((new_params, opt_state), old, key)
+
+        # A conditional, and not a choice between old and new numbers: XLA for CPUs would copy the
+        # moments before the first micro-batch, and hold the copies through all of them.
         old = (state.params, state.opt_state)
-        new = round_stochastically((new_params, opt_state), old, key)
-
-        def choose(new_leaf: Array, old_leaf: Array) -> Array:
-            return jnp.where(has_tokens, new_leaf, old_leaf)
-
-        params, opt_state = jax.tree.map(choose, new, old)
+        params, opt_state = jax.lax.cond(has_tokens, move, _keep, old)
         return TrainState(step + 1, params, opt_state)
 
 
@@ -383,6 +384,13 @@ def take_groups(rows: PyTree, groups: Int[AnyArray, "g"], group_size: int) -> Py
         return grouped[groups].reshape(-1, *x.shape[1:])
 
     return jax.tree.map(take, rows)
+
+
+def _keep(
+    old: tuple[Params, OptimizerState],
+) -> tuple[Params, OptimizerState]:
+    """Returns parameters and optimizer state as they are."""
+    return old
 
 
 def _trained_part(policy: Params, trained: Params) -> Params:

@@ -23,6 +23,7 @@ from jaxgrpo.models.products import repeat_rows
 from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.types import Params, TrainBatch
 
+
 class Scores(NamedTuple):
     """The scores of a batch's tokens; 0 where none is scored."""
 

@@ -88,9 +88,7 @@ class Transformer(nn.Module):
 
         # 2. What the layers read.
         scale = jnp.asarray(config.embedding_scale, self.dtype)
-        hidden = tuple(
-            self._embed(embedding, inputs) * scale for inputs in sequences
-        )
+        hidden = tuple(self._embed(embedding, inputs) * scale for inputs in sequences)
         layer_inputs = tuple(
             LayerInputs(
                 self._rotary_tables(inputs), inputs.mask, self._distances(inputs)
