@@ -326,13 +326,14 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
     @jax.jit
     def as_policy(params, batch):
         def loss(params, rows):
-            logprobs, entropy = scorer(
+            scores = scorer(
                 params, rows, 1.0, micro_batches.rows_per_prompt, entropy=True
             )
-            ratio = jnp.exp(logprobs - rows.sampler_logprobs)
-            return jnp.sum(ratio * rows.completion_mask), (logprobs, entropy)
+            ratio = jnp.exp(scores.logprobs - rows.sampler_logprobs)
+            value = jnp.sum(ratio * rows.completion_mask)
+            return value, scores.logprobs, scores.params
 
-        gradient, (logprobs, _) = accumulate_gradients(
+        gradient, logprobs = accumulate_gradients(
             loss, params, batch, micro_batches
         )
         return micro_batches.merge(logprobs), gradient

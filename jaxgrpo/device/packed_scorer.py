@@ -109,8 +109,9 @@ class PackedScorer(Scorer):
             return flat.reshape(batch.tokens.shape)
 
         return Scores(
-            *jax.tree.map(to_rows, (logprobs, entropies)),
-            transformer.with_output_embedding(params, embedding),
+            logprobs=to_rows(logprobs),
+            entropy=None if entropies is None else to_rows(entropies),
+            params=transformer.with_output_embedding(params, embedding),
         )
 
     def read_columns(self, bins: Int[Array, "R S"], num_columns: int) -> BinColumns:

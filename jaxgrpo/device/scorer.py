@@ -95,8 +95,9 @@ class Scorer:
             return jnp.pad(score, ((0, 0), (unscored, 0)))
 
         return Scores(
-            *jax.tree.map(to_batch, (logprobs, entropies)),
-            transformer.with_output_embedding(params, embedding),
+            logprobs=to_batch(logprobs),
+            entropy=None if entropies is None else to_batch(entropies),
+            params=transformer.with_output_embedding(params, embedding),
         )
 
     def hidden_states(
