@@ -333,9 +333,7 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
             value = jnp.sum(ratio * rows.completion_mask)
             return value, scores.logprobs, scores.params
 
-        gradient, logprobs = accumulate_gradients(
-            loss, params, batch, micro_batches
-        )
+        gradient, logprobs = accumulate_gradients(loss, params, batch, micro_batches)
         return micro_batches.merge(logprobs), gradient
 
     @jax.jit

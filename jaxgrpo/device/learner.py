@@ -8,6 +8,7 @@ B = P * G rows, T columns, M micro-batches of R rows.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,12 +23,7 @@ from jaxgrpo.device.micro_batches import (
     scan_filled,
     take_entries,
 )
-from jaxgrpo.device.optimizer import (
-    Optimizer,
-    cast,
-    optimizer_updates,
-    round_stochastically,
-)
+from jaxgrpo.device.optimizer import Optimizer, StoredState, apply_gradient, cast
 from jaxgrpo.device.scorer import Scorer, batch_logprobs, real_tokens
 from jaxgrpo.losses import (
     LossInfo,
@@ -38,7 +34,7 @@ from jaxgrpo.losses import (
     report,
 )
 from jaxgrpo.models import lora, transformer
-from jaxgrpo.types import AnyArray, OptimizerState, Params, TrainBatch, TrainState
+from jaxgrpo.types import AnyArray, Params, TrainBatch, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -356,19 +352,11 @@ class Updater:
             step = state.step - (index > 0)
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), index)
 
-        def move(old: tuple[Params, OptimizerState]) -> tuple[Params, OptimizerState]:
-            # Arithmetic is in float32, whatever the numbers are stored in.
-            params, opt_state = cast(old, jnp.float32)
-            updates, opt_state = optimizer_updates(
-                self.optimizer, gradient, opt_state, params, step
-            )
-            new_params = jax.tree.map(jnp.add, params, updates)
-            return round_stochastically((new_params, opt_state), old, key)
-
+        apply = partial(apply_gradient, self.optimizer, gradient, step=step, key=key)
         # A conditional, and not a choice between old and new numbers: XLA for CPUs would copy the
         # moments before the first micro-batch, and hold the copies through all of them.
-        old = (state.params, state.opt_state)
-        params, opt_state = jax.lax.cond(has_tokens, move, _keep, old)
+        stored = (state.params, state.opt_state)
+        params, opt_state = jax.lax.cond(has_tokens, apply, _keep, stored)
         return TrainState(step + 1, params, opt_state)
 
 
@@ -386,11 +374,9 @@ def take_groups(rows: PyTree, groups: Int[AnyArray, "g"], group_size: int) -> Py
     return jax.tree.map(take, rows)
 
 
-def _keep(
-    old: tuple[Params, OptimizerState],
-) -> tuple[Params, OptimizerState]:
-    """Returns parameters and optimizer state as they are."""
-    return old
+def _keep(stored: StoredState) -> StoredState:
+    """Returns its argument."""
+    return stored
 
 
 def _trained_part(policy: Params, trained: Params) -> Params:

@@ -67,7 +67,7 @@ class Work:
     """Work that has to be done, whoever does it.
 
     flops: 2 for each parameter and token of a forward pass, 6 with a gradient; prompts count in
-        every row
+        every row that is sampled, and once for their group in reference and update
     bytes: what decoding has to fetch: for each token the parameters once, and the keys and values
         of every row so far
     """

@@ -13,14 +13,14 @@ def rollout_work(
     """Returns the work of sampling.
 
     prompt: tokens of each prompt
-    lengths: tokens of each row's completion
+    lengths: Int[P G], tokens of the completions of each prompt
     slots: rows that are sampled side by side
     itemsize: bytes of a number
     """
     parameters = transformer.parameter_count(transformer.shapes(model))
     flops = 2.0 * parameters * np.sum(prompt + lengths)
     # Each decode step of all slots fetches the parameters once ...
-    steps = np.sum(lengths) / min(slots, len(lengths))
+    steps = np.sum(lengths) / min(slots, lengths.size)
     parameter_bytes = steps * parameters * itemsize
     # ... and each token the keys and values of all before it: of half its row's, on average.
     token_bytes = 2 * model.layers * model.kv_heads * model.head_width * itemsize
@@ -33,5 +33,9 @@ def step_work(
 ) -> Work:
     """Returns the work of a GRPO step; parameters as in `rollout_work`."""
     rollout = rollout_work(model, prompt, lengths, slots, itemsize)
-    # FLOPs a parameter and token: sampling 2, the reference's forward pass 2, the update 6.
-    return Work(5 * rollout.flops, rollout.bytes)
+    parameters = transformer.parameter_count(transformer.shapes(model))
+    # Reference and update read each prompt once for its group.
+    tokens = prompt * len(lengths) + np.sum(lengths)
+    # FLOPs a parameter and token: the reference's forward pass 2, the update 6.
+    flops = rollout.flops + 8.0 * parameters * tokens
+    return Work(flops, rollout.bytes)
