@@ -135,6 +135,33 @@ def test_each_result_has_its_own_gradient(case, which):
     )
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"chunk": 12},
+        {"chunk": 5},
+        {"chunk": 4, "shards": 2},
+        {"chunk": 5, "unused": ((2, 4),)},
+    ],
+)
+def test_the_gradient_is_added_to_that_of_the_embeddings_next_use(case, options):
+    hidden, embedding, tokens = case
+    next_use = jax.random.normal(jax.random.key(3), embedding.shape)
+
+    def total(embedding):
+        logprobs, entropy, passed_on = token_logprobs(
+            hidden, embedding, tokens, 0.7, entropy=True, **options
+        )
+        return jnp.sum(logprobs + 0.5 * entropy), passed_on
+
+    (_, passed_on), pull_back = jax.vjp(total, embedding)
+    np.testing.assert_array_equal(passed_on, embedding)
+    (alone,) = pull_back((1.0, jnp.zeros_like(next_use)))
+    (together,) = pull_back((1.0, next_use))
+    assert np.abs(alone).max() > 0.01
+    np.testing.assert_allclose(together, alone + next_use, atol=1e-6)
+
+
 def test_without_entropy_the_logprobs_are_the_same(case):
     logprobs, nothing = scores_of(*case, 0.7)
     assert nothing is None
