@@ -5,7 +5,7 @@
 
 Without data.path, TFDS downloads GSM8K.
 
-Hardware: 1 TPU v5e chip (v5e:1x1). Not yet run on it; `jaxgrpo plan` says: 12.49 of 15.75 GiB in an
+Hardware: 1 TPU v5e chip (v5e:1x1). Not yet run on it; `jaxgrpo plan` says: 12.67 of 15.75 GiB in an
 update, and at least 5.8 s a step, whatever is done well. Expect: not known yet; accuracy before and
 after is in OUT/summary.json.
 """

@@ -4,8 +4,7 @@ Training and evaluation both stand on it. Things are made in the order in which 
 wrong most cheaply: nothing touches a device before all input is checked.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,15 +15,23 @@ import numpy as np
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, Sampling, validate
 from jaxgrpo.config.sizes import (
-    age_note,
     batch_line,
     micro_batch_size,
     num_slots,
+    off_policy_note,
     rows_per_update,
 )
 from jaxgrpo.data.prompt_filter import PromptFilter
+from jaxgrpo.device.logits import as_ranges
 from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
-from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
+from jaxgrpo.device.specs import (
+    ModelSpec,
+    Precision,
+    SamplingSpec,
+    UpdateSpec,
+    dividing_rows,
+)
+from jaxgrpo.distributed import compilation_cache
 from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder, lora
@@ -58,6 +65,7 @@ class Run:
     """
 
     config: Config
+    network: ModelConfig
     task: Task
     heldout: Problems
     prompt_filter: PromptFilter
@@ -118,13 +126,14 @@ def build_run(config: Config) -> Run:
     )
     notes = [
         batch_line(config),
-        age_note(config),
+        off_policy_note(config),
         prompt_filter.check(task.problems, "training"),
     ]
     if config.evaluation.problems:
         notes.append(prompt_filter.check(heldout, "held-out"))
 
     # 3. Programs, which need the devices, and worker processes.
+    compilation_cache.enable()
     reference = reference_network(config, tokens)
     programs = build_programs(config, network, tokens.eos_ids, reference=reference)
     pool = Pool(
@@ -140,6 +149,7 @@ def build_run(config: Config) -> Run:
     )
     return Run(
         config=config,
+        network=network,
         task=task,
         heldout=heldout,
         prompt_filter=prompt_filter,
@@ -167,11 +177,10 @@ def build_programs(
     """
     slots = num_slots(config)
     # A CPU is divided into as many devices as divide every number of rows.
-    rows = math.gcd(rows_per_update(config), config.batch.micro_batch, slots)
-    mesh_sizes = config.mesh
-    mesh = make_mesh(
-        mesh_sizes.data, mesh_sizes.fsdp, mesh_sizes.tensor, devices, rows=rows
+    rows = dividing_rows(
+        network, rows_per_update(config), config.batch.micro_batch, slots
     )
+    mesh = make_mesh(**vars(config.mesh), devices=devices, rows=rows)
     _check_shards(config, row_devices(mesh))
     model = ModelSpec(
         network=network,
@@ -180,6 +189,7 @@ def build_programs(
             compute=jnp.dtype(config.dtype),
             params=jnp.dtype(config.optimizer.params_dtype),
             optimizer=jnp.dtype(config.optimizer.state_dtype),
+            int8_sampler=config.sampling.weights == "int8",
         ),
         adapters=config.lora,
         scan_layers=config.compute.scan_layers,
@@ -274,7 +284,7 @@ def match_tokenizer(
         )
     # Padding is masked, so any token that the model has will do.
     pad_id = tokens.pad_id if tokens.pad_id < rows else min(eos_ids)
-    unused = tuple(_ranges(sorted(set(range(rows)) - ids)))
+    unused = as_ranges(set(range(rows)) - ids)
     return replace(network, unused_ids=unused), replace(
         tokens, eos_ids=eos_ids, pad_id=pad_id
     )
@@ -305,16 +315,6 @@ def reference_network(config: Config, tokens: Tokenizer) -> ModelConfig | None:
             "scores the model's own tokens; give a reference of the same family"
         )
     return network
-
-
-def _ranges(ids: list[int]) -> Iterator[tuple[int, int]]:
-    """Yields sorted ids as (first, end) pairs."""
-    firsts = [id_ for i, id_ in enumerate(ids) if i == 0 or ids[i - 1] != id_ - 1]
-    lasts = [
-        id_ for i, id_ in enumerate(ids) if i == len(ids) - 1 or ids[i + 1] != id_ + 1
-    ]
-    for first, last in zip(firsts, lasts, strict=True):
-        yield first, last + 1
 
 
 def model_folder(model: str) -> Path:

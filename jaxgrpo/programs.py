@@ -52,7 +52,8 @@ class SamplingPrograms:
     """Parameters, as `params_like` -> a copy for forward passes alone, laid out as the update has
     its own, matrices in the compute dtype. With LoRA it is also the frozen base of the policy."""
     publish: Callable[[Params], Params]
-    """A policy -> the copy that decoding reads, matrices in the compute dtype; made once a step.
+    """A policy -> the copy that decoding reads, matrices in the compute dtype or, with
+    Precision.int8_sampler, in int8 with a scale for each output; made once a step.
     With LoRA the policy is the reference with the state's adapters attached (lora.attach). They
     stay beside their matrices, as the update has them: W + A B rounded to bfloat16 would lose most
     of a small A B. The copy has one leaf per layer: slicing a stacked leaf would copy it at every
@@ -73,7 +74,7 @@ class SamplingPrograms:
     slot_counts: tuple[int, ...]
     """Numbers of slots, from all to the fewest."""
     ring_lengths: tuple[int, ...]
-    """Lengths of the ring cache, up to the longest completion."""
+    """Lengths of the ring cache, up to the longest prompt with the longest completion."""
     prompts_per_prefill: int
     """Prompts in a call of prefill."""
     rows_per_insert: int
@@ -141,7 +142,9 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
     # Shapes alone: nothing is allocated until a program is called.
     params = model.loaded_shapes()
     trained_shapes = jax.eval_shape(partial(trained_as_stored, model), params)
-    published_shapes = jax.eval_shape(partial(with_adapters, model), params)
+    published_shapes = jax.eval_shape(
+        lambda params: publish(model, with_adapters(model, params)), params
+    )
 
     # in_shardings are taken from the arguments. out_shardings are fixed, because a result is the
     # argument of a later call, and another sharding there would compile again.
@@ -149,11 +152,12 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
     shardings_of = decode_state_shardings(mesh, model.network.kv_heads)
     state_shardings = shardings_of(DecodeState)
     prefill = jax.jit(
-        _exact(functions.prefill, dtype), out_shardings=shardings_of(Prefilled)
+        _named("prefill", functions.prefill, dtype),
+        out_shardings=shardings_of(Prefilled),
     )
     insert = jax.jit(sampler.insert, out_shardings=state_shardings, donate_argnums=0)
     decode = jax.jit(
-        _exact(functions.decode, dtype),
+        _named("decode", functions.decode, dtype),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=1,
     )
@@ -173,7 +177,7 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
             "compact", jax.jit(sampler.compact, out_shardings=state_shardings)
         ),
         slot_counts=_halves(spec.slots, max(1, spec.slots // 8), row_devices(mesh)),
-        ring_lengths=_halves(spec.new_tokens, 128, 1)[::-1],
+        ring_lengths=_ring_lengths(spec.prompt_width + spec.new_tokens),
         prompts_per_prefill=_prompts_per_prefill(spec, row_devices(mesh)),
         rows_per_insert=max(1, spec.slots // 8),
         chunk=min(spec.chunk, spec.new_tokens),
@@ -220,14 +224,16 @@ def compile_programs(
     # The state is donated: its buffers are written over by the new state.
     update_shardings = (_shardings(state_like), replicated(mesh))
     jitted_update = jax.jit(
-        _exact(updater, precision.compute),
+        _named("update", updater, precision.compute),
         out_shardings=update_shardings,
         donate_argnums=0,
     )
     rows = row_sharding(mesh)
-    jitted_score = jax.jit(_exact(updater.score, precision.compute), out_shardings=rows)
+    jitted_score = jax.jit(
+        _named("score", updater.score, precision.compute), out_shardings=rows
+    )
     jitted_update_scored = jax.jit(
-        _exact(updater.update_scored, precision.compute),
+        _named("update", updater.update_scored, precision.compute),
         out_shardings=update_shardings,
         donate_argnums=0,
     )
@@ -290,21 +296,33 @@ def _halves(largest: int, smallest: int, multiple: int) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _exact(function: Callable, dtype: DTypeLike) -> Callable:
-    """Returns the function with its float32 products computed in float32, for a float32 run.
+def _ring_lengths(longest: int) -> tuple[int, ...]:
+    """Returns about the quarters of the longest row, each of whole tiles of a TPU: 128 columns.
+
+    Each is a program more to compile, so that below 256 columns there is none.
+    """
+    step = max(256, -(-longest // (4 * 128)) * 128)
+    return (*range(step, longest - step // 2, step), longest)
+
+
+def _named(name: str, function: Callable, dtype: DTypeLike) -> Callable:
+    """Returns the function under a name, which profiles show, with float32 products in float32.
 
     By default a TPU multiplies float32 matrices in one pass of bfloat16, and a GPU in TF32. The
     sampler and the scorer then differ by more than a policy moves in an update, and the check of
     their agreement would stop the run (train.check_agreement).
-    """
-    if jnp.dtype(dtype) != jnp.float32:
-        return function
 
-    def exact(*arguments: Any) -> Any:
+    dtype: of matrix products; in another than float32 they are left to JAX
+    """
+
+    def named(*arguments: Any) -> Any:
+        if jnp.dtype(dtype) != jnp.float32:
+            return function(*arguments)
         with jax.default_matmul_precision("highest"):
             return function(*arguments)
 
-    return exact
+    named.__name__ = name
+    return named
 
 
 def _shardings(like: PyTree) -> PyTree:

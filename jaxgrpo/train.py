@@ -14,12 +14,12 @@ from pathlib import Path
 import jax
 
 from jaxgrpo import config as configs
-from jaxgrpo import evaluate, losses, metrics, plots
+from jaxgrpo import evaluate, losses, metrics, performance, plots
 from jaxgrpo.build import Run, build_run, model_folder, trained_rows, update_rule
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import GAPS, Config, parse_command_line
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.config.sizes import max_prompts
+from jaxgrpo.config.sizes import max_prompts, sampler_precision
 from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
@@ -223,14 +223,16 @@ def run_step(
     update_metrics = _update(run, run_state, reference, collected, writer)
     run_state.step = step
     now = time.perf_counter()
+    step_seconds = now - started_at
     return (
         collected.metrics
         | weight_metrics
         | update_metrics
         | metrics.peak_memory()
+        | performance.step_metrics(run, collected, update_metrics, step_seconds)
         | {
             "time/update": now - update_started_at,
-            "time/step": now - started_at,
+            "time/step": step_seconds,
             "data/epoch": float(run_state.order.epoch),
             "data/problems_seen": float(len(run_state.history.visits)),
         }
@@ -318,11 +320,12 @@ def check_agreement(config: Config, update_metrics: Mapping[str, float]) -> None
             f"of {model_folder(config.model)}, or what they make of a prompt in {config.dtype}, "
             "are not finite: check the files, or take another model"
         )
-    max_gap = config.sampling.max_logprob_gap or GAPS[config.dtype]
+    precision = sampler_precision(config)
+    max_gap = config.sampling.max_logprob_gap or GAPS[precision]
     if gap > max_gap:
         raise UserError(
             f"the sampler's log-probabilities differ from the scorer's by {gap:.2g} nats in one "
-            f"token of a hundred, and in {config.dtype} they should by at most {max_gap:g}: the "
+            f"token of a hundred, and in {precision} they should by at most {max_gap:g}: the "
             "run is stopped; if you know why, raise sampling.max_logprob_gap"
         )
 

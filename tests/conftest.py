@@ -1,9 +1,13 @@
 """Sets up every test: types and shapes are checked at run time, on one CPU device, offline.
 
 Nothing is cached between runs, not even compiled programs: a rerun tests the code as it is now.
+Within a run its processes share them.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -13,7 +17,11 @@ from tests.tiny_devices import flags
 # must not occupy the accelerator.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = flags(devices=1)
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="jaxgrpo-tests-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # A tokenizer that has started threads would warn when a worker process is forked.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1307,7 +1307,7 @@ trial(
     "--topology {}: it must be like",
     give(chips.parse_topology, "v5e"),
     lambda folder, said: [
-        chips.parse_topology(name) for name in re.findall(r"v\d\w?:\S*\d", said)
+        chips.parse_topology(name) for name in re.findall(r"(?:v|tpu)\d\w?:\S*\d", said)
     ],
 )
 

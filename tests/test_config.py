@@ -465,7 +465,7 @@ def test_a_run_says_how_old_the_tokens_are_that_it_trains_on(settings, expected)
         group = config.batch if name == "mask_older" else config.sampling
         setattr(group, name, value)
     assert sizes.max_trained_age(config) == expected
-    note = sizes.age_note(config)
+    note = sizes.off_policy_note(config)
     if expected:
         steps = "1 step" if expected == 1 else f"{expected} steps"
         assert note.startswith(f"tokens up to {steps} old are trained on")
@@ -474,6 +474,19 @@ def test_a_run_says_how_old_the_tokens_are_that_it_trains_on(settings, expected)
         # So an objective without a ratio will do.
         config.objective = losses.RLOO()
         validate(config)
+
+
+def test_a_run_says_that_it_trains_on_tokens_of_int8_matrices():
+    """Together with their age, and not where the objective corrects for both."""
+    sampling = Sampling(weights="int8")
+    config = make(sampling=sampling)
+    assert sizes.off_policy_note(config).startswith("tokens drawn by int8 matrices are")
+    sampling.keep_in_flight = True
+    assert sizes.off_policy_note(config).startswith(
+        "tokens up to 2 steps old and drawn by int8 matrices are trained on"
+    )
+    config.batch.old_logprobs = "trainer"
+    assert sizes.off_policy_note(config) == ""
 
 
 NAMES = {
@@ -655,6 +668,40 @@ def test_what_the_ratio_is_taken_to_suits_the_objective(
     if "or set sampling.keep_in_flight to false" in said:
         keep = False
         validate(config(objective, old))
+
+
+INT8 = [
+    (losses.GRPO(), "sampler", None),
+    (losses.GRPO(), "trainer", "'int8', and batch.old_logprobs 'trainer': the ratio"),
+    (losses.RLOO(), "sampler", "'int8', and RLOO has no importance ratio"),
+    (losses.RLOO(), "trainer", "the ratio of tokens of an int8 policy would be 1"),
+    (NARROW, "sampler", "in int8 sampler and scorer differ by up to 0.02"),
+    (NARROW, "trainer", "put Corrected(...) around the objective"),
+    (Corrected(losses.RLOO()), "trainer", None),
+]
+
+
+@pytest.mark.parametrize(("objective", "old", "says"), INT8)
+def test_what_the_ratio_is_taken_to_suits_an_int8_sampler(objective, old, says):
+    config = make(
+        objective=objective,
+        batch=Batch(old_logprobs=old),
+        sampling=Sampling(weights="int8"),
+    )
+    if says is None:
+        validate(config)
+        return
+    assert says in message(validate, config)
+    # Each advice by itself, however the objective is.
+    validate(
+        dataclasses.replace(
+            config,
+            objective=Corrected(objective),
+            batch=Batch(old_logprobs="trainer"),
+        )
+    )
+    if "or set sampling.weights to 'dtype'" in message(validate, config):
+        validate(dataclasses.replace(config, sampling=Sampling()))
 
 
 def test_command_line(file):

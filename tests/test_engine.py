@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgrpo.device.logprobs import token_logprobs
-from jaxgrpo.device.specs import ModelSpec, SamplingSpec
+from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec
 from jaxgrpo.distributed.mesh import make_mesh, to_device
 from jaxgrpo.models import attention, transformer
 from jaxgrpo.models.transformer import SequenceInputs
@@ -272,12 +272,22 @@ def test_usage_counts_tokens_steps_and_prompts(slots, chunk):
         output = result[1]
         slot_steps.append(int(output.num_steps) * len(output.num_tokens))
 
-    session = start_session(watching_decode(make_engine(slots, chunk), look))
+    engine = make_engine(slots, chunk)
+    params = engine.programs.publish(make_params())
+    session = start_session(watching_decode(engine, look))
     groups = list(session.groups())
     usage = session.usage
     assert len(groups) == session.launched == len(PROBLEMS)
     assert usage.tokens == sum(len(tokens) for tokens, _ in expected_rows())
     assert usage.tokens <= usage.slot_steps == sum(slot_steps)
+    assert usage.slot_steps == usage.steps * slots
+    prompts = [len(TOKENIZER.prompt(problem.prompt)) for problem in PROBLEMS]
+    assert usage.prompt_tokens == sum(prompts)
+    # A token reads the prompt, those before it and itself.
+    lengths = np.reshape([len(tokens) for tokens, _ in expected_rows()], (-1, GROUP))
+    contexts = lengths * (np.array(prompts)[:, None] + (lengths + 1) / 2)
+    assert usage.context_tokens == contexts.sum()
+    assert usage.weight_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert 0 < usage.idle_seconds < usage.seconds
     if slots == 4:
         assert usage.tokens > 0.5 * usage.slot_steps  # slots are used again
@@ -331,7 +341,8 @@ def test_bfloat16_log_probabilities_stay_near():
     They differ by a twentieth of a nat on average for a random network, half a nat at most.
     """
     engine = dataclasses.replace(
-        make_engine(4, 8), programs=tiny_engines.make_programs(4, 8, dtype=jnp.bfloat16)
+        make_engine(4, 8),
+        programs=tiny_engines.make_programs(4, 8, precision=Precision(jnp.bfloat16)),
     )
     gaps = []
     for group in ask(engine):
@@ -387,12 +398,12 @@ def test_keys_and_values_are_updated_in_place():
     """
     network = dataclasses.replace(NETWORK, layers=2, windows=(9, 9), head_width=64)
     slots = 32
-    ring_length = 256
+    ring_length = 512
     programs = compile_sampling(
         ModelSpec(network, make_mesh(devices=jax.devices()[:1])),
         SamplingSpec(
             prompt_width=256,
-            new_tokens=ring_length,
+            new_tokens=256,
             slots=slots,
             eos_ids=ENDS,
             chunk=32,
@@ -405,11 +416,8 @@ def test_keys_and_values_are_updated_in_place():
         programs.params_like, state, stopped, sampling, np.int32(32), np.int32(0)
     )
     memory = lowered.compile(compiler_options=tiny_devices.DEFAULT).memory_analysis()
-    one = state.ring_cache[0][0].size * 4
-    cache = sum(
-        leaf.size * 4
-        for leaf in jax.tree.leaves((state.prompt_cache, state.ring_cache))
-    )
+    one = state.cache[0][0].size * 4
+    cache = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.cache))
     assert memory.alias_size_in_bytes >= cache
     assert memory.temp_size_in_bytes < one, (memory.temp_size_in_bytes, one)
 

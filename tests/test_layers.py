@@ -75,6 +75,7 @@ LAYERS = {
             "run_state",
             "signals",
             "updates",
+            "performance",
             "plan",
             "__main__",
         ),

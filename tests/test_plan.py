@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgrpo.config import load
-from jaxgrpo.distributed.mesh import device_bytes
+from jaxgrpo.distributed.mesh import device_bytes, named_leaves
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import products
 from jaxgrpo.plan import (
@@ -167,11 +167,38 @@ def test_adapters_have_little_state(config_path, plan, compiler):
     assert 0 < parts["optimizer"] < plan.phases["update"]["optimizer"] / 2
 
 
+def test_int8_matrices_are_planned(config_path, plan, compiler):
+    """A layer's matrices are a quarter of those in float32, and an update's arrays the same.
+
+    The tied embedding is there twice: once as it is, to look up tokens, and once in int8.
+    """
+    config = load(config_path, ["--config.sampling.weights=int8"])
+    int8 = planner.make_plan(config, plan.target, compiler, ())
+    kernels, float32_kernels = (
+        sum(
+            device_bytes(leaf)
+            for name, leaf in named_leaves(planned.inputs.published).items()
+            if name.endswith("kernel")
+        )
+        for planned in (int8, plan)
+    )
+    assert 4 * kernels == float32_kernels > 0
+    shapes = int8.inputs.published
+    dtypes = [shapes[name].dtype for name in ("embedding", "output_embedding")]
+    assert dtypes == [jnp.float32, jnp.int8]
+    for part in ("parameters", "optimizer", "reference"):
+        assert int8.phases["update"][part] == plan.phases["update"][part]
+    assumptions = times.assume(config, None, None)
+    assert "sampled from int8 matrices" in report.plan_text(int8, assumptions)
+    assert "sampled from float32 matrices" in report.plan_text(plan, assumptions)
+
+
 def test_a_run_that_fits(monkeypatch, capsys, compiler, config_path):
     code, out = run(monkeypatch, capsys, compiler, "--config", config_path)
     assert code == 0
     assert out.splitlines()[-1].startswith("fits: peak ")
-    assert "no times" in out  # a CPU's peaks are not known
+    assert "no bound" in out  # a CPU's peaks are not known
+    assert "a GRPO step, forecast: " in out
 
 
 def test_json_holds_the_same(monkeypatch, capsys, compiler, config_path, plan):
@@ -434,7 +461,7 @@ def test_what_binds_is_what_takes_longest(plan):
     )
     rows = 8
     slots = plan.inputs.programs.slot_counts[0]
-    assert step["decode"]["calls"] == math.ceil(rows * 8 / slots)
+    assert step["decode"]["calls"] == max(8, math.ceil(rows * 8 / slots))
     assert step["update"]["calls"] == 1
 
 
@@ -443,6 +470,9 @@ def test_topologies():
     assert chip.name == "v5p"
     assert math.prod(shape) == 32
     assert chip.cores * math.prod(shape) == 64  # sold as v5p-64
+    ironwood, shape = chips.parse_topology("tpu7x:2x2x1")
+    assert ironwood.devices * math.prod(shape) == 8
+    assert ironwood.devices * ironwood.flops == 2307e12  # a chip's, as documented
 
 
 def test_growth_is_a_table(plan):

@@ -28,7 +28,13 @@ from jaxgrpo.train import train
 from tests.tiny_devices import flags, output_on_devices
 from tests.tiny_runs import ROOT, TEXT, config_file, lines, make_config, start
 
-VARIABLE_METRICS = ("time/", "rollout/", "memory/", "update/utilisation")
+VARIABLE_METRICS = (
+    "time/",
+    "rollout/",
+    "perf/",
+    "memory/",
+    "update/utilisation",
+)
 """Prefixes of metrics that depend on speed or on the number of devices: rows of a group that lie on
 several devices have their prompt read on each."""
 SHORT = ("evaluation.problems=0", "sampling.slots=8", "show_rollouts_every=1")

@@ -514,8 +514,15 @@ def look_for_matrices_that_move():
         for columns in (8, 16, 24, NETWORK.vocab_size)
         for shards in (1, 2)
     }
-    for sizes in ((1, 8, 1), (1, 4, 2), (2, 2, 2)):
-        programs = make_programs(make_mesh(*sizes, devices=jax.devices()))
+    int8 = Precision(int8_sampler=True)
+    for sizes, precision in (
+        ((1, 8, 1), Precision()),
+        ((1, 4, 2), Precision()),
+        ((2, 2, 2), Precision()),
+        ((1, 4, 2), int8),
+    ):
+        mesh = make_mesh(*sizes, devices=jax.devices())
+        programs = make_programs(mesh, precision)
         published = output_of(programs.publish, programs.params_like)
         state = output_of(programs.empty_state, rows, programs.ring_lengths[-1])
         traced = programs.decode.trace(
@@ -549,7 +556,7 @@ def output_of(program, *arguments):
 
 
 def test_decoding_moves_no_matrix():
-    assert output_on_devices(look_for_matrices_that_move).count("still") == 3
+    assert output_on_devices(look_for_matrices_that_move).count("still") == 4
 
 
 def compare_meshes():

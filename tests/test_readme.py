@@ -21,11 +21,13 @@ from jaxgrpo.problems import Completion, Problem
 from jaxgrpo.rewards.workers.pool import Pool
 from tests.documents import BY_NAME, DOCUMENTS, README, ROOT
 from tests.tiny_runs import share_programs
+from tools.profile import __main__ as profile_command
 
 TINY = (
     "--config.steps=1",
     "--config.batch.groups=2",
     "--config.batch.group_size=2",
+    "--config.batch.updates=2",
     "--config.batch.micro_batch=0",
     "--config.sampling.max_new_tokens=8",
     "--config.sampling.slots=3",
@@ -53,6 +55,8 @@ PARSED = {
     "jaxgrpo.export": "one of them is run; tests/test_export.py runs the others",
     "jaxgrpo.plan": "needs libtpu; tests/test_plan.py runs it, and CI where there is libtpu",
     "tools.plan_growth": "needs libtpu, and minutes",
+    "tools.profile": "takes a minute; tests/test_profile.py runs it on a tiny run",
+    "tools.compiled_table": "needs libtpu, and minutes; tests/test_compiled_table.py",
     "tools.bench": "takes minutes; tests/test_bench.py runs each with other sizes",
     "tools.compare": "takes an hour; tests/test_compare.py",
     "tools.check_math": "needs the data sets",
@@ -284,6 +288,9 @@ def check_program(words: list[str], monkeypatch) -> None:
         if arguments:
             _, path, flags = plan_command.parse(arguments)
             load_config(path, flags)
+    elif module == "tools.profile":
+        _, path, flags = profile_command.parse(arguments)
+        load_config(path, flags)
     elif arguments:
         parse_only(module, arguments, monkeypatch)
     else:

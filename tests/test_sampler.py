@@ -3,6 +3,7 @@
 Slots know nothing of each other, nor of the columns that their past is kept in.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -17,12 +18,13 @@ from tests.tiny_engines import ENDS, NETWORK, make_params
 
 WIDTH = 6
 SLOTS = 4
-RING = 12
+NEW = 12
+RING = WIDTH + NEW
 CHUNK = 5
 PROMPTS = 3
 ROWS = ((0, 0, 10), (1, 1, 11), (2, 2, 12), (3, 0, 13))
 """(slot, prompt, key) of a row in each slot."""
-NO_END = SamplingParams(1.5, min_tokens=RING)
+NO_END = SamplingParams(1.5, min_tokens=NEW)
 """No row ends by itself."""
 
 SPEC = DecodeSpec(chunk=CHUNK, eos_ids=ENDS, dtype=jnp.float32)
@@ -49,7 +51,7 @@ def prefilled(params):
     )
 
 
-def new_rows(*rows: tuple[int, int, int], max_tokens: int = RING) -> NewRows:
+def new_rows(*rows: tuple[int, int, int], max_tokens: int = NEW) -> NewRows:
     """Returns rows that start, each of them (slot, prompt, key); the other places start none."""
     rows += ((SLOTS, 0, 0),) * (SLOTS - len(rows))
     slots, prompts, keys = zip(*rows, strict=True)
@@ -65,15 +67,22 @@ def empty_state(ring_length: int = RING) -> sampler.DecodeState:
     return sampler.empty_state(
         NETWORK,
         slots=SLOTS,
-        prompt_width=WIDTH,
         ring_length=ring_length,
         dtype=jnp.float32,
     )
 
 
-def decode(params, state, stopped=(), max_steps=CHUNK, leave_at=0, sampling=NO_END):
+def decode(
+    params,
+    state,
+    stopped=(),
+    max_steps=CHUNK,
+    leave_at=0,
+    sampling=NO_END,
+    jitted=jitted_decode,
+):
     is_stopped = np.isin(np.arange(state.active.shape[0]), stopped)
-    return jitted_decode(
+    return jitted(
         params,
         state,
         is_stopped,
@@ -108,7 +117,7 @@ def assert_same(texts, others):
 @pytest.fixture(scope="module")
 def expected(params, prefilled):
     texts, _ = run(params, insert(empty_state(), prefilled, new_rows(*ROWS)))
-    assert {len(tokens) for tokens, _ in texts.values()} == {RING}
+    assert {len(tokens) for tokens, _ in texts.values()} == {NEW}
     assert len({tuple(tokens) for tokens, _ in texts.values()}) == SLOTS
     return texts
 
@@ -123,7 +132,7 @@ def test_a_row_does_not_depend_on_its_slot_nor_on_its_neighbours(
         {slot: expected[slot] for slot in (3, 2, 1, 0)},
     )
     alone, _ = run(params, insert(empty_state(), prefilled, new_rows(ROWS[1])))
-    assert [len(tokens) for tokens, _ in alone.values()] == [0, RING, 0, 0]
+    assert [len(tokens) for tokens, _ in alone.values()] == [0, NEW, 0, 0]
     assert_same({1: alone[1]}, {1: expected[1]})
 
 
@@ -135,11 +144,10 @@ def test_a_row_sees_nothing_of_those_before_it_in_its_slot(params, prefilled, ex
 
     clean = empty_state()
     dirty = clean._replace(
-        prompt_cache=jax.tree.map(noise, clean.prompt_cache),
-        ring_cache=jax.tree.map(noise, clean.ring_cache),
+        cache=jax.tree.map(noise, clean.cache),
         hidden=noise(clean.hidden),
         prompt_length=clean.prompt_length + WIDTH,
-        num_generated=clean.num_generated + RING,
+        num_generated=clean.num_generated + NEW,
     )
     for ring_position in (0, 5, RING - 1):
         state = dirty._replace(ring_position=jnp.int32(ring_position))
@@ -166,23 +174,50 @@ def test_rows_that_start_later_read_what_is_theirs(params, prefilled, expected):
     assert not state.active.any()
 
 
-@pytest.mark.parametrize("first", [1, 3, 4])
+@pytest.mark.parametrize("first", [1, 7, 10])
 def test_a_longer_ring_changes_nothing(params, prefilled, expected, first):
-    """From 5 columns to 12, with rows of unequal age.
+    """From 11 columns, which the longest row fills, to 18, with rows of unequal age.
 
     The ring's position is at its end or inside it.
     """
-    state = insert(empty_state(ring_length=5), prefilled, new_rows(*ROWS[:2]))
-    state = state._replace(ring_position=jnp.int32(first))
+    state = empty_state(ring_length=11)._replace(ring_position=jnp.int32(first))
+    state = insert(state, prefilled, new_rows(*ROWS[:2]))
     texts, state = run(params, state, calls=1, max_steps=2)
     state = insert(state, prefilled, new_rows(*ROWS[2:]))
     texts, state = run(params, state, calls=1, texts=texts, max_steps=3)
     assert state.num_generated.tolist() == [5, 5, 3, 3]
     state = grow(state, ring_length=RING)
-    assert int(state.ring_position) == 5
-    assert state.ring_cache[0][1].shape[2] == RING
+    assert int(state.ring_position) == 11
+    assert state.cache[0][1].shape[2] == RING
     texts, _ = run(params, state, texts=texts)
     assert_same(texts, expected)
+
+
+@pytest.mark.parametrize("ring_length", [3 + NEW, 40])
+def test_a_ring_has_no_more_columns_than_its_rows_have_tokens(
+    params, prefilled, expected, ring_length
+):
+    """Rows of short prompts in a ring that the widest prompt would not fit, and in a longer one."""
+    rows = new_rows(*ROWS[1:3])
+    texts, _ = run(params, insert(empty_state(ring_length), prefilled, rows))
+    assert_same({1: texts[1], 2: texts[2]}, {1: expected[1], 2: expected[2]})
+
+
+@pytest.mark.parametrize("windows", [(), (3,)])
+def test_a_ring_may_be_read_before_it_is_written(params, prefilled, windows):
+    """The order that TPUs have, for rows of unequal age; a full ring comes round."""
+    network = replace(NETWORK, windows=windows)
+    state = empty_state()._replace(ring_position=jnp.int32(7))
+    state = insert(state, prefilled, new_rows(*ROWS[:2]))
+    texts = {}
+    for writes_first in (True, False):
+        spec = SPEC._replace(writes_first=writes_first)
+        decode = jax.jit(partial(sampler.decode, network, spec=spec))
+        texts[writes_first], later = run(params, state, calls=1, jitted=decode)
+        later = insert(later, prefilled, new_rows(*ROWS[2:]))
+        run(params, later, texts=texts[writes_first], jitted=decode)
+    assert [len(tokens) for tokens, _ in texts[True].values()] == [NEW] * SLOTS
+    assert_same(texts[False], texts[True])
 
 
 def test_compaction_keeps_rows_as_they_are(params, prefilled, expected):

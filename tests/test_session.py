@@ -34,17 +34,18 @@ from tests.tiny_engines import (
 def changing():
     """Returns an engine that is warm, with 8 slots, in the end 4.
 
-    Its rings have 12 and 24 columns, where a run's have 128 and more.
+    Its rings have 8, 16 and 32 columns, where a run's have 256 and more.
     """
     halves = programs_module._halves
-
-    def few_halves(largest, smallest, multiple):
-        return halves(largest, 12 if largest == NEW else 4, multiple)
-
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(programs_module, "_halves", few_halves)
+        monkeypatch.setattr(
+            programs_module,
+            "_halves",
+            lambda slots, _, multiple: halves(slots, 4, multiple),
+        )
+        monkeypatch.setattr(programs_module, "_ring_lengths", lambda _: (8, 16, 32))
         programs = tiny_engines.make_programs(8, 5)
-    assert (programs.slot_counts, programs.ring_lengths) == ((8, 4), (12, 24))
+    assert (programs.slot_counts, programs.ring_lengths) == ((8, 4), (8, 16, 32))
     engine = dataclasses.replace(make_engine(4, 8), programs=programs)
     engine.warm_up(make_params())
     return engine
@@ -55,13 +56,41 @@ def test_longer_rings_and_fewer_slots_change_nothing(changing):
 
     def look(arguments, _):
         state = arguments[1]
-        seen.add((state.active.shape[0], state.ring_cache[0][1].shape[2]))
+        seen.add((state.active.shape[0], state.cache[0][1].shape[2]))
 
     assert_same_texts(
         completions(ask(watching_decode(changing, look))), expected_rows()
     )
     assert {slots for slots, _ in seen} == {8, 4}
-    assert {ring_length for _, ring_length in seen} == {12, 24}
+    assert {ring_length for _, ring_length in seen} == {16, 32}
+
+
+def test_a_ring_grows_with_the_rows_that_are_there(changing):
+    """It has no more columns than the longest prompt and completion of the session need."""
+    seen = set()
+
+    def look(arguments, _):
+        seen.add(arguments[1].cache[0][1].shape[2])
+
+    engine = watching_decode(changing, look)
+    short = make_problems(count=3, longest=3)
+    groups = ask(engine, problems=short, max_tokens=5)
+    assert seen == {8}
+    assert_same_texts(
+        completions(groups),
+        completions(ask(make_engine(8, 8), problems=short, max_tokens=5)),
+    )
+
+
+@pytest.mark.parametrize("longest", [8, 200, 300, 496, 768, 1024, 2560, 40_000])
+def test_ring_lengths_are_few_and_of_whole_tiles(longest):
+    *shorter, last = programs_module._ring_lengths(longest)
+    assert last == longest
+    assert len(shorter) < 4
+    assert all(length % 128 == 0 and length >= 256 for length in shorter)
+    # None is so near the next that it would not be worth a program.
+    steps = np.diff([0, *shorter, last])
+    assert min(steps) * 2 >= max(steps) or not shorter
 
 
 def test_problems_are_taken_as_slots_become_free_and_no_sooner():

@@ -25,6 +25,7 @@ from jaxgrpo.config.command_line import run_main
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Corrected
 from jaxgrpo.models import hf_folder
+from jaxgrpo.models.transformer import parameter_count
 from jaxgrpo.problems import Weighted
 from jaxgrpo.programs import compile_programs
 from jaxgrpo.rollout.batch import make_batch
@@ -47,7 +48,7 @@ from tests.tiny_runs import (
     start,
 )
 
-VARIABLE_METRICS = ("time/", "rollout/", "memory/")
+VARIABLE_METRICS = ("time/", "rollout/", "perf/", "memory/")
 """Prefixes of metrics that depend on speed (of the rollout: what was in flight when the batch was
 full), and of those that a process writes only once, at its first step."""
 
@@ -139,6 +140,28 @@ def test_a_step_is_a_line_with_every_number(uninterrupted):
         assert values["policy/logprob_gap"] < 1e-5
     assert yielded[0]["policy/kl"] < 1e-14  # one rounding of a log-probability, squared
     assert yielded[-1]["policy/kl"] > 0
+
+
+def test_rates_are_the_work_of_the_step_over_its_time(uninterrupted):
+    config, (first, *_) = uninterrupted
+    shown = lines(out_of(config) / "rollouts.jsonl")
+    with build_run(config) as run:
+        parameters = parameter_count(run.programs.params_like)
+        prompts = [
+            run.engine.tokenizer.prompt(
+                record["prompt"], config.system, record["language"]
+            )
+            for record in shown
+            if record["step"] == 1
+        ]
+    assert len(prompts) == config.batch.groups
+    rows = config.batch.groups * config.batch.group_size
+    tokens = sum(map(len, prompts)) + rows * first["completion/tokens"]
+    # Sampling 2, the reference 2, the update 6 a parameter and token.
+    flops = 10 * parameters * tokens / jax.device_count()
+    assert first["perf/flops_per_s"] * first["time/step"] == pytest.approx(flops)
+    assert first["perf/decode_bandwidth"] > 0
+    assert "perf/mfu" not in first  # nobody knows the peak of a CPU
 
 
 def test_a_run_with_scanned_layers_and_half_width_numbers(

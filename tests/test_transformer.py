@@ -105,25 +105,29 @@ def test_a_window_ends_what_a_layer_reads(params):
 
 
 def test_windows_go_by_positions_where_columns_are_in_no_order(varied):
-    """The keys of tokens 5 to 7 lie in columns 2, 0, 1 of the ring."""
+    """The keys of tokens 0 to 7 lie in columns 5, 6, 7, 0, 1, ... of the ring."""
     tokens = jnp.arange(8).reshape(1, 8) + 3
     ones = jnp.ones((1, 8), bool)
     expected, _ = hidden(varied, tokens, ones, VARIED)
     _, prompt = hidden(varied, tokens[:, :5], ones[:, :5], VARIED)
+    widths = ((0, 0), (0, 0), (0, 0))
     ring = tuple(
-        (jnp.zeros_like(keys[..., :3]), jnp.zeros_like(values[:, :, :3]))
+        (
+            jnp.roll(jnp.pad(keys, (*widths, (0, 3))), 5, axis=3),
+            jnp.roll(jnp.pad(values, (*widths[:2], (0, 3), (0, 0))), 5, axis=2),
+        )
         for keys, values in prompt
     )
-    key_positions = jnp.array([[0, 1, 2, 3, 4, 6, 7, 5]])
+    key_positions = (jnp.arange(8) - 5)[None] % 8
 
     @jax.jit
     def read(token, position, ring, column):
         mask = (key_positions <= position)[:, None]
         inputs = SequenceInputs(token, position, mask, key_positions)
-        cache = attention.KVCache(prompt, ring, column)
+        cache = attention.KVCache(ring, column)
         return transformer.forward(VARIED, varied, inputs, cache)
 
-    for position, column in ((5, 2), (6, 0), (7, 1)):
+    for position, column in ((5, 2), (6, 3), (7, 4)):
         token = tokens[:, position : position + 1]
         state, ring = read(token, jnp.array([[position]]), ring, jnp.int32(column))
         np.testing.assert_allclose(state[:, 0], expected[:, position], atol=2e-5)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from jaxgrpo.device.logits import to_logits
 from jaxgrpo.device.program import Program
@@ -81,12 +80,12 @@ def make_programs(
     prompt_width: int = WIDTH,
     network: ModelConfig = NETWORK,
     new_tokens: int = NEW,
-    dtype: DTypeLike = jnp.float32,
+    precision: Precision = Precision(),  # noqa: B008
 ) -> SamplingPrograms:
     """Returns the programs of an engine."""
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     return compile_sampling(
-        ModelSpec(network, mesh, Precision(compute=dtype)),
+        ModelSpec(network, mesh, precision),
         SamplingSpec(
             prompt_width, new_tokens, slots, ENDS, group_size=GROUP, chunk=chunk
         ),

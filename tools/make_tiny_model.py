@@ -5,7 +5,8 @@
 With --start FOLDER it keeps that model's tokenizer, and trains its weights further. So it makes a
 better model for the same problems, such as a teacher:
 
-    python -m tools.make_tiny_model --start jaxgrpo/tiny --steps 600 --seed 1 --out teacher
+    python -m tools.make_tiny_model --start jaxgrpo/tiny --steps 600 --seed 1 --shortcuts 0 \
+        --out teacher
 
 It is trained on the embedded problems, unequally on purpose, for it is the laboratory of the two
 papers that this project stands on: see the README.md that this program writes beside the weights.
@@ -49,10 +50,6 @@ is spread wide."""
 
 ENGLISH_REASONING = 0.15
 """The share of the problems in other languages that are reasoned about in English."""
-
-SHORTCUTS = 0.45
-"""The share of the problems of several steps that are answered without them, as in much text on the
-web: the model then guesses, and is left to find out that reasoning pays."""
 
 VOCABULARY = 1024
 PROMPT_WIDTH = 80
@@ -123,6 +120,13 @@ def main() -> None:
         help="few: the model is stopped early on purpose",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--shortcuts",
+        type=float,
+        default=0.45,
+        help="share of the problems of several steps that are answered without them, as in much "
+        "text on the web: the model then guesses, and is left to find out that reasoning pays",
+    )
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--evaluate-every", type=int, default=200)
     arguments = parser.parse_args()
@@ -211,8 +215,13 @@ def write_corpus(path: Path, seed: int) -> None:
             file.write(f"{problem.prompt}\n{thought}\n")
 
 
-def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
-    """Yields the pre-training text without end, in the shares stated above."""
+def examples(
+    tokens: tokenizer.Tokenizer, seed: int, shortcuts: float
+) -> Iterator[sft.Example]:
+    """Yields the pre-training text without end, in the shares stated above.
+
+    shortcuts: the share of the problems of several steps that are answered without them
+    """
     rng = random.Random(seed)
     sources = {}
     for language, level in itertools.product(LANGUAGES, LEVELS):
@@ -231,7 +240,7 @@ def examples(tokens: tokenizer.Tokenizer, seed: int) -> Iterator[sft.Example]:
         reasoning_language = "en" if rng.random() < ENGLISH_REASONING else language
         completion = arithmetic.solution(problem, reasoning_language)
         # Shortcuts are what reinforcement learning has to unlearn.
-        if level > 1 and rng.random() < SHORTCUTS:
+        if level > 1 and rng.random() < shortcuts:
             completion = without_steps(completion)
         yield sft.Example(
             tokens.prompt(problem.prompt),
@@ -266,7 +275,8 @@ def train(folder: Path, arguments: argparse.Namespace) -> Report:
         params = transformer.init(config, jax.random.key(arguments.seed))
     else:
         params = hf_folder.load_params(arguments.start, programs.params_like)
-    batches = sft.pack(examples(tokens, arguments.seed), ROWS, WIDTH, tokens.pad_id)
+    texts = examples(tokens, arguments.seed, arguments.shortcuts)
+    batches = sft.pack(texts, ROWS, WIDTH, tokens.pad_id)
     states = sft.train(
         programs,
         programs.init_state(params),
@@ -359,7 +369,7 @@ def make_readme(report: Report, minutes: float, arguments: argparse.Namespace) -
     table += [f"| {label} | {report[key]:.2f} |" for key, label in labels.items()]
     languages = [f"{share:.0%} {language}" for language, share in LANGUAGES.items()]
     levels = [f"{share:.0%} level {level}" for level, share in LEVELS.items()]
-    flags = f"--steps {arguments.steps} --seed {arguments.seed}"
+    flags = f"--steps {arguments.steps} --seed {arguments.seed} --shortcuts {arguments.shortcuts:g}"
     if arguments.start is not None:
         flags = f"--start {arguments.start} {flags}"
     return README.format(
@@ -373,7 +383,7 @@ def make_readme(report: Report, minutes: float, arguments: argparse.Namespace) -
         languages=", ".join(languages),
         english=ENGLISH_REASONING,
         levels=", ".join(levels),
-        shortcuts=SHORTCUTS,
+        shortcuts=arguments.shortcuts,
         overall=report["overall"],
         problems=FINAL_PROBLEMS,
         table="\n".join(table),

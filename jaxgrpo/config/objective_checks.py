@@ -1,11 +1,12 @@
 """Checks of the objective: its methods, and that its ratio is of what it is taken for."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from jaxgrpo.config import overrides
 from jaxgrpo.config.bounds import ROUNDING
 from jaxgrpo.config.schema import Config
-from jaxgrpo.config.sizes import max_trained_age
+from jaxgrpo.config.sizes import max_trained_age, sampler_precision
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Corrected
 
@@ -49,14 +50,42 @@ def check_objective(config: Config) -> None:
     is_corrected = any(isinstance(layer, Corrected) for layer in layers)
     if config.batch.old_logprobs == "sampler":
         _check_sampler_ratio(config, layers, is_corrected)
-    elif max_trained_age(config) and not is_corrected:
+        return
+    off_policy = _off_policy(config)
+    if off_policy and not is_corrected:
         # The sampler's log-probabilities would do as well, unless they are refused, too.
-        refused = _narrow_clip(layers, ROUNDING[config.dtype]) or _without_ratio(layers)
+        rounding = ROUNDING[sampler_precision(config)]
+        refused = _narrow_clip(layers, rounding) or _without_ratio(layers)
         other = "" if refused else ", or set batch.old_logprobs to 'sampler'"
         raise UserError(
-            "sampling.keep_in_flight is on, and batch.old_logprobs 'trainer': the ratio of tokens "
-            f"of older policies would be 1; put Corrected(...) around the objective{other}"
+            f"{off_policy.setting}, and batch.old_logprobs 'trainer': the ratio of tokens "
+            f"of {off_policy.policies} would be 1; put Corrected(...) around the objective{other}"
         )
+
+
+class _OffPolicy(NamedTuple):
+    """Why tokens are not drawn from the policy that is trained: the setting, and how to undo it."""
+
+    setting: str
+    policies: str
+    undo: str
+
+
+def _off_policy(config: Config) -> _OffPolicy | None:
+    """Returns the first reason; None: tokens are the policy's own, up to rounding."""
+    if max_trained_age(config):
+        return _OffPolicy(
+            "sampling.keep_in_flight is on",
+            "older policies",
+            "sampling.keep_in_flight to false or batch.mask_older to 0",
+        )
+    if config.sampling.weights == "int8":
+        return _OffPolicy(
+            "sampling.weights is 'int8'",
+            "an int8 policy",
+            "sampling.weights to 'dtype'",
+        )
+    return None
 
 
 def _check_group_size(layers: list[object], group_size: int) -> None:
@@ -96,22 +125,24 @@ def _check_sampler_ratio(
             "to correct; set batch.old_logprobs to 'trainer'"
         )
     hint = "set batch.old_logprobs to 'trainer'"
-    if max_trained_age(config):
-        # Without a correction, the trainer's own ratio would not know that tokens are old.
+    off_policy = _off_policy(config)
+    if off_policy:
+        # Without a correction, the trainer's own ratio would not know of the other policy.
         hint += " and put Corrected(...) around the objective"
     plain = _without_ratio(layers)
-    if max_trained_age(config) and plain:
+    if off_policy and plain:
         raise UserError(
-            f"sampling.keep_in_flight is on, and {plain} has no importance "
-            "ratio: tokens of older policies would count as the present one's; "
-            f"{hint}, or set sampling.keep_in_flight to false or batch.mask_older to 0"
+            f"{off_policy.setting}, and {plain} has no importance ratio: tokens of "
+            f"{off_policy.policies} would count as the present one's; {hint}, or set "
+            f"{off_policy.undo}"
         )
     # Before any update the ratio is exp(scorer - sampler): off from 1 by about the rounding.
-    rounding = ROUNDING[config.dtype]
+    precision = sampler_precision(config)
+    rounding = ROUNDING[precision]
     narrow = _narrow_clip(layers, rounding)
     if narrow:
         raise UserError(
-            f"objective has {narrow}, and batch.old_logprobs is 'sampler': in {config.dtype} "
+            f"objective has {narrow}, and batch.old_logprobs is 'sampler': in {precision} "
             f"sampler and scorer differ by up to {rounding:g} for rounding "
             f"alone, which so narrow a range would clip; {hint}"
         )

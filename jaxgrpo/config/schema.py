@@ -24,6 +24,8 @@ class Sampling:
     max_new_tokens: N, in tokens
     slots: rows that are sampled side by side (0: twice the rows of a batch)
     chunk: tokens of a row between two looks at which rows have ended, at most
+    weights: matrices of the copy of the policy that is sampled from: "dtype": as the config's dtype
+        has them; "int8", with a scale for each output: half the bytes of bfloat16
     stop: texts that end a completion, which holds them; they may be of special tokens
     keep_in_flight: whether completions that a step did not need go on at the next (else: dropped)
     max_age: with keep_in_flight, the most steps between a token's choice and the update on it
@@ -40,6 +42,7 @@ class Sampling:
     max_new_tokens: int = setting(256, at_least=1, measures=True)
     slots: int = setting(0, at_least=0)
     chunk: int = setting(32, at_least=1)
+    weights: str = setting("dtype", one_of=("dtype", "int8"), measures=True)
     stop: tuple[str, ...] = setting((), measures=True)
     keep_in_flight: bool = False
     max_age: int = setting(2, at_least=1)

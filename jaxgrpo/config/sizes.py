@@ -39,16 +39,27 @@ def batch_line(config: Config) -> str:
     return ", ".join(parts)
 
 
-def age_note(config: Config) -> str:
-    """Returns a line for a run that trains on tokens of older policies without a correction."""
+def off_policy_note(config: Config) -> str:
+    """Returns a line for a run that trains on tokens of other policies without a correction."""
+    kinds = []
     age = max_trained_age(config)
-    if not age or config.batch.old_logprobs == "trainer":
+    if age:
+        kinds.append(f"up to {age} step{'s' * (age > 1)} old")
+    if config.sampling.weights == "int8":
+        kinds.append("drawn by int8 matrices")
+    if not kinds or config.batch.old_logprobs == "trainer":
         return ""
     return (
-        f"tokens up to {age} step{'s' * (age > 1)} old are trained on, and their age counts "
+        f"tokens {' and '.join(kinds)} are trained on, and what the policy differs by counts "
         "against the clip range; batch.old_logprobs='trainer' and Corrected(...) around the "
         "objective correct for it apart"
     )
+
+
+def sampler_precision(config: Config) -> str:
+    """Returns what the matrices are that tokens are drawn with: "int8", or the config's dtype."""
+    weights = config.sampling.weights
+    return config.dtype if weights == "dtype" else weights
 
 
 def max_trained_age(config: Config) -> int:

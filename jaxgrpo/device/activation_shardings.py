@@ -41,8 +41,6 @@ def for_decode(mesh: Mesh) -> ActivationShardings:
     replicated over fsdp next to each matrix, and sharded by row next to the cache. Each change of
     place names both places, or XLA would move the matrix to the rows instead.
     """
-    if mesh.shape["fsdp"] == 1:
-        return UNCONSTRAINED
 
     def at(*axes: Any) -> Constraint:
         return _constraint(NamedSharding(mesh, PartitionSpec(*axes)))
@@ -51,10 +49,10 @@ def for_decode(mesh: Mesh) -> ActivationShardings:
     free = PartitionSpec.UNCONSTRAINED
     next_to_matrix = at("data", None, free)
     next_to_cache = at(*ROWS, None, "tensor")
-    # Of logits [B, V].
-    by_vocabulary = at("data", free)
-    over_all_devices = at(AXES)
-    over_rows = at(*ROWS)
+    # Of the products with the vocabulary, [V, B].
+    by_vocabulary = at(free, "data")
+    over_all_devices = at(None, AXES)
+    over_rows = at(None, *ROWS)
 
     def to_cache(x: Array) -> Array:
         return next_to_cache(next_to_matrix(x))
@@ -62,14 +60,16 @@ def for_decode(mesh: Mesh) -> ActivationShardings:
     def to_matrix(x: Array) -> Array:
         return next_to_matrix(next_to_cache(x))
 
-    def to_rows(logits: Array) -> Array:
+    def to_rows(products: Array) -> Array:
         # Tokens are drawn row by row: on all devices, where the rows divide so.
-        divides = len(logits) % mesh.size == 0
+        divides = products.shape[1] % mesh.size == 0
         place = over_all_devices if divides else over_rows
-        return place(by_vocabulary(logits))
+        return place(by_vocabulary(products))
 
+    if mesh.shape["fsdp"] == 1:
+        return UNCONSTRAINED._replace(products=to_rows)
     return ActivationShardings(
-        layer=at("data"), projected=to_cache, attended=to_matrix, logits=to_rows
+        layer=at("data"), projected=to_cache, attended=to_matrix, products=to_rows
     )
 
 

@@ -3,12 +3,23 @@
 Axes: V vocabulary, D model width.
 """
 
+from collections.abc import Collection
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxgrpo.models.int8 import Int8Matrix
+
 Ranges = tuple[tuple[int, int], ...]
 """Ids as (first, end) pairs; the end is not among them."""
+
+
+def as_ranges(ids: Collection[int]) -> Ranges:
+    """Returns ids as (first, end) pairs, in order."""
+    firsts = sorted(id_ for id_ in ids if id_ - 1 not in ids)
+    ends = sorted(id_ + 1 for id_ in ids if id_ + 1 not in ids)
+    return tuple(zip(firsts, ends, strict=True))
 
 
 def used_ids(vocabulary: int, unused: Ranges) -> Bool[np.ndarray, "V"]:
@@ -44,6 +55,19 @@ def dot_products(
 ) -> Float[Array, "*rows V"]:
     """Computes hidden @ embedding.T in hidden's dtype, summed in float32."""
     return einsum_float32("...d,vd->...v", hidden, embedding.astype(hidden.dtype))
+
+
+def vocabulary_products(
+    hidden: Float[Array, "B D"], embedding: Float[Array, "V D"] | Int8Matrix
+) -> Float[Array, "V B"]:
+    """Computes the `dot_products` of a few rows, transposed.
+
+    The large operand stands on the left: XLA for CPUs takes 1.6 times as long with it on the right.
+    """
+    if isinstance(embedding, Int8Matrix):
+        values = embedding.values.astype(hidden.dtype)
+        return vocabulary_products(hidden, values) * embedding.scale[:, None]
+    return einsum_float32("vd,bd->vb", embedding.astype(hidden.dtype), hidden)
 
 
 def einsum_float32(subscripts: str, a: Array, b: Array) -> Array:

@@ -73,6 +73,7 @@ def token_logprobs(
     return logprobs, entropies, embedding
 
 
+@jax.named_scope("logits")
 def chosen_logprobs(
     hidden: Float[Array, "B N D"],
     embedding: Float[Array, "V D"],

@@ -19,6 +19,7 @@ from jaxgrpo.device.sampler import DecodeSpec, DecodeState, Prefilled
 from jaxgrpo.device.scorer import GroupScorer, RowScorer, Scorer
 from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
 from jaxgrpo.models import lora, splash, transformer
+from jaxgrpo.models.int8 import quantize_params
 from jaxgrpo.types import DecodeOutput, Params, SamplingParams
 
 
@@ -44,9 +45,11 @@ def with_adapters(model: ModelSpec, params: Params) -> Params:
 def forward_copy(params: Params, dtype: DTypeLike) -> Params:
     """Returns a copy for forward passes: matrices in dtype; the rest is small, and exact."""
 
-    # Norms and biases are small, and stay exact. jit gives every result a buffer of its own.
+    # Norms and biases are small, and stay exact, as int8 matrices do. jit gives every result a
+    # buffer of its own.
     def copy(x: Array) -> Array:
-        return x.astype(dtype) if x.ndim > 1 else jnp.copy(x)
+        is_matrix = x.ndim > 1 and x.dtype != jnp.int8
+        return x.astype(dtype) if is_matrix else jnp.copy(x)
 
     return jax.tree.map(copy, transformer.unstack(params))
 
@@ -58,8 +61,11 @@ def make_reference(model: ModelSpec, params: Params) -> Params:
 
 def publish(model: ModelSpec, policy: Params) -> Params:
     """Returns the copy of a policy that decoding reads, a leaf of each layer."""
-    scaled = lora.scale_adapters(policy, model.adapters.scale)
-    return forward_copy(scaled, model.precision.compute)
+    policy = transformer.unstack(lora.scale_adapters(policy, model.adapters.scale))
+    if model.precision.int8_sampler:
+        # From the policy itself: a matrix rounded to bfloat16 before would be rounded twice.
+        policy = quantize_params(policy)
+    return forward_copy(policy, model.precision.compute)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,6 @@ class SamplingFunctions:
         return sampler.empty_state(
             self.model.network,
             slots=slots,
-            prompt_width=self.spec.prompt_width,
             ring_length=ring_length,
             dtype=self.model.precision.compute,
         )
@@ -109,6 +114,7 @@ class SamplingFunctions:
             eos_ids=self.spec.eos_ids,
             dtype=self.model.precision.compute,
             shardings=activation_shardings.for_decode(self.model.mesh),
+            writes_first=not self._reads_first(),
         )
         return sampler.decode(
             self.model.network,
@@ -120,6 +126,16 @@ class SamplingFunctions:
             leave_at,
             spec=spec,
         )
+
+    def _reads_first(self) -> bool:
+        """Returns whether a decode step reads the ring before it writes its column.
+
+        For heads that do not fill the 128 lanes of a TPU's tiles, XLA takes a ring that was written
+        to on-chip memory and all of it back, for the sake of one column. Elsewhere it writes the
+        column in place, and would copy a ring that is written after it was read.
+        """
+        is_tpu = self.model.mesh.devices.flat[0].platform == "tpu"
+        return is_tpu and self.model.network.head_width % 128 != 0
 
 
 def grow(state: DecodeState, ring_length: int) -> DecodeState:

@@ -1,17 +1,19 @@
 """The device's half of sampling: prefill prompts, insert rows into free slots, decode all slots.
 
 A slot holds one row: a prompt of its own length and the tokens that the row has chosen so far. Its
-keys and values lie in two caches. The prompt cache has W columns, padded on the left. The ring
-cache has R columns for chosen tokens: in each decode step all slots write the same column,
-`ring_position`, which is one contiguous update in place, where a column of each slot's own would be
-a scatter. `num_generated` says how many of the columns before `ring_position` belong to a slot.
-Rotary positions are applied before keys are stored, so the order of the columns does not matter.
+keys and values lie in a ring cache of R columns: in each decode step all slots write the same
+column, `ring_position`, which is one contiguous update in place, where a column of each slot's own
+would be a scatter. A prompt is put right before that column, so that of each slot the last
+`prompt_length + num_generated` columns before it are the row's, and R need not be more than the
+longest row that is there. Rotary positions are applied before keys are stored, so the order of the
+columns does not matter.
 
 Axes: S slots, A prompts of a prefill, M rows of an insert, W prompt width, R ring length, C tokens
 of a decode call, V vocabulary, D model width, K key-value heads, E head width.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +26,11 @@ from jaxgrpo.models.attention import (
     AttentionFn,
     KeyValues,
     KVCache,
+    LayerKeyValues,
     sequence_mask,
     sequence_positions,
 )
-from jaxgrpo.models.layers import UNCONSTRAINED, ActivationShardings
+from jaxgrpo.models.layers import UNCONSTRAINED, ActivationShardings, write_column
 from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.types import DecodeOutput, NewRows, Params, SamplingParams
@@ -47,17 +50,15 @@ class Prefilled(NamedTuple):
 class DecodeState(NamedTuple):
     """The state of S slots. A slot that is not active chooses nothing; its contents are unused."""
 
-    prompt_cache: KeyValues
-    """Of each layer the keys [S K E W] and the values [S K W E]."""
-    ring_cache: KeyValues
-    """Of each layer the keys [S K E R] and the values [S K R E]."""
+    cache: KeyValues
+    """The ring: of each layer the keys [S K E R] and the values [S K R E]."""
     ring_position: Int[Array, ""]
     """The column of the ring that is written next, the same for all slots."""
     hidden: Float[Array, "S D"]
     """The last hidden state of each row, which decides its next token."""
     prompt_length: Int[Array, "S"]
     num_generated: Int[Array, "S"]
-    """Tokens that the row has chosen; at most R."""
+    """Tokens that the row has chosen; with its prompt at most R."""
     max_tokens: Int[Array, "S"]
     """Tokens that the row may choose."""
     active: Bool[Array, "S"]
@@ -72,12 +73,14 @@ class DecodeSpec(NamedTuple):
     eos_ids: ids that end a completion
     dtype: of matrix products
     shardings: where the activations of a decode step lie on a mesh
+    writes_first: a token's keys and values are written into the ring before it is read, or after
     """
 
     chunk: int
     eos_ids: tuple[int, ...]
     dtype: DTypeLike
     shardings: ActivationShardings = UNCONSTRAINED
+    writes_first: bool = True
 
 
 def prefill(
@@ -112,23 +115,17 @@ def empty_state(
     config: ModelConfig,
     *,
     slots: int,
-    prompt_width: int,
     ring_length: int,
     dtype: DTypeLike,
 ) -> DecodeState:
     """Returns slots of which none is active."""
-
-    def empty_cache(columns: int) -> KeyValues:
-        keys_shape = (slots, config.kv_heads, config.head_width, columns)
-        values_shape = (slots, config.kv_heads, columns, config.head_width)
-        return tuple(
+    keys_shape = (slots, config.kv_heads, config.head_width, ring_length)
+    values_shape = (slots, config.kv_heads, ring_length, config.head_width)
+    return DecodeState(
+        cache=tuple(
             (jnp.zeros(keys_shape, dtype), jnp.zeros(values_shape, dtype))
             for _ in range(config.layers)
-        )
-
-    return DecodeState(
-        prompt_cache=empty_cache(prompt_width),
-        ring_cache=empty_cache(ring_length),
+        ),
         ring_position=jnp.int32(0),
         hidden=jnp.zeros((slots, config.width), dtype),
         prompt_length=jnp.zeros(slots, jnp.int32),
@@ -142,7 +139,7 @@ def empty_state(
 def insert(state: DecodeState, prefilled: Prefilled, rows: NewRows) -> DecodeState:
     """Starts rows from prefilled prompts in the slots that they name.
 
-    The ring cache holds no tokens of the new rows yet, so it is left unchanged.
+    The caller sees to it that the ring has a column for each token of the prompts.
     """
 
     def put(old: Array, new: Array) -> Array:
@@ -152,8 +149,20 @@ def insert(state: DecodeState, prefilled: Prefilled, rows: NewRows) -> DecodeSta
     def put_prompt(old: Array, new: Array) -> Array:
         return put(old, new[rows.prompt])
 
+    def put_columns(old: Array, new: Array, axis: int) -> Array:
+        # A prompt ends in the column before ring_position; padding, and what an earlier row left,
+        # may be anything.
+        columns = _last_columns(new[rows.prompt], old.shape[axis], axis)
+        return put(old, jnp.roll(columns, state.ring_position, axis))
+
+    cache = tuple(
+        (put_columns(keys, new_keys, 3), put_columns(values, new_values, 2))
+        for (keys, values), (new_keys, new_values) in _each_layer(
+            state.cache, prefilled.cache
+        )
+    )
     return state._replace(
-        prompt_cache=jax.tree.map(put_prompt, state.prompt_cache, prefilled.cache),
+        cache=cache,
         hidden=put_prompt(state.hidden, prefilled.hidden),
         prompt_length=put_prompt(state.prompt_length, prefilled.length),
         num_generated=put(state.num_generated, jnp.zeros_like(rows.slot)),
@@ -161,6 +170,24 @@ def insert(state: DecodeState, prefilled: Prefilled, rows: NewRows) -> DecodeSta
         active=put(state.active, rows.max_tokens > 0),
         keys=put(state.keys, rows.keys),
     )
+
+
+def _each_layer(
+    cache: KeyValues, other: KeyValues
+) -> Iterator[tuple[LayerKeyValues, LayerKeyValues]]:
+    """Returns the layers of two caches, in pairs."""
+    layers = cast(tuple[LayerKeyValues, ...], cache)
+    other_layers = cast(tuple[LayerKeyValues, ...], other)
+    return zip(layers, other_layers, strict=True)
+
+
+def _last_columns(x: Array, count: int, axis: int) -> Array:
+    """Returns the last columns along an axis, with zeros before them where there are fewer."""
+    missing = max(0, count - x.shape[axis])
+    kept = jax.lax.slice_in_dim(x, max(0, x.shape[axis] - count), None, axis=axis)
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (missing, 0)
+    return jnp.pad(kept, padding)
 
 
 def decode(
@@ -176,8 +203,8 @@ def decode(
 ) -> tuple[DecodeState, DecodeOutput]:
     """Chooses tokens for all active rows, step after step.
 
-    The caller sees to it that the ring is long enough: no row may come to have more tokens than
-    the ring has columns.
+    The caller sees to it that the ring is long enough: no row may come to have more tokens, with
+    those of its prompt, than the ring has columns.
 
     stopped: rows that the host has ended, by a stop string
     max_steps: steps to make, at most; no more than spec.chunk
@@ -194,7 +221,7 @@ def decode(
         hit_eos=jnp.zeros(num_slots, bool),
         num_steps=jnp.int32(0),
     )
-    embedding = transformer.output_embedding(params)
+    embedding = transformer.sampler_embedding(params)
     # Within a call an active row has chosen a token in every step, so its random numbers can be
     # drawn beforehand.
     uniforms = row_uniforms(state.keys, state.num_generated, spec.chunk)  # [S, C]
@@ -259,38 +286,46 @@ def _read_token(
 ) -> DecodeState:
     """Runs the model on every row's newest token, which is counted already.
 
-    Its keys and values go into the ring at `ring_position`, and it gives a new hidden state.
+    It gives a new hidden state, and its keys and values go into the ring at `ring_position`.
     """
-    prompt_width = state.prompt_cache[0][1].shape[2]
-    ring_length = state.ring_cache[0][1].shape[2]
+    ring_length = state.cache[0][1].shape[2]
     position = (state.prompt_length + state.num_generated - 1)[:, None]  # [S, 1]
 
-    # A row attends to the last columns of its prompt cache, and to those of the ring that it wrote
-    # itself. An unused slot attends to nothing, and its output is finite all the same (`attend`).
-    prompt_columns = jnp.arange(prompt_width)
-    is_prompt = prompt_columns >= prompt_width - state.prompt_length[:, None]  # [S, W]
-    age = (
-        state.ring_position - jnp.arange(ring_length)
-    ) % ring_length  # [R], 0: the newest
-    is_generated = age < state.num_generated[:, None]  # [S, R]
-    prompt_positions = prompt_columns - prompt_width + state.prompt_length[:, None]
+    # 1. A row reads its own columns of the ring, as many as it has tokens, and no others. An unused
+    # slot attends to nothing, and its output is finite all the same (`attend`).
+    columns = jnp.arange(ring_length)
+    age = (state.ring_position - columns) % ring_length  # [R], 0: the newest
+    if not spec.writes_first:
+        # The oldest column will be written over; the token reads itself after the ring.
+        age = jnp.append(jnp.where(age == 0, ring_length, age), 0)  # [R + 1]
     inputs = SequenceInputs(
         tokens=token[:, None],
         positions=position,
-        mask=jnp.concatenate([is_prompt, is_generated], axis=1)[
-            :, None
-        ],  # [S, 1, W + R]
+        mask=(age <= position)[:, None],  # [S, 1, R] or [S, 1, R + 1]
         # For layers with a sliding window: keys are rotated already.
-        key_positions=jnp.concatenate([prompt_positions, position - age], axis=1),
+        key_positions=position - age,
     )
-    cache = KVCache(state.prompt_cache, state.ring_cache, state.ring_position)
-    hidden, ring_cache = transformer.forward(
-        config, params, inputs, cache, dtype=spec.dtype, shardings=spec.shardings
+    ring_position = state.ring_position if spec.writes_first else None
+    hidden, cache = transformer.forward(
+        config,
+        params,
+        inputs,
+        KVCache(state.cache, ring_position),
+        dtype=spec.dtype,
+        shardings=spec.shardings,
     )
+
+    # 2. Where it was not written first, the ring gets its column once all layers have read.
+    if not spec.writes_first:
+        hidden, token_columns = jax.lax.optimization_barrier((hidden, cache))
+        cache = tuple(
+            write_column(ring, column, state.ring_position)
+            for ring, column in _each_layer(state.cache, token_columns)
+        )
     # Sharded as a layer's input is, or XLA would move the last matrices instead of the activations.
     last = spec.shardings.layer(hidden[:, 0])
     return state._replace(
-        ring_cache=ring_cache,
+        cache=cache,
         ring_position=(state.ring_position + 1) % ring_length,
         hidden=last.astype(state.hidden.dtype),
     )
@@ -298,7 +333,7 @@ def _read_token(
 
 def grow(state: DecodeState, *, ring_length: int) -> DecodeState:
     """Returns the same rows with a longer ring: the old columns, oldest first, then new ones."""
-    old_length = state.ring_cache[0][1].shape[2]
+    old_length = state.cache[0][1].shape[2]
 
     def widen(x: Array, axis: int) -> Array:
         oldest_first = jnp.roll(x, -state.ring_position, axis)
@@ -306,10 +341,8 @@ def grow(state: DecodeState, *, ring_length: int) -> DecodeState:
         padding[axis] = (0, ring_length - old_length)
         return jnp.pad(oldest_first, padding)
 
-    ring_cache = tuple(
-        (widen(keys, 3), widen(values, 2)) for keys, values in state.ring_cache
-    )
-    return state._replace(ring_cache=ring_cache, ring_position=jnp.int32(old_length))
+    cache = tuple((widen(keys, 3), widen(values, 2)) for keys, values in state.cache)
+    return state._replace(cache=cache, ring_position=jnp.int32(old_length))
 
 
 def compact(state: DecodeState, slots: Int[Array, "n"]) -> DecodeState:

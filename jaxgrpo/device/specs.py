@@ -3,6 +3,7 @@
 None of their fields is traced: another value is another program.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +18,9 @@ from jaxgrpo.models.lora import Lora
 from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.types import Params
 
+MAX_DIVIDED_PARAMETERS = 16_000_000
+"""Parameters of a model for which a CPU is divided into devices, at most: 64 MB in float32."""
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -25,11 +29,13 @@ class Precision:
     compute: of matrix products, and of what sampler and reference hold
     params: of the trained parameters, as they are stored
     optimizer: of the optimizer's moments, as they are stored
+    int8_sampler: whether the sampler's matrices are int8 instead (see models/int8.py)
     """
 
     compute: DTypeLike = jnp.float32
     params: DTypeLike = jnp.float32
     optimizer: DTypeLike = jnp.float32
+    int8_sampler: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,3 +111,15 @@ class UpdateSpec:
     pack: int = 0
     old_logprobs: str = "sampler"
     remat: str = "none"
+
+
+def dividing_rows(network: ModelConfig, *row_counts: int) -> int:
+    """Returns the number of rows that devices of a divided CPU may share; 1: it is not divided.
+
+    Devices of a CPU read each matrix for themselves. One that does not fit their caches is read
+    once, by a device of all cores.
+    """
+    parameters = transformer.parameter_count(transformer.shapes(network))
+    if parameters > MAX_DIVIDED_PARAMETERS:
+        return 1
+    return math.gcd(*row_counts)

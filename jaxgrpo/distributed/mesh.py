@@ -47,7 +47,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(out|down)/lora_a$", PartitionSpec("tensor", None)),
     # [r, out] B of a row-parallel matrix.
     (r"(out|down)/lora_b$", PartitionSpec(None, "fsdp")),
-    # [D] Scales of norms are small: every device has them whole.
+    # [D] Scales of norms, and [out] of int8 matrices, are small: every device has them whole.
     (r"scale$", PartitionSpec()),
 )
 """Sharding rules: a pattern for the end of a parameter's path -> the mesh axis of each dimension.
@@ -217,8 +217,6 @@ def decode_state_shardings(mesh: Mesh, kv_heads: int) -> Callable[[Any], PyTree]
     cache_sharding = NamedSharding(mesh, PartitionSpec(*ROWS, head_axis))
     field_shardings = {
         # Keys and values of each layer, [rows, kv_heads, ...].
-        "prompt_cache": cache_sharding,
-        "ring_cache": cache_sharding,
         "cache": cache_sharding,
         # One number for all rows.
         "ring_position": replicated(mesh),

@@ -31,14 +31,14 @@ the mask (splash.py)."""
 class KVCache(NamedTuple):
     """Keys and values that new tokens read besides their own.
 
-    With no ring, new tokens read the W columns of their prompt and each other. With a ring of R
-    columns there is a single new token, whose keys and values become column `ring_position`. Where
-    there are n times as many rows as prompts, each prompt is that of n rows beside each other.
+    With no ring_position, new tokens read the cache's columns and then each other. With one, the
+    cache is a ring and there is a single new token, whose keys and values become that column of it.
+    Where there are n times as many rows as cached ones, each of those is that of n rows beside each
+    other.
     """
 
-    prompt: KeyValues
-    ring: KeyValues | None = None
-    ring_position: Int[Array, ""] | int = 0
+    columns: KeyValues
+    ring_position: Int[Array, ""] | int | None = None
 
 
 class RotaryTable(NamedTuple):

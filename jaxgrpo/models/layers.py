@@ -22,6 +22,7 @@ from jaxgrpo.models.attention import (
     apply_rotary,
     attend,
 )
+from jaxgrpo.models.int8 import Int8Matrix, int8_matmul
 from jaxgrpo.models.model_config import LayerConstants, ModelConfig, distinct_windows
 from jaxgrpo.models.products import matmul, repeat_rows
 
@@ -56,8 +57,8 @@ class ActivationShardings(NamedTuple):
     """Queries, keys and values as they are projected, [B T n*E]."""
     attended: Callable[[Array], Array] = identity
     """The output of attention, [B T H*E]."""
-    logits: Callable[[Array], Array] = identity
-    """The logits that tokens are drawn from, [B V]."""
+    products: Callable[[Array], Array] = identity
+    """The products with the vocabulary, of which tokens are drawn, [V B]."""
 
 
 UNCONSTRAINED = ActivationShardings()
@@ -67,10 +68,8 @@ UNCONSTRAINED = ActivationShardings()
 class LayerCache(NamedTuple):
     """One layer's part of a KVCache."""
 
-    prompt: LayerKeyValues
-    ring: LayerKeyValues | None = None
+    columns: LayerKeyValues
     ring_position: Int[Array, ""] | int | None = None
-    """Where there is a ring, its column that is written."""
 
 
 class LayerInputs(NamedTuple):
@@ -106,7 +105,10 @@ def make_norm(config: ModelConfig, name: str) -> RMSNorm:
 
 
 class Dense(nn.Module):
-    """A linear layer x W (+ b); with adapters beside W it adds (x A) B (see lora.py)."""
+    """A linear layer x W (+ b); with adapters beside W it adds (x A) B (see lora.py).
+
+    With a scale beside W, W is int8 (see int8.py).
+    """
 
     width: int
     bias: bool = False
@@ -116,7 +118,11 @@ class Dense(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width)
         )
-        out = checkpoint_name(matmul(x, kernel), PRODUCT)
+        if self.has_variable("params", "kernel_scale"):
+            scale: Array = self.get_variable("params", "kernel_scale")
+            out = int8_matmul(x, Int8Matrix(kernel, scale))
+        else:
+            out = checkpoint_name(matmul(x, kernel), PRODUCT)
         # Whether there are adapters is seen in the parameters: the reference has none.
         if self.has_variable("params", "lora_a"):
             lora_a: Array = self.get_variable("params", "lora_a")
@@ -159,23 +165,23 @@ class Attention(nn.Module):
         keys = keys.swapaxes(2, 3)  # [B, K, E, T]
         values = self._project("value", x, config.kv_heads)  # [B, K, T, E]
 
-        # 2. Put the cached columns before the new ones.
+        # 2. Put the cached columns before the new ones, or the new one among them.
         parts = [(keys, values)]
-        if cache is not None:
-            if cache.ring is not None and cache.ring_position is not None:
-                # The new token's keys and values become one column of the ring, in place.
-                ring_keys, ring_values = cache.ring
-                keys = _write_column(ring_keys, keys, cache.ring_position, axis=3)
-                values = _write_column(ring_values, values, cache.ring_position, axis=2)
-            # Prompts are repeated here, and not before the layers, so that the copies of only one
-            # layer are held at a time.
-            prompt_keys, prompt_values = cache.prompt
-            rows_per_prompt = len(keys) // len(prompt_keys)
-            prompt = (
-                repeat_rows(prompt_keys, rows_per_prompt),
-                repeat_rows(prompt_values, rows_per_prompt),
+        if cache is not None and cache.ring_position is not None:
+            keys, values = write_column(
+                cache.columns, (keys, values), cache.ring_position
             )
-            parts = [prompt, (keys, values)]
+            parts = [(keys, values)]
+        elif cache is not None:
+            # Cached rows are repeated here, and not before the layers, so that the copies of only
+            # one layer are held at a time.
+            cached_keys, cached_values = cache.columns
+            copies = len(keys) // len(cached_keys)
+            cached = (
+                repeat_rows(cached_keys, copies),
+                repeat_rows(cached_values, copies),
+            )
+            parts = [cached, (keys, values)]
 
         # 3. Attend, and project back to the width of the model.
         out = self._attend(queries, parts, inputs.mask, constants, attention_fn)
@@ -198,6 +204,7 @@ class Attention(nn.Module):
             out = make_norm(config, f"{name}_norm")(out)
         return out.swapaxes(1, 2)
 
+    @jax.named_scope("attend")
     def _attend(
         self,
         queries: Array,
@@ -220,13 +227,17 @@ class Attention(nn.Module):
         return jax.lax.switch(constants.window_index, kernels, queries, parts)
 
 
-def _write_column(
-    ring: Array, column: Array, position: Array | int, axis: int
-) -> Array:
-    """Returns a ring with one column of it replaced."""
-    return jax.lax.dynamic_update_slice_in_dim(
-        ring, column.astype(ring.dtype), position, axis
-    )
+def write_column(
+    ring: LayerKeyValues, column: LayerKeyValues, position: Array | int
+) -> LayerKeyValues:
+    """Returns a ring with one column of its keys and values replaced."""
+
+    def write(ring: Array, column: Array, axis: int) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(
+            ring, column.astype(ring.dtype), position, axis
+        )
+
+    return write(ring[0], column[0], 3), write(ring[1], column[1], 2)
 
 
 class MLP(nn.Module):
@@ -290,7 +301,7 @@ class Layer(nn.Module):
             x = x + attention_out_norm(attended)
             outputs.append(x + mlp_out_norm(mlp(mlp_norm(x))))
             # The next sequence goes on from this one.
-            cache = LayerCache(prompt=key_values)
+            cache = LayerCache(key_values)
         return tuple(outputs), key_values
 
     def _norm(self, name: str, wanted: bool) -> Callable[[Array], Array]:

@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int8
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -46,7 +46,7 @@ embed.defvjp(_embed_forward, _embed_backward)
 
 @jax.custom_vjp
 def matmul(
-    x: Float[Array, "B T I"], kernel: Float[Array, "I O"]
+    x: Float[Array, "B T I"], kernel: Float[Array, "I O"] | Int8[Array, "I O"]
 ) -> Float[Array, "B T O"]:
     """Returns x W in the dtype of x. The gradient of W is summed over tokens and over devices."""
     return x @ kernel.astype(x.dtype)

@@ -25,6 +25,7 @@ from jaxgrpo.models.attention import (
     RotaryTable,
     rotary_table,
 )
+from jaxgrpo.models.int8 import Int8Matrix
 from jaxgrpo.models.layers import (
     PRODUCT,
     UNCONSTRAINED,
@@ -152,13 +153,8 @@ class Transformer(nn.Module):
         for i in range(self.config.layers):
             layer_cache = None
             if cache is not None:
-                prompt = cast(LayerKeyValues, cache.prompt[i])
-                ring = (
-                    cast(LayerKeyValues, cache.ring[i])
-                    if cache.ring is not None
-                    else None
-                )
-                layer_cache = LayerCache(prompt, ring, cache.ring_position)
+                columns = cast(LayerKeyValues, cache.columns[i])
+                layer_cache = LayerCache(columns, cache.ring_position)
             module = layer(
                 self.config, self.attention_fns, self.shardings, name=f"layers_{i}"
             )
@@ -178,7 +174,7 @@ class Transformer(nn.Module):
     ) -> tuple[tuple[Array, ...], KeyValues]:
         """Scans one compiled layer over all of them.
 
-        What differs from layer to layer comes with axis 0: parameters, the cached prompt, and the
+        What differs from layer to layer comes with axis 0: parameters, the cached columns, and the
         layer's constants.
         """
         scanned = nn.scan(
@@ -191,7 +187,7 @@ class Transformer(nn.Module):
         module = scanned(self.config, self.attention_fns, self.shardings, name="layers")
         layer_cache = None
         if cache is not None:
-            layer_cache = LayerCache(cast(LayerKeyValues, cache.prompt))
+            layer_cache = LayerCache(cast(LayerKeyValues, cache.columns))
         return module(hidden, sequences, layer_cache, layer_constants(self.config))
 
 
@@ -230,12 +226,12 @@ def forward(
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """Returns the last hidden states, normed, and each layer's keys and values.
 
-    Without a cache S = T: the sequence reads itself. With a prompt alone S = W + T: the sequence
-    goes on from it. With a ring T = 1 and S = W + R: the token's keys and values are written into
-    the ring first, and the ring is what is returned.
+    Without a cache S = T: the sequence reads itself. With a cache of W columns S = W + T: the
+    sequence reads these and then itself. With a ring's position T = 1 and S = W: the token's keys
+    and values are written into the ring first, and the ring is what is returned.
 
     inputs: with a cache, a network with windows needs its key_positions, in the cache's order
-    cache: where the parameters are stacked, a prompt alone
+    cache: where the parameters are stacked, one without a ring's position
     dtype: of matrix products
     attention_fn: an attention kernel that knows the mask (splash.py); None: `attend`
     remat: what is kept of each layer for the backward pass, one of REMAT
@@ -333,3 +329,10 @@ def with_output_embedding(params: Params, embedding: Float[Array, "V D"]) -> Par
     """Returns the parameters with another matrix as their output embedding."""
     name = "output_embedding" if "output_embedding" in params else "embedding"
     return params | {name: embedding}
+
+
+def sampler_embedding(params: Params) -> Float[Array, "V D"] | Int8Matrix:
+    """Returns the output embedding of the sampler's copy, which may be int8."""
+    if "output_embedding_scale" in params:
+        return Int8Matrix(params["output_embedding"], params["output_embedding_scale"])
+    return output_embedding(params)

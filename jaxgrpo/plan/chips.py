@@ -2,6 +2,11 @@
 
 v5e https://cloud.google.com/tpu/docs/v5e      v6e https://cloud.google.com/tpu/docs/v6e
 v5p https://cloud.google.com/tpu/docs/v5p      v4  https://cloud.google.com/tpu/docs/v4
+tpu7x (Ironwood) https://docs.cloud.google.com/tpu/docs/tpu7x
+
+Published shares of the peak FLOP/s (MFU) are MaxText's, of training dense models of 8B and more:
+https://github.com/AI-Hypercomputer/maxtext, src/maxtext/configs/tpu/{v4,v5e,v5p}/README.md, and for
+v6e docs/reference/models/tiering.md.
 """
 
 import math
@@ -18,20 +23,22 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One kind of chip, as JAX sees it: a device.
+    """One kind of chip, as JAX sees it: a device, or a part of the chip where it is several.
 
     name: what --topology calls it
     hbm: bytes that libtpu 0.0.42 lets a program have ("exceeds available HBM (15.75G)"); the
-        documentation says 16, 32, 95 and 32 GB
+        documentation says 16, 32, 95, 32 and 96 GB
     flops: FLOP/s at peak, in bfloat16
     bandwidth: bytes/s of HBM
-    ici: bytes/s that a chip can receive from all its neighbours together: half of the
+    ici: bytes/s that a device can receive from all its neighbours together: half of the
         documentation's bidirectional figure; for v4 the all-reduce bandwidth of a pod (1.1 PB/s)
-        over its 4,096 chips
+        over its 4,096 chips; for tpu7x half of its chip's, without the link to the other half
     kind: JAX's device_kind
     accelerator: TPU_ACCELERATOR_TYPE up to its number
+    mfu: lowest and highest published share of `flops` in training; None: none is published
     cores: TensorCores of a chip; the number in TPU_ACCELERATOR_TYPE counts them
     axes: axes of a topology
+    devices: of one chip
     """
 
     name: str
@@ -41,28 +48,71 @@ class Chip:
     ici: float
     kind: str
     accelerator: str
+    mfu: tuple[float, float] | None
     cores: int = 1
     axes: int = 2
+    devices: int = 1
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 15.75 * GIB, 197e12, 819e9, 200e9, "TPU v5 lite", "v5litepod"),
-        Chip("v6e", 31.25 * GIB, 918e12, 1638e9, 400e9, "TPU v6 lite", "v6e"),
         Chip(
-            "v5p", 95.74 * GIB, 459e12, 2765e9, 600e9, "TPU v5", "v5p", cores=2, axes=3
+            name="v5e",
+            hbm=15.75 * GIB,
+            flops=197e12,
+            bandwidth=819e9,
+            ici=200e9,
+            kind="TPU v5 lite",
+            accelerator="v5litepod",
+            mfu=(0.46, 0.67),
         ),
         Chip(
-            "v4",
-            30.75 * GIB,
-            275e12,
-            1200e9,
-            1.1e15 / 4096,
-            "TPU v4",
-            "v4",
+            name="v6e",
+            hbm=31.25 * GIB,
+            flops=918e12,
+            bandwidth=1638e9,
+            ici=400e9,
+            kind="TPU v6 lite",
+            accelerator="v6e",
+            mfu=(0.39, 0.50),
+        ),
+        Chip(
+            name="v5p",
+            hbm=95.74 * GIB,
+            flops=459e12,
+            bandwidth=2765e9,
+            ici=600e9,
+            kind="TPU v5",
+            accelerator="v5p",
+            mfu=(0.52, 0.71),
             cores=2,
             axes=3,
+        ),
+        Chip(
+            name="v4",
+            hbm=30.75 * GIB,
+            flops=275e12,
+            bandwidth=1200e9,
+            ici=1.1e15 / 4096,
+            kind="TPU v4",
+            accelerator="v4",
+            mfu=(0.53, 0.59),
+            cores=2,
+            axes=3,
+        ),
+        Chip(
+            name="tpu7x",
+            hbm=94.75 * GIB,
+            flops=2307e12 / 2,
+            bandwidth=7380e9 / 2,
+            ici=600e9 / 2,
+            kind="TPU7x",
+            accelerator="tpu7x",
+            mfu=None,
+            cores=2,
+            axes=3,
+            devices=2,
         ),
     )
 }
@@ -79,7 +129,8 @@ def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
     shape = tuple(int(size) for size in match[2].split("x")) if match else ()
     if chip is None or len(shape) != chip.axes or min(shape) < 1:
         raise UserError(
-            f"--topology {topology}: it must be like v5e:4x4, v6e:2x4, v5p:2x2x1 or v4:2x2x2"
+            f"--topology {topology}: it must be like v5e:4x4, v6e:2x4, v5p:2x2x1, "
+            "v4:2x2x2 or tpu7x:2x2x1"
         )
     return chip, shape
 

@@ -4,8 +4,9 @@
                            [--arrays]
 
 Without --topology: for the devices here. Exit code 0: it fits; 1: it does not, and what was tried
-to make it fit is shown; 2: bad input. Times are bounds: a chip at its peak, everything overlapped.
-They say what cannot be beaten, not what will be.
+to make it fit is shown; 2: bad input. Of times there are two: a bound, a chip at its peak with
+everything overlapped, which cannot be beaten; and a forecast. For the devices here it comes from a
+call of each program, with --topology from what others have published of such chips.
 """
 
 import argparse
@@ -17,8 +18,16 @@ from jaxgrpo.config.command_line import split
 from jaxgrpo.errors import UserError
 from jaxgrpo.plan import times
 from jaxgrpo.plan.compiled import Compiler
-from jaxgrpo.plan.planner import ALL_PROGRAMS, make_plan, make_target, try_remedies
+from jaxgrpo.plan.forecast import Forecast, measured_forecast, published_forecast
+from jaxgrpo.plan.planner import (
+    ALL_PROGRAMS,
+    Plan,
+    make_plan,
+    make_target,
+    try_remedies,
+)
 from jaxgrpo.plan.report import attempts_text, plan_json, plan_text
+from jaxgrpo.plan.trial import time_calls
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,16 +95,29 @@ def main(argv: list[str]) -> None:
     names = () if options.arrays else ALL_PROGRAMS
     target = make_target(config, options.topology, options.memory)
     plan = make_plan(config, target, compiler, names)
+    forecast = _forecast(plan, assumptions)
     # People see the plan before remedies are tried, for that can take minutes; JSON is one object.
     if not options.json:
-        print(plan_text(plan, assumptions), flush=True)
+        print(plan_text(plan, assumptions, forecast), flush=True)
     attempts = [] if plan.fits else try_remedies(plan, compiler, names)
     if options.json:
-        print(plan_json(plan, attempts, assumptions))
+        print(plan_json(plan, attempts, assumptions, forecast))
     elif attempts:
         print(f"\n{attempts_text(attempts)}")
     if not plan.fits:
         sys.exit(1)
+
+
+def _forecast(plan: Plan, assumptions: times.Assumptions) -> Forecast | None:
+    """Returns the forecast of a run that fits, measured where its devices are here."""
+    if not plan.compiled or not plan.fits:
+        return None
+    if plan.target.is_here:
+        log_progress("timing a call of each program ...")
+        return measured_forecast(plan, time_calls(plan), assumptions)
+    if plan.target.chip is None:
+        return None
+    return published_forecast(plan, plan.target.chip, assumptions)
 
 
 def log_progress(text: str) -> None:

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 from jaxgrpo.plan.hlo_collectives import COLLECTIVES, received_bytes
 from jaxgrpo.plan.hlo_products import product_flops
@@ -108,9 +107,8 @@ class _CostCounter:
                 total.add(body, 1 if trips is None else trips)
                 total.unknown_loops += int(trips is None)
             elif instruction.opcode == "conditional":
-                # The branch that moves the least: all costs are lower bounds.
-                branches = [self.cost(branch) for branch in _branches(instruction)]
-                total.add(min(branches, key=attrgetter("bytes")))
+                # The branch of False: programs ask for what is rare, as a greedy draw.
+                total.add(self.cost(_branches(instruction)[0]))
         # 2. Collectives. An asynchronous one is in the text several times: where it starts, goes
         # on and is done. All of these have its channel, which counts once.
         seen_channels = set()
@@ -284,11 +282,11 @@ class _CostCounter:
 
 
 def _branches(conditional: Instruction) -> list[str]:
-    """Returns the names of a conditional's computations."""
+    """Returns the names of a conditional's computations, that of False or 0 first."""
     listed = BRANCHES.search(conditional.attributes)
     if listed:
         return re.findall(r"%([\w.\-]+)", listed[1])
-    kinds = ("true_computation", "false_computation")
+    kinds = ("false_computation", "true_computation")
     return [str(conditional.called(kind)) for kind in kinds]
 
 

@@ -31,12 +31,14 @@ class Target:
     name: in words
     chip: what kind of chip each of the devices is; None if it is not known
     memory: bytes of a device that a program can have
+    is_here: whether the devices are here, and can run what is compiled
     """
 
     name: str
     devices: list[jax.Device]
     chip: chips.Chip | None
     memory: int | float
+    is_here: bool
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def make_target(
     limit = memory_gib * chips.GIB if memory_gib else None
     if topology:
         chip, devices = chips.topology_devices(topology)
-        return Target(topology, devices, chip, limit or chip.hbm)
+        return Target(topology, devices, chip, limit or chip.hbm, is_here=False)
     # The run's own mesh says which of the devices here it takes.
     network = find_network(config.model)
     programs = build_programs(config, network.config, network.eos_ids)
@@ -100,7 +102,7 @@ def make_target(
         # Devices of a CPU say nothing, and share the machine's memory.
         limit = stats.get("bytes_limit") or _machine_bytes() / len(local)
     name = f"the {local[0].device_kind} here"
-    return Target(name, local, chips.chip_of_device(local[0]), limit)
+    return Target(name, local, chips.chip_of_device(local[0]), limit, is_here=True)
 
 
 def _machine_bytes() -> int:

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 
+from jaxgrpo.config.sizes import sampler_precision
+from jaxgrpo.distributed.mesh import device_bytes
 from jaxgrpo.plan import times
 from jaxgrpo.plan.chips import GIB, Chip
 from jaxgrpo.plan.compiled import CompiledProgram
+from jaxgrpo.plan.forecast import Forecast
 from jaxgrpo.plan.hlo import Cost
 from jaxgrpo.plan.memory import PARTS, PartBytes, peak_phase
 from jaxgrpo.plan.networks import count_parameters
@@ -13,12 +16,14 @@ from jaxgrpo.plan.planner import Attempt, Plan
 from jaxgrpo.plan.times import Assumptions
 
 
-def plan_text(plan: Plan, assumptions: Assumptions) -> str:
+def plan_text(
+    plan: Plan, assumptions: Assumptions, forecast: Forecast | None = None
+) -> str:
     """Returns the plan for people: memory, costs, times, and whether the run fits."""
     lines = [*_heading(plan), "", *memory_table(plan.phases), ""]
     if plan.compiled:
         lines += [*_program_table(plan.compiled, plan.target.chip), ""]
-        lines += [*_step_lines(plan, assumptions), ""]
+        lines += [*_step_lines(plan, assumptions, forecast), ""]
     return "\n".join([*lines, verdict(plan)])
 
 
@@ -51,7 +56,12 @@ def attempts_text(attempts: list[Attempt]) -> str:
     return "\n".join(lines)
 
 
-def plan_json(plan: Plan, attempts: list[Attempt], assumptions: Assumptions) -> str:
+def plan_json(
+    plan: Plan,
+    attempts: list[Attempt],
+    assumptions: Assumptions,
+    forecast: Forecast | None = None,
+) -> str:
     """Returns all numbers of a plan as JSON: bytes, seconds, FLOPs, each a device's."""
     target = plan.target
     programs = {
@@ -77,6 +87,7 @@ def plan_json(plan: Plan, attempts: list[Attempt], assumptions: Assumptions) -> 
         "phases": plan.phases,
         "programs": programs,
         "step": step,
+        "forecast": dataclasses.asdict(forecast) if forecast else None,
         "assumed": dataclasses.asdict(assumptions),
         "tried": [_attempt_json(attempt) for attempt in attempts],
     }
@@ -95,9 +106,11 @@ def _heading(plan: Plan) -> list[str]:
     mesh = plan.inputs.programs.row_sharding.mesh.shape
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
     parameters = count_parameters(plan.network.config)
+    published = _gib(device_bytes(plan.inputs.published))
     return [
         f"{plan.target.name}: {len(plan.target.devices)} devices, mesh {sizes}",
         f"network of {parameters:,} parameters, from {plan.network.source}",
+        f"sampled from {sampler_precision(plan.config)} matrices, {published} a device",
     ]
 
 
@@ -170,24 +183,45 @@ def _label(name: str, cost: Cost) -> str:
     return f"{name} (a token a slot)" if name == "decode" else f"{name} (a micro-batch)"
 
 
-def _step_lines(plan: Plan, assumptions: Assumptions) -> list[str]:
-    """Returns the least time of a GRPO step in words, with what is assumed."""
+def _step_lines(
+    plan: Plan, assumptions: Assumptions, forecast: Forecast | None
+) -> list[str]:
+    """Returns the times of a GRPO step in words: the bound, the forecast, what is assumed."""
+    lines = []
     step = times.step_times(
         plan.config, plan.inputs, plan.compiled, plan.target.chip, assumptions
     )
-    if not step:
-        return ["no times: peak figures of these devices are not known"]
-    total = sum(program["seconds"] for program in step.values())
-    programs = ", ".join(
-        f"{program['calls']:,} x {name} {program['seconds']:.2f} s ({program['binds']})"
-        for name, program in step.items()
-    )
+    if step:
+        total = sum(program["seconds"] for program in step.values())
+        programs = ", ".join(
+            f"{program['calls']:,} x {name} {program['seconds']:.2f} s ({program['binds']})"
+            for name, program in step.items()
+        )
+        lines.append(
+            f"a GRPO step, bound: {total:.2f} s = {programs}, at the chip's peaks, links all busy"
+        )
+    else:
+        lines.append("no bound: peak figures of these devices are not known")
+    if forecast:
+        programs = ", ".join(
+            f"{name} {_seconds(seconds)}" for name, seconds in forecast.seconds.items()
+        )
+        lines += [
+            f"a GRPO step, forecast: {_seconds(forecast.total)} = {programs}",
+            f"the forecast: {forecast.basis}; the most is for slots that wait for rows of "
+            f"{plan.config.sampling.max_new_tokens} tokens",
+        ]
     return [
-        f"a GRPO step at the roofline: {total:.2f} s = {programs}",
-        f"assumed: completions of {assumptions.mean_new} tokens, "
-        f"{assumptions.kept:.0%} of the groups kept, every slot busy, rings of full length; "
-        "peaks of the chip, links all busy; rewards, host and checkpoints cost nothing",
+        *lines,
+        f"assumed: completions of {assumptions.mean_new} tokens on average, "
+        f"{assumptions.kept:.0%} of the groups kept, rings of full length; rewards, host and "
+        "checkpoints cost nothing",
     ]
+
+
+def _seconds(fewest_and_most: tuple[float, float]) -> str:
+    fewest, most = (f"{seconds:.2f}" for seconds in fewest_and_most)
+    return f"{fewest} s" if fewest == most else f"{fewest} to {most} s"
 
 
 def _gib(number: int | float) -> str:

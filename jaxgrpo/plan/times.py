@@ -77,19 +77,25 @@ def binding(seconds: dict[str, float]) -> str:
     return max(seconds, key=seconds.__getitem__)
 
 
+def rows_per_step(config: Config, assumptions: Assumptions) -> float:
+    """Returns the completions that a GRPO step samples."""
+    groups = config.batch.groups
+    # The filter drops groups, and others are sampled in their place, up to a limit.
+    max_ratio = 1.0 if config.filter.rule == "off" else config.filter.max_prompts
+    return min(groups * max_ratio, groups / assumptions.kept) * config.batch.group_size
+
+
 def calls_per_step(
     config: Config, inputs: ProgramInputs, assumptions: Assumptions
 ) -> dict[str, int]:
     """Returns how often each program runs in a GRPO step.
 
-    Decode is counted by tokens of all slots, of which none is idle.
+    Decode is counted by tokens of all slots, of which none is idle where there are rows enough.
     """
     programs = inputs.programs
     groups = config.batch.groups
-    # The filter drops groups, and others are sampled in their place, up to a limit.
-    max_ratio = 1.0 if config.filter.rule == "off" else config.filter.max_prompts
-    sampled = min(groups * max_ratio, groups / assumptions.kept)
-    rows = sampled * config.batch.group_size
+    rows = rows_per_step(config, assumptions)
+    sampled = rows / config.batch.group_size
     # A packed program is counted by micro-batches of bins, of which none is empty.
     updates = config.batch.updates
     score_calls = 1
@@ -100,11 +106,13 @@ def calls_per_step(
         columns = groups * (config.sampling.prompt_width + length)
         score_calls = math.ceil(columns / bin_columns)
         update_calls = math.ceil(columns / updates / bin_columns)
+    # A row gets a token in each step, so that there are no fewer steps than tokens of a row.
+    full_steps = math.ceil(rows * assumptions.mean_new / programs.slot_counts[0])
     # Each program takes a fixed number of prompts or rows a call; the last call may be part full.
     return {
         "prefill": math.ceil(sampled / programs.prompts_per_prefill),
         "insert": math.ceil(rows / programs.rows_per_insert),
-        "decode": math.ceil(rows * assumptions.mean_new / programs.slot_counts[0]),
+        "decode": max(full_steps, assumptions.mean_new),
         "score": score_calls,
         "update": updates * config.batch.epochs * update_calls,
     }

@@ -17,6 +17,7 @@ from jaxgrpo.rollout.batch import ALL_ROWS, TrainedRows, ages_of_trained_tokens
 from jaxgrpo.rollout.difficulty import DifficultyFilter
 from jaxgrpo.rollout.groups import JudgedGroup
 from jaxgrpo.rollout.judge import RewardWeights
+from jaxgrpo.rollout.protocols import SamplingUsage
 from jaxgrpo.rollout.report import summarise
 from jaxgrpo.rollout.stream import RolloutStream
 from jaxgrpo.types import Params
@@ -43,11 +44,13 @@ class Collection:
 
     groups: those that the step trains on
     asked: every group that was judged
+    usage: what sampling took
     """
 
     groups: list[JudgedGroup]
     asked: list[JudgedGroup]
     metrics: dict[str, float]
+    usage: SamplingUsage
 
 
 def collect_groups(
@@ -126,7 +129,7 @@ def collect_groups(
         for age in range(stream.max_age + 1):
             metrics[f"rollout/age_{age}"] = np.mean(ages == age) if ages.size else 0.0
     floats = {name: float(value) for name, value in metrics.items()}
-    return Collection(kept + fallback, asked, floats)
+    return Collection(kept + fallback, asked, floats, usage)
 
 
 def most_informative(groups: Iterable[JudgedGroup], count: int) -> list[JudgedGroup]:

@@ -18,6 +18,7 @@ from itertools import islice
 import jax
 import numpy as np
 
+from jaxgrpo.distributed.mesh import device_bytes
 from jaxgrpo.problems import Completion, Problem
 from jaxgrpo.rollout.groups import FinishedCompletion, Group, SamplingRequest
 from jaxgrpo.rollout.pending import PendingGroup, PendingRow, new_rows
@@ -179,6 +180,7 @@ class SamplingSession:
         self._times_asked: Counter[str] = Counter()
         self._params = None  # the earlier policy's copy makes room for this one's
         self._params = self._programs.publish(params)
+        self.usage.weight_bytes = device_bytes(self._params)
 
     def groups(self) -> Iterator[tuple[int, Group]]:
         """Yields the groups alone."""
@@ -251,6 +253,7 @@ class SamplingSession:
                 self._rows[slot] = row
                 self._stopped[slot] = False
                 starting.append((slot, prompt, row))
+            self._grow_ring()
             rows = new_rows(
                 starting, self._programs.rows_per_insert, no_slot=self._slots
             )
@@ -280,6 +283,7 @@ class SamplingSession:
             prompts + filler, engine.prompt_width, engine.tokenizer.pad_id
         )
         self._prefilled = self._programs.prefill(self._params, *padded)
+        self.usage.prompt_tokens += sum(len(prompt) for prompt in prompts)
         for place, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
             group = self._start_group(problem, prompt)
             self._waiting.extend((place, row) for row in group.rows)
@@ -324,11 +328,12 @@ class SamplingSession:
             self._rows = [self._rows[slot] for slot in order]
             self._stopped = self._stopped[order]
             self._slots = fewer
-        # After the next call the longest row has at most so many tokens.
+        self._grow_ring()
+
+    def _grow_ring(self) -> None:
+        """Takes a ring that has room for all rows as they are after the next call."""
         chunk = self._programs.chunk
-        needed = max(
-            min(len(row.tokens) + chunk, row.max_tokens) for row in self._rows if row
-        )
+        needed = max(row.length_after(chunk) for row in self._rows if row)
         while needed > self._ring_length:
             longer = (n for n in self._programs.ring_lengths if n > self._ring_length)
             self._ring_length = min(longer)
@@ -369,6 +374,7 @@ class SamplingSession:
     def _harvest(self, output: DecodeOutput) -> list[PendingRow]:
         """Takes the tokens of this policy's call, and returns the rows that have ended."""
         self.usage.slot_steps += int(output.num_steps) * self._slots
+        self.usage.steps += int(output.num_steps)
         self.usage.tokens += int(output.num_tokens.sum())
         decode = self._engine.tokenizer.decode_all
         ended = []
@@ -378,6 +384,9 @@ class SamplingSession:
             # A row that a stop string cuts has tokens beyond it, which are dropped.
             count = int(output.num_tokens[slot])
             tokens = output.tokens[slot, :count].tolist()
+            # Each token reads those before it and itself: half of the new ones, on average.
+            length = len(row.group.prompt) + len(row.tokens)
+            self.usage.context_tokens += count * (length + (count + 1) / 2)
             row.add(tokens, output.logprobs[slot, :count].tolist(), self._step)
             hit_stop = row.cut_at_stop(self._request.stop, decode)
             row.finished = hit_stop or bool(output.hit_eos[slot])

@@ -39,6 +39,11 @@ class PendingRow:
         self.logprobs.extend(logprobs)
         self.policy_steps.extend([policy_step] * len(tokens))
 
+    def length_after(self, count: int) -> int:
+        """Returns the tokens of the row and its prompt, at most, once `count` more are chosen."""
+        chosen = min(len(self.tokens) + count, self.max_tokens)
+        return len(self.group.prompt) + chosen
+
     def cut_at_stop(
         self, stop: tuple[str, ...], decode: Callable[[Sequence[int]], str]
     ) -> bool:

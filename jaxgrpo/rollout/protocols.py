@@ -72,7 +72,7 @@ class SamplingPrograms(Protocol):
 
     @property
     def ring_lengths(self) -> tuple[int, ...]:
-        """Returns the lengths of the ring cache, up to the longest completion."""
+        """Returns the lengths of the ring cache, up to the longest row."""
         ...
 
     @property
@@ -97,12 +97,20 @@ class SamplingUsage:
 
     tokens: those that were chosen, in all calls that have come back
     slot_steps: slots times steps of these calls
+    steps: of these calls
+    context_tokens: tokens that stood before each of `tokens` in its row, and itself, in all
+    prompt_tokens: those of prompts that were read
+    weight_bytes: of the published parameters, on each device
     seconds: from before the policy is published to the end of its last call that has come back
     idle_seconds: host seconds between two calls of decode, during which the device was idle
     """
 
     tokens: int = 0
     slot_steps: int = 0
+    steps: float = 0.0
+    context_tokens: float = 0.0
+    prompt_tokens: int = 0
+    weight_bytes: int = 0
     seconds: float = 0.0
     idle_seconds: float = 0.0
 

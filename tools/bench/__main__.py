@@ -13,7 +13,7 @@
 `rollout` and `step` go through the engine and the compiled programs of a run, on random prompts of
 exactly --prompt tokens, with completions of exactly --new. They also measure what the machine can
 do in the same minutes, in turns with the work: a bare matrix product and a copy. `floor_s` is the
-time that these two alone would take for the work: see turns.Work.
+time that these two alone would take for the work: see performance.Work.
 """
 
 import argparse

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -19,7 +18,13 @@ import numpy as np
 from jaxgrpo.build import match_tokenizer
 from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.device.program import Program
-from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
+from jaxgrpo.device.specs import (
+    ModelSpec,
+    Precision,
+    SamplingSpec,
+    UpdateSpec,
+    dividing_rows,
+)
 from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses.grpo import GRPO
@@ -134,7 +139,7 @@ def make_bench(arguments: argparse.Namespace) -> Bench:
             f"--pack {pack} is less than --prompt + --new = "
             f"{arguments.prompt + arguments.new}, a prompt and its completion"
         )
-    mesh = make_mesh(rows=math.gcd(rows, slots, micro_batch, bins))
+    mesh = make_mesh(rows=dividing_rows(model, rows, slots, micro_batch, bins))
     # Groups fill slots, devices share rows, and micro-batches divide the batch.
     divisors = (
         ("--slots", slots, arguments.group_size),

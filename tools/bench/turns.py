@@ -4,7 +4,6 @@ From that speed comes the least time that the work can take on this machine.
 """
 
 import argparse
-import dataclasses
 import functools
 import statistics
 import sys
@@ -14,6 +13,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+
+from jaxgrpo.performance import Work
 
 Result = dict[str, object]
 """A subcommand's settings, then the numbers that it measured, named with their units."""
@@ -60,24 +61,6 @@ def median_seconds(calls: Calls, repeats: int) -> dict[str, float]:
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
     """Returns the median of each list."""
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Work that has to be done, whoever does it.
-
-    flops: 2 for each parameter and token of a forward pass, 6 with a gradient; prompts count in
-        every row that is sampled, and once for their group in reference and update
-    bytes: what decoding has to fetch: for each token the parameters once, and the keys and values
-        of every row so far
-    """
-
-    flops: float
-    bytes: float
-
-    def floor_s(self, matmul_flops_per_s: float, copy_bytes_per_s: float) -> float:
-        """Returns the least seconds it can take at these measured rates."""
-        return max(self.flops / matmul_flops_per_s, self.bytes / copy_bytes_per_s)
 
 
 def _product(matrix: Array) -> Array:

@@ -1,16 +1,17 @@
-"""The work of sampling and of a GRPO step, whoever does it."""
+"""The work of sampling and of a GRPO step on rows of known lengths."""
 
 import numpy as np
 
 from jaxgrpo.models import transformer
 from jaxgrpo.models.model_config import ModelConfig
-from tools.bench.turns import Work
+from jaxgrpo.performance import Work, sampling_work, update_flops
+from jaxgrpo.rollout.protocols import SamplingUsage
 
 
 def rollout_work(
     model: ModelConfig, prompt: int, lengths: np.ndarray, slots: int, itemsize: int
 ) -> Work:
-    """Returns the work of sampling.
+    """Returns the work of sampling, in which prompts count in every row.
 
     prompt: tokens of each prompt
     lengths: Int[P G], tokens of the completions of each prompt
@@ -18,24 +19,27 @@ def rollout_work(
     itemsize: bytes of a number
     """
     parameters = transformer.parameter_count(transformer.shapes(model))
-    flops = 2.0 * parameters * np.sum(prompt + lengths)
-    # Each decode step of all slots fetches the parameters once ...
-    steps = np.sum(lengths) / min(slots, lengths.size)
-    parameter_bytes = steps * parameters * itemsize
-    # ... and each token the keys and values of all before it: of half its row's, on average.
-    token_bytes = 2 * model.layers * model.kv_heads * model.head_width * itemsize
-    cache_bytes = np.sum(lengths * (prompt + (lengths + 1) / 2)) * token_bytes
-    return Work(flops, float(parameter_bytes + cache_bytes))
+    usage = SamplingUsage(
+        tokens=int(np.sum(lengths)),
+        prompt_tokens=prompt * lengths.size,
+        steps=float(np.sum(lengths) / min(slots, lengths.size)),
+        context_tokens=float(np.sum(lengths * (prompt + (lengths + 1) / 2))),
+        weight_bytes=parameters * itemsize,
+    )
+    return sampling_work(model, parameters, usage, itemsize)
 
 
 def step_work(
     model: ModelConfig, prompt: int, lengths: np.ndarray, slots: int, itemsize: int
 ) -> Work:
-    """Returns the work of a GRPO step; parameters as in `rollout_work`."""
+    """Returns the work of a GRPO step with a reference; parameters as in `rollout_work`."""
     rollout = rollout_work(model, prompt, lengths, slots, itemsize)
     parameters = transformer.parameter_count(transformer.shapes(model))
-    # Reference and update read each prompt once for its group.
-    tokens = prompt * len(lengths) + np.sum(lengths)
-    # FLOPs a parameter and token: the reference's forward pass 2, the update 6.
-    flops = rollout.flops + 8.0 * parameters * tokens
-    return Work(flops, rollout.bytes)
+    update = update_flops(
+        # Reference and update read each prompt once for its group.
+        tokens=int(prompt * len(lengths) + np.sum(lengths)),
+        parameters=parameters,
+        trained=parameters,
+        scored=parameters,
+    )
+    return Work(rollout.flops + update, rollout.bytes)

@@ -2,6 +2,7 @@
 
     python -m tools.compare objectives
     python -m tools.compare in_flight --seeds 0 1 2
+    python -m tools.compare int8 --seeds 0 1 2
     python -m tools.compare distillation --seeds 0 1 2
 
 Each arm is a config; each is run with every seed, and what is there already is not run again. The

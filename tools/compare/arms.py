@@ -7,18 +7,19 @@ from pathlib import Path
 from jaxgrpo import config as configs
 from jaxgrpo.config import Config, Filter
 from jaxgrpo.errors import UserError
-from jaxgrpo.losses import CISPO, DAPO, GRPO, GSPO, DrGRPO, MaxRL, Objective
+from jaxgrpo.losses import CISPO, DAPO, GRPO, GSPO, Corrected, DrGRPO, MaxRL, Objective
 
 QUICKSTART = "configs/quickstart.py"
 DISTILLATION = "configs/distill_tiny.py"
 TEACHERS = {
     "supervised": (
         "python -m tools.make_tiny_model --start jaxgrpo/tiny --steps 600 --seed 1 "
-        "--out {}"
+        "--shortcuts 0 --out {}"
     ),
     "GRPO": (
         "python -m jaxgrpo.train --config configs/quickstart.py --config.steps=84 "
-        "--config.out=out/teacher && jaxgrpo export --run out/teacher --to {}"
+        "--config.batch.updates=1 --config.out=out/teacher && jaxgrpo export --run out/teacher "
+        "--to {}"
     ),
 }
 """Commands that make teachers, models better than the embedded one; the folder is left out."""
@@ -41,10 +42,15 @@ class Arm:
         return self.name.lower().replace(",", "").replace(".", "").replace(" ", "_")
 
 
+def base_config() -> Config:
+    """Returns the quickstart with one update of each batch, and as many steps as arms are given."""
+    return configs.load(QUICKSTART, ["--config.steps=28", "--config.batch.updates=1"])
+
+
 def objective_arms(folder: Path) -> list[Arm]:
-    """Returns the quickstart with each objective, with one update of a batch and with four."""
-    quickstart = configs.load(QUICKSTART, [])
-    budget = float(quickstart.sampling.max_new_tokens)
+    """Returns the base with each objective, with one update of a batch and with four."""
+    base = base_config()
+    budget = float(base.sampling.max_new_tokens)
     # Each with its own defaults.
     objectives: dict[str, Objective] = {
         "GRPO": GRPO(),
@@ -56,30 +62,45 @@ def objective_arms(folder: Path) -> list[Arm]:
     }
     arms = []
     for updates, words in ((1, "1 update"), (4, "4 updates")):
-        batch = replace(quickstart.batch, updates=updates)
+        batch = replace(base.batch, updates=updates)
         for name, objective in objectives.items():
-            config = replace(quickstart, objective=objective, batch=batch)
+            config = replace(base, objective=objective, batch=batch)
             arms.append(Arm(f"{name}, {words}", config))
     return arms
 
 
 def in_flight_arms(folder: Path) -> list[Arm]:
-    """Returns the quickstart, and it with completions that go on under the next policy."""
-    quickstart = configs.load(QUICKSTART, [])
-    sampling = replace(quickstart.sampling, keep_in_flight=True)
+    """Returns the base, and it with completions that go on under the next policy."""
+    base = base_config()
+    sampling = replace(base.sampling, keep_in_flight=True)
     return [
-        Arm("on policy", quickstart),
-        Arm("in flight", replace(quickstart, sampling=sampling)),
+        Arm("on policy", base),
+        Arm("in flight", replace(base, sampling=sampling)),
+    ]
+
+
+def int8_arms(folder: Path) -> list[Arm]:
+    """Returns the base with Corrected, sampled from matrices in its dtype and in int8."""
+    base = base_config()
+    corrected = replace(
+        base,
+        objective=Corrected(base.objective),
+        batch=replace(base.batch, old_logprobs="trainer"),
+    )
+    sampling = replace(base.sampling, weights="int8")
+    return [
+        Arm("float32", corrected),
+        Arm("int8", replace(corrected, sampling=sampling)),
     ]
 
 
 def distillation_arms(folder: Path) -> list[Arm]:
     """Returns GRPO, filtered and not, and distillation of each teacher."""
-    quickstart = configs.load(QUICKSTART, [])
+    base = base_config()
     distillation = configs.load(DISTILLATION, [])
     arms = [
-        Arm("GRPO", quickstart),
-        Arm("GRPO, no filter", replace(quickstart, filter=Filter(rule="off"))),
+        Arm("GRPO", base),
+        Arm("GRPO, no filter", replace(base, filter=Filter(rule="off"))),
     ]
     for name in TEACHERS:
         config = replace(distillation, reference=str(teacher_folder(folder, name)))
@@ -95,6 +116,7 @@ def teacher_folder(folder: Path, name: str) -> Path:
 COMPARISONS: dict[str, Callable[[Path], list[Arm]]] = {
     "objectives": objective_arms,
     "in_flight": in_flight_arms,
+    "int8": int8_arms,
     "distillation": distillation_arms,
 }
 """Comparisons by name: each returns its arms, given the folder of the runs."""

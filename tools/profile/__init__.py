@@ -1,0 +1,1 @@
+"""`python -m tools.profile`: where the time of a GRPO step goes."""
