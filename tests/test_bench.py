@@ -161,13 +161,13 @@ def test_a_step_on_bins_is_timed_beside_the_other(model, capsys):
     assert result["packed_update_utilisation"] > result["update_utilisation"] > 0
 
 
-def test_the_work_of_a_step_is_ten_products_a_parameter_and_token():
-    lengths = np.full(64, 128)
+def test_the_work_of_a_step_counts_prompts_in_rows_that_are_sampled_and_once_a_group():
+    lengths = np.full((8, 8), 128)
     work = step_work(NETWORK, 64, lengths, 64, 4)
-    assert (
-        work.flops
-        == 10 * transformer.parameter_count(transformer.shapes(NETWORK)) * 64 * 192
-    )
+    sampled = 64 * (64 + 128)
+    learned = 8 * 64 + 64 * 128
+    parameters = transformer.parameter_count(transformer.shapes(NETWORK))
+    assert work.flops == parameters * (2 * sampled + 8 * learned)
     assert work.floor_s(1e9, 1e30) == work.flops / 1e9
     assert work.floor_s(1e30, 1e9) == work.bytes / 1e9
 

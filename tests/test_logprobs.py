@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxgrpo.device.logprobs import to_logits, token_logprobs, used_ids
+from jaxgrpo.device.logprobs import (
+    chosen_logprobs,
+    to_logits,
+    token_logprobs,
+    used_ids,
+)
 from jaxgrpo.distributed.mesh import make_mesh, row_sharding
 from tests.tiny_devices import DEFAULT, output_on_devices
 
@@ -128,6 +133,33 @@ def test_each_result_has_its_own_gradient(case, which):
     assert_close(
         gradients(ours, hidden, embedding), gradients(theirs, hidden, embedding)
     )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"chunk": 12},
+        {"chunk": 5},
+        {"chunk": 4, "shards": 2},
+        {"chunk": 5, "unused": ((2, 4),)},
+    ],
+)
+def test_the_gradient_is_added_to_that_of_the_embeddings_next_use(case, options):
+    hidden, embedding, tokens = case
+    next_use = jax.random.normal(jax.random.key(3), embedding.shape)
+
+    def total(embedding):
+        logprobs, entropy, passed_on = chosen_logprobs(
+            hidden, embedding, tokens, 0.7, entropy=True, **options
+        )
+        return jnp.sum(logprobs + 0.5 * entropy), passed_on
+
+    (_, passed_on), pull_back = jax.vjp(total, embedding)
+    np.testing.assert_array_equal(passed_on, embedding)
+    (alone,) = pull_back((1.0, jnp.zeros_like(next_use)))
+    (together,) = pull_back((1.0, next_use))
+    assert np.abs(alone).max() > 0.01
+    np.testing.assert_allclose(together, alone + next_use, atol=1e-6)
 
 
 def test_without_entropy_the_logprobs_are_the_same(case):

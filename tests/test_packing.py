@@ -246,8 +246,8 @@ def test_the_splash_kernel_scores_bins_as_dense_attention_does(is_scanned):
     @partial(jax.jit, static_argnums=0)
     def with_gradient(scorer, params):
         def loss(params):
-            logprobs, entropy = scorer(params, batch, 0.9, 1, entropy=True)
-            return (logprobs + 0.1 * entropy).sum()
+            scores = scorer(params, batch, 0.9, 1, entropy=True)
+            return (scores.logprobs + 0.1 * scores.entropy).sum()
 
         return jax.value_and_grad(loss)(params)
 

@@ -4,6 +4,7 @@ How rows are cut into micro-batches, padded, masked or spread over devices chang
 """
 
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,21 @@ from jaxgrpo.device.gradients import accumulate_gradients
 from jaxgrpo.device.learner import Updater
 from jaxgrpo.device.logprobs import token_logprobs
 from jaxgrpo.device.micro_batches import MicroBatches
+from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.device.scorer import GroupScorer, RowScorer, batch_logprobs
-from jaxgrpo.device.specs import Precision
+from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device, to_host
 from jaxgrpo.losses import GRPO
 from jaxgrpo.models import attention, transformer
 from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.problems import Completion, Problem
+from jaxgrpo.programs import compile_programs
 from jaxgrpo.rollout.batch import TrainedRows, make_batch
 from jaxgrpo.rollout.groups import Group
 from jaxgrpo.types import SamplingParams
 from tests.tiny_devices import output_on_devices
 from tests.tiny_engines import (
+    ENDS,
     NETWORK,
     assert_same_texts,
     completions,
@@ -35,6 +39,7 @@ from tests.tiny_engines import (
 from tests.tiny_models import random_params
 from tests.tiny_programs import (
     GROUP,
+    NEW,
     NUM_GROUPS,
     ROWS,
     WIDTH,
@@ -326,15 +331,14 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
     @jax.jit
     def as_policy(params, batch):
         def loss(params, rows):
-            logprobs, entropy = scorer(
+            scores = scorer(
                 params, rows, 1.0, micro_batches.rows_per_prompt, entropy=True
             )
-            ratio = jnp.exp(logprobs - rows.sampler_logprobs)
-            return jnp.sum(ratio * rows.completion_mask), (logprobs, entropy)
+            ratio = jnp.exp(scores.logprobs - rows.sampler_logprobs)
+            value = jnp.sum(ratio * rows.completion_mask)
+            return value, scores.logprobs, scores.params
 
-        gradient, (logprobs, _) = accumulate_gradients(
-            loss, params, batch, micro_batches
-        )
+        gradient, logprobs = accumulate_gradients(loss, params, batch, micro_batches)
         return micro_batches.merge(logprobs), gradient
 
     @jax.jit
@@ -355,6 +359,27 @@ def test_a_prompt_that_is_read_once_for_its_group_is_read_as_in_each_row(
     )
     assert_close(state.params, updated[0].params)
     assert_same_metrics(metrics, updated[1])
+
+
+@pytest.mark.parametrize(("is_tied", "most"), [(True, 2.5), (False, 4.5)])
+def test_an_embedding_has_one_gradient_and_the_optimizer_copies_nothing(
+    batch, is_tied, most
+):
+    """Counted in embeddings: each one's gradient, and what is added to it or clipped of it.
+
+    A gradient for each use and copies of the moments would make three of two, and five of four.
+    """
+    network = replace(NETWORK, vocab_size=2**15, width=64, tied_embeddings=is_tied)
+    programs = compile_programs(
+        ModelSpec(network, make_mesh(devices=jax.devices()[:1])),
+        SamplingSpec(WIDTH, NEW, slots=16, eos_ids=ENDS, group_size=GROUP),
+        UpdateSpec(micro_batch=GROUP, group_size=GROUP, prompt_width=WIDTH),
+        adamw(schedule("constant", 1e-3, 0, 1), 0.9, 0.999, 0.0, 1.0),
+    )
+    traced = programs.update.trace(programs.state_like, None, batch, GRPO(), 1.0)
+    memory = traced.lower().compile().memory_analysis()
+    embedding_bytes = network.vocab_size * network.width * 4
+    assert memory.temp_size_in_bytes < most * embedding_bytes
 
 
 def test_the_gap_shows_a_sampler_at_another_temperature(programs, params, batch):

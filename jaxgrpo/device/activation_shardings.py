@@ -21,14 +21,24 @@ def by_rows(mesh: Mesh) -> ActivationShardings:
     return ActivationShardings(layer=_constraint(row_sharding(mesh)))
 
 
-def for_update(mesh: Mesh) -> ActivationShardings:
+def for_update(mesh: Mesh, vocabulary: int) -> ActivationShardings:
     """Returns the shardings of an update: by rows, but embeddings where their columns are.
 
     So the embedding's gradient, a sum over the tokens of all devices, is made there, too. Otherwise
     every device would hold the gradient of the whole embedding.
+
+    Over data the tokens are gathered as well, where they are fewer than the rows of the embedding;
+    otherwise each part of data makes a gradient of its own tokens, and these are summed.
     """
-    columns = _constraint(NamedSharding(mesh, PartitionSpec("data", None, "fsdp")))
-    return by_rows(mesh)._replace(embedded=columns)
+
+    def place(x: Array) -> Array:
+        """Constrains tokens [B T], or their rows of the embedding [B T D]."""
+        tokens = x.shape[0] * x.shape[1]
+        rows = None if tokens < vocabulary else "data"
+        columns = [None, "fsdp"][: x.ndim - 1]
+        return _constraint(NamedSharding(mesh, PartitionSpec(rows, *columns)))(x)
+
+    return by_rows(mesh)._replace(tokens=place, embedded=place)
 
 
 def for_decode(mesh: Mesh) -> ActivationShardings:

@@ -41,6 +41,11 @@ exp(-inf) * -inf is NaN, and so is the gap between two of them."""
 
 State = TypeVar("State")
 
+Scores = tuple[
+    Float[Array, "B N"], Float[Array, "B N"] | None, Float[Array, "S columns D"]
+]
+"""Log-probabilities, entropies and the embedding: see `chunked_scores`."""
+
 Gradient = Array | SymbolicZero
 """The gradient of a result; a SymbolicZero where nobody differentiated it."""
 
@@ -63,11 +68,9 @@ class _Chunk(NamedTuple):
     embedding: Float[Array, "S v D"]
     ids: Int[Array, "S v"]
     """The token of each column."""
-    is_new: Bool[Array, "v"]
-    """False for columns that an earlier chunk has had: the last chunk overlaps the one before it,
-    so that all have the same width."""
-    is_used: Bool[Array, "S 1 1 v"] | bool
-    """False where no token has the id."""
+    counts: Bool[Array, "S 1 1 v"] | None
+    """False where no token has the id, and for columns that an earlier chunk has had: the last
+    chunk overlaps the one before it, so that all have the same width. None: all columns count."""
 
 
 class _SoftmaxSums(NamedTuple):
@@ -110,8 +113,11 @@ def chunked_scores(
     embedding: Float[Array, "S columns D"],
     chosen: Int[Array, "B N"],
     temperature: Float[Array, ""],
-) -> tuple[Float[Array, "B N"], Float[Array, "B N"] | None]:
-    """Computes log p of the chosen tokens and, if the config asks for it, the entropy of p."""
+) -> Scores:
+    """Computes log p of the chosen tokens and, if the config asks for it, the entropy of p.
+
+    The third result is the embedding, for its next use: the gradient of this one is added to that.
+    """
     scores, _ = _scores_forward(config, hidden, embedding, chosen, temperature)
     return scores
 
@@ -122,7 +128,7 @@ def _scores_forward(
     embedding: Float[Array, "S columns D"],
     chosen: Int[Array, "B N"],
     temperature: Float[Array, ""],
-) -> tuple[tuple[Float[Array, "B N"], Float[Array, "B N"] | None], _Residuals]:
+) -> tuple[Scores, _Residuals]:
     """Computes the scores, and the residuals for the backward pass."""
     saved_products = None
     if config.chunk_columns >= embedding.shape[1]:
@@ -143,7 +149,7 @@ def _scores_forward(
         log_normalizer=sums.max_logit + log_sum_exp,
         entropy=entropy,
     )
-    return (logprobs, entropy), residuals
+    return (logprobs, entropy, embedding), residuals
 
 
 def _softmax_sums(
@@ -160,9 +166,11 @@ def _softmax_sums(
         # 1. The chunk's logits, those that do not count replaced. [S, B, N, v]
         products = _chunk_products(hidden, chunk.embedding, saved_products)
         logits = cap_and_scale(products, temperature, config.softcap)
-        counts = chunk.is_new & chunk.is_used
-        logits = jnp.where(counts, logits, LOWEST)
-        chosen_logit = jnp.where(counts & _is_chosen(chosen, chunk), logits, 0.0)
+        is_chosen = _is_chosen(chosen, chunk)
+        if chunk.counts is not None:
+            logits = jnp.where(chunk.counts, logits, LOWEST)
+            is_chosen &= chunk.counts
+        chosen_logit = jnp.where(is_chosen, logits, 0.0)
         # 2. Their sums. [S, B, N]
         sum_exp_gap = 0.0 if config.entropy else None
         chunk_sums = _reduce_sums(
@@ -216,11 +224,11 @@ def _reduce_sums(sums: _SoftmaxSums, axis: int) -> _SoftmaxSums:
 def _scores_backward(
     config: ScoreConfig,
     residuals: _Residuals,
-    gradients: tuple[Gradient, Gradient | None],
+    gradients: tuple[Gradient, Gradient | None, Gradient],
 ) -> tuple[Array, Array, None, None]:
     """Computes the gradients for hidden and embedding, a chunk at a time.
 
-    gradients: those of log p and of the entropy
+    gradients: those of log p, of the entropy, and of the embedding's next use
     """
     hidden, embedding, chosen, temperature, saved_products, log_normalizer, entropy = (
         residuals
@@ -228,7 +236,7 @@ def _scores_backward(
     temperature = jnp.asarray(
         temperature
     )  # jax.checkpoint hands over a constant as NumPy's
-    d_logprob, d_entropy = gradients
+    d_logprob, d_entropy, d_next_use = gradients
 
     def add_chunk(sums: tuple[Array, Array], chunk: _Chunk) -> tuple[Array, Array]:
         d_hidden, d_embedding = sums
@@ -244,22 +252,23 @@ def _scores_backward(
         d_logits = _d_logits(
             logprobs, entropy, _is_chosen(chosen, chunk), d_logprob, d_entropy
         )
-        if config.unused:
-            d_logits = jnp.where(chunk.is_used, d_logits, 0.0)
+        if chunk.counts is not None:
+            d_logits = jnp.where(chunk.counts, d_logits, 0.0)
         (d_products,) = pull_back(d_logits)
         d_products = d_products.astype(hidden.dtype)
-        # 3. A sum for hidden; a column that an earlier chunk has had must not be added again.
-        is_new = jnp.expand_dims(chunk.is_new, -1)  # [v, 1]
-        new_embedding = jnp.where(is_new, chunk.embedding, 0).astype(hidden.dtype)
+        # 3. Added to what is there: all of hidden's, and the embedding's for these columns.
         d_hidden = d_hidden + einsum_float32(
-            "sbnv,svd->sbnd", d_products, new_embedding
+            "sbnv,svd->sbnd", d_products, chunk.embedding.astype(hidden.dtype)
         )
-        # 4. A slice for the embedding; such a column is written again, with the same numbers.
-        d_chunk = einsum_float32("sbnv,bnd->svd", d_products, hidden).astype(
-            embedding.dtype
+        d_chunk = einsum_float32("sbnv,bnd->svd", d_products, hidden)
+        before = jax.lax.dynamic_slice_in_dim(
+            d_embedding, chunk.start, chunk.embedding.shape[1], axis=1
         )
         d_embedding = jax.lax.dynamic_update_slice_in_dim(
-            d_embedding, d_chunk, chunk.start, axis=1
+            d_embedding,
+            (before + d_chunk).astype(d_embedding.dtype),
+            chunk.start,
+            axis=1,
         )
         return d_hidden, d_embedding
 
@@ -268,16 +277,17 @@ def _scores_backward(
     zero_hidden = jnp.zeros(
         (embedding.shape[0], *hidden.shape), jnp.float32
     )  # [S, B, N, D]
-    zero_embedding = jnp.zeros_like(embedding)
+    if isinstance(d_next_use, SymbolicZero):
+        d_next_use = jnp.zeros_like(embedding)
     d_hidden, d_embedding = _fold_chunks(
-        add_chunk, (zero_hidden, zero_embedding), embedding, config
+        add_chunk, (zero_hidden, d_next_use), embedding, config
     )
     return d_hidden.sum(axis=0).astype(hidden.dtype), d_embedding, None, None
 
 
 def _scores_forward_of_primals(
     config: ScoreConfig, *primals: CustomVJPPrimal
-) -> tuple[tuple[Array, Array | None], _Residuals]:
+) -> tuple[Scores, _Residuals]:
     """Computes `_scores_forward` of arguments as custom_vjp hands them over with symbolic zeros."""
     return _scores_forward(config, *(primal.value for primal in primals))
 
@@ -355,14 +365,20 @@ def _fold_chunks(
         start = jnp.minimum(index * chunk_columns, columns - chunk_columns)
         shard_starts = jnp.arange(shards)[:, None] * columns  # [S, 1]
         ids = shard_starts + start + jnp.arange(chunk_columns)  # [S, v]
+        counts = None
+        if columns % chunk_columns:
+            is_new = start + jnp.arange(chunk_columns) >= index * chunk_columns  # [v]
+            counts = is_new[None, None, None]
+        if used_mask is not None:
+            is_used = used_mask[ids][:, None, None]
+            counts = is_used if counts is None else counts & is_used
         chunk = _Chunk(
             start=start,
             embedding=jax.lax.dynamic_slice_in_dim(
                 embedding, start, chunk_columns, axis=1
             ),
             ids=ids,
-            is_new=start + jnp.arange(chunk_columns) >= index * chunk_columns,
-            is_used=True if used_mask is None else used_mask[ids][:, None, None],
+            counts=counts,
         )
         return add_chunk(state, chunk)
 

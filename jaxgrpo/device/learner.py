@@ -8,6 +8,7 @@ B = P * G rows, T columns, M micro-batches of R rows.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,12 +23,7 @@ from jaxgrpo.device.micro_batches import (
     scan_filled,
     take_entries,
 )
-from jaxgrpo.device.optimizer import (
-    Optimizer,
-    cast,
-    optimizer_updates,
-    round_stochastically,
-)
+from jaxgrpo.device.optimizer import Optimizer, StoredState, apply_gradient, cast
 from jaxgrpo.device.scorer import Scorer, batch_logprobs, real_tokens
 from jaxgrpo.losses import (
     LossInfo,
@@ -37,7 +33,7 @@ from jaxgrpo.losses import (
     merge,
     report,
 )
-from jaxgrpo.models import lora
+from jaxgrpo.models import lora, transformer
 from jaxgrpo.types import AnyArray, Params, TrainBatch, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -189,13 +185,18 @@ class Updater:
         rows = _Rows(scored, objective.token_weights(mask))
 
         # 1. The gradient, a micro-batch at a time.
-        def loss(params: Params, rows: _Rows) -> tuple[Array, _LossParts]:
+        def loss(params: Params, rows: _Rows) -> tuple[Array, _LossParts, Params]:
             policy = self._policy(params, reference)
-            return self._loss(policy, rows, objective, temperature, micro_batches)
+            value, parts, policy = self._loss(
+                policy, rows, objective, temperature, micro_batches
+            )
+            return value, parts, _trained_part(policy, params)
 
-        def packed_loss(params: Params, bins: Array) -> tuple[Array, _LossParts]:
-            value, parts = loss(params, rows.of_bins(bins))
-            return value, parts.of_bins(bins)
+        def packed_loss(
+            params: Params, bins: Array
+        ) -> tuple[Array, _LossParts, Params]:
+            value, parts, params = loss(params, rows.of_bins(bins))
+            return value, parts.of_bins(bins), params
 
         if batch.bins is None:
             gradient, parts = accumulate_gradients(
@@ -297,14 +298,17 @@ class Updater:
         objective: Objective,
         temperature: Float[Array, ""] | float,
         micro_batches: MicroBatches,
-    ) -> tuple[Float[Array, ""], _LossParts]:
-        """Returns the loss of one micro-batch, which `jax.grad` differentiates, and its parts."""
+    ) -> tuple[Float[Array, ""], _LossParts, Params]:
+        """Returns the loss of one micro-batch, which JAX differentiates, and its parts.
+
+        The third result is the policy, for its next use.
+        """
         scored = rows.scored
         batch = scored.batch
-        logprobs, entropy = self.scorer(
+        scores = self.scorer(
             policy, batch, temperature, micro_batches.rows_per_prompt, entropy=True
         )
-        constant_logprobs = jax.lax.stop_gradient(logprobs)
+        constant_logprobs = jax.lax.stop_gradient(scores.logprobs)
         old_logprobs = scored.old_logprobs
         if old_logprobs is None:
             old_logprobs = constant_logprobs
@@ -313,17 +317,18 @@ class Updater:
         if ref_logprobs is None:
             ref_logprobs = constant_logprobs
         inputs = TokenInputs(
-            logprobs=logprobs,
+            logprobs=scores.logprobs,
             old_logprobs=old_logprobs,
             ref_logprobs=ref_logprobs,
             advantages=scored.advantages,
             mask=batch.completion_mask,
             sampler_logprobs=batch.sampler_logprobs,
-            entropy=entropy,
+            entropy=scores.entropy,
         )
         loss, info = batch_loss(objective, rows.token_weights, inputs)
         gap = jnp.abs(constant_logprobs - batch.sampler_logprobs)
-        return loss, _LossParts(loss, info, gap, batch.completion_mask)
+        parts = _LossParts(loss, info, gap, batch.completion_mask)
+        return loss, parts, scores.params
 
     def _step(
         self,
@@ -346,19 +351,12 @@ class Updater:
         if index is not None:
             step = state.step - (index > 0)
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), index)
-        # Arithmetic is in float32, whatever the numbers are stored in.
-        params, opt_state = cast((state.params, state.opt_state), jnp.float32)
-        updates, opt_state = optimizer_updates(
-            self.optimizer, gradient, opt_state, params, step
-        )
-        new_params = jax.tree.map(jnp.add, params, updates)
-        old = (state.params, state.opt_state)
-        new = round_stochastically((new_params, opt_state), old, key)
 
-        def choose(new_leaf: Array, old_leaf: Array) -> Array:
-            return jnp.where(has_tokens, new_leaf, old_leaf)
-
-        params, opt_state = jax.tree.map(choose, new, old)
+        apply = partial(apply_gradient, self.optimizer, gradient, step=step, key=key)
+        # A conditional, and not a choice between old and new numbers: XLA for CPUs would copy the
+        # moments before the first micro-batch, and hold the copies through all of them.
+        stored = (state.params, state.opt_state)
+        params, opt_state = jax.lax.cond(has_tokens, apply, _keep, stored)
         return TrainState(step + 1, params, opt_state)
 
 
@@ -374,6 +372,20 @@ def take_groups(rows: PyTree, groups: Int[AnyArray, "g"], group_size: int) -> Py
         return grouped[groups].reshape(-1, *x.shape[1:])
 
     return jax.tree.map(take, rows)
+
+
+def _keep(stored: StoredState) -> StoredState:
+    """Returns its argument."""
+    return stored
+
+
+def _trained_part(policy: Params, trained: Params) -> Params:
+    """Returns what is trained of a policy: with adapters, these alone.
+
+    Embeddings are the policy's, which has passed them on; the rest it uses once.
+    """
+    embeddings = policy.keys() & trained.keys() & set(transformer.EMBEDDINGS)
+    return trained | {name: policy[name] for name in embeddings}
 
 
 def _gap_p99(

@@ -38,9 +38,9 @@ def token_logprobs(
         logprobs[t] = log p[tokens[t]]
         entropy[t] = -sum(p * log p)
 
-    Entry t is about choosing token t, which the hidden state of column t - 1 decides. This is the
-    only place that shifts. Entry 0 is 0: nothing before it decides it. To score the completions
-    alone, pass the columns from the last one of the prompt on.
+    Entry t is about choosing token t, which the hidden state of column t - 1 decides. Entry 0 is 0:
+    nothing before it decides it. To score the completions alone, pass the columns from the last one
+    of the prompt on.
 
     Both results have gradients for hidden and embedding, in the dtypes of these; temperature is a
     constant. Where the entropy's gradient is not used (a metric, stop_gradient) the backward pass
@@ -55,7 +55,7 @@ def token_logprobs(
 
     Raises ValueError if the vocabulary does not divide by shards.
     """
-    scores = chosen_logprobs(
+    logprobs, entropies, _ = chosen_logprobs(
         hidden[:, :-1],
         embedding,
         tokens[:, 1:],
@@ -66,7 +66,7 @@ def token_logprobs(
         shards=shards,
         unused=unused,
     )
-    return jax.tree.map(_pad_first_column, scores)  # [B, N] -> [B, T]
+    return jax.tree.map(_pad_first_column, (logprobs, entropies))  # [B, N] -> [B, T]
 
 
 @jax.named_scope("logits")
@@ -81,8 +81,11 @@ def chosen_logprobs(
     chunk: int | None = None,
     shards: int = 1,
     unused: Ranges = (),
-) -> tuple[Float[Array, "B N"], Float[Array, "B N"] | None]:
+) -> tuple[Float[Array, "B N"], Float[Array, "B N"] | None, Float[Array, "V D"]]:
     """Computes the log-probability of each token by the hidden state that decides it; entropies.
+
+    The third result is the embedding, for its next use: the gradient of this use is added to that
+    one's, so that all uses share one array.
 
     hidden: of the column before each token
 
@@ -101,13 +104,14 @@ def chosen_logprobs(
     shard_columns = vocabulary // shards
     chunk_columns = min(ceil_div(chunk, shards), shard_columns)
     config = ScoreConfig(softcap, entropy, chunk_columns, unused)
-    return chunked_scores(
+    logprobs, entropies, shard_embedding = chunked_scores(
         config,
         hidden,
         embedding.reshape(shards, shard_columns, width),
         tokens,
         jnp.asarray(temperature, jnp.float32),
     )
+    return logprobs, entropies, shard_embedding.reshape(embedding.shape)
 
 
 def _pad_first_column(score: Float[Array, "B N"]) -> Float[Array, "B T"]:

@@ -150,7 +150,7 @@ def make_scorer(model: ModelSpec, update: UpdateSpec) -> Scorer:
         "network": model.network,
         "dtype": model.precision.compute,
         "remat": update.remat,
-        "shardings": activation_shardings.for_update(mesh),
+        "shardings": activation_shardings.for_update(mesh, model.network.vocab_size),
         "make_attention": partial(splash.attention, mesh),
         "vocabulary_shards": mesh.shape["tensor"],
     }

@@ -20,6 +20,9 @@ from jaxgrpo.types import OptimizerState, Params
 
 Optimizer: TypeAlias = optax.GradientTransformation
 
+StoredState: TypeAlias = tuple[Params, OptimizerState]
+"""Parameters and the optimizer's state, in the dtypes that a run stores them in."""
+
 
 def schedule(kind: str, peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
     """Returns a learning rate by step: a linear warm-up from 0 to `peak`, then what `kind` says.
@@ -99,6 +102,25 @@ def optimizer_updates(
     """Returns what an optimizer adds to the parameters at a training step, and its new state."""
     with_step = optax.with_extra_args_support(optimizer)
     return with_step.update(gradient, state, params, step=step)
+
+
+def apply_gradient(
+    optimizer: Optimizer,
+    gradient: Params,
+    stored: StoredState,
+    step: Int[Array, ""],
+    key: PRNGKeyArray,
+) -> StoredState:
+    """Returns parameters and optimizer state after a step, in the dtypes that they are stored in.
+
+    step: the training step, which sets the learning rate
+    key: of the random rounding
+    """
+    # Arithmetic is in float32, whatever the numbers are stored in.
+    params, opt_state = cast(stored, jnp.float32)
+    updates, opt_state = optimizer_updates(optimizer, gradient, opt_state, params, step)
+    new_params = jax.tree.map(jnp.add, params, updates)
+    return round_stochastically((new_params, opt_state), stored, key)
 
 
 def cast(tree: PyTree, dtype: DTypeLike) -> PyTree:

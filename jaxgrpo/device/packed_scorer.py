@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgrpo.device.logprobs import chosen_logprobs
 from jaxgrpo.device.micro_batches import MicroBatches, num_filled, take_entries
-from jaxgrpo.device.scorer import LogprobsAndEntropy, Scorer
+from jaxgrpo.device.scorer import Scorer, Scores
 from jaxgrpo.models import transformer
 from jaxgrpo.models.attention import (
     AttentionFn,
@@ -63,10 +63,10 @@ class PackedScorer(Scorer):
         temperature: Float[Array, ""] | float,
         rows_per_prompt: int,
         entropy: bool,
-    ) -> LogprobsAndEntropy:
-        """Returns log-probabilities and, if asked for, entropies [B, T] of what is in batch.bins.
+    ) -> Scores:
+        """Returns the scores [B, T] of what is in batch.bins.
 
-        They are 0 elsewhere. The rows need not be split: bins are.
+        The rows need not be split: bins are.
 
         rows_per_prompt: not needed, bins say what stands where
         """
@@ -77,6 +77,9 @@ class PackedScorer(Scorer):
             positions=take_entries(sequence_positions(batch.segments), bins),
             mask=shared_prompt_mask(columns.groups, columns.completions),
         )
+        params, (inputs,) = transformer.look_up(
+            params, (inputs,), self.dtype, self.shardings
+        )
         hidden, _ = transformer.forward(
             self.network,
             params,
@@ -86,7 +89,7 @@ class PackedScorer(Scorer):
             remat=self.remat,
             shardings=self.shardings,
         )
-        scores = chosen_logprobs(
+        logprobs, entropies, embedding = chosen_logprobs(
             take_columns(hidden, columns.deciding),
             transformer.output_embedding(params),
             inputs.tokens,
@@ -105,7 +108,11 @@ class PackedScorer(Scorer):
             flat = zeros.at[entries].add(score, mode="drop")
             return flat.reshape(batch.tokens.shape)
 
-        return jax.tree.map(to_rows, scores)
+        return Scores(
+            logprobs=to_rows(logprobs),
+            entropy=None if entropies is None else to_rows(entropies),
+            params=transformer.with_output_embedding(params, embedding),
+        )
 
     def read_columns(self, bins: Int[Array, "R S"], num_columns: int) -> BinColumns:
         """Returns what stands in the columns of bins.

@@ -6,13 +6,14 @@ completions and one before them, D model width, M micro-batches of R rows.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxgrpo.device.logprobs import token_logprobs
+from jaxgrpo.device.logprobs import chosen_logprobs
 from jaxgrpo.device.micro_batches import MicroBatches, scan_filled
 from jaxgrpo.models import transformer
 from jaxgrpo.models.attention import AttentionFn, sequence_mask, sequence_positions
@@ -22,7 +23,16 @@ from jaxgrpo.models.products import repeat_rows
 from jaxgrpo.models.transformer import SequenceInputs
 from jaxgrpo.types import Params, TrainBatch
 
-LogprobsAndEntropy = tuple[Float[Array, "B T"], Float[Array, "B T"] | None]
+
+class Scores(NamedTuple):
+    """The scores of a batch's tokens; 0 where none is scored."""
+
+    logprobs: Float[Array, "B T"]
+    entropy: Float[Array, "B T"] | None
+    """None where it is not asked for."""
+    params: Params
+    """The parameters for their next use: gradients of the embeddings are added to that use's."""
+
 
 MakeAttention = Callable[..., AttentionFn | None]
 """(segments [B S], width of a prompt that is read apart) -> a kernel; None: attention.attend."""
@@ -61,33 +71,41 @@ class Scorer:
         temperature: Float[Array, ""] | float,
         rows_per_prompt: int,
         entropy: bool,
-    ) -> LogprobsAndEntropy:
-        """Returns log-probabilities and, if asked for, entropies [B, T]; 0 where none is scored.
+    ) -> Scores:
+        """Returns the scores of a batch.
 
         rows_per_prompt: neighbouring rows that have the same prompt
         """
+        hidden, params = self.hidden_states(params, batch, rows_per_prompt)  # [B, n, D]
         # The hidden state of a column decides the token of the next one: n - 1 tokens are scored.
-        hidden = self.hidden_states(params, batch, rows_per_prompt)  # [B, n, D]
-        columns = hidden.shape[1]
-        scores = token_logprobs(
-            hidden,
+        unscored = batch.tokens.shape[1] - (hidden.shape[1] - 1)
+        logprobs, entropies, embedding = chosen_logprobs(
+            hidden[:, :-1],
             transformer.output_embedding(params),
-            batch.tokens[:, -columns:],
+            batch.tokens[:, unscored:],
             temperature,
             entropy=entropy,
             softcap=self.network.logit_softcap,
             shards=self.vocabulary_shards,
             unused=self.network.unused_ids,
         )
-        unscored = batch.tokens.shape[1] - columns
-        return jax.tree.map(
-            lambda score: jnp.pad(score, ((0, 0), (unscored, 0))), scores
+
+        def to_batch(score: Float[Array, "B N"]) -> Float[Array, "B T"]:
+            return jnp.pad(score, ((0, 0), (unscored, 0)))
+
+        return Scores(
+            logprobs=to_batch(logprobs),
+            entropy=None if entropies is None else to_batch(entropies),
+            params=transformer.with_output_embedding(params, embedding),
         )
 
     def hidden_states(
         self, params: Params, batch: TrainBatch, rows_per_prompt: int
-    ) -> Float[Array, "B n D"]:
-        """Returns the hidden states of the last n columns; each decides the token of the next."""
+    ) -> tuple[Float[Array, "B n D"], Params]:
+        """Returns the hidden states of the last n columns; each decides the token of the next.
+
+        The second result is the parameters, as in `Scores`.
+        """
         raise NotImplementedError
 
     def num_columns(
@@ -108,9 +126,12 @@ class RowScorer(Scorer):
 
     def hidden_states(
         self, params: Params, batch: TrainBatch, rows_per_prompt: int
-    ) -> Float[Array, "B n D"]:
-        """Returns the hidden states of the columns from score_from - 1 on."""
+    ) -> tuple[Float[Array, "B n D"], Params]:
+        """Returns the hidden states of the columns from score_from - 1 on, and the parameters."""
         inputs = _sequence_inputs(batch.tokens, batch.segments)
+        params, (inputs,) = transformer.look_up(
+            params, (inputs,), self.dtype, self.shardings
+        )
         hidden, _ = transformer.forward(
             self.network,
             params,
@@ -120,7 +141,7 @@ class RowScorer(Scorer):
             remat=self.remat,
             shardings=self.shardings,
         )
-        return hidden[:, self.score_from - 1 :]
+        return hidden[:, self.score_from - 1 :], params
 
 
 @dataclass(frozen=True)
@@ -132,8 +153,8 @@ class GroupScorer(Scorer):
 
     def hidden_states(
         self, params: Params, batch: TrainBatch, rows_per_prompt: int
-    ) -> Float[Array, "B n D"]:
-        """Returns the hidden states of the columns from W - 1 on.
+    ) -> tuple[Float[Array, "B n D"], Params]:
+        """Returns the hidden states of the columns from W - 1 on, and the parameters.
 
         The keys and values of a prompt, the first W columns, are read by all rows that have it.
         """
@@ -155,6 +176,9 @@ class GroupScorer(Scorer):
             mask=rows.mask[:, width:],
             key_positions=rows.positions,
         )
+        params, (prompts, completions) = transformer.look_up(
+            params, (prompts, completions), self.dtype, self.shardings
+        )
         # Both pass through each layer in one call: the backward pass forms each weight gradient
         # once, and fsdp gathers each weight once.
         prompt_hidden, hidden = transformer.forward_with_prompts(
@@ -173,7 +197,7 @@ class GroupScorer(Scorer):
         # The prompt's last hidden state decides the first token of each of its completions. Prompts
         # are padded on the left, so it is in the last column.
         last = repeat_rows(prompt_hidden[:, -1:], rows_per_prompt)
-        return jnp.concatenate([last, hidden], axis=1)
+        return jnp.concatenate([last, hidden], axis=1), params
 
     def num_columns(
         self, batch: TrainBatch, micro_batches: MicroBatches
@@ -219,8 +243,9 @@ def batch_logprobs(
     # A micro-batch at a time, in the shapes in which the policy is scored: rounding is alike.
     def score(rows: TrainBatch) -> Float[Array, "R T"]:
         rows_per_prompt = micro_batches.rows_per_prompt
-        logprobs, _ = scorer(params, rows, temperature, rows_per_prompt, entropy=False)
-        return logprobs
+        return scorer(
+            params, rows, temperature, rows_per_prompt, entropy=False
+        ).logprobs
 
     if batch.bins is None:
         return micro_batches.merge(jax.lax.map(score, micro_batches.split(batch)))

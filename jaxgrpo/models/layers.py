@@ -47,6 +47,8 @@ class ActivationShardings(NamedTuple):
     device compute all rows.
     """
 
+    tokens: Callable[[Array], Array] = identity
+    """Tokens [B T] whose rows of the embedding are looked up."""
     embedded: Callable[[Array], Array] = identity
     """Rows of the embedding that tokens are looked up in, [B T D]; its gradient lies there, too."""
     layer: Callable[[Array], Array] = identity

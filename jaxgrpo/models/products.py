@@ -16,25 +16,29 @@ from jaxtyping import Array, Float, Int, Int8
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def embed(
     embedding: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: DTypeLike
-) -> Float[Array, "B T D"]:
-    """Returns the tokens' rows of the embedding in dtype. The gradient is summed over tokens."""
-    return embedding[tokens].astype(dtype)
+) -> tuple[Float[Array, "B T D"], Float[Array, "V D"]]:
+    """Returns the tokens' rows of the embedding in dtype, and the embedding for its next use.
+
+    The gradient is summed over tokens, into that of the next use: an embedding that is used several
+    times has one array for its gradient, and not one for each use.
+    """
+    return embedding[tokens].astype(dtype), embedding
 
 
 def _embed_forward(
     embedding: Array, tokens: Array, dtype: DTypeLike
-) -> tuple[Array, tuple[Array, Array]]:
-    return embed(embedding, tokens, dtype), (embedding, tokens)
+) -> tuple[tuple[Array, Array], Array]:
+    return embed(embedding, tokens, dtype), tokens
 
 
 def _embed_backward(
-    dtype: DTypeLike, residuals: tuple[Array, Array], gradient: Array
+    dtype: DTypeLike, tokens: Array, gradients: tuple[Array, Array]
 ) -> tuple[Array, None]:
-    embedding, tokens = residuals
+    d_rows, d_embedding = gradients
     # Tokens that are the same add up in one row of the gradient: in float32.
-    zeros = jnp.zeros(embedding.shape, jnp.float32)
-    d_embedding = zeros.at[tokens].add(gradient.astype(jnp.float32))
-    return d_embedding.astype(embedding.dtype), None
+    wide = d_embedding.astype(jnp.float32)
+    wide = wide.at[tokens].add(d_rows.astype(jnp.float32))
+    return wide.astype(d_embedding.dtype), None
 
 
 embed.defvjp(_embed_forward, _embed_backward)

@@ -47,6 +47,10 @@ REMAT = {
 """What is kept of a layer for the backward pass, besides its input; it computes the rest again."""
 
 
+EMBEDDINGS = ("embedding", "output_embedding")
+"""The vocabulary's parameters; the second is there where the two are not tied."""
+
+
 class SequenceInputs(NamedTuple):
     """The tokens that a network reads, where they stand, and what each of them may read."""
 
@@ -55,6 +59,8 @@ class SequenceInputs(NamedTuple):
     mask: Bool[Array, "B T S"]
     key_positions: Int[Array, "B S"] | None = None
     """Positions of the S columns of keys; None: they are the tokens themselves."""
+    embedded: Float[Array, "B T D"] | None = None
+    """The tokens' rows of the embedding; None: the network looks them up (see `look_up`)."""
 
 
 class Transformer(nn.Module):
@@ -83,9 +89,7 @@ class Transformer(nn.Module):
 
         # 2. What the layers read.
         scale = jnp.asarray(config.embedding_scale, self.dtype)
-        hidden = tuple(
-            self._embed(embedding, inputs.tokens) * scale for inputs in sequences
-        )
+        hidden = tuple(self._embed(embedding, inputs) * scale for inputs in sequences)
         layer_inputs = tuple(
             LayerInputs(
                 self._rotary_tables(inputs), inputs.mask, self._distances(inputs)
@@ -109,9 +113,12 @@ class Transformer(nn.Module):
         last_norm = make_norm(config, "norm")
         return tuple(last_norm(x) for x in hidden), key_values
 
-    def _embed(self, embedding: Array, tokens: Array) -> Float[Array, "B T D"]:
+    def _embed(self, embedding: Array, inputs: SequenceInputs) -> Float[Array, "B T D"]:
         """Returns the tokens' rows of the embedding, as a layer's input lies on the mesh."""
-        rows = self.shardings.embedded(embed(embedding, tokens, self.dtype))
+        rows = inputs.embedded
+        if rows is None:
+            rows, _ = embed(embedding, inputs.tokens, self.dtype)
+        rows = self.shardings.embedded(rows)
         # Before a scan over layers, not only in each: XLA keeps what a scan carries where it was
         # at its beginning.
         return self.shardings.layer(rows)
@@ -264,6 +271,24 @@ def forward_with_prompts(
     return result[0]
 
 
+def look_up(
+    params: Params,
+    sequences: tuple[SequenceInputs, ...],
+    dtype: DTypeLike,
+    shardings: ActivationShardings = UNCONSTRAINED,
+) -> tuple[Params, tuple[SequenceInputs, ...]]:
+    """Returns the parameters, and the sequences with their tokens' rows of the embedding.
+
+    In the parameters that are returned, the embedding is for its next use (see `products.embed`).
+    """
+    embedding = params["embedding"]
+    embedded = []
+    for inputs in sequences:
+        rows, embedding = embed(embedding, shardings.tokens(inputs.tokens), dtype)
+        embedded.append(inputs._replace(embedded=rows))
+    return params | {"embedding": embedding}, tuple(embedded)
+
+
 def stack(params: Params) -> Params:
     """Returns parameters with one leaf [L ...] for all layers; stacked ones as they are."""
     names = [name for name in params if name.startswith("layers_")]
@@ -298,6 +323,12 @@ def output_embedding(params: Params) -> Float[Array, "V D"]:
     It is the input embedding where the two are tied.
     """
     return params.get("output_embedding", params["embedding"])
+
+
+def with_output_embedding(params: Params, embedding: Float[Array, "V D"]) -> Params:
+    """Returns the parameters with another matrix as their output embedding."""
+    name = "output_embedding" if "output_embedding" in params else "embedding"
+    return params | {name: embedding}
 
 
 def sampler_embedding(params: Params) -> Float[Array, "V D"] | Int8Matrix:

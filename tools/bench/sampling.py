@@ -254,7 +254,7 @@ def bench_rollout(arguments: argparse.Namespace) -> Result:
     work = rollout_work(
         bench.model,
         arguments.prompt,
-        bench.lengths.ravel(),
+        bench.lengths,
         *_slots_and_itemsize(bench, arguments),
     )
     tokens = int(bench.lengths.sum())
@@ -339,7 +339,7 @@ def bench_step(arguments: argparse.Namespace) -> Result:
     work = step_work(
         bench.model,
         arguments.prompt,
-        bench.lengths.ravel(),
+        bench.lengths,
         *_slots_and_itemsize(bench, arguments),
     )
     with contextlib.ExitStack() as pools:

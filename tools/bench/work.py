@@ -14,15 +14,15 @@ def rollout_work(
     """Returns the work of sampling, in which prompts count in every row.
 
     prompt: tokens of each prompt
-    lengths: tokens of each row's completion
+    lengths: Int[P G], tokens of the completions of each prompt
     slots: rows that are sampled side by side
     itemsize: bytes of a number
     """
     parameters = transformer.parameter_count(transformer.shapes(model))
     usage = SamplingUsage(
         tokens=int(np.sum(lengths)),
-        prompt_tokens=prompt * len(lengths),
-        steps=float(np.sum(lengths) / min(slots, len(lengths))),
+        prompt_tokens=prompt * lengths.size,
+        steps=float(np.sum(lengths) / min(slots, lengths.size)),
         context_tokens=float(np.sum(lengths * (prompt + (lengths + 1) / 2))),
         weight_bytes=parameters * itemsize,
     )
@@ -36,7 +36,8 @@ def step_work(
     rollout = rollout_work(model, prompt, lengths, slots, itemsize)
     parameters = transformer.parameter_count(transformer.shapes(model))
     update = update_flops(
-        tokens=int(np.sum(prompt + lengths)),
+        # Reference and update read each prompt once for its group.
+        tokens=int(prompt * len(lengths) + np.sum(lengths)),
         parameters=parameters,
         trained=parameters,
         scored=parameters,
