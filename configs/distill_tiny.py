@@ -1,7 +1,8 @@
 """On-policy distillation of a better policy into the embedded model, on the embedded problems.
 
     python -m jaxgrpo.train --config configs/quickstart.py --config.steps=84 \
-        --config.batch.updates=1 --config.out=out/teacher
+        --config.batch.updates=1 --config.optimizer.learning_rate=1e-4 \
+        --config.optimizer.warmup_steps=4 --config.out=out/teacher
     python -m jaxgrpo.export --run out/teacher --to teacher
     python -m jaxgrpo.train --config configs/distill_tiny.py --config.reference=teacher
 

@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
 from jaxgrpo.models import lora
+from jaxgrpo.plan.inputs import program_inputs
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rollout.batch import make_batch
 from jaxgrpo.rollout.collect import Collection, CollectSpec, collect_groups
@@ -76,6 +78,7 @@ def train(
     with (
         build_run(config) as run,
         Checkpoints(config.out, config.keep_checkpoints) as checkpoints,
+        compiling_update(run),
     ):
         # 1. Prepare: parameters, the newest checkpoint, compiled programs.
         if jax.process_index() == 0:
@@ -125,6 +128,20 @@ def train(
         print0(f"\n{tables(before, after)}\n")
     print0(f"{headline(summary)} in {seconds:.0f} s; see {out}")
     gather_json(None)  # none of several processes ends before the first has written
+
+
+@contextlib.contextmanager
+def compiling_update(run: Run) -> Iterator[None]:
+    """Compiles the programs of the update in a thread, while parameters are read and evaluated."""
+    calls = program_inputs(run.config, run.programs).calls
+    executor = ThreadPoolExecutor(max_workers=1)
+    for name in ("update", "score"):
+        if name in calls:
+            calls[name].program.compile_ahead(executor, *calls[name].arguments)
+    try:
+        yield
+    finally:
+        executor.shutdown(wait=False)
 
 
 def run_steps(

@@ -75,7 +75,7 @@ def test_only_so_many_are_measured():
     many = problems_of(6, *[2] * MAX_CHECKED, 9)
     note = make_filter(5).check(many, "training")
     assert note == (
-        "1 of the first 10,000 training prompts are longer than 5 tokens and left out; 6 takes all"
+        "1 of the first 2,000 training prompts are longer than 5 tokens and left out; 6 takes all"
     )
 
 

@@ -81,7 +81,7 @@ def test_its_configs_are_there():
 def test_ci_can_shorten_it(monkeypatch):
     names: dict = {}
     exec(CELLS["parameters"], names)
-    assert (names["STEPS"], names["PROBLEMS"]) == (14, 288)
+    assert (names["STEPS"], names["PROBLEMS"]) == (10, 288)
     for name, value in (("STEPS", "2"), ("PROBLEMS", "16"), ("OUT", "elsewhere")):
         monkeypatch.setenv(f"JAXGRPO_{name}", value)
     exec(CELLS["parameters"], names)

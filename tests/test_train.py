@@ -34,7 +34,7 @@ from jaxgrpo.rollout.judge import Judge
 from jaxgrpo.rollout.report import MissingVerdictsError
 from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import TABLE_METRICS
-from jaxgrpo.train import check_agreement, main, train
+from jaxgrpo.train import check_agreement, compiling_update, main, train
 from tests.slow_rewards import Delayed
 from tests.tiny_models import make_folder
 from tests.tiny_runs import (
@@ -253,6 +253,24 @@ def test_nothing_compiles_after_the_first_step(uninterrupted):
         ]
         assert counts == [1, 1]  # evaluation and training share the sampler's programs
         assert run.programs.decode.compiled <= len(run.programs.slot_counts)
+
+
+def test_the_update_that_is_compiled_ahead_is_the_one_that_runs(uninterrupted):
+    config, _ = uninterrupted
+    compiled = []
+
+    def note(event, seconds, **about):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(about)
+
+    with build_run(config) as run:
+        jax.monitoring.register_event_duration_secs_listener(note)
+        try:
+            with compiling_update(run):
+                run.programs.update._ahead.result()
+        finally:
+            jax.monitoring.unregister_event_duration_listener(note)
+    assert compiled == []
 
 
 def test_stopping_and_going_on_changes_nothing(uninterrupted, config, capsys):

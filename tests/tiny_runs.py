@@ -115,7 +115,7 @@ def compile_once(
 def share_programs(monkeypatch) -> None:
     """Has runs that only have to be short share compiled programs.
 
-    They look at the length of 32 prompts, not of 10,000.
+    They look at the length of 32 prompts, not of 2,000.
     """
     monkeypatch.setattr(build, "compile_programs", compile_once)
     monkeypatch.setattr(prompt_filter, "MAX_CHECKED", 32)

@@ -13,7 +13,7 @@ NO_PROBLEMS_HINTS = {
 }
 """The mend where there are no problems of a kind."""
 
-MAX_CHECKED = 10_000
+MAX_CHECKED = 2_000
 """Problems that are checked before a run begins. The others are checked when their turn comes, and
 passed over if they do not fit."""
 
@@ -64,8 +64,9 @@ class PromptFilter:
         checked = min(len(problems), MAX_CHECKED)
         prompts = []
         for i in range(checked):
-            check_language(problems[i])
-            prompts.append(self.token_ids(problems[i]))
+            problem = problems[i]
+            check_language(problem)
+            prompts.append(self.token_ids(problem))
         if not prompts:
             hint = NO_PROBLEMS_HINTS.get(kind, "check --config.data")
             raise UserError(f"{kind}: there are no problems; {hint}")

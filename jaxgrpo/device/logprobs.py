@@ -13,8 +13,8 @@ from jaxgrpo.device.logits import Ranges, to_logits, used_ids
 
 __all__ = ["Ranges", "chosen_logprobs", "to_logits", "token_logprobs", "used_ids"]
 
-MAX_CHUNK_LOGITS = 2**25
-"""Float32 logits of one chunk, over all rows, unless `chunk` says otherwise: 134 MB."""
+MAX_CHUNK_LOGITS = 2**24
+"""Float32 logits of one chunk, over all rows, unless `chunk` says otherwise: 67 MB."""
 
 MIN_CHUNK_COLUMNS = 1024
 """The narrowest chunk that MAX_CHUNK_LOGITS leads to, in columns of all shards together."""

@@ -1,5 +1,7 @@
-"""A compiled program: a jitted function that can be sealed, and asked what it needs."""
+"""A compiled program: a jitted function that can be compiled ahead of its first call, sealed, and
+asked what it needs."""
 
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import jax
@@ -20,8 +22,24 @@ class Program:
         self._jitted = jitted
         self._arguments: tuple[Any, ...] | None = None
         """The arguments of the first call, their arrays as jax.ShapeDtypeStruct."""
+        self._ahead: Future | None = None
+        """The compilation that `compile_ahead` began."""
+
+    def compile_ahead(self, executor: Executor, *arguments: Any) -> None:
+        """Has the executor compile the program, for arrays or jax.ShapeDtypeStruct.
+
+        The first call waits for it, and raises what it raised.
+        """
+
+        def compile_it() -> None:
+            self._jitted.lower(*arguments).compile()
+
+        self._ahead = executor.submit(compile_it)
 
     def __call__(self, *arguments: Any) -> Any:
+        if self._ahead is not None:
+            self._ahead.result()
+            self._ahead = None
         if self._arguments is None:
             # Taken now: the call may donate its arguments.
             self._arguments = jax.tree.map(_without_values, arguments)

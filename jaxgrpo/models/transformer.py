@@ -8,6 +8,7 @@ and `unstack` go from one to the other, and `forward` scans over stacked layers.
 layers.py.
 """
 
+import functools
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
@@ -202,6 +203,7 @@ def init(config: ModelConfig, key: Array) -> Params:
     return Transformer(config).init(key, [inputs])["params"]
 
 
+@functools.cache
 def shapes(config: ModelConfig) -> Params:
     """Returns the shapes of `init`'s result, as jax.ShapeDtypeStruct: no memory, no arithmetic."""
 

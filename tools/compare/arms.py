@@ -18,8 +18,9 @@ TEACHERS = {
     ),
     "GRPO": (
         "python -m jaxgrpo.train --config configs/quickstart.py --config.steps=84 "
-        "--config.batch.updates=1 --config.out=out/teacher && jaxgrpo export --run out/teacher "
-        "--to {}"
+        "--config.batch.updates=1 --config.optimizer.learning_rate=1e-4 "
+        "--config.optimizer.warmup_steps=4 --config.out=out/teacher && "
+        "jaxgrpo export --run out/teacher --to {}"
     ),
 }
 """Commands that make teachers, models better than the embedded one; the folder is left out."""
@@ -44,7 +45,15 @@ class Arm:
 
 def base_config() -> Config:
     """Returns the quickstart with one update of each batch, and as many steps as arms are given."""
-    return configs.load(QUICKSTART, ["--config.steps=28", "--config.batch.updates=1"])
+    changes = {
+        "steps": 28,
+        "batch.updates": 1,
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.warmup_steps": 4,
+    }
+    return configs.load(
+        QUICKSTART, [f"--config.{name}={value}" for name, value in changes.items()]
+    )
 
 
 def objective_arms(folder: Path) -> list[Arm]:
