@@ -11,7 +11,7 @@ import pytest
 from jaxgrpo import losses
 from jaxgrpo.device.learner import Updater, init_state, take_groups
 from jaxgrpo.device.micro_batches import MicroBatches
-from jaxgrpo.device.scorer import GroupScorer, Scorer, batch_logprobs
+from jaxgrpo.device.scorer import GroupScorer, Scorer, Scores, batch_logprobs
 from jaxgrpo.distributed.mesh import make_mesh, to_device, to_host
 from jaxgrpo.losses import GRPO
 from jaxgrpo.losses.wrapper import Wrapper
@@ -304,7 +304,7 @@ class Coin(Scorer):
         """Returns log p(1) = log sigmoid(logit) where the token is 1, else log p(0)."""
         sign = 2.0 * batch.tokens - 1.0
         logprobs = jax.nn.log_sigmoid(sign * params["logit"])
-        return logprobs, (jnp.zeros_like(logprobs) if entropy else None)
+        return Scores(logprobs, jnp.zeros_like(logprobs) if entropy else None, params)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ class Table(Scorer):
     def __call__(self, params, batch, temperature, rows_per_prompt, entropy):
         """Returns the parameters."""
         logprobs = params["logprobs"]
-        return logprobs, (jnp.zeros_like(logprobs) if entropy else None)
+        return Scores(logprobs, jnp.zeros_like(logprobs) if entropy else None, params)
 
 
 @losses.frozen_pytree

@@ -23,7 +23,7 @@ from jaxgrpo.device.micro_batches import (
     scan_filled,
     take_entries,
 )
-from jaxgrpo.device.optimizer import Optimizer, StoredState, apply_gradient, cast
+from jaxgrpo.device.optimizer import Optimizer, apply_gradient, cast
 from jaxgrpo.device.scorer import Scorer, batch_logprobs, real_tokens
 from jaxgrpo.losses import (
     LossInfo,
@@ -356,7 +356,7 @@ class Updater:
         # A conditional, and not a choice between old and new numbers: XLA for CPUs would copy the
         # moments before the first micro-batch, and hold the copies through all of them.
         stored = (state.params, state.opt_state)
-        params, opt_state = jax.lax.cond(has_tokens, apply, _keep, stored)
+        params, opt_state = jax.lax.cond(has_tokens, apply, lambda old: old, stored)
         return TrainState(step + 1, params, opt_state)
 
 
@@ -374,18 +374,14 @@ def take_groups(rows: PyTree, groups: Int[AnyArray, "g"], group_size: int) -> Py
     return jax.tree.map(take, rows)
 
 
-def _keep(stored: StoredState) -> StoredState:
-    """Returns its argument."""
-    return stored
-
-
 def _trained_part(policy: Params, trained: Params) -> Params:
     """Returns what is trained of a policy: with adapters, these alone.
 
-    Embeddings are the policy's, which has passed them on; the rest it uses once.
+    A tied embedding is the one that the policy passed on: its uses share an array for gradients.
     """
-    embeddings = policy.keys() & trained.keys() & set(transformer.EMBEDDINGS)
-    return trained | {name: policy[name] for name in embeddings}
+    if "embedding" not in trained or not transformer.is_tied(policy):
+        return trained
+    return trained | {"embedding": policy["embedding"]}
 
 
 def _gap_p99(

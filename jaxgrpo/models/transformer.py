@@ -48,10 +48,6 @@ REMAT = {
 """What is kept of a layer for the backward pass, besides its input; it computes the rest again."""
 
 
-EMBEDDINGS = ("embedding", "output_embedding")
-"""The vocabulary's parameters; the second is there where the two are not tied."""
-
-
 class SequenceInputs(NamedTuple):
     """The tokens that a network reads, where they stand, and what each of them may read."""
 
@@ -319,6 +315,11 @@ def parameter_count(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+def is_tied(params: Params) -> bool:
+    """Returns whether tokens are looked up in the output embedding."""
+    return "output_embedding" not in params
+
+
 def output_embedding(params: Params) -> Float[Array, "V D"]:
     """Returns the matrix whose product with a hidden state gives the logits.
 
@@ -329,7 +330,7 @@ def output_embedding(params: Params) -> Float[Array, "V D"]:
 
 def with_output_embedding(params: Params, embedding: Float[Array, "V D"]) -> Params:
     """Returns the parameters with another matrix as their output embedding."""
-    name = "output_embedding" if "output_embedding" in params else "embedding"
+    name = "embedding" if is_tied(params) else "output_embedding"
     return params | {name: embedding}
 
 
