@@ -26,7 +26,7 @@ from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
 from jaxgrpo.models import lora
-from jaxgrpo.plan.inputs import program_inputs
+from jaxgrpo.plan.inputs import learning_inputs
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rollout.batch import make_batch
 from jaxgrpo.rollout.collect import Collection, CollectSpec, collect_groups
@@ -133,11 +133,10 @@ def train(
 @contextlib.contextmanager
 def compiling_update(run: Run) -> Iterator[None]:
     """Compiles the programs of the update in a thread, while parameters are read and evaluated."""
-    calls = program_inputs(run.config, run.programs).calls
+    _, calls = learning_inputs(run.config, run.programs)
     executor = ThreadPoolExecutor(max_workers=1)
-    for name in ("update", "score"):
-        if name in calls:
-            calls[name].program.compile_ahead(executor, *calls[name].arguments)
+    for call in calls.values():
+        call.program.compile_ahead(executor, *call.arguments)
     try:
         yield
     finally:

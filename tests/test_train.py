@@ -62,7 +62,7 @@ def _programs(monkeypatch):
 def uninterrupted(tmp_path_factory):
     """Returns the config of a run of 4 steps that nobody interrupted, and what it yielded."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        share_programs(monkeypatch)
+        share_programs(monkeypatch, draws_plot=True)
         config = make_config(tmp_path_factory.mktemp("uninterrupted"))
         return config, list(train(config))
 

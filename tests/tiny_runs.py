@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrpo import build
+from jaxgrpo import build, plots
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, load, overrides
 from jaxgrpo.data import prompt_filter
@@ -112,13 +112,17 @@ def compile_once(
     return replace(shared, **unsealed)
 
 
-def share_programs(monkeypatch) -> None:
+def share_programs(monkeypatch, draws_plot: bool = False) -> None:
     """Has runs that only have to be short share compiled programs.
 
-    They look at the length of 32 prompts, not of 2,000.
+    They look at the length of 32 prompts, not of 2,000, and draw no plot.
+
+    draws_plot: whether they do
     """
     monkeypatch.setattr(build, "compile_programs", compile_once)
     monkeypatch.setattr(prompt_filter, "MAX_CHECKED", 32)
+    if not draws_plot:
+        monkeypatch.setattr(plots, "plot", lambda out: None)
 
 
 def leave_run(

@@ -18,6 +18,9 @@ from jaxgrpo.programs import Programs
 from jaxgrpo.types import NewRows, Params, SamplingParams, TrainBatch
 from jaxgrpo.updates import with_bins
 
+LearnedBatch = TrainBatch | tuple[ScoredBatch, ScoredBatch]
+"""What a step's updates learn from; with several, as scored, and the rows of one."""
+
 
 @dataclass(frozen=True)
 class ProgramCall:
@@ -36,7 +39,7 @@ class ProgramInputs:
     slots: the decode state with the most slots and the longest ring cache
     prefilled: the result of a prefill
     reference: the reference policy
-    batch: what a step's updates learn from; with several updates, as scored, and the rows of one
+    batch: what a step's updates learn from
     calls: each program's call, by the program's name
     """
 
@@ -45,14 +48,14 @@ class ProgramInputs:
     slots: DecodeState
     prefilled: Prefilled
     reference: Params
-    batch: TrainBatch | tuple[ScoredBatch, ScoredBatch]
+    batch: LearnedBatch
     calls: dict[str, ProgramCall]
 
 
 def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
     """Returns what a run of this config gives its programs."""
     # What a program returns is traced, not written down here: its layout is the program's.
-    reference = result_shapes(programs.make_other_reference, programs.reference_like)
+    reference = _reference_shapes(programs)
     policy = programs.state_like.params
     if config.lora.rank:
         policy = lora.attach(reference, policy)
@@ -64,7 +67,6 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
     tokens = _host_array(jnp.int32, programs.prompts_per_prefill, width)
     mask = _host_array(bool, programs.prompts_per_prefill, width)
     prefilled = result_shapes(programs.prefill, published, tokens, mask)
-    batch = _batch_shapes(config, programs)
 
     # The sampler's arguments that the host sends with each call.
     row_numbers = _host_array(jnp.int32, programs.rows_per_insert)
@@ -72,12 +74,29 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
     new_rows = NewRows(row_numbers, row_numbers, row_numbers, row_keys)
     stopped = _host_array(bool, programs.slot_counts[0])
     sampling = SamplingParams(config.sampling.temperature).as_arrays()
-    # Numbers that bound a call of decode.
+    # A number that bounds a call of decode.
     scalar = _host_array(jnp.int32)
 
     prefill = (published, tokens, mask)
     insert = (slots, prefilled, new_rows)
     decode = (published, slots, stopped, sampling, scalar, scalar)
+    learned, update_calls = learning_inputs(config, programs)
+    calls = {
+        "prefill": ProgramCall(programs.prefill, prefill),
+        "insert": ProgramCall(programs.insert, insert),
+        "decode": ProgramCall(programs.decode, decode),
+    } | update_calls
+    return ProgramInputs(
+        programs, published, slots, prefilled, reference, learned, calls
+    )
+
+
+def learning_inputs(
+    config: Config, programs: Programs
+) -> tuple[LearnedBatch, dict[str, ProgramCall]]:
+    """Returns what a step's updates learn from, and the calls of their programs."""
+    reference = _reference_shapes(programs)
+    batch = _batch_shapes(config, programs)
     whole_batch = (
         programs.state_like,
         reference,
@@ -85,34 +104,30 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
         config.objective,
         config.sampling.temperature,
     )
-    calls = {
-        "prefill": ProgramCall(programs.prefill, prefill),
-        "insert": ProgramCall(programs.insert, insert),
-        "decode": ProgramCall(programs.decode, decode),
-    }
-    learned: TrainBatch | tuple[ScoredBatch, ScoredBatch] = batch
     if update_rule(config, programs).is_single:
-        calls["update"] = ProgramCall(programs.update, whole_batch)
-    else:
-        scored = result_shapes(programs.score, *whole_batch)
-        scored = with_bins(scored, None)
-        groups = _host_array(jnp.int32, config.batch.groups // config.batch.updates)
-        rows = result_shapes(programs.take_groups, scored, groups)
-        rows = with_bins(rows, _bin_shapes(config, programs, rows_per_update(config)))
-        some_rows = (
-            programs.state_like,
-            reference,
-            rows,
-            scalar,
-            config.objective,
-            config.sampling.temperature,
-        )
-        calls["score"] = ProgramCall(programs.score, whole_batch)
-        calls["update"] = ProgramCall(programs.update_scored, some_rows)
-        learned = (scored, rows)
-    return ProgramInputs(
-        programs, published, slots, prefilled, reference, learned, calls
+        return batch, {"update": ProgramCall(programs.update, whole_batch)}
+    scored = result_shapes(programs.score, *whole_batch)
+    scored = with_bins(scored, None)
+    groups = _host_array(jnp.int32, config.batch.groups // config.batch.updates)
+    rows = result_shapes(programs.take_groups, scored, groups)
+    rows = with_bins(rows, _bin_shapes(config, programs, rows_per_update(config)))
+    some_rows = (
+        programs.state_like,
+        reference,
+        rows,
+        _host_array(jnp.int32),
+        config.objective,
+        config.sampling.temperature,
     )
+    return (scored, rows), {
+        "update": ProgramCall(programs.update_scored, some_rows),
+        "score": ProgramCall(programs.score, whole_batch),
+    }
+
+
+def _reference_shapes(programs: Programs) -> Params:
+    """Returns the reference policy."""
+    return result_shapes(programs.make_other_reference, programs.reference_like)
 
 
 def _batch_shapes(config: Config, programs: Programs) -> TrainBatch:
