@@ -46,7 +46,7 @@ def get_config() -> Config:
         dtype="bfloat16",
         steps=500,
         objective=GRPO(kl=0.001),
-        batch=Batch(groups=32, group_size=8, micro_batch=32),
+        batch=Batch(groups=32, group_size=8, micro_batch=64),
         sampling=Sampling(prompt_width=512, max_new_tokens=512, slots=256),
         filter=Filter(rule="off"),
         optimizer=Optimizer(learning_rate=1e-6, warmup_steps=10),

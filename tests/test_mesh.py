@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxgrpo.device.activation_shardings import for_update
 from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.distributed.mesh import (
     AXES,
@@ -27,7 +28,9 @@ from jaxgrpo.distributed.mesh import (
 from jaxgrpo.distributed.processes import gather_json
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import transformer
+from jaxgrpo.models.transformer import SequenceInputs, look_up
 from jaxgrpo.types import TrainState
+from tests.tiny_devices import output_on_devices
 from tests.tiny_models import NETWORK
 
 EXPECTED = {
@@ -292,3 +295,36 @@ def test_a_device_holds_its_share(state, wide):
     }
     placed = sharded_shapes(wide, {"query": shapes})
     assert device_bytes(placed) == 4 * (16 * 16 // 4 + 16)
+
+
+def look_up_on_a_mesh():
+    """Prints the largest error of an embedding's gradient, on both sides of `for_update`'s rule."""
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    tokens = jax.random.randint(jax.random.key(0), (4, 6), 0, 8)
+    weights = jax.random.normal(jax.random.key(1), (4, 6, 10))
+    for vocabulary in (8, 64):  # fewer than the 24 tokens, and more
+        shardings = for_update(mesh, vocabulary)
+
+        def loss(embedding, shardings=shardings):
+            inputs = SequenceInputs(tokens, tokens, jnp.ones((4, 6, 6), bool))
+            params = {"embedding": embedding}
+            params, (inputs,) = look_up(params, (inputs,), jnp.float32, shardings)
+            rows = shardings.embedded(inputs.embedded)
+            return jnp.sum(shardings.layer(rows) * weights), params["embedding"]
+
+        @jax.jit
+        def gradient(embedding, next_use, loss=loss):
+            _, pull_back = jax.vjp(loss, embedding)
+            return pull_back((jnp.float32(1), next_use))[0]
+
+        next_use = jax.random.normal(jax.random.key(2), (vocabulary, 10))
+        place = NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
+        zeros = jax.device_put(jnp.zeros_like(next_use), place)
+        right = next_use.at[tokens].add(weights)
+        print(np.abs(gradient(zeros, jax.device_put(next_use, place)) - right).max())
+
+
+def test_rows_are_looked_up_on_a_mesh_whichever_is_moved():
+    errors = [float(line) for line in output_on_devices(look_up_on_a_mesh).split()]
+    assert len(errors) == 2
+    assert max(errors) < 1e-5

@@ -203,7 +203,7 @@ def test_the_readme_has_its_two_commands():
 def test_a_run_goes_as_the_readme_shows(tmp_path, monkeypatch, capsys):
     assert set(RUN) <= set(COMMANDS)
     monkeypatch.chdir(tmp_path)
-    share_programs(monkeypatch)
+    share_programs(monkeypatch, draws_plot=True)
     for command in RUN:
         run_here(shlex.split(command))
     assert (tmp_path / "my-model" / "model.safetensors").exists()
