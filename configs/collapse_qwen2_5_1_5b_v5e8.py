@@ -10,7 +10,7 @@ to be in a language; the last number counts as the answer where nothing marks on
 not look at the language; every step measures it (language/target_word_ratio,
 language/english_word_ratio). --config.rewards.language.weight=0.3 counters the collapse.
 
-Hardware: 8 TPU v5e chips (v5e:2x4). Not yet run on it; `jaxgrpo plan` says: 6.5 of 15.75 GiB a chip
+Hardware: 8 TPU v5e chips (v5e:2x4). Not yet run on it; `jaxgrpo plan` says: 7.1 of 15.75 GiB a chip
 in an update. The paper reports of this model, trained on Korean GSM8K alone, 94.0 % Korean words on
 GSM8K, and 14.5 % with SimpleRL-Zoo mixed in; its GRPO settings are not known to us: those here are
 our choice.

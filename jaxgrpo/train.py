@@ -78,7 +78,6 @@ def train(
     with (
         build_run(config) as run,
         Checkpoints(config.out, config.keep_checkpoints) as checkpoints,
-        compiling_update(run),
     ):
         # 1. Prepare: parameters, the newest checkpoint, compiled programs.
         if jax.process_index() == 0:
@@ -88,6 +87,8 @@ def train(
             print0(note)
         params = run.load_params()
         run_state = restore_or_start(run, checkpoints, params, started_at)
+        if run_state.step < config.steps:
+            compile_update(run, run_state)
         reference = run.programs.make_reference(params)
         del params
         run.engine.warm_up(run.policy(reference, run_state.state.params))
@@ -130,17 +131,13 @@ def train(
     gather_json(None)  # none of several processes ends before the first has written
 
 
-@contextlib.contextmanager
-def compiling_update(run: Run) -> Iterator[None]:
-    """Compiles the programs of the update in a thread, while parameters are read and evaluated."""
-    _, calls = learning_inputs(run.config, run.programs)
+def compile_update(run: Run, run_state: RunState) -> None:
+    """Begins to compile the update's programs in a thread, beside sampling and the evaluation."""
+    _, calls = learning_inputs(run.config, run.programs, run_state.objective)
     executor = ThreadPoolExecutor(max_workers=1)
     for call in calls.values():
         call.program.compile_ahead(executor, *call.arguments)
-    try:
-        yield
-    finally:
-        executor.shutdown(wait=False)
+    executor.shutdown(wait=False)
 
 
 def run_steps(

@@ -32,9 +32,10 @@ from jaxgrpo.rollout.batch import make_batch
 from jaxgrpo.rollout.collect import collect_groups
 from jaxgrpo.rollout.judge import Judge
 from jaxgrpo.rollout.report import MissingVerdictsError
+from jaxgrpo.run_state import restore_or_start
 from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import TABLE_METRICS
-from jaxgrpo.train import check_agreement, compiling_update, main, train
+from jaxgrpo.train import check_agreement, compile_update, main, train
 from tests.slow_rewards import Delayed
 from tests.tiny_models import make_folder
 from tests.tiny_runs import (
@@ -263,11 +264,12 @@ def test_the_update_that_is_compiled_ahead_is_the_one_that_runs(uninterrupted):
         if event.endswith("backend_compile_duration"):
             compiled.append(about)
 
-    with build_run(config) as run:
+    with build_run(config) as run, Checkpoints(config.out) as checkpoints:
+        run_state = restore_or_start(run, checkpoints, run.load_params(), 0.0)
         jax.monitoring.register_event_duration_secs_listener(note)
         try:
-            with compiling_update(run):
-                run.programs.update._ahead.result()
+            compile_update(run, run_state)
+            run.programs.update._ahead.result()
         finally:
             jax.monitoring.unregister_event_duration_listener(note)
     assert compiled == []

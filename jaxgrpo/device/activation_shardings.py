@@ -22,10 +22,10 @@ def by_rows(mesh: Mesh) -> ActivationShardings:
 
 
 def for_update(mesh: Mesh, vocabulary: int) -> ActivationShardings:
-    """Returns the shardings of an update: by rows, but embeddings where their columns are.
+    """Returns the shardings of an update: by rows, but what is looked up lies over fsdp by feature.
 
-    So the embedding's gradient, a sum over the tokens of all devices, is made there, too. Otherwise
-    every device would hold the gradient of the whole embedding.
+    There the embedding is, and its gradient, a sum over the tokens of all devices, is made there.
+    Otherwise every device would hold the gradient of the whole embedding.
 
     Over data the tokens are gathered as well, where they are fewer than the rows of the embedding;
     otherwise each part of data makes a gradient of its own tokens, and these are summed.
@@ -34,9 +34,9 @@ def for_update(mesh: Mesh, vocabulary: int) -> ActivationShardings:
     def place(x: Array) -> Array:
         """Constrains tokens [B T], or their rows of the embedding [B T D]."""
         tokens = x.shape[0] * x.shape[1]
-        rows = None if tokens < vocabulary else "data"
-        columns = [None, "fsdp"][: x.ndim - 1]
-        return _constraint(NamedSharding(mesh, PartitionSpec(rows, *columns)))(x)
+        batch_axis = None if tokens < vocabulary else "data"
+        axes = (batch_axis, None) if x.ndim == 2 else (batch_axis, None, "fsdp")
+        return _constraint(NamedSharding(mesh, PartitionSpec(*axes)))(x)
 
     return by_rows(mesh)._replace(tokens=place, embedded=place)
 

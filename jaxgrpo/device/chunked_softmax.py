@@ -4,9 +4,9 @@
     backward  each chunk's logits are computed again, and turned into its part of the gradients
 
 The chunks are of the vocabulary and not of the rows. Rows stay on the devices that the mesh has
-put them on, and each part of the embedding's gradient is written once; over chunks of rows all of
-it would be read and written for every chunk. Where one chunk holds all logits, they are saved for
-the backward pass.
+put them on, and each part of the embedding's gradient is read and written once; over chunks of rows
+all of it would be for every chunk. Where one chunk holds all logits, they are saved for the
+backward pass.
 
 A column in this file is a column of the logits: an entry of the vocabulary.
 
@@ -116,7 +116,8 @@ def chunked_scores(
 ) -> Scores:
     """Computes log p of the chosen tokens and, if the config asks for it, the entropy of p.
 
-    The third result is the embedding, for its next use: the gradient of this one is added to that.
+    The third result is the embedding, for its next use. In the backward pass its gradient comes in,
+    that of the scores is added, and the sum goes out as the embedding's.
     """
     scores, _ = _scores_forward(config, hidden, embedding, chosen, temperature)
     return scores
@@ -233,9 +234,8 @@ def _scores_backward(
     hidden, embedding, chosen, temperature, saved_products, log_normalizer, entropy = (
         residuals
     )
-    temperature = jnp.asarray(
-        temperature
-    )  # jax.checkpoint hands over a constant as NumPy's
+    # jax.checkpoint hands over a constant as NumPy's.
+    temperature = jnp.asarray(temperature)
     d_logprob, d_entropy, d_next_use = gradients
 
     def add_chunk(sums: tuple[Array, Array], chunk: _Chunk) -> tuple[Array, Array]:
@@ -256,17 +256,17 @@ def _scores_backward(
             d_logits = jnp.where(chunk.counts, d_logits, 0.0)
         (d_products,) = pull_back(d_logits)
         d_products = d_products.astype(hidden.dtype)
-        # 3. Added to what is there: all of hidden's, and the embedding's for these columns.
+        # 3. Added to hidden's whole gradient, and to these columns of the embedding's.
         d_hidden = d_hidden + einsum_float32(
             "sbnv,svd->sbnd", d_products, chunk.embedding.astype(hidden.dtype)
         )
         d_chunk = einsum_float32("sbnv,bnd->svd", d_products, hidden)
-        before = jax.lax.dynamic_slice_in_dim(
+        so_far = jax.lax.dynamic_slice_in_dim(
             d_embedding, chunk.start, chunk.embedding.shape[1], axis=1
         )
         d_embedding = jax.lax.dynamic_update_slice_in_dim(
             d_embedding,
-            (before + d_chunk).astype(d_embedding.dtype),
+            (so_far + d_chunk).astype(d_embedding.dtype),
             chunk.start,
             axis=1,
         )

@@ -21,7 +21,8 @@ def accumulate_gradients(
 
     The gradient is added up in float32, a micro-batch at a time.
 
-    loss: (parameters, rows) -> (value, auxiliary results, parameters for their next use)
+    loss: (parameters, rows) -> (value, auxiliary results, parameters for their next use). The last
+        are the same numbers; each leaf is the argument's, or what its last use returned
     rows: what the loss is a sum over: rows, or bins
     scan: goes over the micro-batches, as jax.lax.scan does
     """
@@ -36,24 +37,25 @@ def accumulate_gradients(
         (value, _), pull_back, auxiliary = jax.vjp(
             value_and_params, params, has_aux=True
         )
-        # The gradient so far stands for that of the parameters' next use. What is added to it there
-        # needs no array of its own: an embedding's gradient is written into it, chunk by chunk.
-        so_far = jax.tree.map(_in_dtype_or_zero, gradient, params)
-        (new,) = pull_back((jnp.ones_like(value), so_far))
-        return jax.tree.map(_add_unless_there, gradient, new), auxiliary
+        # JAX adds up a parameter's gradients from its last use back to its first. The sum of the
+        # micro-batches before is given as the gradient of one more use, so that JAX adds to it. A
+        # tied embedding's is added in place; the others get an array of their own, and then a sum.
+        start = jax.tree.map(_start_of_sum, gradient, params)
+        (new,) = pull_back((jnp.ones_like(value), start))
+        return jax.tree.map(_end_of_sum, gradient, new), auxiliary
 
     return scan(add, zeros, micro_batches.split(rows))
 
 
-def _in_dtype_or_zero(gradient: Array, parameter: Array) -> Array:
-    """Returns a gradient in the dtype that its parameter's has; 0 where that would round it."""
+def _start_of_sum(gradient: Array, parameter: Array) -> Array:
+    """Returns the gradient so far for a float32 parameter; 0 for others, whose dtype rounds it."""
     if parameter.dtype == gradient.dtype:
         return gradient
     return jnp.zeros_like(parameter)
 
 
-def _add_unless_there(gradient: Array, new: Array) -> Array:
-    """Returns the sum of both; `new` alone where it has been added to the gradient."""
+def _end_of_sum(gradient: Array, new: Array) -> Array:
+    """Returns `new` where it began from the gradient so far (`_start_of_sum`); else their sum."""
     return new if new.dtype == gradient.dtype else gradient + new
 
 

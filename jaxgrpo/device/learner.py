@@ -187,10 +187,10 @@ class Updater:
         # 1. The gradient, a micro-batch at a time.
         def loss(params: Params, rows: _Rows) -> tuple[Array, _LossParts, Params]:
             policy = self._policy(params, reference)
-            value, parts, policy = self._loss(
+            value, parts, used_policy = self._loss(
                 policy, rows, objective, temperature, micro_batches
             )
-            return value, parts, _trained_part(policy, params)
+            return value, parts, _passed_on(used_policy, params)
 
         def packed_loss(
             params: Params, bins: Array
@@ -374,10 +374,10 @@ def take_groups(rows: PyTree, groups: Int[AnyArray, "g"], group_size: int) -> Py
     return jax.tree.map(take, rows)
 
 
-def _trained_part(policy: Params, trained: Params) -> Params:
-    """Returns what is trained of a policy: with adapters, these alone.
+def _passed_on(policy: Params, trained: Params) -> Params:
+    """Returns what is trained, with a tied embedding as the policy's last use of it returned it.
 
-    A tied embedding is the one that the policy passed on: its uses share an array for gradients.
+    Others are used once, and XLA for TPUs would copy what is passed on.
     """
     if "embedding" not in trained or not transformer.is_tied(policy):
         return trained

@@ -84,8 +84,7 @@ def chosen_logprobs(
 ) -> tuple[Float[Array, "B N"], Float[Array, "B N"] | None, Float[Array, "V D"]]:
     """Computes the log-probability of each token by the hidden state that decides it; entropies.
 
-    The third result is the embedding, for its next use: the gradient of this use is added to that
-    one's, so that all uses share one array.
+    The third result is the embedding, for its next use (see `chunked_softmax.chunked_scores`).
 
     hidden: of the column before each token
 

@@ -67,7 +67,7 @@ class Program:
 
     @property
     def compiled(self) -> int:
-        """The number of its compiled versions."""
+        """The number of its compiled versions that calls have used."""
         return self._jitted._cache_size()
 
     def seal(self) -> None:

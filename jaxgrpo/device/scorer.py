@@ -31,7 +31,8 @@ class Scores(NamedTuple):
     entropy: Float[Array, "B T"] | None
     """None where it is not asked for."""
     params: Params
-    """The parameters for their next use: gradients of the embeddings are added to that use's."""
+    """The same parameters, to be passed on instead of the argument: a tied embedding's gradient is
+    then summed in one array."""
 
 
 MakeAttention = Callable[..., AttentionFn | None]

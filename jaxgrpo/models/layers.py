@@ -50,7 +50,7 @@ class ActivationShardings(NamedTuple):
     tokens: Callable[[Array], Array] = identity
     """Tokens [B T] whose rows of the embedding are looked up."""
     embedded: Callable[[Array], Array] = identity
-    """Rows of the embedding that tokens are looked up in, [B T D]; its gradient lies there, too."""
+    """What is looked up in the embedding, [B T D]; the embedding's gradient lies there, too."""
     layer: Callable[[Array], Array] = identity
     """A layer's input [B T D]."""
     projected: Callable[[Array], Array] = identity

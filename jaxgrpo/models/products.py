@@ -1,4 +1,4 @@
-"""Products whose gradients are summed in float32, whatever the activations are computed in.
+"""Lookups and products whose gradients are summed in float32, whatever activations are in.
 
 JAX's own gradients would be summed over tokens in the dtype of the activations. A bfloat16 sum
 stops growing at 256 times the size of its terms, so most of the gradient of a frequent token's
@@ -19,8 +19,8 @@ def embed(
 ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"]]:
     """Returns the tokens' rows of the embedding in dtype, and the embedding for its next use.
 
-    The gradient is summed over tokens, into that of the next use: an embedding that is used several
-    times has one array for its gradient, and not one for each use.
+    The gradient is summed over tokens, into that of the next use: in float32 all uses of an
+    embedding share one array for its gradient. In bfloat16 each lookup makes a float32 copy.
     """
     return embedding[tokens].astype(dtype), embedding
 

@@ -13,13 +13,14 @@ from jaxgrpo.config.sizes import num_rows, rows_per_update
 from jaxgrpo.device.learner import ScoredBatch
 from jaxgrpo.device.program import Program
 from jaxgrpo.device.sampler import DecodeState, Prefilled
+from jaxgrpo.losses import Objective
 from jaxgrpo.models import lora
 from jaxgrpo.programs import Programs
 from jaxgrpo.types import NewRows, Params, SamplingParams, TrainBatch
 from jaxgrpo.updates import with_bins
 
 LearnedBatch = TrainBatch | tuple[ScoredBatch, ScoredBatch]
-"""What a step's updates learn from; with several, as scored, and the rows of one."""
+"""What a step learns from. One update: the batch. Several: it scored, and the rows of one."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
     prefill = (published, tokens, mask)
     insert = (slots, prefilled, new_rows)
     decode = (published, slots, stopped, sampling, scalar, scalar)
-    learned, update_calls = learning_inputs(config, programs)
+    learned, update_calls = learning_inputs(config, programs, config.objective)
     calls = {
         "prefill": ProgramCall(programs.prefill, prefill),
         "insert": ProgramCall(programs.insert, insert),
@@ -92,41 +93,41 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
 
 
 def learning_inputs(
-    config: Config, programs: Programs
+    config: Config, programs: Programs, objective: Objective
 ) -> tuple[LearnedBatch, dict[str, ProgramCall]]:
-    """Returns what a step's updates learn from, and the calls of their programs."""
+    """Returns what a step's updates learn from, and the calls of their programs in their order."""
     reference = _reference_shapes(programs)
     batch = _batch_shapes(config, programs)
-    whole_batch = (
+    score_arguments = (
         programs.state_like,
         reference,
         batch,
-        config.objective,
+        objective,
         config.sampling.temperature,
     )
     if update_rule(config, programs).is_single:
-        return batch, {"update": ProgramCall(programs.update, whole_batch)}
-    scored = result_shapes(programs.score, *whole_batch)
+        return batch, {"update": ProgramCall(programs.update, score_arguments)}
+    scored = result_shapes(programs.score, *score_arguments)
     scored = with_bins(scored, None)
     groups = _host_array(jnp.int32, config.batch.groups // config.batch.updates)
     rows = result_shapes(programs.take_groups, scored, groups)
     rows = with_bins(rows, _bin_shapes(config, programs, rows_per_update(config)))
-    some_rows = (
+    update_arguments = (
         programs.state_like,
         reference,
         rows,
         _host_array(jnp.int32),
-        config.objective,
+        objective,
         config.sampling.temperature,
     )
     return (scored, rows), {
-        "update": ProgramCall(programs.update_scored, some_rows),
-        "score": ProgramCall(programs.score, whole_batch),
+        "score": ProgramCall(programs.score, score_arguments),
+        "update": ProgramCall(programs.update_scored, update_arguments),
     }
 
 
 def _reference_shapes(programs: Programs) -> Params:
-    """Returns the reference policy."""
+    """Returns the shapes of the reference policy."""
     return result_shapes(programs.make_other_reference, programs.reference_like)
 
 
