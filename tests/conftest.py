@@ -36,6 +36,7 @@ SLOWEST_FILES = (
     "test_training",
     "test_train",
     "test_processes",
+    "test_packing",
     "test_engine",
     "test_programs",
     "test_bad_input",
