@@ -115,9 +115,9 @@ def compile_once(
 def share_programs(monkeypatch, draws_plot: bool = False) -> None:
     """Has runs that only have to be short share compiled programs.
 
-    They look at the length of 32 prompts, not of 2,000, and draw no plot.
+    They look at the length of 32 prompts, not of 2,000.
 
-    draws_plot: whether they do
+    draws_plot: whether they draw metrics.png, which takes a second
     """
     monkeypatch.setattr(build, "compile_programs", compile_once)
     monkeypatch.setattr(prompt_filter, "MAX_CHECKED", 32)

@@ -95,7 +95,11 @@ def program_inputs(config: Config, programs: Programs) -> ProgramInputs:
 def learning_inputs(
     config: Config, programs: Programs, objective: Objective
 ) -> tuple[LearnedBatch, dict[str, ProgramCall]]:
-    """Returns what a step's updates learn from, and the calls of their programs in their order."""
+    """Returns what a step's updates learn from, and the calls of their programs in their order.
+
+    objective: as the updates take it, coefficients that move as floats; its type and what is not a
+        coefficient decide what is compiled
+    """
     reference = _reference_shapes(programs)
     batch = _batch_shapes(config, programs)
     score_arguments = (
