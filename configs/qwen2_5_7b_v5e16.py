@@ -21,7 +21,7 @@ def get_config() -> Config:
         base,
         out="out/qwen2_5_7b_v5e16",
         model="Qwen2.5-7B",
-        batch=replace(base.batch, micro_batch=16),
+        batch=replace(base.batch, micro_batch=32),
         # AdamW's two moments in bfloat16, rounded at random: in float32 an update needs
         # 16.3 GiB a chip.
         optimizer=replace(base.optimizer, state_dtype="bfloat16"),

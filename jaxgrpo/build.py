@@ -193,6 +193,7 @@ def build_programs(
         ),
         adapters=config.lora,
         scan_layers=config.compute.scan_layers,
+        attention=config.compute.attention,
     )
     sampling = SamplingSpec(
         prompt_width=config.sampling.prompt_width,

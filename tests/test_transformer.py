@@ -197,18 +197,20 @@ def read_on():
     direction = jax.random.normal(jax.random.key(2), (3, 5, NETWORK.width))
     whole = sequence_inputs(tokens, jnp.ones(tokens.shape, bool))
 
-    def read_columns(params, remat, columns, cache=None):
-        inputs = SequenceInputs(
+    def inputs_of(columns):
+        return SequenceInputs(
             tokens=whole.tokens[:, columns],
             positions=whole.positions[:, columns],
             mask=whole.mask[:, columns, : columns.stop],
             key_positions=whole.positions[:, : columns.stop],
         )
-        return transformer.forward(SLIDING, params, inputs, cache, remat=remat)
+
+    sequences = (inputs_of(slice(0, 4)), inputs_of(slice(4, 9)))
 
     def read(params, remat):
-        _, prompt = read_columns(params, remat, slice(0, 4))
-        hidden, _ = read_columns(params, remat, slice(4, 9), attention.KVCache(prompt))
+        (_, hidden), _ = transformer.forward_sequences(
+            SLIDING, params, sequences, attention_fns=(None, None), remat=remat
+        )
         return hidden
 
     def number(params, remat):
@@ -240,7 +242,14 @@ def test_neither_scanning_nor_rematerialising_changes_a_number(
 def hidden_states(remat):
     """Returns a function of parameters that reads two texts of 16 tokens."""
     inputs = sequence_inputs(jnp.zeros((2, 16), int), jnp.ones((2, 16), bool))
-    return lambda params: transformer.forward(NETWORK, params, inputs, remat=remat)[0]
+
+    def read(params):
+        (hidden,), _ = transformer.forward_sequences(
+            NETWORK, params, (inputs,), remat=remat
+        )
+        return hidden
+
+    return read
 
 
 def test_less_is_kept_for_the_backward_pass(params):

@@ -177,10 +177,13 @@ class Compute:
         unrolled may be faster
     remat: what the backward pass finds of a layer: "none": all; "dots": matrix products; "full":
         nothing but its input
+    attention: kernel of prompts and updates. "auto": JAX's splash kernel on TPUs, dense elsewhere;
+        "cudnn": cuDNN's on NVIDIA GPUs, in bfloat16, which holds less
     """
 
     scan_layers: bool = setting(False, reads_policy=True)
     remat: str = setting("none", one_of=("none", "dots", "full"), may_change=True)
+    attention: str = setting("auto", one_of=("auto", "cudnn"), may_change=True)
 
 
 @dataclass

@@ -39,7 +39,8 @@ def accumulate_gradients(
         )
         # JAX adds up a parameter's gradients from its last use back to its first. The sum of the
         # micro-batches before is given as the gradient of one more use, so that JAX adds to it. A
-        # tied embedding's is added in place; the others get an array of their own, and then a sum.
+        # tied embedding's and stacked layers' are added in place (embed, scan_layers); the others
+        # get an array of their own, and then a sum.
         start = jax.tree.map(_start_of_sum, gradient, params)
         (new,) = pull_back((jnp.ones_like(value), start))
         return jax.tree.map(_end_of_sum, gradient, new), auxiliary

@@ -375,13 +375,17 @@ def take_groups(rows: PyTree, groups: Int[AnyArray, "g"], group_size: int) -> Py
 
 
 def _passed_on(policy: Params, trained: Params) -> Params:
-    """Returns what is trained, with a tied embedding as the policy's last use of it returned it.
+    """Returns what is trained, with what the policy's last use of it returned.
 
-    Others are used once, and XLA for TPUs would copy what is passed on.
+    That is a tied embedding, and stacked layers. Others are used once, and XLA for TPUs would copy
+    what is passed on. With LoRA what is trained is not the policy's.
     """
-    if "embedding" not in trained or not transformer.is_tied(policy):
+    if "embedding" not in trained:
         return trained
-    return trained | {"embedding": policy["embedding"]}
+    names = ["layers"] if "layers" in trained else []
+    if transformer.is_tied(policy):
+        names.append("embedding")
+    return trained | {name: policy[name] for name in names}
 
 
 def _gap_p99(

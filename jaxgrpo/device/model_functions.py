@@ -14,11 +14,11 @@ from jaxtyping import Array, Bool, Int
 
 from jaxgrpo.device import activation_shardings, sampler
 from jaxgrpo.device.optimizer import cast
-from jaxgrpo.device.packed_scorer import PackedScorer
+from jaxgrpo.device.packed_scorer import MakeMaskedAttention, PackedScorer
 from jaxgrpo.device.sampler import DecodeSpec, DecodeState, Prefilled
-from jaxgrpo.device.scorer import GroupScorer, RowScorer, Scorer
+from jaxgrpo.device.scorer import GroupScorer, MakeAttention, RowScorer, Scorer
 from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
-from jaxgrpo.models import lora, splash, transformer
+from jaxgrpo.models import cudnn, lora, splash, transformer
 from jaxgrpo.models.int8 import quantize_params
 from jaxgrpo.types import DecodeOutput, Params, SamplingParams
 
@@ -86,7 +86,7 @@ class SamplingFunctions:
             tokens,
             mask,
             dtype=self.model.precision.compute,
-            attention_fn=splash.attention(mesh, mask),
+            attention_fn=attention_kernel(self.model)(mask),
             shardings=activation_shardings.by_rows(mesh),
         )
 
@@ -143,6 +143,26 @@ def grow(state: DecodeState, ring_length: int) -> DecodeState:
     return sampler.grow(state, ring_length=ring_length)
 
 
+def attention_kernel(model: ModelSpec) -> MakeAttention:
+    """Returns what makes the attention of whole sequences.
+
+    Raises UserError where cuDNN is asked for and cannot attend.
+    """
+    if model.attention != "cudnn":
+        return partial(splash.attention, model.mesh)
+    device_kind = model.mesh.devices.flat[0].device_kind
+    cudnn.check(model.network, model.precision.compute, device_kind)
+    return partial(cudnn.attention, model.mesh)
+
+
+def masked_attention_kernel(model: ModelSpec) -> MakeMaskedAttention:
+    """Returns what makes attention by a mask."""
+    kernel = (
+        cudnn.CudnnAttention if model.attention == "cudnn" else splash.masked_attention
+    )
+    return partial(kernel, model.mesh)
+
+
 def make_scorer(model: ModelSpec, update: UpdateSpec) -> Scorer:
     """Returns the scorer of policy and reference."""
     mesh = model.mesh
@@ -151,7 +171,7 @@ def make_scorer(model: ModelSpec, update: UpdateSpec) -> Scorer:
         "dtype": model.precision.compute,
         "remat": update.remat,
         "shardings": activation_shardings.for_update(mesh, model.network.vocab_size),
-        "make_attention": partial(splash.attention, mesh),
+        "make_attention": attention_kernel(model),
         "vocabulary_shards": mesh.shape["tensor"],
     }
     if update.prompt_width is None:
@@ -161,6 +181,6 @@ def make_scorer(model: ModelSpec, update: UpdateSpec) -> Scorer:
             **shared,
             prompt_width=update.prompt_width,
             group_size=update.group_size,
-            make_masked_attention=partial(splash.masked_attention, mesh),
+            make_masked_attention=masked_attention_kernel(model),
         )
     return GroupScorer(**shared, prompt_width=update.prompt_width)

@@ -80,12 +80,13 @@ class PackedScorer(Scorer):
         params, (inputs,) = transformer.look_up(
             params, (inputs,), self.dtype, self.shardings
         )
-        hidden, _ = transformer.forward(
+        attention_fn = self.make_masked_attention(inputs.mask, inputs.positions)
+        (hidden,), params = transformer.forward_sequences(
             self.network,
             params,
-            inputs,
+            (inputs,),
             dtype=self.dtype,
-            attention_fn=self.make_masked_attention(inputs.mask, inputs.positions),
+            attention_fns=(attention_fn,),
             remat=self.remat,
             shardings=self.shardings,
         )

@@ -31,8 +31,8 @@ class Scores(NamedTuple):
     entropy: Float[Array, "B T"] | None
     """None where it is not asked for."""
     params: Params
-    """The same parameters, to be passed on instead of the argument: a tied embedding's gradient is
-    then summed in one array."""
+    """The same parameters, to be passed on instead of the argument: a parameter's gradient is then
+    summed in one array, where it can be."""
 
 
 MakeAttention = Callable[..., AttentionFn | None]
@@ -133,12 +133,12 @@ class RowScorer(Scorer):
         params, (inputs,) = transformer.look_up(
             params, (inputs,), self.dtype, self.shardings
         )
-        hidden, _ = transformer.forward(
+        (hidden,), params = transformer.forward_sequences(
             self.network,
             params,
-            inputs,
+            (inputs,),
             dtype=self.dtype,
-            attention_fn=self.make_attention(batch.segments),
+            attention_fns=(self.make_attention(batch.segments),),
             remat=self.remat,
             shardings=self.shardings,
         )
@@ -182,11 +182,10 @@ class GroupScorer(Scorer):
         )
         # Both pass through each layer in one call: the backward pass forms each weight gradient
         # once, and fsdp gathers each weight once.
-        prompt_hidden, hidden = transformer.forward_with_prompts(
+        (prompt_hidden, hidden), params = transformer.forward_sequences(
             self.network,
             params,
-            prompts,
-            completions,
+            (prompts, completions),
             dtype=self.dtype,
             attention_fns=(
                 self.make_attention(prompt_segments),

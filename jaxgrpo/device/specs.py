@@ -44,6 +44,7 @@ class ModelSpec:
 
     adapters: what is trained in the place of every parameter
     scan_layers: the update scans over layers, whose parameters are stacked
+    attention: kernel of prompts and updates, "auto" or "cudnn" (see config.Compute)
     """
 
     network: ModelConfig
@@ -51,6 +52,7 @@ class ModelSpec:
     precision: Precision = Precision()
     adapters: Lora = lora.NO_LORA
     scan_layers: bool = False
+    attention: str = "auto"
 
     def layout(self, params: Params) -> Params:
         """Returns parameters as the update has them, stacked or not."""

@@ -2,10 +2,10 @@
 a gated MLP.
 
 Flax modules describe the network; parameters are a plain pytree that travels through the pure
-functions at the end: `init`, `forward`, `forward_with_prompts`, `output_embedding`. They have a
-leaf of each layer, `layers_3/mlp/up/kernel`, or one of all layers, `layers/mlp/up/kernel`: `stack`
-and `unstack` go from one to the other, and `forward` scans over stacked layers. Axes as in
-layers.py.
+functions at the end: `init`, `forward` to sample, `forward_sequences` to learn, `output_embedding`.
+They have a leaf of each layer, `layers_3/mlp/up/kernel`, or one of all layers,
+`layers/mlp/up/kernel`: `stack` and `unstack` go from one to the other, and stacked layers are
+scanned. Axes as in layers.py.
 """
 
 import functools
@@ -27,6 +27,7 @@ from jaxgrpo.models.attention import (
     rotary_table,
 )
 from jaxgrpo.models.int8 import Int8Matrix
+from jaxgrpo.models.layer_scan import scan_layers
 from jaxgrpo.models.layers import (
     PRODUCT,
     UNCONSTRAINED,
@@ -36,7 +37,12 @@ from jaxgrpo.models.layers import (
     LayerInputs,
     make_norm,
 )
-from jaxgrpo.models.model_config import ModelConfig, distinct_ropes, layer_constants
+from jaxgrpo.models.model_config import (
+    LayerConstants,
+    ModelConfig,
+    distinct_ropes,
+    layer_constants,
+)
 from jaxgrpo.models.products import embed
 from jaxgrpo.types import Params
 
@@ -60,8 +66,20 @@ class SequenceInputs(NamedTuple):
     """The tokens' rows of the embedding; None: the network looks them up (see `look_up`)."""
 
 
+class Outputs(NamedTuple):
+    """What a network returns."""
+
+    hidden: tuple[Float[Array, "B T D"], ...]
+    """The last hidden states of each sequence, normed."""
+    key_values: KeyValues | None
+    """Each layer's keys and values; None where layers are scanned with a gradient in place."""
+    layers: Params | None
+    """The layers' parameters for their next use (see layer_scan.py); None where they are not
+    scanned with a gradient in place."""
+
+
 class Transformer(nn.Module):
-    """The network from tokens to the last hidden states, normed, and each layer's keys and values.
+    """The network from tokens to the last hidden states.
 
     attention_fns: the attention kernel of each sequence; None: `attend`
     remat: what is kept for the backward pass, one of REMAT
@@ -76,7 +94,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(
         self, sequences: list[SequenceInputs], cache: KVCache | None = None
-    ) -> tuple[tuple[Array, ...], KeyValues]:
+    ) -> Outputs:
         config = self.config
         normal = nn.initializers.normal(0.02)
         # 1. The vocabulary's parameters. Scorer and sampler use the output embedding, not we.
@@ -96,19 +114,23 @@ class Transformer(nn.Module):
 
         # 3. The layers: scanned where their parameters are stacked.
         is_scanned = self.has_variable("params", "layers")
-        layer: Any = (
-            Layer  # Any: nn.remat returns a class that its types do not describe
-        )
-        if self.remat != "none":
-            # A scan keeps XLA from merging the recomputation with the forward pass; unrolled
-            # layers have to be told.
-            layer = nn.remat(
-                Layer, policy=REMAT[self.remat], prevent_cse=not is_scanned
+        key_values, layers = None, None
+        if is_scanned and self.remat == "full":
+            hidden, layers = self._scan_layers_in_place(hidden, layer_inputs)
+        else:
+            layer: Any = (
+                Layer  # Any: nn.remat returns a class that its types do not describe
             )
-        apply_layers = self._scan_layers if is_scanned else self._unroll_layers
-        hidden, key_values = apply_layers(layer, hidden, layer_inputs, cache)
+            if self.remat != "none":
+                # A scan keeps XLA from merging the recomputation with the forward pass; unrolled
+                # layers have to be told.
+                layer = nn.remat(
+                    Layer, policy=REMAT[self.remat], prevent_cse=not is_scanned
+                )
+            apply_layers = self._scan_layers if is_scanned else self._unroll_layers
+            hidden, key_values = apply_layers(layer, hidden, layer_inputs, cache)
         last_norm = make_norm(config, "norm")
-        return tuple(last_norm(x) for x in hidden), key_values
+        return Outputs(tuple(last_norm(x) for x in hidden), key_values, layers)
 
     def _embed(self, embedding: Array, inputs: SequenceInputs) -> Float[Array, "B T D"]:
         """Returns the tokens' rows of the embedding, as a layer's input lies on the mesh."""
@@ -187,6 +209,28 @@ class Transformer(nn.Module):
             layer_cache = LayerCache(cast(LayerKeyValues, cache.columns))
         return module(hidden, sequences, layer_cache, layer_constants(self.config))
 
+    def _scan_layers_in_place(
+        self, hidden: tuple[Array, ...], sequences: tuple[LayerInputs, ...]
+    ) -> tuple[tuple[Array, ...], Params]:
+        """Scans the layers, of which the backward pass keeps the inputs alone."""
+        # Not a part of this module: layer_scan.py differentiates it as a function of parameters.
+        layer = Layer(self.config, self.attention_fns, self.shardings, parent=None)
+
+        def apply_layer(
+            params: Params,
+            hidden: tuple[Array, ...],
+            sequences: tuple[LayerInputs, ...],
+            constants: LayerConstants,
+        ) -> tuple[Array, ...]:
+            output: Any = layer.apply(
+                {"params": params}, hidden, sequences, None, constants
+            )
+            return output[0]
+
+        layers: Params = self.get_variable("params", "layers")
+        constants = layer_constants(self.config)
+        return scan_layers(apply_layer, layers, hidden, sequences, constants)
+
 
 def _stack(*leaves: Array) -> Array:
     return jnp.stack(leaves)
@@ -222,7 +266,6 @@ def forward(
     *,
     dtype: DTypeLike = jnp.float32,
     attention_fn: AttentionFn | None = None,
-    remat: str = "none",
     shardings: ActivationShardings = UNCONSTRAINED,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """Returns the last hidden states, normed, and each layer's keys and values.
@@ -235,7 +278,6 @@ def forward(
     cache: where the parameters are stacked, one without a ring's position
     dtype: of matrix products
     attention_fn: an attention kernel that knows the mask (splash.py); None: `attend`
-    remat: what is kept of each layer for the backward pass, one of REMAT
     shardings: where activations lie on a mesh
     """
     if config.windows and cache is not None and inputs.key_positions is None:
@@ -243,33 +285,40 @@ def forward(
             "this network has windows: with a cache they need key_positions, the positions of its "
             "columns"
         )
+    network = Transformer(config, dtype, (attention_fn,), shardings=shardings)
     # Any: to Flax a second result may be mutable collections, of which there are none here.
-    network = Transformer(config, dtype, (attention_fn,), remat, shardings)
-    result: Any = network.apply({"params": params}, [inputs], cache)
-    (hidden,), key_values = result
-    return hidden, key_values
+    outputs: Any = network.apply({"params": params}, [inputs], cache)
+    return outputs.hidden[0], outputs.key_values
 
 
-def forward_with_prompts(
+def forward_sequences(
     config: ModelConfig,
     params: Params,
-    prompts: SequenceInputs,
-    completions: SequenceInputs,
+    sequences: tuple[SequenceInputs, ...],
     *,
     dtype: DTypeLike = jnp.float32,
-    attention_fns: tuple[AttentionFn | None, AttentionFn | None] = (None, None),
+    attention_fns: tuple[AttentionFn | None, ...] = (None,),
     remat: str = "none",
     shardings: ActivationShardings = UNCONSTRAINED,
-) -> tuple[Float[Array, "A W D"], Float[Array, "B T D"]]:
-    """Returns the last hidden states, normed, of prompts and of completions that go on from them.
+) -> tuple[tuple[Float[Array, "B T D"], ...], Params]:
+    """Returns the last hidden states, normed, of sequences, each of which goes on from the last.
 
-    They are those of `forward` for the prompts, and then for the completions with the prompts as
-    their cache: S = W + T. Each of the A prompts is read once for the B / A completions of its
-    group. The other arguments are those of `forward`.
+    They are those of `forward` for prompts [A W], and then for completions [B T] with the prompts
+    as their cache: S = W + T. Each prompt is read once for the B / A completions of its group.
+
+    The second result is the parameters, to be passed on instead of the argument: the gradient of
+    layers that are scanned and rematerialised in full is then summed in one array.
+
+    attention_fns: the attention kernel of each sequence; None: `attend`
+    remat: what is kept of each layer for the backward pass, one of REMAT
+
+    The other arguments are those of `forward`.
     """
     network = Transformer(config, dtype, attention_fns, remat, shardings)
-    result: Any = network.apply({"params": params}, [prompts, completions])
-    return result[0]
+    outputs: Any = network.apply({"params": params}, list(sequences))
+    if outputs.layers is not None:
+        params = params | {"layers": outputs.layers}
+    return outputs.hidden, params
 
 
 def look_up(

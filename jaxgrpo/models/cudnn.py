@@ -1,0 +1,104 @@
+"""Attention by cuDNN's fused kernel on NVIDIA GPUs, through jax.nn.dot_product_attention.
+
+The kernel never holds the scores of all columns with all columns: it holds the mask, a number for
+each row and pair of columns, where dense attention holds scores of all heads, in float32.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxgrpo.errors import UserError
+from jaxgrpo.models.attention import sequence_mask, sequence_positions
+from jaxgrpo.models.attention_kernel import AttentionKernel, within_window
+from jaxgrpo.models.model_config import ModelConfig
+
+MAX_HEAD_WIDTH = 128
+"""The widest head that cuDNN trains on GPUs before Hopper; a width is a multiple of 8."""
+
+
+@dataclass(frozen=True, eq=False)
+class CudnnAttention(AttentionKernel):
+    """Attention by a mask.
+
+    mask: which columns each of the last T reads, but for the window
+    positions: of all columns; a window counts them
+    implementation: of jax.nn.dot_product_attention; "xla" computes the same anywhere, for tests
+    """
+
+    mask: Bool[Array, "B T S"]
+    positions: Int[Array, "B S"]
+    implementation: Literal["cudnn", "xla"] = "cudnn"
+
+    def _readable(self, window: int) -> Bool[Array, "B T S"]:
+        """Returns the mask, within the window."""
+        queries = self.positions[:, -self.mask.shape[1] :]
+        return within_window(self.mask, queries, self.positions, window)
+
+    def _attend_shard(
+        self,
+        window: int,
+        softcap: float | None,
+        queries: Float[Array, "b k G T E"],
+        keys: Float[Array, "b k S E"],
+        values: Float[Array, "b k S E"],
+        readable: Bool[Array, "b T S"],
+    ) -> Float[Array, "b k G T E"]:
+        """Returns what the queries of one device's rows and heads read."""
+        rows, kv_heads, copies, length, width = queries.shape
+        by_column = queries.reshape(rows, -1, length, width).swapaxes(
+            1, 2
+        )  # [b, T, k*G, E]
+        attended = jax.nn.dot_product_attention(
+            by_column,
+            keys.swapaxes(1, 2),
+            values.swapaxes(1, 2),
+            mask=readable[:, None],
+            scale=1.0,  # the queries are scaled already
+            implementation=self.implementation,
+        )
+        by_head = attended.swapaxes(1, 2)  # [b, k*G, T, E]
+        return by_head.reshape(rows, kv_heads, copies, length, width)
+
+
+def attention(
+    mesh: Mesh, segments: Int[Array, "B S"] | Bool[Array, "B S"], offset: int = 0
+) -> CudnnAttention:
+    """Returns the attention of whole sequences.
+
+    segments: which text of its row a column belongs to; 0 is padding
+    offset: the columns before this one have no queries; they are a prompt that was read before
+
+    Raises UserError for odd numbers of columns, which the kernel does not train on.
+    """
+    columns = segments.shape[1]
+    if columns % 2 or offset % 2:
+        raise UserError(
+            f"compute.attention is 'cudnn', which needs even numbers of columns, not {columns} of "
+            f"which {offset} are a prompt: see sampling.prompt_width and max_new_tokens"
+        )
+    mask = sequence_mask(segments)[:, offset:]
+    return CudnnAttention(mesh, mask, sequence_positions(segments))
+
+
+def check(network: ModelConfig, dtype: DTypeLike, device_kind: str) -> None:
+    """Raises UserError where cuDNN cannot attend for this network on such devices."""
+    width = network.head_width
+    reason = ""
+    if "NVIDIA" not in device_kind:
+        reason = f"the devices are {device_kind}"
+    elif jnp.dtype(dtype) != jnp.bfloat16:
+        reason = f"dtype is {jnp.dtype(dtype)}: it needs bfloat16"
+    elif width > MAX_HEAD_WIDTH or width % 8:
+        reason = f"heads are {width} wide: it needs a multiple of 8, at most {MAX_HEAD_WIDTH}"
+    elif network.attention_softcap is not None:
+        reason = f"the network caps its scores at {network.attention_softcap:g}"
+    if reason:
+        raise UserError(
+            f"compute.attention is 'cudnn', which is for NVIDIA GPUs; {reason}. Set it to 'auto'"
+        )
