@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import qwen2_5_7b_v5e16
 
-from jaxgrpo.config import Config
+from jaxgrpo.config import Config, Mesh
 
 
 def get_config() -> Config:
@@ -20,5 +20,6 @@ def get_config() -> Config:
     return replace(
         base,
         out="out/qwen2_5_7b_v5p8",
+        mesh=Mesh(data=1, fsdp=-1),
         optimizer=replace(base.optimizer, state_dtype="float32"),
     )

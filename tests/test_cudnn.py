@@ -81,9 +81,8 @@ def test_values_and_gradients_are_those_of_dense_attention(mesh, offset, setting
 
 
 def test_prefill_and_update_are_lowered_for_cuda(mesh, monkeypatch):
-    """An update attends in four calls a layer: reference, policy, and their gradients are one.
-
-    Prompts and completions are a call each.
+    """A layer has four calls forward, prompts and completions by reference and policy, and two
+    backward.
     """
     monkeypatch.setattr(cudnn, "check", lambda *arguments: None)
     monkeypatch.setattr(
@@ -134,7 +133,7 @@ H100 = "NVIDIA H100 80GB HBM3"
         ),
     ],
 )
-def test_what_it_cannot_attend_to_is_said(network, dtype, expected):
+def test_networks_that_it_cannot_attend_for_are_refused(network, dtype, expected):
     with pytest.raises(UserError, match=expected):
         cudnn.check(network, dtype, H100)
 
@@ -146,5 +145,10 @@ def test_it_attends_on_nvidias_devices_in_bfloat16():
 
 
 def test_it_needs_even_numbers_of_columns(mesh):
-    with pytest.raises(UserError, match="not 9 of which 4 are a prompt"):
+    with pytest.raises(UserError, match="here 5 read 9: change sampling"):
         cudnn.attention(mesh, jnp.ones((1, 9), jnp.int32), 4)
+    with pytest.raises(UserError, match="here 7 read 10"):
+        cudnn.attention(mesh, jnp.ones((1, 10), jnp.int32), 3)
+    positions = jnp.zeros((1, 5), jnp.int32)
+    with pytest.raises(UserError, match=r"here 5 read 5: .* or batch\.pack"):
+        cudnn.CudnnAttention(mesh, jnp.ones((1, 5, 5), bool), positions)

@@ -81,13 +81,14 @@ def test_values_and_gradients_are_those_of_a_scan(params, rows):
 
 
 def test_frozen_parameters_get_no_gradient(params, rows):
-    """With LoRA the large matrices are frozen."""
+    """With LoRA the large matrices are frozen: no array of the gradient is as large."""
 
     def of_adapters(scan):
         def number(adapters, kernel):
-            return read_twice(scan)(adapters | {"kernel": kernel}, rows)
+            hidden, _ = scan(adapters | {"kernel": kernel}, (rows, 2 * rows))
+            return hidden[1].sum()
 
-        return jax.jit(jax.grad(number))
+        return jax.grad(number)
 
     adapters = {name: params[name] for name in ("a", "b")}
     gradient, expected = (
@@ -95,9 +96,10 @@ def test_frozen_parameters_get_no_gradient(params, rows):
     )
     for name, leaf in expected.items():
         np.testing.assert_allclose(gradient[name], leaf, rtol=1e-4, atol=1e-5)
-    lowered = of_adapters(in_place).lower(adapters, params["kernel"])
-    temporaries = lowered.compile().memory_analysis().temp_size_in_bytes
-    assert temporaries < params["kernel"].nbytes / 2
+    jaxpr = jax.make_jaxpr(of_adapters(in_place))(adapters, params["kernel"])
+    made = [var.aval.shape for eqn in jaxpr.eqns for var in eqn.outvars]
+    assert made
+    assert params["kernel"].shape not in made
 
 
 def test_micro_batches_share_one_gradient(params, rows):

@@ -22,7 +22,8 @@ def accumulate_gradients(
     The gradient is added up in float32, a micro-batch at a time.
 
     loss: (parameters, rows) -> (value, auxiliary results, parameters for their next use). The last
-        are the same numbers; each leaf is the argument's, or what its last use returned
+        are the same values: each leaf is the argument's, or the one that `embed` or `scan_layers`
+        returned
     rows: what the loss is a sum over: rows, or bins
     scan: goes over the micro-batches, as jax.lax.scan does
     """
@@ -40,7 +41,7 @@ def accumulate_gradients(
         # JAX adds up a parameter's gradients from its last use back to its first. The sum of the
         # micro-batches before is given as the gradient of one more use, so that JAX adds to it. A
         # tied embedding's and stacked layers' are added in place (embed, scan_layers); the others
-        # get an array of their own, and then a sum.
+        # are new arrays, which are then added.
         start = jax.tree.map(_start_of_sum, gradient, params)
         (new,) = pull_back((jnp.ones_like(value), start))
         return jax.tree.map(_end_of_sum, gradient, new), auxiliary

@@ -18,7 +18,7 @@ from jaxgrpo.distributed.mesh import ROWS
 # eq=False: they are hashed by identity, since traced arrays have no hash.
 @dataclass(frozen=True, eq=False)
 class AttentionKernel:
-    """A kernel on a mesh. A subclass says which it is, and what a column reads.
+    """A kernel on a mesh. A subclass has the kernel, and says which columns may be read.
 
     mesh: divides rows over data and fsdp, and key-value heads over tensor where they divide
     """
@@ -48,18 +48,17 @@ class AttentionKernel:
         keys = jnp.concatenate([part_keys for part_keys, _ in parts], axis=3)
         values = jnp.concatenate([part_values for _, part_values in parts], axis=2)
 
-        # 2. Queries by the key-value head that they read, [B, K, G, T, E]. They are scaled here
-        # because the kernel does not scale.
+        # 2. Queries by the key-value head that they read, [B, K, G, T, E].
         batch, kv_heads = keys.shape[:2]
-        scaled = queries * (width**-0.5 if scale is None else scale)
-        grouped = scaled.reshape(batch, kv_heads, -1, *queries.shape[2:])
+        grouped = queries.reshape(batch, kv_heads, -1, *queries.shape[2:])
+        scale = width**-0.5 if scale is None else scale
 
         # 3. The kernel on each device's own rows and heads; nothing is communicated.
         heads_axis = "tensor" if kv_heads % self.mesh.shape["tensor"] == 0 else None
         by_row = PartitionSpec(*ROWS)
         by_row_and_head = PartitionSpec(*ROWS, heads_axis)
         attend = jax.shard_map(
-            partial(self._attend_shard, window, softcap),
+            partial(self._attend_shard, window, scale, softcap),
             mesh=self.mesh,
             in_specs=(by_row_and_head, by_row_and_head, by_row_and_head, by_row),
             out_specs=by_row_and_head,
@@ -76,6 +75,7 @@ class AttentionKernel:
     def _attend_shard(
         self,
         window: int,
+        scale: float,
         softcap: float | None,
         queries: Float[Array, "b k G T E"],
         keys: Float[Array, "b k S E"],
@@ -92,7 +92,10 @@ def within_window(
     key_positions: Int[Array, "B S"],
     window: int,
 ) -> Bool[Array, "B T S"]:
-    """Returns the mask without what stands `window` tokens or more before its query; 0: all."""
+    """Returns the mask, without keys that stand `window` positions or more before their query.
+
+    window: 0 leaves the mask as it is
+    """
     if not window:
         return mask
     distances = positions[:, :, None] - key_positions[:, None, :]

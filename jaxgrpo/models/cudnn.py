@@ -1,7 +1,7 @@
 """Attention by cuDNN's fused kernel on NVIDIA GPUs, through jax.nn.dot_product_attention.
 
-The kernel never holds the scores of all columns with all columns: it holds the mask, a number for
-each row and pair of columns, where dense attention holds scores of all heads, in float32.
+The kernel never holds the scores of all columns with all columns. It holds the mask as a bias,
+[B, T, S], where dense attention holds float32 scores, [B, H, T, S].
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,33 @@ from jaxgrpo.models.attention_kernel import AttentionKernel, within_window
 from jaxgrpo.models.model_config import ModelConfig
 
 MAX_HEAD_WIDTH = 128
-"""The widest head that cuDNN trains on GPUs before Hopper; a width is a multiple of 8."""
+"""The widest head that cuDNN trains on all GPUs; Hopper's may be wider. It must be a multiple of
+8."""
 
 
 @dataclass(frozen=True, eq=False)
 class CudnnAttention(AttentionKernel):
     """Attention by a mask.
 
-    mask: which columns each of the last T reads, but for the window
-    positions: of all columns; a window counts them
+    mask: which columns each of the last T reads, before a layer's window is applied
+    positions: of all columns; windows are measured in positions, not in columns
     implementation: of jax.nn.dot_product_attention; "xla" computes the same anywhere, for tests
+
+    Raises UserError for odd numbers of columns, which the kernel does not train on.
     """
 
     mask: Bool[Array, "B T S"]
     positions: Int[Array, "B S"]
     implementation: Literal["cudnn", "xla"] = "cudnn"
+
+    def __post_init__(self) -> None:
+        columns = self.mask.shape[1:]
+        if any(number % 2 for number in columns):
+            raise UserError(
+                f"compute.attention is 'cudnn', which needs even numbers of columns, and here "
+                f"{columns[0]} read {columns[1]}: change sampling.prompt_width, "
+                "sampling.max_new_tokens or batch.pack"
+            )
 
     def _readable(self, window: int) -> Bool[Array, "B T S"]:
         """Returns the mask, within the window."""
@@ -43,6 +55,7 @@ class CudnnAttention(AttentionKernel):
     def _attend_shard(
         self,
         window: int,
+        scale: float,
         softcap: float | None,
         queries: Float[Array, "b k G T E"],
         keys: Float[Array, "b k S E"],
@@ -59,7 +72,7 @@ class CudnnAttention(AttentionKernel):
             keys.swapaxes(1, 2),
             values.swapaxes(1, 2),
             mask=readable[:, None],
-            scale=1.0,  # the queries are scaled already
+            scale=scale,
             implementation=self.implementation,
         )
         by_head = attended.swapaxes(1, 2)  # [b, k*G, T, E]
@@ -73,15 +86,7 @@ def attention(
 
     segments: which text of its row a column belongs to; 0 is padding
     offset: the columns before this one have no queries; they are a prompt that was read before
-
-    Raises UserError for odd numbers of columns, which the kernel does not train on.
     """
-    columns = segments.shape[1]
-    if columns % 2 or offset % 2:
-        raise UserError(
-            f"compute.attention is 'cudnn', which needs even numbers of columns, not {columns} of "
-            f"which {offset} are a prompt: see sampling.prompt_width and max_new_tokens"
-        )
     mask = sequence_mask(segments)[:, offset:]
     return CudnnAttention(mesh, mask, sequence_positions(segments))
 
@@ -100,5 +105,5 @@ def check(network: ModelConfig, dtype: DTypeLike, device_kind: str) -> None:
         reason = f"the network caps its scores at {network.attention_softcap:g}"
     if reason:
         raise UserError(
-            f"compute.attention is 'cudnn', which is for NVIDIA GPUs; {reason}. Set it to 'auto'"
+            f"compute.attention='cudnn' is for NVIDIA GPUs, and {reason}; set it to 'auto'"
         )

@@ -1,8 +1,9 @@
-"""A scan over stacked layers whose gradient is added up in one array.
+"""A scan over stacked layers, which adds the layers' gradient to a sum in place.
 
-JAX's own gradient of a scan is a new array for all layers, which is then added to the sum of the
-micro-batches before: two gradients of the whole network are held. Here the backward pass adds each
-layer's part to the sum in place. It keeps the input of each layer and computes the rest again.
+JAX's gradient of lax.scan is a new array for all layers, which is then added to the sum of the
+micro-batches before: two gradients of the whole network are held at a time. Here the backward pass
+adds each layer's part into the sum. The forward pass stores the input of each layer alone; the
+backward pass computes the rest again.
 """
 
 from collections.abc import Callable
@@ -24,10 +25,10 @@ ApplyLayer = Callable[[Params, Hidden, PyTree, PyTree], Hidden]
 
 
 class _Residuals(NamedTuple):
-    """What the backward pass needs. Leaves have an axis [L], but for `shared`."""
+    """What the backward pass needs. Leaves have an axis [L], except in `shared`."""
 
     trained: Params
-    """The parameters that somebody differentiates; None in the place of the others."""
+    """The parameters that are differentiated; None in the place of the others."""
     frozen: Params
     """The others; None in the place of those that are trained."""
     inputs: Hidden
@@ -43,11 +44,14 @@ def scan_layers(
     shared: PyTree,
     constants: PyTree,
 ) -> tuple[Hidden, Params]:
-    """Returns the hidden states after all layers, and the layers' parameters for their next use.
+    """Returns the hidden states after all layers, and `layers` as they are.
 
-    In the backward pass the gradient of the next use comes in, those of the layers are added, and
-    the sum goes out as the parameters' gradient. There is none for `shared` and `constants`.
+    Pass the returned layers on instead of the argument. In the backward pass the gradient of that
+    next use comes in here, the parts of the layers are added to it, and the sum goes out as the
+    parameters' gradient. `shared` and `constants` get no gradient.
 
+    apply_layer: may close over arrays only where forward and backward pass are of one trace, as
+        in a loss whose gradient is taken within the same jit
     layers: parameters, each leaf with an axis [L] in front
     hidden: the first layer's input
     constants: each leaf with an axis [L] in front
@@ -75,7 +79,7 @@ def _scan_forward(
 def _forward(
     apply_layer: ApplyLayer, *primals: PyTree
 ) -> tuple[tuple[Hidden, Params], _Residuals]:
-    """Computes `scan_layers` of arguments as custom_vjp hands them over with symbolic zeros."""
+    """Computes `scan_layers` for custom_vjp, which hands over leaves with .value and .perturbed."""
     layers, hidden, shared, constants = jax.tree.map(lambda leaf: leaf.value, primals)
     is_trained = jax.tree.map(lambda leaf: leaf.perturbed, primals[0])
     output, inputs = _scan_forward(apply_layer, layers, hidden, shared, constants)
@@ -98,34 +102,33 @@ def _backward(
     """
     trained = residuals.trained
     num_layers = len(jax.tree.leaves(residuals.inputs)[0])
-    d_hidden, d_next_use = jax.tree.map(_instantiate, gradients)
-    sums = jax.tree.map(
-        lambda parameter, gradient: None if parameter is None else gradient,
-        trained,
-        d_next_use,
-        is_leaf=_is_none,
+    d_output, d_next_use = gradients
+    first_carry = (
+        jax.tree.map(_instantiate, d_output),
+        jax.tree.map(_sum_so_far, trained, d_next_use, is_leaf=_is_none),
     )
 
     def step(
         carry: tuple[Hidden, Params], layer: tuple[Array, _Residuals]
     ) -> tuple[tuple[Hidden, Params], None]:
         d_output, sums = carry
-        index, own = layer
+        index, of_layer = layer
 
         def apply(trained: Params, hidden: Hidden) -> Hidden:
-            params = _join(trained, own.frozen)
-            return apply_layer(params, hidden, residuals.shared, own.constants)
+            params = _join(trained, of_layer.frozen)
+            return apply_layer(params, hidden, residuals.shared, of_layer.constants)
 
-        _, pull_back = jax.vjp(apply, own.trained, own.inputs)
+        _, pull_back = jax.vjp(apply, of_layer.trained, of_layer.inputs)
         d_params, d_input = pull_back(d_output)
         return (d_input, jax.tree.map(partial(_add_at, index), sums, d_params)), None
 
     layers = (jnp.arange(num_layers), residuals._replace(shared=None))
-    (d_hidden, sums), _ = jax.lax.scan(step, (d_hidden, sums), layers, reverse=True)
+    (d_hidden, sums), _ = jax.lax.scan(step, first_carry, layers, reverse=True)
     return sums, d_hidden, None, None
 
 
-# With symbolic zeros the forward pass knows which parameters are frozen: with LoRA most are.
+# With symbolic zeros the forward pass knows which parameters are frozen: with LoRA most are. JAX
+# counts those that are returned as differentiated, so that this holds for their first use.
 scan_layers.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
@@ -145,6 +148,11 @@ def _join(some: Params, others: Params) -> Params:
 
 def _is_none(leaf: Any) -> bool:
     return leaf is None
+
+
+def _sum_so_far(trained: Array | None, gradient: Array | SymbolicZero) -> Array | None:
+    """Returns the gradient of a trained parameter's next use; None for a frozen one."""
+    return None if trained is None else _instantiate(gradient)
 
 
 def _instantiate(gradient: Array | SymbolicZero) -> Array:

@@ -61,6 +61,7 @@ class SplashAttention(AttentionKernel):
     def _attend_shard(
         self,
         window: int,
+        scale: float,
         softcap: float | None,
         queries: Float[Array, "b k G T E"],
         keys: Float[Array, "b k S E"],
@@ -90,8 +91,8 @@ class SplashAttention(AttentionKernel):
                 queries, keys, values, segment_ids
             )
 
-        # Over the device's rows.
-        return jax.vmap(attend_row)(queries, keys, values, readable)
+        # Over the device's rows. The kernel does not scale.
+        return jax.vmap(attend_row)(queries * scale, keys, values, readable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +118,7 @@ class MaskedSplashAttention(AttentionKernel):
     def _attend_shard(
         self,
         window: int,
+        scale: float,
         softcap: float | None,
         queries: Float[Array, "b k G T E"],
         keys: Float[Array, "b k S E"],
@@ -146,7 +148,7 @@ class MaskedSplashAttention(AttentionKernel):
             )
             return jax.vmap(kernel)(queries, keys, values)
 
-        return jax.vmap(attend_row)(queries, keys, values, readable)
+        return jax.vmap(attend_row)(queries * scale, keys, values, readable)
 
 
 def attention(

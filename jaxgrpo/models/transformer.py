@@ -72,10 +72,9 @@ class Outputs(NamedTuple):
     hidden: tuple[Float[Array, "B T D"], ...]
     """The last hidden states of each sequence, normed."""
     key_values: KeyValues | None
-    """Each layer's keys and values; None where layers are scanned with a gradient in place."""
+    """Each layer's keys and values; None where `scan_layers` is used."""
     layers: Params | None
-    """The layers' parameters for their next use (see layer_scan.py); None where they are not
-    scanned with a gradient in place."""
+    """The layers' parameters for their next use; None where `scan_layers` is not used."""
 
 
 class Transformer(nn.Module):
@@ -97,7 +96,7 @@ class Transformer(nn.Module):
     ) -> Outputs:
         config = self.config
         normal = nn.initializers.normal(0.02)
-        # 1. The vocabulary's parameters. Scorer and sampler use the output embedding, not we.
+        # 1. The vocabulary's parameters. Scorer and sampler use the output embedding, not this.
         embedding = self.param("embedding", normal, (config.vocab_size, config.width))
         if not config.tied_embeddings:
             self.param("output_embedding", normal, (config.vocab_size, config.width))
@@ -115,7 +114,7 @@ class Transformer(nn.Module):
         # 3. The layers: scanned where their parameters are stacked.
         is_scanned = self.has_variable("params", "layers")
         key_values, layers = None, None
-        if is_scanned and self.remat == "full":
+        if is_scanned and self.remat == "full" and cache is None:
             hidden, layers = self._scan_layers_in_place(hidden, layer_inputs)
         else:
             layer: Any = (
@@ -212,7 +211,7 @@ class Transformer(nn.Module):
     def _scan_layers_in_place(
         self, hidden: tuple[Array, ...], sequences: tuple[LayerInputs, ...]
     ) -> tuple[tuple[Array, ...], Params]:
-        """Scans the layers, of which the backward pass keeps the inputs alone."""
+        """Scans the layers; nothing but their inputs is stored for the backward pass."""
         # Not a part of this module: layer_scan.py differentiates it as a function of parameters.
         layer = Layer(self.config, self.attention_fns, self.shardings, parent=None)
 
