@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pyarrow.parquet
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -43,10 +44,11 @@ from jaxgrpo.config import (
     validate,
 )
 from jaxgrpo.config.loader import call_get_config, find_file
-from jaxgrpo.data import arithmetic, jsonl
+from jaxgrpo.data import arithmetic
 from jaxgrpo.data.gsm8k import GSM8K, split_answer
 from jaxgrpo.data.order import ProblemOrder
 from jaxgrpo.data.prompt_filter import PromptFilter
+from jaxgrpo.data.table import Table
 from jaxgrpo.device import optimizer
 from jaxgrpo.distributed import mesh
 from jaxgrpo.errors import UserError
@@ -516,13 +518,13 @@ trial(
 ROWS = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(4)]
 
 
-def rows(folder: Path, *lines: Any, **how: Any) -> jsonl.Jsonl:
+def rows(folder: Path, *lines: Any, **how: Any) -> Table:
     """A source of a file with these lines, objects or bytes."""
     text = [
         line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines
     ]
     (folder / "data.jsonl").write_bytes(b"".join(line + b"\n" for line in text))
-    return jsonl.Jsonl(path=str(folder / "data.jsonl"), **{"heldout_size": 1} | how)
+    return Table(path=str(folder / "data.jsonl"), **{"heldout_size": 1} | how)
 
 
 def bad_line(part: str, *lines: Any, **how: Any) -> None:
@@ -544,7 +546,7 @@ bad_line(
     "not text or a number; mend it", {"question": "q?", "answer": None}, heldout_size=0
 )
 bad_line(
-    "is blank; fill it in, drop the line",
+    "is blank; fill it in, drop the {}",
     {"question": "q?", "answer": " "},
     heldout_size=0,
 )
@@ -590,34 +592,128 @@ trial(
 )
 trial(
     "the data has no file; set",
-    lambda folder, said: jsonl.Jsonl().train(),
+    lambda folder, said: Table().train(),
     lambda folder, said: (
         rows(folder, *ROWS),
         overrides.override(
-            changed({"data": jsonl.Jsonl(heldout_size=1)}),
+            changed({"data": Table(heldout_size=1)}),
             [f"--config.data.path={folder}/data.jsonl"],
         ).data.train(),
     ),
 )
 trial(
     "there is no file {}; check --config.data.path",
-    lambda folder, said: jsonl.Jsonl(path=str(folder / "none.jsonl")).train(),
+    lambda folder, said: Table(path=str(folder / "none.jsonl")).train(),
     lambda folder, said: rows(folder, *ROWS).train(),
 )
 trial(
-    "is a folder; name the JSON Lines file in it",
-    lambda folder, said: jsonl.Jsonl(path=str(folder)).train(),
-    lambda folder, said: rows(folder, *ROWS).train(),
+    "files of several kinds ({}); name a file",
+    lambda folder, said: (
+        rows(folder, *ROWS),
+        (folder / "a.csv").write_text("question,answer\n1?,1\n2?,2\n"),
+        Table(path=str(folder)).train(),
+    ),
+    lambda folder, said: Table(path=str(folder / "data.jsonl"), heldout_size=1).train(),
 )
 trial(
     "check it and its permissions",
-    lambda folder, said: jsonl.Jsonl(path=str(folder / ("x" * 300))).train(),
+    lambda folder, said: Table(path=str(folder / ("x" * 300))).train(),
     lambda folder, said: rows(folder, *ROWS).train(),
 )
 trial(
-    "it should hold one JSON object a line",
+    "has no rows; give a file that has some",
     lambda folder, said: rows(folder, heldout_size=0).train(),
     lambda folder, said: rows(folder, *ROWS).train(),
+)
+
+
+def csv(folder: Path, text: str) -> Table:
+    """A source of a CSV file."""
+    (folder / "data.csv").write_text(text)
+    return Table(path=str(folder / "data.csv"), heldout_size=1)
+
+
+def parquet(folder: Path, content: bytes | None = None) -> Table:
+    """A source of a parquet file; of these bytes in its place."""
+    path = folder / "data.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    if content is not None:
+        path.write_bytes(content)
+    return Table(path=str(path), heldout_size=1)
+
+
+def saved_set(folder: Path, state: str) -> Table:
+    """A source of a folder as `datasets` saves it, with this state.json."""
+    source = parquet(folder)
+    (folder / "state.json").write_text(state)
+    return replace(source, path=str(folder))
+
+
+GOOD_CSV = "question,answer\n1?,1\n2?,2\n"
+trial(
+    "put values with a delimiter in them in double quotes",
+    lambda folder, said: csv(folder, GOOD_CSV + "1, 2?,3\n").train(),
+    lambda folder, said: csv(folder, GOOD_CSV + '"1, 2?",3\n').train(),
+)
+trial(
+    "put values with quotes in them in double quotes, and write the quotes twice",
+    lambda folder, said: csv(folder, GOOD_CSV + '"1"x?,3\n').train(),
+    lambda folder, said: csv(folder, GOOD_CSV + '"""1""x?",3\n').train(),
+)
+trial(
+    "should hold the columns' names, and {}; write a name for each",
+    lambda folder, said: csv(folder, "question,answer,answer\n").train(),
+    lambda folder, said: csv(folder, "question,answer,other\n1?,1,1\n2?,2,2\n").train(),
+)
+trial(
+    "copy it anew, by `git lfs pull` if it is a pointer",
+    lambda folder, said: parquet(folder, b"version https://git-lfs").train(),
+    lambda folder, said: parquet(folder).train(),
+)
+trial(
+    "names no data files ({}: {}); save the data set anew",
+    lambda folder, said: saved_set(folder, "{}").train(),
+    lambda folder, said: saved_set(
+        folder, '{"_data_files": [{"filename": "data.parquet"}]}'
+    ).train(),
+)
+NO_CONVERSATION = [
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "user", "content": "?"},
+]
+trial(
+    '"{}" is no conversation: {}; mend it',
+    lambda folder, said: rows(
+        folder, *ROWS, {"question": NO_CONVERSATION, "answer": 2}, heldout_size=0
+    ).train(),
+    lambda folder, said: rows(
+        folder, *ROWS, {"question": NO_CONVERSATION[:1], "answer": 2}, heldout_size=0
+    ).train(),
+)
+
+
+def splits(folder: Path, **how: Any) -> Table:
+    """A source of a folder with two splits."""
+    for name in ("train", "test"):
+        rows(folder, *ROWS)
+        (folder / "data.jsonl").rename(folder / f"{name}.jsonl")
+    return Table(path=str(folder), heldout_size=1, **how)
+
+
+def with_flag(source: Table, said: str) -> None:
+    flag = re.search(r"--config\.\S+", said)[0]
+    assert overrides.override(changed({"data": source}), [flag]).data.train()
+
+
+trial(
+    "has the splits {}, and none is {}; set",
+    lambda folder, said: splits(folder, split="tran").train(),
+    lambda folder, said: with_flag(splits(folder, split="tran"), said),
+)
+trial(
+    "has no splits, and so none that is {}; leave out",
+    lambda folder, said: rows(folder, *ROWS, heldout_split="test").heldout(),
+    lambda folder, said: rows(folder, *ROWS).heldout(),
 )
 trial(
     'the answer has no "{}" with the result after it',

@@ -6,16 +6,17 @@ follows the last "####":
     {"question": "Natalia sold clips to 48 of her friends ...",
      "answer": "Natalia sold 48/2 = ... in May.\\n#### 72"}
 
-From files that are already here, `GSM8K(path="train.jsonl", heldout_path="test.jsonl")`; without a
-path TFDS downloads the official ones once. Both give the same problems.
+From files that are already here, `GSM8K(path="train.jsonl", heldout_path="test.jsonl")`, or
+`GSM8K(path="openai/gsm8k/main")` where that folder of the Hugging Face hub was fetched; without a
+path TFDS downloads the official files once. All give the same problems.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex, TypedDict, overload
 
-from jaxgrpo.data.json_rows import Row
-from jaxgrpo.data.jsonl import read_split
+from jaxgrpo.data.rows import Row
+from jaxgrpo.data.table import read_split
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Problems
 
@@ -122,16 +123,14 @@ def split_answer(answer: str, where: str) -> tuple[str, str]:
         raise UserError(
             f'{where}: the answer has no "{GOLD_MARK}" with the result after it, as in '
             f'"{GOLD_MARK} 42"; mend the line, or read a file of another form with '
-            "jaxgrpo.data.jsonl.Jsonl"
+            "jaxgrpo.data.table.Table"
         )
     return solution.strip(), gold
 
 
 def _from_row(row: Row, split: str) -> Problem:
     """Returns the problem of a row of the official files."""
-    solution, gold = split_answer(
-        row.text("answer", "path"), f"{row.path} line {row.line}"
-    )
+    solution, gold = split_answer(row.text("answer", "path"), row.where)
     return _make_problem(split, row.line, row.text("question", "path"), solution, gold)
 
 

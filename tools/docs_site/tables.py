@@ -10,13 +10,13 @@ from jaxgrpo.config import Config, overrides
 from jaxgrpo.config.bounds import Marks, bounds_of, marks_of
 from jaxgrpo.data.arithmetic import Arithmetic
 from jaxgrpo.data.gsm8k import GSM8K
-from jaxgrpo.data.jsonl import Jsonl
+from jaxgrpo.data.table import Table
 from jaxgrpo.problems import Driven, Scheduled, Weighted
 from jaxgrpo.rewards import gate, languages, layout, length, maths, repetition, rouge
 
 ROOT = Path(__file__).parents[2]
 
-SOURCES = (Arithmetic(), GSM8K(), Jsonl())
+SOURCES = (Arithmetic(), GSM8K(), Table())
 """A source of problems of each class."""
 
 WEIGHTS = (Weighted(maths.accuracy), Scheduled(maths.accuracy), Driven(maths.accuracy))
