@@ -125,7 +125,7 @@ def build_run(config: Config) -> Run:
         vocab_size=network.vocab_size,
         max_width=positions - config.sampling.max_new_tokens if positions else None,
     )
-    notes = [batch_line(config), off_policy_note(config)]
+    notes: list[str | None] = [batch_line(config), off_policy_note(config)]
     notes.append(prompt_filter.check(task.problems, "training"))
     if config.evaluation.problems:
         notes.append(prompt_filter.check(heldout, "held-out"))
