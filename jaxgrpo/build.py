@@ -36,7 +36,7 @@ from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder, lora
 from jaxgrpo.models.model_config import ModelConfig
-from jaxgrpo.problems import Problems, Task, Weighted
+from jaxgrpo.problems import Problems, Task, Weighted, notes_of
 from jaxgrpo.programs import Programs, SamplingPrograms, compile_programs
 from jaxgrpo.rewards import languages
 from jaxgrpo.rewards.maths.golds import notes_on_golds
@@ -129,7 +129,7 @@ def build_run(config: Config) -> Run:
     notes.append(prompt_filter.check(task.problems, "training"))
     if config.evaluation.problems:
         notes.append(prompt_filter.check(heldout, "held-out"))
-    notes += notes_on_golds(task, heldout)
+    notes += [*notes_of(config.data), *notes_on_golds(task, heldout)]
 
     # 3. Programs, which need the devices, and worker processes.
     compilation_cache.enable()

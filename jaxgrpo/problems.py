@@ -114,6 +114,15 @@ class Source(Protocol):
         ...
 
 
+def notes_of(source: Source) -> list[str]:
+    """Returns the lines that a run on a source begins with, once its problems are read.
+
+    They are what the source's `notes()` returns. A source need not have that method.
+    """
+    notes: Callable[[], list[str]] = getattr(source, "notes", list)
+    return notes()
+
+
 @dataclass
 class Weighted:
     """A reward and its weight in the sum from which advantages are computed."""

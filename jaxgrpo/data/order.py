@@ -2,13 +2,19 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 
+import numpy as np
+
+from jaxgrpo.data.mixture import MixedProblems
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Problems
 
 
 class ProblemOrder:
     """Hands out problems in an order that is a function of the seed and the position alone.
+
+    Of a mixture's parts each has an order and passes of its own, and they take turns by weight.
 
     Grain permutes indices without a table of them, so a position far ahead costs no more than the
     first one, and a problem is made or read when it is its turn. The state is therefore a number:
@@ -31,10 +37,21 @@ class ProblemOrder:
 
         self._problems = problems
         self._seed = seed
+
+        def shuffled(indices: range, seed: int) -> grain.MapDataset[int]:
+            return grain.MapDataset.source(indices).seed(seed).shuffle().repeat()
+
         # An infinite dataset of indices: entry `position` is the problem of that position.
-        self._indices = (
-            grain.MapDataset.source(range(len(problems))).seed(seed).shuffle().repeat()
-        )
+        if isinstance(problems, MixedProblems):
+            parts = [
+                shuffled(indices, _part_seed(seed, part))
+                for part, indices in enumerate(problems.ranges)
+            ]
+            # Fractions, because Grain makes whole numbers of them: 0.3 : 0.1 is 3 : 1.
+            weights = [Fraction(str(weight)) for weight in problems.weights]
+            self._indices = grain.MapDataset.mix(parts, weights)
+        else:
+            self._indices = shuffled(range(len(problems)), seed)
         self._position = 0
 
     @property
@@ -44,7 +61,10 @@ class ProblemOrder:
 
     @property
     def epoch(self) -> int:
-        """Returns the pass that the next problem belongs to, from 0."""
+        """Returns the pass that the next problem belongs to, from 0.
+
+        Of a mixture: how many times as many problems as there are have been handed out.
+        """
         return self._position // len(self._problems)
 
     def take(self, count: int) -> list[Problem]:
@@ -84,6 +104,11 @@ class ProblemOrder:
                     "--config.out"
                 )
         self._position = state["position"]
+
+
+def _part_seed(seed: int, part: int) -> int:
+    """Returns the seed of a mixture's part: parts of one size are not in one order."""
+    return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
 
 
 class ProblemStream:
