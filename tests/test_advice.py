@@ -46,7 +46,9 @@ from jaxgrpo.config import (
 from jaxgrpo.config.loader import call_get_config, find_file
 from jaxgrpo.data import arithmetic
 from jaxgrpo.data.gsm8k import GSM8K, split_answer
+from jaxgrpo.data.mixture import Mixture, Part
 from jaxgrpo.data.order import ProblemOrder
+from jaxgrpo.data.overlap import Decontaminated
 from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.data.table import Table
 from jaxgrpo.device import optimizer
@@ -589,6 +591,47 @@ trial(
     lambda folder, said: rows(
         folder, *ROWS, heldout_path=str(folder / "data.jsonl")
     ).train(),
+)
+MIXED = [Problem(str(n), f"What is {n} + 1?", str(n + 1), level=n) for n in range(4)]
+
+
+class InMemory:
+    """A source of four problems."""
+
+    def train(self) -> list[Problem]:
+        return MIXED
+
+    heldout = train
+
+
+def mix(**how: Any) -> None:
+    assert Mixture({"a": Part(InMemory(), **how)}).train()
+
+
+trial(
+    "widen its languages, levels and lengths, or give it weight 0",
+    lambda folder, said: mix(min_level=9),
+    lambda folder, said: mix(min_level=1),
+    lambda folder, said: Mixture(
+        {"a": Part(InMemory(), 0.0, min_level=9), "b": Part(InMemory())}
+    ).train(),
+)
+trial(
+    "--config.data.parts.{}.weight is {}: it must be 0 or more",
+    lambda folder, said: mix(weight=-1.0),
+    lambda folder, said: Mixture(
+        {"a": Part(InMemory(), 0.0), "b": Part(InMemory())}
+    ).train(),
+)
+trial(
+    "no part of the mixture has a weight above 0; give one a weight",
+    lambda folder, said: mix(weight=0.0),
+    lambda folder, said: mix(weight=0.5),
+)
+trial(
+    "--config.data.words is {}: it must be at least 1",
+    lambda folder, said: Decontaminated(InMemory(), words=0).train(),
+    lambda folder, said: Decontaminated(InMemory(), words=1).train(),
 )
 trial(
     "the data has no file; set",

@@ -70,7 +70,7 @@ MIXTURES = [
 
 
 @pytest.mark.parametrize(("sizes", "weights"), MIXTURES)
-@pytest.mark.parametrize("count", [1, 10, 1000])
+@pytest.mark.parametrize("count", [1, 10, 300])
 def test_parts_are_asked_in_proportion_to_their_weights(sizes, weights, count):
     """Within two problems: they take turns, so that there is no error of sampling."""
     order = ProblemOrder(mixed(sizes, weights), seed=0)
@@ -307,6 +307,16 @@ def test_overlap_with_other_sets_may_be_counted_alone():
     )
     assert len(source.train()) == 2
     assert notes_of(source)[0].endswith("with a held-out one, 0 first; they stay")
+
+
+def test_errors_name_the_settings_of_the_inner_source():
+    source = Decontaminated(Mixture({"a": Part(Table())}))
+    own = "set --config.data.source.parts.a.source.path=train.jsonl"
+    assert the_error(source.train).endswith(own)
+    assert the_error(source.heldout).endswith(own)
+    other = Decontaminated(Given(asking("?")), (Given([]), Table()))
+    assert "--config.data.evaluated.1.path" in the_error(other.train)
+    assert "words is 0" in the_error(Decontaminated(Given([]), words=0).train)
 
 
 def test_a_mixture_without_overlap_is_still_a_mixture():

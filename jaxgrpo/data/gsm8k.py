@@ -28,10 +28,11 @@ GOLD_MARK = "####"
 class GSM8K:
     """A Source: GSM8K, from JSON Lines files or through TFDS.
 
-    path: the official train.jsonl, or a file like it; "" to get the official files through TFDS,
-      which downloads and prepares them once. Then the test split is held out.
+    path: the official train.jsonl, a file like it, or the folder `main` of openai/gsm8k on the
+      Hugging Face hub; "" to get the official files through TFDS, which downloads and prepares them
+      once. Then, and of a folder, the test split is held out.
     heldout_path: the official test.jsonl, or a file like it; without one the last `heldout_size`
-      rows of `path` are held out.
+      rows of a file `path` are held out.
     data_dir: where TFDS keeps what it prepares; "" is TFDS's own folder, ~/tensorflow_datasets.
     heldout_size: number of rows to hold out where there is a `path` and no `heldout_path`.
 

@@ -11,7 +11,8 @@ is at its end begins again, in a new order, while the others go on: each has pas
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import SupportsIndex, overload
 
@@ -170,13 +171,10 @@ class Mixture:
     def _select(self, name: str, split: str) -> Problems:
         """Returns a part's problems; an error names the part's own settings."""
         part = self.parts[name]
-        try:
+        with named_settings(f"parts.{name}.source"):
             problems = (
                 part.source.train() if split == "train" else part.source.heldout()
             )
-        except UserError as error:
-            own = f"--config.data.parts.{name}.source."
-            raise UserError(str(error).replace("--config.data.", own)) from error
         return part.select(problems)
 
     def _check(self) -> None:
@@ -196,6 +194,19 @@ class Mixture:
             raise UserError(
                 "no part of the mixture has a weight above 0; give one a weight"
             )
+
+
+@contextmanager
+def named_settings(path: str) -> Iterator[None]:
+    """Has errors of a source that is within another one name its settings as they are called there.
+
+    path: of the inner source, from the outer one
+    """
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace("--config.data.", f"--config.data.{path}.")
+        raise UserError(text) from error
 
 
 def _is_between(number: int, least: int, most: int) -> bool:

@@ -5,10 +5,11 @@ in a row are what the authors of GPT-3 looked for (arXiv 2005.14165, appendix C)
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from jaxgrpo.data.mixture import MixedProblems
+from jaxgrpo.data.mixture import MixedProblems, named_settings
+from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Problems, Source, notes_of
 
 # Thai, Japanese and Chinese are written without spaces: there a letter counts as a word.
@@ -36,14 +37,22 @@ class Decontaminated:
 
     def train(self) -> Problems:
         """Returns the training problems; raises UserError as the sources do."""
-        heldout = [
-            self.source.heldout(),
-            *(other.heldout() for other in self.evaluated),
-        ]
+        if self.words < 1:
+            raise UserError(
+                f"--config.data.words is {self.words}: it must be at least 1; 13 is usual"
+            )
+        heldout = [self.heldout()]
+        for place, other in enumerate(self.evaluated):
+            with named_settings(f"evaluated.{place}"):
+                heldout.append(other.heldout())
         runs = {
-            run for problems in heldout for run in _runs_of_all(problems, self.words)
+            run
+            for problems in heldout
+            for problem in _iterate(problems)
+            for run in _runs(problem.prompt, self.words)
         }
-        problems = self.source.train()
+        with named_settings("source"):
+            problems = self.source.train()
         overlapping = [
             problem.id
             for problem in _iterate(problems)
@@ -59,7 +68,8 @@ class Decontaminated:
 
     def heldout(self) -> Problems:
         """Returns the source's held-out problems; raises UserError as it does."""
-        return self.source.heldout()
+        with named_settings("source"):
+            return self.source.heldout()
 
     def notes(self) -> list[str]:
         """Returns the source's lines, and one that counts the problems that overlap."""
@@ -77,11 +87,6 @@ def _iterate(problems: Problems) -> Iterator[Problem]:
     """Yields the problems, which need have no more than a length and an index."""
     for i in range(len(problems)):
         yield problems[i]
-
-
-def _runs_of_all(problems: Problems, words: int) -> Iterable[tuple[str, ...]]:
-    for problem in _iterate(problems):
-        yield from _runs(problem.prompt, words)
 
 
 def _runs(text: str, words: int) -> Iterator[tuple[str, ...]]:

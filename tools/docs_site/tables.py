@@ -10,13 +10,21 @@ from jaxgrpo.config import Config, overrides
 from jaxgrpo.config.bounds import Marks, bounds_of, marks_of
 from jaxgrpo.data.arithmetic import Arithmetic
 from jaxgrpo.data.gsm8k import GSM8K
+from jaxgrpo.data.mixture import Mixture, Part
+from jaxgrpo.data.overlap import Decontaminated
 from jaxgrpo.data.table import Table
 from jaxgrpo.problems import Driven, Scheduled, Weighted
 from jaxgrpo.rewards import gate, languages, layout, length, maths, repetition, rouge
 
 ROOT = Path(__file__).parents[2]
 
-SOURCES = (Arithmetic(), GSM8K(), Table())
+SOURCES = (
+    Arithmetic(),
+    GSM8K(),
+    Table(),
+    Mixture({"name": Part(GSM8K())}),
+    Decontaminated(GSM8K()),
+)
 """A source of problems of each class."""
 
 WEIGHTS = (Weighted(maths.accuracy), Scheduled(maths.accuracy), Driven(maths.accuracy))
