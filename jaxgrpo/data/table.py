@@ -79,19 +79,16 @@ class Table:
         return self._split("heldout")
 
     def _split(self, split: str) -> Problems:
-        if not self.language_field and language_code(self.language) is None:
-            raise UserError(
-                f"--config.data.language is {self.language!r}, not a language that can be told; "
-                f"set it to one of {' '.join(sorted(LANGUAGE_CODES))}"
-            )
+        if not self.language_field:
+            check_language_setting(self.language)
         return read_split(
             self.path,
             self.heldout_path,
             self.heldout_size,
             self._problem,
             split,
-            self.split,
-            self.heldout_split,
+            train_split=self.split,
+            heldout_split=self.heldout_split,
         )
 
     def _problem(self, row: Row, split: str) -> Problem:
@@ -125,6 +122,7 @@ def read_split(
     heldout_size: int,
     to_problem: Callable[[Row, str], Problem],
     split: str,
+    *,
     train_split: str = "train",
     heldout_split: str = "",
 ) -> Problems:
@@ -152,9 +150,23 @@ def read_split(
         rows = _rows_of_shared_path(
             path, heldout_size, split, train_split, heldout_split
         )
-    problems = [to_problem(row, split) for row in rows]
+    return to_problems(rows, lambda row: to_problem(row, split))
+
+
+def to_problems(rows: Sequence[Row], to_problem: Callable[[Row], Problem]) -> Problems:
+    """Returns the problem of each row; raises UserError if two share an id."""
+    problems = [to_problem(row) for row in rows]
     _refuse_repeated_ids(rows, problems)
     return problems
+
+
+def check_language_setting(language: str) -> None:
+    """Raises UserError if --config.data.language names no language that can be told."""
+    if language_code(language) is None:
+        raise UserError(
+            f"--config.data.language is {language!r}, not a language that can be told; set it to "
+            f"one of {' '.join(sorted(LANGUAGE_CODES))}"
+        )
 
 
 def _rows_of_shared_path(
