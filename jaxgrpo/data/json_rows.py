@@ -5,9 +5,10 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import OTHER_ANSWERS
@@ -132,7 +133,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     path = Path(path).expanduser()
     is_empty = True
     # From 1, and blank lines count, so that errors name the line that an editor shows.
-    for number, line in enumerate(_read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             is_empty = False
             yield _parse_row(path, number, line)
@@ -140,14 +141,12 @@ def read_rows(path: str | Path) -> Iterator[Row]:
         raise UserError(f"{path} has no rows; it should hold one JSON object a line")
 
 
-def _read_lines(path: Path) -> Iterator[bytes]:
-    """Yields the file's lines as bytes.
-
-    Not as text: that also splits lines at characters that JSON allows in a string (U+2028).
-    """
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file to be read as bytes; raises UserError if it cannot be."""
     try:
         with path.open("rb") as file:
-            yield from file
+            yield file
     except FileNotFoundError:
         raise UserError(
             f"there is no file {path}; check --config.data.path and --config.data.heldout_path"
@@ -158,6 +157,15 @@ def _read_lines(path: Path) -> Iterator[bytes]:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); check it and its permissions"
         ) from None
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yields the file's lines as bytes; raises UserError if it cannot be read.
+
+    Not as text: that also splits lines at characters that JSON allows in a string (U+2028).
+    """
+    with open_file(path) as file:
+        yield from file
 
 
 _ESCAPE = re.compile(

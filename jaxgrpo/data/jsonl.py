@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgrpo.data.json_rows import Row, read_rows
+from jaxgrpo.data.json_rows import Row
+from jaxgrpo.data.tables import read_table
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Problems
 from jaxgrpo.text.language_codes import LANGUAGE_CODES, language_code
@@ -23,6 +24,7 @@ def read_split(
     heldout_size: int,
     to_problem: Callable[[Row, str], Problem],
     split: str,
+    accepts: Callable[[Row], bool] = lambda row: True,
 ) -> Problems:
     """Returns the problems of one split, in file order.
 
@@ -30,19 +32,36 @@ def read_split(
 
     to_problem: (row, split) -> the row's problem, with an id that is unique over both splits
     split: "train" or "heldout"
+    accepts: returns whether a row is read at all; others are left out
 
     Raises UserError if there is no file, it cannot be read or split, or two problems share an id.
     """
     if not path and (split == "train" or not heldout_path):
         raise UserError("the data has no file; set --config.data.path=train.jsonl")
     if heldout_path:
-        rows = list(read_rows(path if split == "train" else heldout_path))
+        table = read_table(path if split == "train" else heldout_path)
+        rows = list(filter(accepts, table))
     else:
-        train, heldout = _hold_out_tail(list(read_rows(path)), heldout_size, path)
+        accepted = list(filter(accepts, read_table(path)))
+        train, heldout = _hold_out_tail(accepted, heldout_size, path)
         rows = train if split == "train" else heldout
-    problems = [to_problem(row, split) for row in rows]
+    return to_problems(rows, lambda row: to_problem(row, split))
+
+
+def to_problems(rows: Sequence[Row], to_problem: Callable[[Row], Problem]) -> Problems:
+    """Returns the problem of each row; raises UserError if two share an id."""
+    problems = [to_problem(row) for row in rows]
     _refuse_repeated_ids(rows, problems)
     return problems
+
+
+def check_language_setting(language: str) -> None:
+    """Raises UserError if --config.data.language names no language that can be told."""
+    if language_code(language) is None:
+        raise UserError(
+            f"--config.data.language is {language!r}, not a language that can be told; "
+            f"set it to one of {' '.join(sorted(LANGUAGE_CODES))}"
+        )
 
 
 @dataclass
@@ -88,11 +107,8 @@ class Jsonl:
         return self._split("heldout")
 
     def _split(self, split: str) -> Problems:
-        if not self.language_field and language_code(self.language) is None:
-            raise UserError(
-                f"--config.data.language is {self.language!r}, not a language that can be told; "
-                f"set it to one of {' '.join(sorted(LANGUAGE_CODES))}"
-            )
+        if not self.language_field:
+            check_language_setting(self.language)
         return read_split(
             self.path, self.heldout_path, self.heldout_size, self._problem, split
         )
