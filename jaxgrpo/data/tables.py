@@ -56,7 +56,11 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             rows = (values for batch in batches for values in batch.to_pylist())
             for number, values in enumerate(rows, start=1):
                 # A float's digits are not in the file; Python's are the fewest that mean this one.
-                digits = {k: str(v) for k, v in values.items() if isinstance(v, float)}
+                digits: dict[str, object] = {
+                    name: str(value)
+                    for name, value in values.items()
+                    if isinstance(value, float)
+                }
                 yield Row(path, number, values, digits)
         except (OSError, pyarrow.ArrowException) as error:
             reason = textwrap.shorten(str(error), 160)
