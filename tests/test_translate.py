@@ -367,6 +367,7 @@ def test_a_file_of_something_else_is_not_appended_to(tmp_path, endpoint):
         assert "give another --to" in message
     assert to.read_bytes() == content
     assert len(endpoint.boxes) == 2
+    assert exit_code(arguments(other, tmp_path / "another.jsonl")) == 0
 
 
 def test_bad_input_is_refused_before_anything_is_asked(tmp_path, endpoint, monkeypatch):
@@ -387,6 +388,11 @@ def test_bad_input_is_refused_before_anything_is_asked(tmp_path, endpoint, monke
         translate.main(arguments(source, to))
     assert endpoint.boxes == []
     assert not to.exists()
+    # What is said can be done.
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+    argv = arguments(source, to, answer="level", attempts=1)
+    assert exit_code(argv) == 0
+    assert {row["answer"] for row in read(to)} == {"1", "2"}
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def _question_and_answer(row: Row) -> tuple[str, str]:
     if match is None:
         raise row.error(
             '"prompt" is not MathOctopus\'s: "... answer in Spanish. ### Instruction: ... '
-            '### Response:" is wanted'
+            '### Response:" is wanted; mend it or drop the line'
         )
     return match["question"], row.text("chosen", "path")
 

@@ -230,8 +230,8 @@ def translate_rows(
                 bar.set_postfix(failed=len(failed))
             if failed_in_a_row == MAX_FAILED_IN_A_ROW:
                 raise UserError(
-                    f"{failed_in_a_row} rows failed one after the other, the last by: {translation}; "
-                    "check the endpoint and --model; the same command goes on"
+                    f"{failed_in_a_row} rows failed one after the other, the last by: "
+                    f"{translation}; check the endpoint and --model; the same command goes on"
                 )
             bar.update()
     return sorted(failed, key=lambda row: int(str(row[SOURCE_LINE])))
