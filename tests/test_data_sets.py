@@ -288,9 +288,11 @@ def test_simplerl_zoo_has_levels_and_leaves_out_what_has_no_answer(tmp_path):
 
 
 def test_a_broken_row_of_simplerl_zoo_is_named(tmp_path):
-    path = write_parquet(tmp_path / "train.parquet", [ZOO_ROW | {"level": -1}])
+    path = write_parquet(
+        tmp_path / "train.parquet", [ZOO_ROW, ZOO_ROW | {"question": " "}]
+    )
     message = the_error(SimpleRLZoo(path, heldout_size=0).train)
-    assert message.startswith(f'{path} line 1: "level" is "-1", not a level')
+    assert message.startswith(f'{path} line 2: "question" is blank')
 
 
 NUMINA_ROW = {
@@ -474,6 +476,7 @@ def test_parquet_is_read_as_json_lines_are(tmp_path):
         {"question": "a", "answer": "1", "x": 0.1, "n": {"m": [1]}},
         {"question": "b", "answer": "2", "x": 2.0, "n": {"m": [2]}},
     ]
+    rows = [row | {"other_answers": ["one"]} for row in rows]
     table = Jsonl(write_parquet(tmp_path / "a.parquet", rows), heldout_size=0)
     lines = Jsonl(write_lines(tmp_path / "a.jsonl", rows), heldout_size=0)
     assert list(table.train()) == list(lines.train())

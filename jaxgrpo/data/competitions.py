@@ -1,5 +1,6 @@
 """Reads sets of competition mathematics to train on: SimpleRL-Zoo's and NuminaMath 1.5."""
 
+import re
 from dataclasses import dataclass, replace
 
 from jaxgrpo.data.json_rows import Row
@@ -54,12 +55,13 @@ class SimpleRLZoo:
 
     def _problem(self, row: Row, split: str) -> Problem:
         row = _with_extra_info(row)
-        has_level = row.values.get("level") not in (None, "")
+        # Rows of GSM8K, in the easy set, have none of MATH's levels.
+        level = re.fullmatch(r"(?:Level )?(\d+)", str(row.values.get("level")))
         return Problem(
             id=f"simplerl_zoo:{split}:{row.line}",
             prompt=row.text("question", "path"),
             answer=row.text("gt_answer", "path"),
-            level=row.level("level", "path") if has_level else 0,
+            level=int(level[1]) if level else 0,
             meta={"subject": row.values.get("subject")},
         )
 

@@ -61,7 +61,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                     for name, value in values.items()
                     if isinstance(value, float)
                 }
-                yield Row(path, number, values, digits)
+                yield Row(path, number, values, values | digits)
         except (OSError, pyarrow.ArrowException) as error:
             reason = textwrap.shorten(str(error), 160)
             raise UserError(
