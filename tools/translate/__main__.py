@@ -12,8 +12,8 @@ A row of the file that it writes; `TranslatedGSM8K` reads it, and `Jsonl` does:
 - A translation is taken if it has every number of the question, and if enough of its words are in
   the language, by the measure of `rewards.languages`. Else the model is asked again, and told why.
 - Timeouts, rate limits, errors of the server and garbage are asked again, too, later each time.
-- A row is on disk as soon as it is taken, in no order. The same command goes on where it was ended,
-  by SIGKILL too: what the file has is not asked again.
+- A row is on disk as soon as it is taken, and in its order at the end. The same command goes on
+  where it was ended, by SIGKILL too: what the file has is not asked again.
 - What fails after all attempts is listed in TO.failed.jsonl, and the exit code is 1. The same
   command tries it again.
 """
@@ -42,7 +42,7 @@ from jaxgrpo.files import write_atomically
 from jaxgrpo.text.language_codes import language_code
 from tools.translate.checks import complaint
 from tools.translate.endpoint import AttemptError, Endpoint
-from tools.translate.output import append_row, done_lines
+from tools.translate.output import append_row, done_lines, sort_rows
 
 MAX_WAIT_S = 60.0
 """Seconds between two attempts, at most."""
@@ -180,6 +180,7 @@ def main(argv: list[str]) -> None:
         threading.Event(),
     )
     failed = translate_rows(rows, translator, settings)
+    sort_rows(settings.to)
     asked = len(rows[: settings.limit])
     listed = settings.to.with_name(settings.to.name + ".failed.jsonl")
     if not failed:

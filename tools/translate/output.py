@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from jaxgrpo.data.json_rows import read_rows
 from jaxgrpo.data.translated import SOURCE_LINE
+from jaxgrpo.files import write_atomically
 
 
 def mend_end(path: Path) -> None:
@@ -58,3 +59,10 @@ def append_row(file: BinaryIO, row: dict[str, object]) -> None:
     file.write(line.encode())
     file.flush()
     os.fsync(file.fileno())
+
+
+def sort_rows(path: Path) -> None:
+    """Puts the rows into the order of the source, in which any language holds out the same tail."""
+    with path.open("rb") as file:
+        lines = sorted(file, key=lambda line: json.loads(line)[SOURCE_LINE])
+    write_atomically(path, b"".join(lines))
