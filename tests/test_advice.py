@@ -44,13 +44,14 @@ from jaxgrpo.config import (
     validate,
 )
 from jaxgrpo.config.loader import call_get_config, find_file
-from jaxgrpo.data import arithmetic
+from jaxgrpo.data import arithmetic, benchmarks
 from jaxgrpo.data.gsm8k import GSM8K, split_answer
 from jaxgrpo.data.mixture import Mixture, Part
 from jaxgrpo.data.order import ProblemOrder
 from jaxgrpo.data.overlap import Decontaminated
 from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.data.table import Table
+from jaxgrpo.data.translated import TranslatedGSM8K
 from jaxgrpo.device import optimizer
 from jaxgrpo.distributed import mesh
 from jaxgrpo.errors import UserError
@@ -95,6 +96,24 @@ ELSEWHERE = {
         "test_mesh.py::test_the_tensor_axis_stays_within_a_process"
     ),
     "choose a mesh.{} that divides": "test_mesh.py::test_a_tensor_that_does_not_divide_is_named",
+    "give --{} another field, or mend the line": (
+        "test_translate.py::test_bad_input_is_refused_before_anything_is_asked"
+    ),
+    "--{} is {}: it must be at least 1": (
+        "test_translate.py::test_bad_input_is_refused_before_anything_is_asked"
+    ),
+    "OPENAI_BASE_URL is not set: set it to": (
+        "test_translate.py::test_bad_input_is_refused_before_anything_is_asked"
+    ),
+    "rows failed one after the other, the last by: {}; check": (
+        "test_translate.py::test_an_endpoint_that_is_at_fault_ends_the_program"
+    ),
+    "check OPENAI_BASE_URL, OPENAI_API_KEY and --model": (
+        "test_translate.py::test_a_key_or_a_model_that_is_refused_ends_the_program"
+    ),
+    "it is no translation of a row of --source into {}; give another --to": (
+        "test_translate.py::test_a_file_of_something_else_is_not_appended_to"
+    ),
     "the same command goes on": "test_train.py::test_a_signal_ends_the_run_after_a_whole_step",
 }
 """Several processes, several devices, a network, a whole run: in tests of their own."""
@@ -785,6 +804,128 @@ trial(
     without_tfds,
     from_a_file,
     lambda folder, said: is_an_extra(folder, said),
+)
+
+
+def set_of(
+    folder: Path, make_source: Callable[..., Any], *lines: Any, **how: Any
+) -> Any:
+    """The held-out problems of a named set whose file has these lines."""
+    rows(folder, *lines)
+    return make_source(path=str(folder / "data.jsonl"), **how).heldout()
+
+
+def bad_row(
+    part: str, make_source: Callable[..., Any], bad: dict, good: dict, **how: Any
+) -> None:
+    """A bad row of a named set; and a good one in its place."""
+    trial(
+        part,
+        lambda folder, said: set_of(folder, make_source, bad, **how),
+        lambda folder, said: set_of(folder, make_source, good, **how),
+    )
+
+
+AIME_ROW = {"problem": "Find it.", "answer": "70", "id": "0"}
+trial(
+    "is a set to evaluate on and has nothing to train on",
+    lambda folder, said: benchmarks.AIME25().train(),
+    from_a_file,
+)
+trial(
+    "has no file; fetch it from {} and set --config.data.path",
+    lambda folder, said: benchmarks.AIME25().heldout(),
+    lambda folder, said: set_of(folder, benchmarks.AIME25, AIME_ROW),
+)
+OLYMPIAD_ROW = {"id": 1, "question": "How many?", "is_multiple_answer": False}
+bad_row(
+    "a list of one text is wanted; mend it or drop the line",
+    benchmarks.OlympiadBench,
+    OLYMPIAD_ROW | {"final_answer": "2"},
+    OLYMPIAD_ROW | {"final_answer": ["2"]},
+)
+MMLU_ROW = {f"option_{letter}": "1" for letter in "abcd"} | {
+    "sample_id": "a/1",
+    "question": "?",
+}
+bad_row(
+    '"{}" is "{}": it must be one of {}',
+    benchmarks.GlobalMMLULite,
+    MMLU_ROW | {"answer": "E"},
+    MMLU_ROW | {"answer": "D"},
+    language="ko",
+)
+
+
+def mgsm(folder: Path, name: str, content: bytes) -> Any:
+    """MGSM's problems of a folder with one file."""
+    shutil.rmtree(folder / "mgsm", ignore_errors=True)
+    (folder / "mgsm").mkdir()
+    (folder / "mgsm" / name).write_bytes(content)
+    return benchmarks.MGSM(path=str(folder / "mgsm")).heldout()
+
+
+for part, name, content in (
+    ("{} has no file mgsm_*.tsv; fetch them from {}", "README.md", b""),
+    ("columns, separated by tabs; {} are wanted", "mgsm_ja.tsv", b"2 + 2? 4\n"),
+):
+    trial(
+        part,
+        lambda folder, said, name=name, content=content: mgsm(folder, name, content),
+        lambda folder, said: mgsm(folder, "mgsm_ja.tsv", b"2 + 2?\t4\n"),
+    )
+
+
+KOREAN_ROWS = [{"question": "둘?", "answer": "#### 2"}] * 2
+
+
+def korean(folder: Path, *lines: Any, **how: Any) -> Any:
+    return set_of(
+        folder, TranslatedGSM8K, *(lines or KOREAN_ROWS), **how, heldout_size=1
+    )
+
+
+def paired(folder: Path, *english: Any) -> Any:
+    text = "".join(json.dumps(row) + "\n" for row in english)
+    (folder / "en.jsonl").write_text(text)
+    return korean(folder, language="ko", english_path=str(folder / "en.jsonl"))
+
+
+trial(
+    "nothing says its language; set",
+    lambda folder, said: korean(folder),
+    lambda folder, said: korean(folder, language=named(said, r"language=(\w+)")),
+)
+trial(
+    "it is a translation of another row, or a wrong one; mend it or drop the line",
+    lambda folder, said: paired(
+        folder, KOREAN_ROWS[0], {"question": "3?", "answer": "#### 3"}
+    ),
+    lambda folder, said: paired(folder, *KOREAN_ROWS),
+)
+trial(
+    "the English file has no row {}, only {}; give",
+    lambda folder, said: paired(folder, KOREAN_ROWS[0]),
+    lambda folder, said: paired(folder, *KOREAN_ROWS),
+)
+OCTOPUS_ROW = {"chosen": "#### 2", "reject": ""}
+trial(
+    '"prompt" is not MathOctopus',
+    lambda folder, said: korean(
+        folder, *[OCTOPUS_ROW | {"prompt": "둘?"}] * 2, language="ko"
+    ),
+    lambda folder, said: korean(
+        folder,
+        *[
+            OCTOPUS_ROW
+            | {
+                "prompt": named(said, '"prompt".*?: "... (.*?)" is').replace(
+                    "...", "둘?"
+                )
+            }
+        ]
+        * 2,
+    ),
 )
 EN = {"languages": ("en",), "levels": (1,)}
 trial(

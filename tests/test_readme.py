@@ -62,6 +62,7 @@ PARSED = {
     "tools.check_math": "needs the data sets",
     "tools.check_language": "needs the data sets",
     "tools.make_tiny_model": "takes 23 minutes",
+    "tools.translate": "needs an endpoint; tests/test_translate.py has one",
     "tools.run_notebook": "needs Jupyter's kernel; CI runs it",
 }
 """Programs whose commands are parsed by the program itself, and why not all of them are run."""

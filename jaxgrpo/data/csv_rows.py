@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxgrpo.data.rows import Row
@@ -50,6 +50,25 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
 def read_tsv(path: Path) -> Iterator[Row]:
     """Yields the rows of a TSV file: see `read_csv`."""
     return read_csv(path, delimiter="\t")
+
+
+def read_headless_tsv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    """Yields the rows of a TSV file without a header and without quoting, as MGSM's.
+
+    columns: the names of its columns
+
+    Raises UserError at a line that is not UTF-8 or has another number of columns, and OSError.
+    """
+    for number, line in enumerate(_decode(path).split("\n"), start=1):
+        values = line.rstrip("\r").split("\t")
+        row = Row(path, number, dict(zip(columns, values, strict=False)))
+        if line.strip() and len(values) != len(columns):
+            raise row.error(
+                f"it has {len(values)} columns, separated by tabs; {len(columns)} are wanted: "
+                f"{', '.join(columns)}"
+            )
+        if line.strip():
+            yield row
 
 
 def _decode(path: Path) -> str:

@@ -44,13 +44,18 @@ _SPLIT_WORD = re.compile(
 )
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
+def read_rows(
+    path: str | Path, reader: Callable[[Path], Iterator[Row]] | None = None
+) -> Iterator[Row]:
     """Yields the rows of a file, in order.
+
+    reader: what reads it; None: by the file's suffix
 
     Raises UserError if the file is missing, has no rows, or cannot be read.
     """
     path = Path(path).expanduser()
-    reader = READERS.get(path.suffix.lower(), json_rows.read_rows)
+    if reader is None:
+        reader = READERS.get(path.suffix.lower(), json_rows.read_rows)
     is_empty = True
     try:
         for row in reader(path):

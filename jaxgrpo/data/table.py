@@ -122,6 +122,7 @@ def read_split(
     heldout_size: int,
     to_problem: Callable[[Row, str], Problem],
     split: str,
+    accepts: Callable[[Row], bool] = lambda row: True,
     *,
     train_split: str = "train",
     heldout_split: str = "",
@@ -133,6 +134,7 @@ def read_split(
 
     to_problem: (row, split) -> the row's problem, with an id that is unique over both
     split: "train" or "heldout"
+    accepts: returns whether a row is read at all; others are left out
     train_split: of the folder `path`, to train on
     heldout_split: of a folder, to hold out; "": `test` if there is one
 
@@ -148,9 +150,10 @@ def read_split(
         rows = _rows_of(path, find_splits(path), train_split, "split")
     else:
         rows = _rows_of_shared_path(
-            path, heldout_size, split, train_split, heldout_split
+            path, heldout_size, split, accepts, train_split, heldout_split
         )
-    return to_problems(rows, lambda row: to_problem(row, split))
+    accepted = list(filter(accepts, rows))
+    return to_problems(accepted, lambda row: to_problem(row, split))
 
 
 def to_problems(rows: Sequence[Row], to_problem: Callable[[Row], Problem]) -> Problems:
@@ -170,7 +173,12 @@ def check_language_setting(language: str) -> None:
 
 
 def _rows_of_shared_path(
-    path: str, heldout_size: int, split: str, train_split: str, heldout_split: str
+    path: str,
+    heldout_size: int,
+    split: str,
+    accepts: Callable[[Row], bool],
+    train_split: str,
+    heldout_split: str,
 ) -> list[Row]:
     """Returns the rows to train on or to hold out, where one path has both."""
     splits = find_splits(path)
@@ -186,7 +194,8 @@ def _rows_of_shared_path(
     rows = _rows_of(path, splits, train_split, "split")
     if heldout_split:
         return rows
-    train, heldout = _hold_out_tail(rows, heldout_size, path)
+    # Of those that are read alone the last ones are held out.
+    train, heldout = _hold_out_tail(list(filter(accepts, rows)), heldout_size, path)
     return train if split == "train" else heldout
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from jaxgrpo import losses
 from jaxgrpo.config import Config, overrides
 from jaxgrpo.config.bounds import Marks, bounds_of, marks_of
+from jaxgrpo.data import benchmarks, competitions
 from jaxgrpo.data.arithmetic import Arithmetic
 from jaxgrpo.data.gsm8k import GSM8K
 from jaxgrpo.data.mixture import Mixture, Part
 from jaxgrpo.data.overlap import Decontaminated
 from jaxgrpo.data.table import Table
+from jaxgrpo.data.translated import TranslatedGSM8K
 from jaxgrpo.problems import Driven, Scheduled, Weighted
 from jaxgrpo.rewards import gate, languages, layout, length, maths, repetition, rouge
 
@@ -24,6 +26,17 @@ SOURCES = (
     Table(),
     Mixture({"name": Part(GSM8K())}),
     Decontaminated(GSM8K()),
+    TranslatedGSM8K(),
+    competitions.SimpleRLZoo(),
+    competitions.NuminaMath(),
+    benchmarks.MATH500(),
+    benchmarks.AMC23(),
+    benchmarks.AIME24(),
+    benchmarks.AIME25(),
+    benchmarks.MinervaMath(),
+    benchmarks.OlympiadBench(),
+    benchmarks.MGSM(),
+    benchmarks.GlobalMMLULite(),
 )
 """A source of problems of each class."""
 
