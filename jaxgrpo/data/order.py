@@ -31,27 +31,9 @@ class ProblemOrder:
             raise UserError(
                 f"the seed {seed} is not in [0, 2**32); set --config.seed=0"
             )
-        # Not at the top: Grain imports jax, which a verifier's worker process must not import. Only
-        # the process that trains makes a ProblemOrder.
-        import grain
-
         self._problems = problems
         self._seed = seed
-
-        def shuffled(indices: range, seed: int) -> grain.MapDataset[int]:
-            return grain.MapDataset.source(indices).seed(seed).shuffle().repeat()
-
-        # An infinite dataset of indices: entry `position` is the problem of that position.
-        if isinstance(problems, MixedProblems):
-            parts = [
-                shuffled(indices, _part_seed(seed, part))
-                for part, indices in enumerate(problems.ranges)
-            ]
-            # Fractions, because Grain makes whole numbers of them: 0.3 : 0.1 is 3 : 1.
-            weights = [Fraction(str(weight)) for weight in problems.weights]
-            self._indices = grain.MapDataset.mix(parts, weights)
-        else:
-            self._indices = shuffled(range(len(problems)), seed)
+        self._index_at = _index_order(problems, seed)
         self._position = 0
 
     @property
@@ -70,7 +52,7 @@ class ProblemOrder:
     def take(self, count: int) -> list[Problem]:
         """Returns the next `count` problems; past the end of a pass it goes on into the next."""
         positions = range(self._position, self._position + count)
-        problems = [self._problems[self._indices[position]] for position in positions]
+        problems = [self._problems[self._index_at(position)] for position in positions]
         # Only now: a problem that cannot be read leaves the position as it was.
         self._position += count
         return problems
@@ -104,6 +86,26 @@ class ProblemOrder:
                     "--config.out"
                 )
         self._position = state["position"]
+
+
+def _index_order(problems: Problems, seed: int) -> Callable[[int], int]:
+    """Returns the function from a position, however far, to the index of its problem."""
+    # Not at the top: Grain imports jax, which a verifier's worker process must not import. Only
+    # the process that trains makes a ProblemOrder.
+    from grain import MapDataset
+
+    def shuffled(indices: range, seed: int) -> MapDataset[int]:
+        return MapDataset.source(indices).seed(seed).shuffle().repeat()
+
+    if not isinstance(problems, MixedProblems):
+        return shuffled(range(len(problems)), seed).__getitem__
+    parts = [
+        shuffled(indices, _part_seed(seed, part))
+        for part, indices in enumerate(problems.ranges)
+    ]
+    # Fractions, because Grain makes whole numbers of them: 0.3 : 0.1 is 3 : 1.
+    weights = [Fraction(str(weight)) for weight in problems.weights]
+    return MapDataset.mix(parts, weights).__getitem__
 
 
 def _part_seed(seed: int, part: int) -> int:
