@@ -26,7 +26,7 @@ from jaxgrpo.config import (
     Optimizer,
     Sampling,
 )
-from jaxgrpo.data.jsonl import Jsonl
+from jaxgrpo.data.table import Table
 from jaxgrpo.losses import GRPO
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rewards import languages, maths
@@ -36,7 +36,7 @@ def get_config() -> Config:
     return Config(
         out="out/collapse_qwen2_5_1_5b_v5e8",
         model="Qwen2.5-1.5B-Instruct",
-        data=Jsonl(),
+        data=Table(),
         rewards={
             "accuracy": Weighted(
                 maths.Accuracy(extract=("boxed", "hashes", "phrase", "number")), 1.0

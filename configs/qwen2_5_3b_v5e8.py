@@ -24,7 +24,7 @@ from jaxgrpo.config import (
     Optimizer,
     Sampling,
 )
-from jaxgrpo.data.jsonl import Jsonl
+from jaxgrpo.data.table import Table
 from jaxgrpo.losses import GRPO
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rewards import languages, layout, maths
@@ -36,7 +36,7 @@ def get_config() -> Config:
         model="Qwen2.5-3B",
         system="Reason step by step between <think> and </think>, then give the final answer in "
         "\\boxed{}.",
-        data=Jsonl(),
+        data=Table(),
         rewards={
             "accuracy": Weighted(maths.accuracy, 1.0),
             "format": Weighted(layout.think_then_answer, 1.0),

@@ -36,9 +36,10 @@ from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder, lora
 from jaxgrpo.models.model_config import ModelConfig
-from jaxgrpo.problems import Problems, Task, Weighted
+from jaxgrpo.problems import Problems, Task, Weighted, notes_of
 from jaxgrpo.programs import Programs, SamplingPrograms, compile_programs
 from jaxgrpo.rewards import languages
+from jaxgrpo.rewards.maths.golds import notes_on_golds
 from jaxgrpo.rewards.workers.pool import Pool
 from jaxgrpo.rollout.batch import TrainedRows
 from jaxgrpo.rollout.engine import Engine
@@ -124,13 +125,11 @@ def build_run(config: Config) -> Run:
         vocab_size=network.vocab_size,
         max_width=positions - config.sampling.max_new_tokens if positions else None,
     )
-    notes = [
-        batch_line(config),
-        off_policy_note(config),
-        prompt_filter.check(task.problems, "training"),
-    ]
+    notes: list[str | None] = [batch_line(config), off_policy_note(config)]
+    notes.append(prompt_filter.check(task.problems, "training"))
     if config.evaluation.problems:
         notes.append(prompt_filter.check(heldout, "held-out"))
+    notes += [*notes_of(config.data), *notes_on_golds(task, heldout)]
 
     # 3. Programs, which need the devices, and worker processes.
     compilation_cache.enable()

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.text.language_codes import language_code
+from jaxgrpo.text.messages import Message
 from jaxgrpo.text.surrogates import replace_lone_surrogates
 
 
@@ -15,7 +16,7 @@ class Problem:
     """One question with a verifiable answer.
 
     id: unique within a run and the same in every run. Randomness and visit counts are keyed by it.
-    prompt: what the user says, without any chat template.
+    prompt: what the user says last, without any chat template.
     answer: the gold answer as text ("42").
     language: ISO 639-1 code of the language that the chain of thought should be in ("en", "zh").
       Other codes and names become that one: "pt-BR" is "pt", "Chinese (Simplified)" is "zh". A run
@@ -23,6 +24,8 @@ class Problem:
     level: difficulty from 1 up; 0 where the data does not know it.
     meta: anything else that the data source or a reward needs. JSON values only, because it is
       sent to worker processes.
+    context: messages that stand before the prompt, in their order: a system message, which takes
+      the place of `config.system`, then turns of user and assistant, such as worked examples.
     """
 
     id: str
@@ -31,6 +34,7 @@ class Problem:
     language: str = "en"
     level: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
+    context: list[Message] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # The class is frozen, so its own constructor has to set fields this way. A language without
@@ -108,6 +112,15 @@ class Source(Protocol):
     def heldout(self) -> Problems:
         """Returns the problems to evaluate on, none of which is trained on."""
         ...
+
+
+def notes_of(source: Source) -> list[str]:
+    """Returns the lines that a run on a source begins with, once its problems are read.
+
+    They are what the source's `notes()` returns. A source need not have that method.
+    """
+    notes: Callable[[], list[str]] = getattr(source, "notes", list)
+    return notes()
 
 
 @dataclass

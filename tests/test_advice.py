@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pyarrow.parquet
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -43,10 +44,14 @@ from jaxgrpo.config import (
     validate,
 )
 from jaxgrpo.config.loader import call_get_config, find_file
-from jaxgrpo.data import arithmetic, jsonl
+from jaxgrpo.data import arithmetic, benchmarks
 from jaxgrpo.data.gsm8k import GSM8K, split_answer
+from jaxgrpo.data.mixture import Mixture, Part
 from jaxgrpo.data.order import ProblemOrder
+from jaxgrpo.data.overlap import Decontaminated
 from jaxgrpo.data.prompt_filter import PromptFilter
+from jaxgrpo.data.table import Table
+from jaxgrpo.data.translated import TranslatedGSM8K
 from jaxgrpo.device import optimizer
 from jaxgrpo.distributed import mesh
 from jaxgrpo.errors import UserError
@@ -91,6 +96,24 @@ ELSEWHERE = {
         "test_mesh.py::test_the_tensor_axis_stays_within_a_process"
     ),
     "choose a mesh.{} that divides": "test_mesh.py::test_a_tensor_that_does_not_divide_is_named",
+    "give --{} another field, or mend the line": (
+        "test_translate.py::test_bad_input_is_refused_before_anything_is_asked"
+    ),
+    "--{} is {}: it must be at least 1": (
+        "test_translate.py::test_bad_input_is_refused_before_anything_is_asked"
+    ),
+    "OPENAI_BASE_URL is not set: set it to": (
+        "test_translate.py::test_bad_input_is_refused_before_anything_is_asked"
+    ),
+    "rows failed one after the other, the last by: {}; check": (
+        "test_translate.py::test_an_endpoint_that_is_at_fault_ends_the_program"
+    ),
+    "check OPENAI_BASE_URL, OPENAI_API_KEY and --model": (
+        "test_translate.py::test_a_key_or_a_model_that_is_refused_ends_the_program"
+    ),
+    "it is no translation of a row of --source into {}; give another --to": (
+        "test_translate.py::test_a_file_of_something_else_is_not_appended_to"
+    ),
     "the same command goes on": "test_train.py::test_a_signal_ends_the_run_after_a_whole_step",
 }
 """Several processes, several devices, a network, a whole run: in tests of their own."""
@@ -516,13 +539,13 @@ trial(
 ROWS = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(4)]
 
 
-def rows(folder: Path, *lines: Any, **how: Any) -> jsonl.Jsonl:
+def rows(folder: Path, *lines: Any, **how: Any) -> Table:
     """A source of a file with these lines, objects or bytes."""
     text = [
         line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines
     ]
     (folder / "data.jsonl").write_bytes(b"".join(line + b"\n" for line in text))
-    return jsonl.Jsonl(path=str(folder / "data.jsonl"), **{"heldout_size": 1} | how)
+    return Table(path=str(folder / "data.jsonl"), **{"heldout_size": 1} | how)
 
 
 def bad_line(part: str, *lines: Any, **how: Any) -> None:
@@ -544,7 +567,7 @@ bad_line(
     "not text or a number; mend it", {"question": "q?", "answer": None}, heldout_size=0
 )
 bad_line(
-    "is blank; fill it in, drop the line",
+    "is blank; fill it in, drop the {}",
     {"question": "q?", "answer": " "},
     heldout_size=0,
 )
@@ -588,36 +611,171 @@ trial(
         folder, *ROWS, heldout_path=str(folder / "data.jsonl")
     ).train(),
 )
+MIXED = [Problem(str(n), f"What is {n} + 1?", str(n + 1), level=n) for n in range(4)]
+
+
+class InMemory:
+    """A source of four problems."""
+
+    def train(self) -> list[Problem]:
+        return MIXED
+
+    heldout = train
+
+
+def mix(**how: Any) -> None:
+    assert Mixture({"a": Part(InMemory(), **how)}).train()
+
+
+trial(
+    "widen its languages, levels and lengths, or give it weight 0",
+    lambda folder, said: mix(min_level=9),
+    lambda folder, said: mix(min_level=1),
+    lambda folder, said: Mixture(
+        {"a": Part(InMemory(), 0.0, min_level=9), "b": Part(InMemory())}
+    ).train(),
+)
+trial(
+    "--config.data.parts.{}.weight is {}: it must be 0 or more",
+    lambda folder, said: mix(weight=-1.0),
+    lambda folder, said: Mixture(
+        {"a": Part(InMemory(), 0.0), "b": Part(InMemory())}
+    ).train(),
+)
+trial(
+    "no part of the mixture has a weight above 0; give one a weight",
+    lambda folder, said: mix(weight=0.0),
+    lambda folder, said: mix(weight=0.5),
+)
+trial(
+    "--config.data.words is {}: it must be at least 1",
+    lambda folder, said: Decontaminated(InMemory(), words=0).train(),
+    lambda folder, said: Decontaminated(InMemory(), words=1).train(),
+)
 trial(
     "the data has no file; set",
-    lambda folder, said: jsonl.Jsonl().train(),
+    lambda folder, said: Table().train(),
     lambda folder, said: (
         rows(folder, *ROWS),
         overrides.override(
-            changed({"data": jsonl.Jsonl(heldout_size=1)}),
+            changed({"data": Table(heldout_size=1)}),
             [f"--config.data.path={folder}/data.jsonl"],
         ).data.train(),
     ),
 )
 trial(
     "there is no file {}; check --config.data.path",
-    lambda folder, said: jsonl.Jsonl(path=str(folder / "none.jsonl")).train(),
+    lambda folder, said: Table(path=str(folder / "none.jsonl")).train(),
     lambda folder, said: rows(folder, *ROWS).train(),
 )
 trial(
-    "is a folder; name the JSON Lines file in it",
-    lambda folder, said: jsonl.Jsonl(path=str(folder)).train(),
-    lambda folder, said: rows(folder, *ROWS).train(),
+    "files of several kinds ({}); name a file",
+    lambda folder, said: (
+        rows(folder, *ROWS),
+        (folder / "a.csv").write_text("question,answer\n1?,1\n2?,2\n"),
+        Table(path=str(folder)).train(),
+    ),
+    lambda folder, said: Table(path=str(folder / "data.jsonl"), heldout_size=1).train(),
 )
 trial(
     "check it and its permissions",
-    lambda folder, said: jsonl.Jsonl(path=str(folder / ("x" * 300))).train(),
+    lambda folder, said: Table(path=str(folder / ("x" * 300))).train(),
     lambda folder, said: rows(folder, *ROWS).train(),
 )
 trial(
-    "it should hold one JSON object a line",
+    "has no rows; give a file that has some",
     lambda folder, said: rows(folder, heldout_size=0).train(),
     lambda folder, said: rows(folder, *ROWS).train(),
+)
+
+
+def csv(folder: Path, text: str) -> Table:
+    """A source of a CSV file."""
+    (folder / "data.csv").write_text(text)
+    return Table(path=str(folder / "data.csv"), heldout_size=1)
+
+
+def parquet(folder: Path, content: bytes | None = None) -> Table:
+    """A source of a parquet file; of these bytes in its place."""
+    path = folder / "data.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    if content is not None:
+        path.write_bytes(content)
+    return Table(path=str(path), heldout_size=1)
+
+
+def saved_set(folder: Path, state: str) -> Table:
+    """A source of a folder as `datasets` saves it, with this state.json."""
+    source = parquet(folder)
+    (folder / "state.json").write_text(state)
+    return replace(source, path=str(folder))
+
+
+GOOD_CSV = "question,answer\n1?,1\n2?,2\n"
+trial(
+    "put values with a delimiter in them in double quotes",
+    lambda folder, said: csv(folder, GOOD_CSV + "1, 2?,3\n").train(),
+    lambda folder, said: csv(folder, GOOD_CSV + '"1, 2?",3\n').train(),
+)
+trial(
+    "put values with quotes in them in double quotes, and write the quotes twice",
+    lambda folder, said: csv(folder, GOOD_CSV + '"1"x?,3\n').train(),
+    lambda folder, said: csv(folder, GOOD_CSV + '"""1""x?",3\n').train(),
+)
+trial(
+    "should hold the columns' names, and {}; write a name for each",
+    lambda folder, said: csv(folder, "question,answer,answer\n").train(),
+    lambda folder, said: csv(folder, "question,answer,other\n1?,1,1\n2?,2,2\n").train(),
+)
+trial(
+    "copy it anew, by `git lfs pull` if it is a pointer",
+    lambda folder, said: parquet(folder, b"version https://git-lfs").train(),
+    lambda folder, said: parquet(folder).train(),
+)
+trial(
+    "names no data files ({}: {}); save the data set anew",
+    lambda folder, said: saved_set(folder, "{}").train(),
+    lambda folder, said: saved_set(
+        folder, '{"_data_files": [{"filename": "data.parquet"}]}'
+    ).train(),
+)
+NO_CONVERSATION = [
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "user", "content": "?"},
+]
+trial(
+    '"{}" is no conversation: {}; mend it',
+    lambda folder, said: rows(
+        folder, *ROWS, {"question": NO_CONVERSATION, "answer": 2}, heldout_size=0
+    ).train(),
+    lambda folder, said: rows(
+        folder, *ROWS, {"question": NO_CONVERSATION[:1], "answer": 2}, heldout_size=0
+    ).train(),
+)
+
+
+def splits(folder: Path, **how: Any) -> Table:
+    """A source of a folder with two splits."""
+    for name in ("train", "test"):
+        rows(folder, *ROWS)
+        (folder / "data.jsonl").rename(folder / f"{name}.jsonl")
+    return Table(path=str(folder), heldout_size=1, **how)
+
+
+def with_flag(source: Table, said: str) -> None:
+    flag = re.search(r"--config\.\S+", said)[0]
+    assert overrides.override(changed({"data": source}), [flag]).data.train()
+
+
+trial(
+    "has the splits {}, and none is {}; set",
+    lambda folder, said: splits(folder, split="tran").train(),
+    lambda folder, said: with_flag(splits(folder, split="tran"), said),
+)
+trial(
+    "has no splits, and so none that is {}; leave out",
+    lambda folder, said: rows(folder, *ROWS, heldout_split="test").heldout(),
+    lambda folder, said: rows(folder, *ROWS).heldout(),
 )
 trial(
     'the answer has no "{}" with the result after it',
@@ -646,6 +804,128 @@ trial(
     without_tfds,
     from_a_file,
     lambda folder, said: is_an_extra(folder, said),
+)
+
+
+def set_of(
+    folder: Path, make_source: Callable[..., Any], *lines: Any, **how: Any
+) -> Any:
+    """The held-out problems of a named set whose file has these lines."""
+    rows(folder, *lines)
+    return make_source(path=str(folder / "data.jsonl"), **how).heldout()
+
+
+def bad_row(
+    part: str, make_source: Callable[..., Any], bad: dict, good: dict, **how: Any
+) -> None:
+    """A bad row of a named set; and a good one in its place."""
+    trial(
+        part,
+        lambda folder, said: set_of(folder, make_source, bad, **how),
+        lambda folder, said: set_of(folder, make_source, good, **how),
+    )
+
+
+AIME_ROW = {"problem": "Find it.", "answer": "70", "id": "0"}
+trial(
+    "is a set to evaluate on and has nothing to train on",
+    lambda folder, said: benchmarks.AIME25().train(),
+    from_a_file,
+)
+trial(
+    "has no file; fetch it from {} and set --config.data.path",
+    lambda folder, said: benchmarks.AIME25().heldout(),
+    lambda folder, said: set_of(folder, benchmarks.AIME25, AIME_ROW),
+)
+OLYMPIAD_ROW = {"id": 1, "question": "How many?", "is_multiple_answer": False}
+bad_row(
+    "a list of one text is wanted; mend it or drop the line",
+    benchmarks.OlympiadBench,
+    OLYMPIAD_ROW | {"final_answer": "2"},
+    OLYMPIAD_ROW | {"final_answer": ["2"]},
+)
+MMLU_ROW = {f"option_{letter}": "1" for letter in "abcd"} | {
+    "sample_id": "a/1",
+    "question": "?",
+}
+bad_row(
+    '"{}" is "{}": it must be one of {}',
+    benchmarks.GlobalMMLULite,
+    MMLU_ROW | {"answer": "E"},
+    MMLU_ROW | {"answer": "D"},
+    language="ko",
+)
+
+
+def mgsm(folder: Path, name: str, content: bytes) -> Any:
+    """MGSM's problems of a folder with one file."""
+    shutil.rmtree(folder / "mgsm", ignore_errors=True)
+    (folder / "mgsm").mkdir()
+    (folder / "mgsm" / name).write_bytes(content)
+    return benchmarks.MGSM(path=str(folder / "mgsm")).heldout()
+
+
+for part, name, content in (
+    ("{} has no file mgsm_*.tsv; fetch them from {}", "README.md", b""),
+    ("columns, separated by tabs; {} are wanted", "mgsm_ja.tsv", b"2 + 2? 4\n"),
+):
+    trial(
+        part,
+        lambda folder, said, name=name, content=content: mgsm(folder, name, content),
+        lambda folder, said: mgsm(folder, "mgsm_ja.tsv", b"2 + 2?\t4\n"),
+    )
+
+
+KOREAN_ROWS = [{"question": "둘?", "answer": "#### 2"}] * 2
+
+
+def korean(folder: Path, *lines: Any, **how: Any) -> Any:
+    return set_of(
+        folder, TranslatedGSM8K, *(lines or KOREAN_ROWS), **how, heldout_size=1
+    )
+
+
+def paired(folder: Path, *english: Any) -> Any:
+    text = "".join(json.dumps(row) + "\n" for row in english)
+    (folder / "en.jsonl").write_text(text)
+    return korean(folder, language="ko", english_path=str(folder / "en.jsonl"))
+
+
+trial(
+    "nothing says its language; set",
+    lambda folder, said: korean(folder),
+    lambda folder, said: korean(folder, language=named(said, r"language=(\w+)")),
+)
+trial(
+    "it is a translation of another row, or a wrong one; mend it or drop the line",
+    lambda folder, said: paired(
+        folder, KOREAN_ROWS[0], {"question": "3?", "answer": "#### 3"}
+    ),
+    lambda folder, said: paired(folder, *KOREAN_ROWS),
+)
+trial(
+    "the English file has no row {}, only {}; give",
+    lambda folder, said: paired(folder, KOREAN_ROWS[0]),
+    lambda folder, said: paired(folder, *KOREAN_ROWS),
+)
+OCTOPUS_ROW = {"chosen": "#### 2", "reject": ""}
+trial(
+    '"prompt" is not MathOctopus',
+    lambda folder, said: korean(
+        folder, *[OCTOPUS_ROW | {"prompt": "둘?"}] * 2, language="ko"
+    ),
+    lambda folder, said: korean(
+        folder,
+        *[
+            OCTOPUS_ROW
+            | {
+                "prompt": named(said, '"prompt".*?: "... (.*?)" is').replace(
+                    "...", "둘?"
+                )
+            }
+        ]
+        * 2,
+    ),
 )
 EN = {"languages": ("en",), "levels": (1,)}
 trial(

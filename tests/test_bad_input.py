@@ -216,7 +216,7 @@ def as_lines(rows: list[dict]) -> str:
     ("text", "says"),
     [
         (None, "there is no file DATA; check --config.data.path"),
-        ("", "DATA has no rows; it should hold one JSON object a line"),
+        ("", "DATA has no rows; give a file that has some"),
         (as_lines(ROWS) + "{'question': 1}\n", "DATA line 7 is not JSON (column 2: "),
         (
             as_lines(ROWS) + '{"question": "What?"}\n',
@@ -231,6 +231,28 @@ def as_lines(rows: list[dict]) -> str:
 def test_data(refused, tmp_path, path, text, says):
     path, data = data_file(tmp_path, text)
     assert refused("--config", path).startswith(says.replace("DATA", data))
+
+
+HUB_NAMES = [
+    (
+        "--config.data.path=openai/gsm8k",
+        "there is no file openai/gsm8k; ",
+        "hf download openai/gsm8k --repo-type dataset --local-dir openai/gsm8k",
+    ),
+    (
+        "--config.model=Qwen/Qwen2.5-0.5B",
+        "model folder Qwen/Qwen2.5-0.5B is not there: ",
+        "hf download Qwen/Qwen2.5-0.5B --local-dir Qwen/Qwen2.5-0.5B",
+    ),
+]
+
+
+@pytest.mark.parametrize(("flag", "says", "command"), HUB_NAMES)
+def test_a_name_of_the_hub(refused, tmp_path, path, flag, says, command):
+    path, _ = data_file(tmp_path, as_lines(ROWS))
+    said = refused("--config", path, flag)
+    assert said.startswith(says)
+    assert said.endswith(f"; if the Hugging Face hub's is meant, fetch it: {command}")
 
 
 def with_language(language: str) -> str:
@@ -324,6 +346,21 @@ def test_long_prompts_are_dropped_with_a_count(tmp_path, monkeypatch, capsys):
         run_main(train.main)
     said = capsys.readouterr().out
     assert "\n1 of 6 training prompts are longer than 80 tokens and left out; " in said
+
+
+def test_a_wrong_column_of_answers_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    rows = [{**row, "subject": "Number theory"} for row in ROWS]
+    path, data = data_file(tmp_path, as_lines(rows))
+    flags = ["--config", path, "--config.data.answer=subject"]
+    monkeypatch.setattr(sys, "argv", ["train", *flags])
+    monkeypatch.setattr(Run, "load_params", _stop)
+    with pytest.raises(SystemExit):
+        run_main(train.main)
+    said = capsys.readouterr().out
+    assert (
+        "\n5 of 5 training answers are no number or formula, and are compared as text; "
+        f'{Path(data).stem}:train:1: "Number theory"\n'
+    ) in said
 
 
 def test_the_folder_of_another_run(refused, tmp_path):

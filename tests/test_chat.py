@@ -363,3 +363,72 @@ def test_the_language_of_opened_thoughts_is_measured(tmp_path):
     answer = "The answer, which we have found above, is seven apples."
     text = loaded.completion(loaded.encode(f"{thoughts}\n</think>\n{answer}"))
     assert consistency.word_ratios(text, "de").target > 0.9
+
+
+# --- conversations ---
+
+CONTEXT = [
+    {"role": "user", "content": "1+1?"},
+    {"role": "assistant", "content": "2"},
+]
+OWN_SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("template", "turns"),
+    [
+        (
+            CHATML,
+            "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n"
+            "<|im_start|>assistant\n2<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n"
+            "<|im_start|>assistant\n",
+        ),
+        # No system message is taken, so it opens the first of the user's turns.
+        (
+            GEMMA,
+            "<start_of_turn>user\n{}\n\n1+1?<end_of_turn>\n<start_of_turn>model\n2<end_of_turn>\n"
+            "<start_of_turn>user\n3+4?<end_of_turn>\n<start_of_turn>model\n",
+        ),
+        (MISTRAL, "[INST] {}\n\n1+1? [/INST] 2<|im_end|>[INST] 3+4? [/INST]"),
+        (
+            PARTS,
+            "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n"
+            "<|im_start|>assistant\n2<|im_end|>\n<|im_start|>user\n3+4?<|im_end|>\n"
+            "<|im_start|>assistant\n",
+        ),
+    ],
+)
+def test_turns_before_the_prompt_reach_the_template(tmp_path, template, turns):
+    loaded = load(tmp_path, template)
+    asked = loaded.hf.decode(loaded.prompt("3+4?", "Think.", context=CONTEXT))
+    # Jinja drops a line break at the very end of a template.
+    turns = turns if asked.endswith("\n") else turns.rstrip()
+    assert asked == turns.format("Think.")
+    # A system message of the problem's own takes the place of the run's.
+    context = [OWN_SYSTEM, *CONTEXT]
+    for system in ("Think.", ""):
+        own = loaded.hf.decode(loaded.prompt("3+4?", system, context=context))
+        assert own == turns.format("Be brief.")
+    assert loaded.prompt("3+4?", context=[OWN_SYSTEM]) == loaded.prompt(
+        "3+4?", "Be brief."
+    )
+
+
+def test_a_template_that_leaves_out_an_earlier_question_is_refused(tmp_path):
+    last = "<|im_start|>{{ messages[-1]['content'] }}<|im_end|>"
+    loaded = load(tmp_path, last)
+    assert loaded.prompt("3+4?")
+    with pytest.raises(UserError, match=r"leaves out the question '1\+1\?'"):
+        loaded.prompt("3+4?", context=CONTEXT)
+
+
+def test_without_a_template_turns_are_lines_in_the_language_of_the_problem(tmp_path):
+    loaded = load(tmp_path, None)
+    asked = loaded.hf.decode(loaded.prompt("3+4?", language="de", context=CONTEXT))
+    alone = loaded.hf.decode(loaded.prompt("3+4?", language="de"))
+    lines = "Nutzer: 1+1?\nAssistent: 2\nNutzer: 3+4?\nAssistent:"
+    assert asked == alone.replace("Nutzer: 3+4?\nAssistent:", lines)
+    assert asked.endswith(lines)
+    context = [OWN_SYSTEM, *CONTEXT]
+    own = loaded.hf.decode(loaded.prompt("3+4?", "Think.", "de", context))
+    assert own == f"Be brief.\n\n{lines}"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from jaxgrpo.data.gsm8k import GSM8K, split_answer
-from jaxgrpo.data.jsonl import Jsonl
 from jaxgrpo.data.order import ProblemOrder
+from jaxgrpo.data.table import Table
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem
 
@@ -44,7 +44,7 @@ def the_error(call) -> str:
     return message
 
 
-# Jsonl
+# Table, of JSON Lines; tests/test_table.py has what else it reads
 
 
 def test_jsonl_reads_every_field_it_is_told_of(tmp_path):
@@ -58,7 +58,7 @@ def test_jsonl_reads_every_field_it_is_told_of(tmp_path):
         "n": [1, 2],
     }
     path = write_lines(tmp_path / "mine.jsonl", [row])
-    source = Jsonl(
+    source = Table(
         path,
         "",
         "Q",
@@ -82,7 +82,7 @@ def test_jsonl_reads_every_field_it_is_told_of(tmp_path):
 
 def test_jsonl_defaults_where_the_file_has_no_such_fields(tmp_path):
     path = write_lines(tmp_path / "mine.jsonl", ["", *rows(1), "   "])
-    assert list(Jsonl(path, heldout_size=0, language="uk").train()) == [
+    assert list(Table(path, heldout_size=0, language="uk").train()) == [
         Problem("mine:train:2", "What is 0 + 1?", "1", language="uk")
     ]
 
@@ -93,7 +93,7 @@ def test_jsonl_defaults_where_the_file_has_no_such_fields(tmp_path):
 )
 def test_jsonl_answers_are_text_or_numbers(tmp_path, answer, text):
     path = write_lines(tmp_path / "a.jsonl", [{"question": "?", "answer": answer}])
-    assert Jsonl(path, heldout_size=0).train()[0].answer == text
+    assert Table(path, heldout_size=0).train()[0].answer == text
 
 
 NUMBERS = [
@@ -111,7 +111,7 @@ NUMBERS = [
 def test_jsonl_numbers_keep_the_digits_of_the_file(tmp_path, number):
     row = '{"question": "?", "answer": N, "key": N, "other_answers": ["x", N], "n": [0.10]}'
     path = write_lines(tmp_path / "a.jsonl", [row.replace("N", number)])
-    (problem,) = Jsonl(path, heldout_size=0, id_field="key").train()
+    (problem,) = Table(path, heldout_size=0, id_field="key").train()
     assert (problem.answer, problem.id) == (number, number)
     assert list(map(str, problem.meta["other_answers"])) == ["x", number]
     assert problem.meta["n"] == [0.1]
@@ -144,7 +144,7 @@ def test_half_a_surrogate_pair_becomes_a_character_in_the_whole_row(
         "X", escaped
     )
     path = write_lines(tmp_path / "a.jsonl", [row])
-    (problem,) = Jsonl(path, heldout_size=0, id_field="key").train()
+    (problem,) = Table(path, heldout_size=0, id_field="key").train()
     assert problem == Problem(text, text, text, meta={"m": {text: [text, 1]}})
     assert json.dumps([problem.prompt, problem.meta], ensure_ascii=False).encode()
 
@@ -165,9 +165,9 @@ def test_jsonl_languages_go_by_one_code(tmp_path, language):
         tmp_path / "a.jsonl", [{**row, "lang": language} for row in rows(1)]
     )
     assert (
-        Jsonl(path, heldout_size=0, language_field="lang").train()[0].language == "pt"
+        Table(path, heldout_size=0, language_field="lang").train()[0].language == "pt"
     )
-    assert Jsonl(path, heldout_size=0, language=language).train()[0].language == "pt"
+    assert Table(path, heldout_size=0, language=language).train()[0].language == "pt"
 
 
 @pytest.mark.parametrize("language", ["Klingon", "xx", "sr-Latn", 3])
@@ -176,11 +176,11 @@ def test_jsonl_refuses_languages_that_cannot_be_told(tmp_path, language):
         tmp_path / "a.jsonl",
         [{**rows(1)[0], "lang": "en"}, {**rows(1)[0], "lang": language}],
     )
-    message = the_error(Jsonl(path, heldout_size=0, language_field="lang").train)
+    message = the_error(Table(path, heldout_size=0, language_field="lang").train)
     assert message.startswith(
         f'{path} line 2: "lang" is "{language}", not a language that can be told'
     )
-    message = the_error(Jsonl(path, heldout_size=0, language=str(language)).heldout)
+    message = the_error(Table(path, heldout_size=0, language=str(language)).heldout)
     assert message.startswith(
         f"--config.data.language is '{language}', not a language that can be told"
     )
@@ -191,11 +191,11 @@ def test_jsonl_levels_are_whole_numbers(tmp_path, level, expected):
     path = write_lines(
         tmp_path / "a.jsonl", [{"question": "?", "answer": "1", "level": level}]
     )
-    assert Jsonl(path, heldout_size=0, level_field="level").train()[0].level == expected
+    assert Table(path, heldout_size=0, level_field="level").train()[0].level == expected
 
 
 def test_jsonl_holds_out_its_tail_and_never_trains_on_it(tmp_path):
-    source = Jsonl(write_lines(tmp_path / "a.jsonl", rows(10)), heldout_size=3)
+    source = Table(write_lines(tmp_path / "a.jsonl", rows(10)), heldout_size=3)
     assert [p.answer for p in source.train()] == [str(i) for i in range(1, 8)]
     assert [p.answer for p in source.heldout()] == ["8", "9", "10"]
     assert not {p.id for p in source.train()} & {p.id for p in source.heldout()}
@@ -207,7 +207,7 @@ def test_jsonl_with_a_heldout_file_trains_on_everything(tmp_path):
     train, heldout = (
         write_lines(tmp_path / folder / "data.jsonl", rows(2)) for folder in ("a", "b")
     )
-    source = Jsonl(train, heldout)
+    source = Table(train, heldout)
     assert len(source.train()) == len(source.heldout()) == 2
     assert not {p.id for p in source.train()} & {p.id for p in source.heldout()}
 
@@ -215,7 +215,7 @@ def test_jsonl_with_a_heldout_file_trains_on_everything(tmp_path):
 def test_jsonl_reads_a_file_that_starts_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(rows(1)[0]).encode() + b"\r\n")
-    assert len(Jsonl(str(path), heldout_size=0).train()) == 1
+    assert len(Table(str(path), heldout_size=0).train()) == 1
 
 
 BAD_LINES = [
@@ -243,10 +243,6 @@ BAD_LINES = [
         '{"question": "?", "answer": "1", "question": "!"}',
         'the field "question" stands in it twice',
     ),
-    (
-        {"question": [{"role": "user", "content": "?"}], "answer": "1"},
-        '"question" is a list, not text',
-    ),
     ({"question": {"text": "?"}, "answer": "1"}, '"question" is an object, not text'),
     (
         {"question": "?", "Answer": "1"},
@@ -263,7 +259,7 @@ BAD_LINES = [
 @pytest.mark.parametrize(("row", "expected"), BAD_LINES)
 def test_jsonl_errors_name_the_file_the_line_and_the_mend(tmp_path, row, expected):
     path = write_lines(tmp_path / "a.jsonl", [*rows(1), "", row])
-    message = the_error(Jsonl(path, heldout_size=0).train)
+    message = the_error(Table(path, heldout_size=0).train)
     assert message.startswith(f"{path} line 3")
     assert expected in message
 
@@ -274,14 +270,14 @@ def test_jsonl_refuses_levels_that_are_no_whole_numbers(tmp_path, level):
         tmp_path / "a.jsonl", [{"question": "?", "answer": "1", "level": level}]
     )
     assert "not a level like 3" in the_error(
-        Jsonl(path, heldout_size=0, level_field="level").train
+        Table(path, heldout_size=0, level_field="level").train
     )
 
 
 def test_jsonl_refuses_two_problems_with_one_id(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{**row, "id": 7} for row in rows(2)])
     assert 'line 2: the id "7" is that of line 1 too' in the_error(
-        Jsonl(path, heldout_size=0, id_field="id").train
+        Table(path, heldout_size=0, id_field="id").train
     )
 
 
@@ -291,16 +287,15 @@ def test_jsonl_errors_about_the_file_itself(tmp_path):
     latin = tmp_path / "latin.jsonl"
     empty.write_text("\n\n")
     latin.write_bytes('{"question": "é"}'.encode("latin-1"))
-    assert "set --config.data.path" in the_error(Jsonl().train)
-    assert f"no file {missing}" in the_error(Jsonl(str(missing)).train)
-    assert "is a folder" in the_error(Jsonl(str(tmp_path)).train)
-    assert "has no rows" in the_error(Jsonl(str(empty)).train)
-    assert "line 1 is not UTF-8 (byte 15)" in the_error(Jsonl(str(latin)).train)
+    assert "set --config.data.path" in the_error(Table().train)
+    assert f"no file {missing}" in the_error(Table(str(missing)).train)
+    assert "has no rows" in the_error(Table(str(empty)).train)
+    assert "line 1 is not UTF-8 (byte 15)" in the_error(Table(str(latin)).train)
 
 
 @pytest.mark.parametrize("size", [-1, 5, 256])
 def test_jsonl_refuses_to_hold_out_everything(tmp_path, size):
-    source = Jsonl(write_lines(tmp_path / "a.jsonl", rows(5)), heldout_size=size)
+    source = Table(write_lines(tmp_path / "a.jsonl", rows(5)), heldout_size=size)
     for split in (source.train, source.heldout):
         message = the_error(split)
         assert "has 5 problems" in message

@@ -34,7 +34,9 @@ class Layer:
 
 ARRAYS = frozenset({"jax", "numpy", "jaxtyping"})
 LAYERS = {
-    "base": Layer(("", "errors", "files"), (), frozenset(), "everything imports it"),
+    "base": Layer(
+        ("", "errors", "files", "hub"), (), frozenset(), "everything imports it"
+    ),
     "arrays": Layer(
         ("types", "losses"), ("base",), ARRAYS, "losses are used in others' loops"
     ),

@@ -62,6 +62,7 @@ PARSED = {
     "tools.check_math": "needs the data sets",
     "tools.check_language": "needs the data sets",
     "tools.make_tiny_model": "takes 23 minutes",
+    "tools.translate": "needs an endpoint; tests/test_translate.py has one",
     "tools.run_notebook": "needs Jupyter's kernel; CI runs it",
 }
 """Programs whose commands are parsed by the program itself, and why not all of them are run."""
@@ -74,6 +75,9 @@ NOT_PARSED = {
     "mkdocs build --strict -f .mkdocs.yml": "a stage of CI",
     "mkdocs serve -f .mkdocs.yml": "serves until it is stopped",
     "cd jaxgrpo": "on another machine",
+    "hf download openai/gsm8k --repo-type dataset --local-dir openai/gsm8k": (
+        "the hub's own program, which needs a network"
+    ),
 }
 """Commands of which nothing is checked but that they are these, and why."""
 

@@ -27,7 +27,7 @@ HINT_NAMES = ("hint", "also", "rule", "mend")
 """Names of variables whose values are advice that is written elsewhere."""
 
 PRINTERS = ("print0", "say", "error")
-"""Functions whose first argument people see: `error` is data.jsonl's Row.error, which makes a
+"""Functions whose first argument people see: `error` is data.rows' Row.error, which makes a
 UserError of it."""
 
 

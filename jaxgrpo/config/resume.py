@@ -17,6 +17,7 @@ from jaxgrpo.errors import UserError
 
 MOVED = {
     "jaxgrpo.config": "jaxgrpo.config.schema",
+    "jaxgrpo.data.jsonl:Jsonl": "jaxgrpo.data.table:Table",
     "jaxgrpo.rewards.format": "jaxgrpo.rewards.layout",
     "jaxgrpo.rewards.language": "jaxgrpo.rewards.languages.consistency",
     "jaxgrpo.rewards.math": "jaxgrpo.rewards.maths.verifier",

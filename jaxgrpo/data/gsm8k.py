@@ -6,16 +6,17 @@ follows the last "####":
     {"question": "Natalia sold clips to 48 of her friends ...",
      "answer": "Natalia sold 48/2 = ... in May.\\n#### 72"}
 
-From files that are already here, `GSM8K(path="train.jsonl", heldout_path="test.jsonl")`; without a
-path TFDS downloads the official ones once. Both give the same problems.
+From files that are already here, `GSM8K(path="train.jsonl", heldout_path="test.jsonl")`, or
+`GSM8K(path="openai/gsm8k/main")` where that folder of the Hugging Face hub was fetched; without a
+path TFDS downloads the official files once. All give the same problems.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex, TypedDict, overload
 
-from jaxgrpo.data.json_rows import Row
-from jaxgrpo.data.jsonl import read_split
+from jaxgrpo.data.rows import Row
+from jaxgrpo.data.table import read_split
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Problems
 
@@ -27,10 +28,11 @@ GOLD_MARK = "####"
 class GSM8K:
     """A Source: GSM8K, from JSON Lines files or through TFDS.
 
-    path: the official train.jsonl, or a file like it; "" to get the official files through TFDS,
-      which downloads and prepares them once. Then the test split is held out.
+    path: the official train.jsonl, a file like it, or the folder `main` of openai/gsm8k on the
+      Hugging Face hub; "" to get the official files through TFDS, which downloads and prepares them
+      once. Then, and of a folder, the test split is held out.
     heldout_path: the official test.jsonl, or a file like it; without one the last `heldout_size`
-      rows of `path` are held out.
+      rows of a file `path` are held out.
     data_dir: where TFDS keeps what it prepares; "" is TFDS's own folder, ~/tensorflow_datasets.
     heldout_size: number of rows to hold out where there is a `path` and no `heldout_path`.
 
@@ -122,16 +124,14 @@ def split_answer(answer: str, where: str) -> tuple[str, str]:
         raise UserError(
             f'{where}: the answer has no "{GOLD_MARK}" with the result after it, as in '
             f'"{GOLD_MARK} 42"; mend the line, or read a file of another form with '
-            "jaxgrpo.data.jsonl.Jsonl"
+            "jaxgrpo.data.table.Table"
         )
     return solution.strip(), gold
 
 
 def _from_row(row: Row, split: str) -> Problem:
     """Returns the problem of a row of the official files."""
-    solution, gold = split_answer(
-        row.text("answer", "path"), f"{row.path} line {row.line}"
-    )
+    solution, gold = split_answer(row.text("answer", "path"), row.where)
     return _make_problem(split, row.line, row.text("question", "path"), solution, gold)
 
 

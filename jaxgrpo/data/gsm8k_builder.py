@@ -6,6 +6,7 @@ Importing this module imports tensorflow_datasets and registers "gsm8k" with it.
 import os
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import requests
@@ -87,7 +88,7 @@ class GSM8KBuilder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(file) for split, file in files.items()}
 
     def _generate_examples(self, path: os.PathLike[str]) -> Rows:
-        for row in read_rows(os.fspath(path)):
+        for row in read_rows(Path(path)):
             example: dict[str, str | int] = {
                 "question": row.text("question", "path"),
                 "answer": row.text("answer", "path"),

@@ -2,13 +2,19 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 
+import numpy as np
+
+from jaxgrpo.data.mixture import MixedProblems
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Problems
 
 
 class ProblemOrder:
     """Hands out problems in an order that is a function of the seed and the position alone.
+
+    Of a mixture's parts each has an order and passes of its own, and they take turns by weight.
 
     Grain permutes indices without a table of them, so a position far ahead costs no more than the
     first one, and a problem is made or read when it is its turn. The state is therefore a number:
@@ -25,16 +31,9 @@ class ProblemOrder:
             raise UserError(
                 f"the seed {seed} is not in [0, 2**32); set --config.seed=0"
             )
-        # Not at the top: Grain imports jax, which a verifier's worker process must not import. Only
-        # the process that trains makes a ProblemOrder.
-        import grain
-
         self._problems = problems
         self._seed = seed
-        # An infinite dataset of indices: entry `position` is the problem of that position.
-        self._indices = (
-            grain.MapDataset.source(range(len(problems))).seed(seed).shuffle().repeat()
-        )
+        self._index_at = _index_order(problems, seed)
         self._position = 0
 
     @property
@@ -44,13 +43,16 @@ class ProblemOrder:
 
     @property
     def epoch(self) -> int:
-        """Returns the pass that the next problem belongs to, from 0."""
+        """Returns the pass that the next problem belongs to, from 0.
+
+        Of a mixture: how many times as many problems as there are have been handed out.
+        """
         return self._position // len(self._problems)
 
     def take(self, count: int) -> list[Problem]:
         """Returns the next `count` problems; past the end of a pass it goes on into the next."""
         positions = range(self._position, self._position + count)
-        problems = [self._problems[self._indices[position]] for position in positions]
+        problems = [self._problems[self._index_at(position)] for position in positions]
         # Only now: a problem that cannot be read leaves the position as it was.
         self._position += count
         return problems
@@ -84,6 +86,31 @@ class ProblemOrder:
                     "--config.out"
                 )
         self._position = state["position"]
+
+
+def _index_order(problems: Problems, seed: int) -> Callable[[int], int]:
+    """Returns the function from a position, however far, to the index of its problem."""
+    # Not at the top: Grain imports jax, which a verifier's worker process must not import. Only
+    # the process that trains makes a ProblemOrder.
+    from grain import MapDataset
+
+    def shuffled(indices: range, seed: int) -> MapDataset[int]:
+        return MapDataset.source(indices).seed(seed).shuffle().repeat()
+
+    if not isinstance(problems, MixedProblems):
+        return shuffled(range(len(problems)), seed).__getitem__
+    parts = [
+        shuffled(indices, _part_seed(seed, part))
+        for part, indices in enumerate(problems.ranges)
+    ]
+    # Fractions, because Grain makes whole numbers of them: 0.3 : 0.1 is 3 : 1.
+    weights = [Fraction(str(weight)) for weight in problems.weights]
+    return MapDataset.mix(parts, weights).__getitem__
+
+
+def _part_seed(seed: int, part: int) -> int:
+    """Returns the seed of a mixture's part: parts of one size are not in one order."""
+    return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
 
 
 class ProblemStream:

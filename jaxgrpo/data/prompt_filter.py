@@ -38,7 +38,9 @@ class PromptFilter:
 
     def token_ids(self, problem: Problem) -> list[int]:
         """Returns the tokens of a problem's prompt as it is asked."""
-        return self.tokenizer.prompt(problem.prompt, self.system, problem.language)
+        return self.tokenizer.prompt(
+            problem.prompt, self.system, problem.language, problem.context
+        )
 
     def accepts(self, problem: Problem) -> bool:
         """Returns whether the prompt fits and its language can be told."""

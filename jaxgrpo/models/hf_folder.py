@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from jaxgrpo import hub
 from jaxgrpo.distributed.mesh import named_leaves, to_host
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import tensors, transformer
@@ -48,7 +49,7 @@ def read_hf_config(folder: Path) -> HfConfig:
         problem = "has no config.json" if folder.is_dir() else "is not there"
         raise UserError(
             f"model folder {folder} {problem}: give a Hugging Face folder "
-            "(config.json, *.safetensors, tokenizer)"
+            f"(config.json, *.safetensors, tokenizer){hub.fetch_hint(str(folder))}"
         )
     try:
         hf = json.loads(path.read_text(encoding="utf-8"))

@@ -272,13 +272,14 @@ class SamplingSession:
             return False
         engine = self._engine
         prompts = [
-            engine.tokenizer.prompt(problem.prompt, engine.system, problem.language)
+            engine.tokenizer.prompt(
+                problem.prompt, engine.system, problem.language, problem.context
+            )
             for problem in problems
         ]
         # Shapes are fixed: at the end of the problems, empty prompts fill the call.
-        filler: list[list[int]] = [[]] * (
-            self._programs.prompts_per_prefill - len(problems)
-        )
+        missing = self._programs.prompts_per_prefill - len(problems)
+        filler: list[list[int]] = [[]] * missing
         padded = pad_left(
             prompts + filler, engine.prompt_width, engine.tokenizer.pad_id
         )

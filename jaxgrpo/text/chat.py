@@ -6,11 +6,12 @@ what the end of a prompt opens.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.text import messages
 from jaxgrpo.text.thoughts import closing_tag
 
 Message = dict[str, str | list[dict[str, str]]]
@@ -52,23 +53,34 @@ class ChatTemplate:
     in_parts: bool = False
     takes_system: bool = True
 
-    def prompt(self, question: str, system: str = "") -> str:
+    def prompt(
+        self,
+        question: str,
+        system: str = "",
+        context: Sequence[messages.Message] = (),
+    ) -> str:
         """Returns the text up to where the answer begins.
 
-        Raises UserError if the template raises something, or leaves out the question.
+        context: turns of the user and the assistant before the question
+
+        Raises UserError if the template raises something, or leaves out what the user says.
         """
-        turns = [("user", question)]
+        turns = [(turn["role"], turn["content"]) for turn in context]
+        turns.append(("user", question))
+        asked = [text for role, text in turns if role == "user"]
         if system and self.takes_system:
             turns = [("system", system), *turns]
         elif system:
-            turns = [("user", f"{system}\n\n{question}")]
+            turns[0] = ("user", f"{system}\n\n{turns[0][1]}")
         try:
             text = self.render(self._messages(turns), True)
         except Exception as error:  # a template is a program: it can raise anything
             raise self.refusal(first_line(error)) from error
-        # Templates may strip a content, so the question is looked for without spaces around it.
-        if question.strip() not in text:
-            raise self.refusal(f"it leaves out the question {question[:40]!r}")
+        # Templates may strip a content, so it is looked for without spaces around it. They may also
+        # leave out thoughts of earlier answers.
+        for words in asked:
+            if words.strip() not in text:
+                raise self.refusal(f"it leaves out the question {words[:40]!r}")
         return text
 
     def texts_around(self, *roles: str, begin_answer: bool = False) -> list[str] | None:

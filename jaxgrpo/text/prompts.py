@@ -7,7 +7,10 @@ think block, then the answer, here in \boxed{}. That is the form that
 thoughts are in it, too.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from jaxgrpo.text.messages import Message
 
 
 class BasePrompt(NamedTuple):
@@ -130,17 +133,39 @@ BASE_PROMPTS = {
 """By language code."""
 
 
-def base_model_prompt(question: str, language: str) -> str:
+def base_model_prompt(
+    question: str, language: str, context: Sequence[Message] = ()
+) -> str:
     """Returns the text that asks for thoughts and an answer, up to where the completion begins.
 
     language: of the problem, as a code or a tag ("zh-CN"); without a prompt in it, English is asked
+    context: turns of the user and the assistant before the question
     """
+    prompt = _base_prompt(language)
+    return f"{prompt.instruction}\n{_conversation(prompt, question, context)}"
+
+
+def plain_prompt(
+    question: str, system: str, language: str = "en", context: Sequence[Message] = ()
+) -> str:
+    """Returns the question alone, after the system message if there is one.
+
+    With turns before it, it stands in a conversation as `base_model_prompt` writes it.
+    """
+    text = f"{question}\n"
+    if context:
+        text = _conversation(_base_prompt(language), question, context)
+    return f"{system}\n\n{text}" if system else text
+
+
+def _base_prompt(language: str) -> BasePrompt:
     # All regions of a language share its prompt.
     code = language.split("-")[0].lower()
-    prompt = BASE_PROMPTS.get(code, BASE_PROMPTS["en"])
-    return f"{prompt.instruction}\n{prompt.user}: {question}\n{prompt.assistant}:"
+    return BASE_PROMPTS.get(code, BASE_PROMPTS["en"])
 
 
-def plain_prompt(question: str, system: str) -> str:
-    """Returns the question alone, after the system message if there is one."""
-    return f"{system}\n\n{question}\n" if system else f"{question}\n"
+def _conversation(prompt: BasePrompt, question: str, context: Sequence[Message]) -> str:
+    """Returns a line for each turn, that of the assistant's answer begun."""
+    names = {"user": prompt.user, "assistant": prompt.assistant}
+    lines = [f"{names[turn['role']]}: {turn['content']}" for turn in context]
+    return "\n".join([*lines, f"{prompt.user}: {question}", f"{prompt.assistant}:"])

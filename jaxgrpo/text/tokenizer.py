@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.text import chat, prompts
+from jaxgrpo.text.messages import Message, split_system
 from jaxgrpo.text.surrogates import replace_lone_surrogates
 
 HfTokenizer = Any
@@ -78,17 +79,27 @@ class Tokenizer:
         """Returns the text that rewards see: what the prompt opened, then what was chosen."""
         return self.completion_prefix + self.decode(ids)
 
-    def prompt(self, prompt: str, system: str = "", language: str = "en") -> list[int]:
+    def prompt(
+        self,
+        prompt: str,
+        system: str = "",
+        language: str = "en",
+        context: Sequence[Message] = (),
+    ) -> list[int]:
         """Returns the ids of a prompt as the model expects it, up to where its answer begins.
 
+        system: a system message; one in `context` takes its place
         language: the problem's
+        context: messages before the prompt
         """
+        own_system, turns = split_system(context)
+        system = own_system or system
         if self.chat_template:
-            return self.encode(self.chat_template.prompt(prompt, system))
+            return self.encode(self.chat_template.prompt(prompt, system, turns))
         if self.uses_base_prompt and not system:
-            text = prompts.base_model_prompt(prompt, language)
+            text = prompts.base_model_prompt(prompt, language, turns)
         else:
-            text = prompts.plain_prompt(prompt, system)
+            text = prompts.plain_prompt(prompt, system, language, turns)
         # A model whose tokenizer begins texts with a token has never seen a text without it.
         return [*self.bos_ids, *self.encode(text)]
 

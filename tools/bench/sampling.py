@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ from jaxgrpo.rollout.groups import Group, JudgedGroup, SamplingRequest
 from jaxgrpo.rollout.judge import Judge, judged_in_order
 from jaxgrpo.rollout.packing import Packer
 from jaxgrpo.text import tokenizer
+from jaxgrpo.text.messages import Message
 from jaxgrpo.types import Params, SamplingParams, TrainState
 from tools.bench.coin import Coin
 from tools.bench.in_flight import InFlightSteps
@@ -49,7 +50,13 @@ from tools.bench.work import rollout_work, step_work
 class IdTokenizer(tokenizer.Tokenizer):
     """A folder's tokenizer whose prompts are token ids in decimals, so of any length wanted."""
 
-    def prompt(self, prompt: str, system: str = "", language: str = "en") -> list[int]:
+    def prompt(
+        self,
+        prompt: str,
+        system: str = "",
+        language: str = "en",
+        context: Sequence[Message] = (),
+    ) -> list[int]:
         """Returns the ids that a prompt lists."""
         return [int(number) for number in prompt.split()]
 

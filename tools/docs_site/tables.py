@@ -8,15 +8,36 @@ from pathlib import Path
 from jaxgrpo import losses
 from jaxgrpo.config import Config, overrides
 from jaxgrpo.config.bounds import Marks, bounds_of, marks_of
+from jaxgrpo.data import benchmarks, competitions
 from jaxgrpo.data.arithmetic import Arithmetic
 from jaxgrpo.data.gsm8k import GSM8K
-from jaxgrpo.data.jsonl import Jsonl
+from jaxgrpo.data.mixture import Mixture, Part
+from jaxgrpo.data.overlap import Decontaminated
+from jaxgrpo.data.table import Table
+from jaxgrpo.data.translated import TranslatedGSM8K
 from jaxgrpo.problems import Driven, Scheduled, Weighted
 from jaxgrpo.rewards import gate, languages, layout, length, maths, repetition, rouge
 
 ROOT = Path(__file__).parents[2]
 
-SOURCES = (Arithmetic(), GSM8K(), Jsonl())
+SOURCES = (
+    Arithmetic(),
+    GSM8K(),
+    Table(),
+    Mixture({"name": Part(GSM8K())}),
+    Decontaminated(GSM8K()),
+    TranslatedGSM8K(),
+    competitions.SimpleRLZoo(),
+    competitions.NuminaMath(),
+    benchmarks.MATH500(),
+    benchmarks.AMC23(),
+    benchmarks.AIME24(),
+    benchmarks.AIME25(),
+    benchmarks.MinervaMath(),
+    benchmarks.OlympiadBench(),
+    benchmarks.MGSM(),
+    benchmarks.GlobalMMLULite(),
+)
 """A source of problems of each class."""
 
 WEIGHTS = (Weighted(maths.accuracy), Scheduled(maths.accuracy), Driven(maths.accuracy))

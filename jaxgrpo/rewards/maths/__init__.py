@@ -7,6 +7,7 @@ units.py           separates and converts units
 sets.py            reads tuples, sets, lists, intervals and unions
 symbolic.py        compares formulas by computer algebra
 verifier.py        compares two answers by all of these
+golds.py           looks at a data set's gold answers before a run
 """
 
 from jaxgrpo.rewards.maths.verifier import Accuracy, accuracy

@@ -88,6 +88,11 @@ def same_expression(answer: str, gold: str) -> bool:
         return False  # SymPy's ways to say that it has no number for a formula
 
 
+def is_formula(text: str) -> bool:
+    """Returns whether a normalized text would be read as a formula, by its looks alone."""
+    return is_safe(_to_parser_notation(text))
+
+
 def is_safe(text: str) -> bool:
     """Returns whether a formula may be given to the parser: point 1 above."""
     if not 0 < len(text) <= MAX_FORMULA_LENGTH:

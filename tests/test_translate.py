@@ -1,0 +1,418 @@
+"""Checks tools.translate against an endpoint on this machine that fails in every way it can."""
+
+import http.server
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from jaxgrpo.data.translated import TranslatedGSM8K
+from jaxgrpo.errors import UserError
+from tests.test_data import the_error, write_lines
+from tests.tiny_runs import ROOT
+from tools.translate import __main__ as translate
+from tools.translate.checks import complaint, missing_numbers
+
+QUESTION = re.compile(r"Box (\S+) has (\S+) apples\.")
+
+
+def source_rows(count: int) -> list[dict]:
+    return [
+        {
+            "question": f"Box {i} has {1000 * i + 0.5:,} apples. How many are in it?",
+            "answer": f"So it is.\n#### {1000 * i:,}",
+            "level": i,
+        }
+        for i in range(1, count + 1)
+    ]
+
+
+def in_korean(box: str, apples: str) -> str:
+    return (
+        f"상자 {box}번에는 사과가 {apples}개 있습니다. 그 안에는 모두 몇 개가 있습니까?"
+    )
+
+
+class Endpoint(http.server.ThreadingHTTPServer):
+    """A server of chat completions that translates into Korean.
+
+    fault: (number of the call, from 0) -> the name of what goes wrong with it, "" if nothing does
+    delay: seconds that a reply takes
+    """
+
+    # Connections that wait to be accepted: more than ever ask at once.
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.fault = lambda call: ""
+        self.delay = 0.0
+        self.boxes: list[str] = []
+        self.requests: list[dict] = []
+        self.keys: set[str | None] = set()
+        self.busy = 0
+        self.most_busy = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request, client_address) -> None:
+        """Says nothing: clients that are killed, or do not wait, are what is tested."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Endpoint
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        box, apples = QUESTION.search(body["messages"][0]["content"]).groups()
+        with server.lock:
+            fault = server.fault(len(server.boxes))
+            server.boxes.append(box)
+            server.requests.append(body)
+            server.keys.add(self.headers["Authorization"])
+            server.busy += 1
+            server.most_busy = max(server.most_busy, server.busy)
+        time.sleep(server.delay)
+        with server.lock:
+            server.busy -= 1
+        self.reply(fault, box, apples)
+
+    def reply(self, fault: str, box: str, apples: str) -> None:
+        right = in_korean(box, apples)
+        contents = {
+            "": f"<think>Box is 상자.</think>\n{right}\n",
+            "English": f"Box {box} has {apples} apples, I think.",
+            "no numbers": "상자에는 사과가 있습니다. 모두 몇 개가 있습니까?",
+            "empty": " ",
+            "solution": right * 40,
+            "cut off": right,
+            "null": None,
+        }
+        message = {"role": "assistant", "content": contents.get(fault)}
+        reason = "length" if fault == "cut off" else "stop"
+        choices = [{"message": message, "finish_reason": reason}]
+        text = json.dumps({"choices": [] if fault == "no choices" else choices})
+        if fault == "not JSON":
+            text = "<html>Bad gateway</html>"
+        if fault == "a list":
+            text = "[1]"
+        if fault == "closed":
+            return
+        if fault == "half":
+            self.send(200, text[:20], length=1000)
+            return
+        if fault == "slow":
+            time.sleep(1.0)
+        if fault[:3].isdigit():
+            self.send(int(fault[:3]), text, retry_after=fault[4:])
+        else:
+            self.send(200, text)
+
+    def send(
+        self, status: int, text: str, length: int = 0, retry_after: str = ""
+    ) -> None:
+        content = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(length or len(content)))
+        if retry_after:
+            self.send_header("Retry-After", retry_after)
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    with Endpoint() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "secret")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
+        server.shutdown()
+
+
+def arguments(source: str, to: Path, **settings: object) -> list[str]:
+    """Returns the command line of a test, with waits that are short."""
+    defaults = {
+        "source": source,
+        "to": to,
+        "language": "Korean",
+        "model": "any",
+        "concurrency": 4,
+        "attempts": 12,
+        "backoff": 0.001,
+        "timeout": 0.5,
+    }
+    return [
+        word
+        for name, value in (defaults | settings).items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def exit_code(argv: list[str]) -> int:
+    """Returns the code that the program ends with."""
+    try:
+        translate.main(argv)
+    except SystemExit as error:
+        return int(error.code)
+    return 0
+
+
+AGAIN = [
+    "500",
+    "503",
+    "408",
+    "429",
+    "429 0.01",
+    "429 Fri, 31 Dec 1999 23:59:59 GMT",
+    "not JSON",
+    "a list",
+    "no choices",
+    "null",
+    "cut off",
+    "closed",
+    "half",
+    "slow",
+    "English",
+    "no numbers",
+    "empty",
+    "solution",
+]
+"""What goes wrong, and is asked again."""
+
+
+def test_a_translation_keeps_answers_numbers_and_fields(tmp_path, endpoint, capsys):
+    rows = source_rows(20)
+    source = write_lines(tmp_path / "en.jsonl", rows)
+    to = tmp_path / "ko.jsonl"
+    assert exit_code(arguments(source, to)) == 0
+    assert "has all 20 rows" in capsys.readouterr().out
+    assert read(to) == [
+        row
+        | {
+            "source_line": line,
+            "language": "ko",
+            "source_question": row["question"],
+            "question": in_korean(str(line), f"{1000 * line + 0.5:,}"),
+        }
+        for line, row in enumerate(rows, start=1)
+    ]
+    assert endpoint.keys == {"Bearer secret"}
+    assert Counter(endpoint.boxes) == Counter(str(line) for line in range(1, 21))
+    problems = TranslatedGSM8K(str(to), english_path=source, heldout_size=0).train()
+    assert {p.id for p in problems} == {f"gsm8k_ko:train:{i}" for i in range(1, 21)}
+    assert all(p.answer == str(1000 * int(p.id.split(":")[2])) for p in problems)
+
+
+@pytest.mark.parametrize("fault", AGAIN)
+def test_what_goes_wrong_is_asked_again(tmp_path, endpoint, fault):
+    endpoint.fault = lambda call: fault if call == 0 else ""
+    source = write_lines(tmp_path / "en.jsonl", source_rows(1))
+    to = tmp_path / "ko.jsonl"
+    assert exit_code(arguments(source, to, concurrency=1)) == 0
+    assert endpoint.boxes == ["1", "1"]
+    (row,) = read(to)
+    assert row["question"] == in_korean("1", "1,000.5")
+
+
+def test_the_model_is_told_what_was_wrong(tmp_path, endpoint):
+    endpoint.fault = lambda call: ["no numbers", "English", ""][call]
+    source = write_lines(tmp_path / "en.jsonl", source_rows(1))
+    assert exit_code(arguments(source, tmp_path / "ko.jsonl")) == 0
+    texts = [request["messages"][0]["content"] for request in endpoint.requests]
+    assert "Korean (ISO 639-1: ko)" in texts[0]
+    assert "was not taken" not in texts[0]
+    assert "was not taken: it lacked these numbers, in digits: 1, 1,000.5." in texts[1]
+    assert "was not taken: only 0% of its words were in the language" in texts[2]
+
+
+def test_all_is_translated_though_a_third_of_the_calls_fails(tmp_path, endpoint):
+    dice = random.Random(0)
+    faults = [fault for fault in AGAIN if fault != "slow"]
+    endpoint.fault = lambda call: dice.choice(faults) if dice.random() < 0.3 else ""
+    endpoint.delay = 0.002
+    source = write_lines(tmp_path / "en.jsonl", source_rows(120))
+    to = tmp_path / "ko.jsonl"
+    assert exit_code(arguments(source, to, concurrency=8)) == 0
+    assert [row["source_line"] for row in read(to)] == list(range(1, 121))
+    assert len(endpoint.boxes) > 140
+    assert endpoint.most_busy <= 8
+
+
+def test_what_fails_is_listed_and_tried_again(tmp_path, endpoint, capsys):
+    source = write_lines(tmp_path / "en.jsonl", source_rows(6))
+    to = tmp_path / "ko.jsonl"
+    listed = tmp_path / "ko.jsonl.failed.jsonl"
+    # Two calls that will not do, and one that is not asked again.
+    endpoint.fault = lambda call: {0: "English", 1: "500", 2: "400"}.get(call, "")
+    settings = {"concurrency": 1, "attempts": 2}
+    assert exit_code(arguments(source, to, **settings)) == 1
+    assert "has 4 of 6 rows; the other 2 are in" in capsys.readouterr().err
+    assert [(row["source_line"], row["reason"][:10]) for row in read(listed)] == [
+        (1, "status 500"),
+        (2, "status 400"),
+    ]
+    assert endpoint.boxes == ["1", "1", "2", "3", "4", "5", "6"]
+    assert exit_code(arguments(source, to, **settings)) == 0
+    assert endpoint.boxes[7:] == ["1", "2"]
+    assert not listed.exists()
+    assert len(read(to)) == 6
+
+
+def test_an_endpoint_that_is_at_fault_ends_the_program(tmp_path, endpoint):
+    source = write_lines(tmp_path / "en.jsonl", source_rows(40))
+    argv = arguments(source, tmp_path / "ko.jsonl", attempts=1, concurrency=1)
+    endpoint.fault = lambda call: "" if call < 3 else "500"
+    message = the_error(lambda: translate.main(argv))
+    assert "20 rows failed one after the other, the last by: status 500" in message
+    assert len(endpoint.boxes) < 30
+    # The same command goes on.
+    before = len(endpoint.boxes)
+    endpoint.fault = lambda call: ""
+    assert exit_code(argv) == 0
+    assert endpoint.boxes[before:] == [str(line) for line in range(4, 41)]
+
+
+@pytest.mark.parametrize("status", ["401", "403", "404"])
+def test_a_key_or_a_model_that_is_refused_ends_the_program(tmp_path, endpoint, status):
+    endpoint.fault = lambda call: status
+    source = write_lines(tmp_path / "en.jsonl", source_rows(5))
+    argv = arguments(source, tmp_path / "ko.jsonl", concurrency=1)
+    message = the_error(lambda: translate.main(argv))
+    assert f"answers {status}" in message
+    assert "check OPENAI_BASE_URL, OPENAI_API_KEY and --model" in message
+    assert "secret" not in message
+    assert len(endpoint.boxes) < 5
+    endpoint.fault = lambda call: ""
+    assert exit_code(argv) == 0
+
+
+def test_it_goes_on_after_sigkill_and_asks_nothing_twice(tmp_path, endpoint):
+    endpoint.delay = 0.02
+    source = write_lines(tmp_path / "en.jsonl", source_rows(80))
+    to = tmp_path / "ko.jsonl"
+    argv = arguments(source, to)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.translate", *argv], cwd=ROOT, env=environment
+    )
+    try:
+        while not to.exists() or to.read_bytes().count(b"\n") < 10:
+            assert process.poll() is None, "it ended by itself"
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    on_disk = {row["source_line"] for row in read(to)}
+    assert 10 <= len(on_disk) < 80
+    # As if it had been killed in the middle of a line, and of a letter.
+    content = to.read_bytes()
+    torn = content[: content.index(b"\n")]
+    to.write_bytes(content + torn[: torn.rindex("상".encode()) + 1])
+    # A request that was under way is heard of before the second run begins.
+    while endpoint.busy:
+        time.sleep(0.01)
+    asked = len(endpoint.boxes)
+    endpoint.delay = 0.0
+    assert exit_code(argv) == 0
+    missing = set(range(1, 81)) - on_disk
+    assert Counter(endpoint.boxes[asked:]) == Counter(str(line) for line in missing)
+    assert [row["source_line"] for row in read(to)] == list(range(1, 81))
+    assert exit_code(argv) == 0
+    assert len(endpoint.boxes) == asked + len(missing)
+
+
+def test_a_last_line_that_is_whole_is_kept(tmp_path, endpoint):
+    source = write_lines(tmp_path / "en.jsonl", source_rows(3))
+    to = tmp_path / "ko.jsonl"
+    assert exit_code(arguments(source, to, limit=2)) == 0
+    to.write_bytes(to.read_bytes().rstrip(b"\n"))
+    assert exit_code(arguments(source, to, limit=1)) == 0
+    assert exit_code(arguments(source, to)) == 0
+    assert sorted(endpoint.boxes) == ["1", "2", "3"]
+    assert len(read(to)) == 3
+
+
+def test_a_file_of_something_else_is_not_appended_to(tmp_path, endpoint):
+    source = write_lines(tmp_path / "en.jsonl", source_rows(2))
+    to = tmp_path / "ko.jsonl"
+    assert exit_code(arguments(source, to)) == 0
+    content = to.read_bytes()
+    other = write_lines(tmp_path / "other.jsonl", source_rows(3)[1:])
+    for argv in (arguments(source, to, language="ja"), arguments(other, to)):
+        message = the_error(lambda argv=argv: translate.main(argv))
+        assert message.startswith(f"{to} line 1: ")
+        assert "give another --to" in message
+    assert to.read_bytes() == content
+    assert len(endpoint.boxes) == 2
+    assert exit_code(arguments(other, tmp_path / "another.jsonl")) == 0
+
+
+def test_bad_input_is_refused_before_anything_is_asked(tmp_path, endpoint, monkeypatch):
+    rows = source_rows(2)
+    source = write_lines(tmp_path / "en.jsonl", [rows[0], rows[1] | {"answer": " "}])
+    to = tmp_path / "ko.jsonl"
+    message = the_error(lambda: translate.main(arguments(source, to)))
+    assert message.startswith(f'{source} line 2: "answer" is not there or has no text')
+    assert "give --answer another field" in message
+    argv = arguments(source, to, language="Klingon")
+    assert "not a language that can be told" in the_error(lambda: translate.main(argv))
+    argv = arguments(source, to, attempts=0)
+    assert "--attempts is 0: it must be at least 1" in the_error(
+        lambda: translate.main(argv)
+    )
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    with pytest.raises(UserError, match="OPENAI_BASE_URL is not set: set it to"):
+        translate.main(arguments(source, to))
+    assert endpoint.boxes == []
+    assert not to.exists()
+    # What is said can be done.
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+    argv = arguments(source, to, answer="level", attempts=1)
+    assert exit_code(argv) == 0
+    assert {row["answer"] for row in read(to)} == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("source", "translation", "language", "missing"),
+    [
+        ("1,234.5 and 7", "1.234,5 und 7", "de", []),
+        ("80,000 for 3 of 100", "80 000 за 3 из 100", "ru", []),
+        (".5 hours, 1/4", "0,5 часа, 1/4", "ru", []),
+        ("12 of 5", "১২ ও ৫", "bn", []),
+        ("$5.00", "5 달러", "ko", []),
+        ("4 cats, 4 dogs", "고양이 4마리와 개", "ko", ["4"]),
+        ("1.5 and 2", "15와 2", "ko", ["1.5"]),
+        ("80,000", "8만", "ko", ["80,000"]),
+        ("two", "둘", "ko", []),
+    ],
+)
+def test_numbers_are_preserved(source, translation, language, missing):
+    assert missing_numbers(source, translation, language) == missing
+
+
+def test_the_language_is_measured():
+    korean = in_korean("3", "4")
+    assert complaint("Box 3 has 4 apples.", korean, "ko", 0.7) == ""
+    assert "in the language" in complaint("Box 3 has 4 apples.", korean, "ja", 0.7)

@@ -1,0 +1,1 @@
+"""Translates the questions of a data set, through an OpenAI-compatible endpoint."""
