@@ -118,7 +118,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send(200, text[:20], length=1000)
             return
         if fault == "slow":
-            time.sleep(1.0)
+            time.sleep(1.5)
         if fault[:3].isdigit():
             self.send(int(fault[:3]), text, retry_after=fault[4:])
         else:
@@ -157,7 +157,7 @@ def arguments(source: str, to: Path, **settings: object) -> list[str]:
         "concurrency": 4,
         "attempts": 12,
         "backoff": 0.001,
-        "timeout": 0.5,
+        "timeout": 30,
     }
     return [
         word
@@ -230,7 +230,8 @@ def test_what_goes_wrong_is_asked_again(tmp_path, endpoint, fault):
     endpoint.fault = lambda call: fault if call == 0 else ""
     source = write_lines(tmp_path / "en.jsonl", source_rows(1))
     to = tmp_path / "ko.jsonl"
-    assert exit_code(arguments(source, to, concurrency=1)) == 0
+    timeout = 1.0 if fault == "slow" else 30
+    assert exit_code(arguments(source, to, concurrency=1, timeout=timeout)) == 0
     assert endpoint.boxes == ["1", "1"]
     (row,) = read(to)
     assert row["question"] == in_korean("1", "1,000.5")
@@ -281,30 +282,34 @@ def test_what_fails_is_listed_and_tried_again(tmp_path, endpoint, capsys):
 
 
 def test_an_endpoint_that_is_at_fault_ends_the_program(tmp_path, endpoint):
-    source = write_lines(tmp_path / "en.jsonl", source_rows(40))
+    source = write_lines(tmp_path / "en.jsonl", source_rows(200))
     argv = arguments(source, tmp_path / "ko.jsonl", attempts=1, concurrency=1)
     endpoint.fault = lambda call: "" if call < 3 else "500"
+    endpoint.delay = 0.01
     message = the_error(lambda: translate.main(argv))
     assert "20 rows failed one after the other, the last by: status 500" in message
-    assert len(endpoint.boxes) < 30
+    assert len(endpoint.boxes) < 200
     # The same command goes on.
     before = len(endpoint.boxes)
     endpoint.fault = lambda call: ""
+    endpoint.delay = 0.0
     assert exit_code(argv) == 0
-    assert endpoint.boxes[before:] == [str(line) for line in range(4, 41)]
+    assert endpoint.boxes[before:] == [str(line) for line in range(4, 201)]
 
 
 @pytest.mark.parametrize("status", ["401", "403", "404"])
 def test_a_key_or_a_model_that_is_refused_ends_the_program(tmp_path, endpoint, status):
     endpoint.fault = lambda call: status
-    source = write_lines(tmp_path / "en.jsonl", source_rows(5))
+    endpoint.delay = 0.01
+    source = write_lines(tmp_path / "en.jsonl", source_rows(100))
     argv = arguments(source, tmp_path / "ko.jsonl", concurrency=1)
     message = the_error(lambda: translate.main(argv))
     assert f"answers {status}" in message
     assert "check OPENAI_BASE_URL, OPENAI_API_KEY and --model" in message
     assert "secret" not in message
-    assert len(endpoint.boxes) < 5
+    assert len(endpoint.boxes) < 100
     endpoint.fault = lambda call: ""
+    endpoint.delay = 0.0
     assert exit_code(argv) == 0
 
 
