@@ -21,6 +21,7 @@ from tests.test_data import the_error, write_lines
 from tests.tiny_runs import ROOT
 from tools.translate import __main__ as translate
 from tools.translate.checks import complaint, missing_numbers
+from tools.translate.endpoint import AttemptError
 
 QUESTION = re.compile(r"Box (\S+) has (\S+) apples\.")
 
@@ -259,6 +260,28 @@ def test_all_is_translated_though_a_third_of_the_calls_fails(tmp_path, endpoint)
     assert [row["source_line"] for row in read(to)] == list(range(1, 121))
     assert len(endpoint.boxes) > 140
     assert endpoint.most_busy <= 8
+
+
+@pytest.mark.parametrize("asked", [0.0, 5.0, 3600.0])
+def test_waits_double_up_to_a_minute_or_are_what_the_endpoint_asks(asked):
+    waits = []
+
+    class Clock(threading.Event):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            return False
+
+    class Busy:
+        def ask(self, text: str) -> str:
+            raise AttemptError("status 429", asked)
+
+    translator = translate.Translator(Busy(), "ko", 9, 1.0, 0.7, Clock())
+    with pytest.raises(AttemptError, match="status 429"):
+        translator.translate("2 + 2?")
+    assert len(waits) == 8
+    for count, wait in enumerate(waits):
+        expected = min(max(asked, 2.0**count), 60.0)
+        assert 0.75 * expected <= wait <= 1.25 * expected
 
 
 def test_what_fails_is_listed_and_tried_again(tmp_path, endpoint, capsys):
