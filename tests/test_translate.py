@@ -1,10 +1,8 @@
-"""Checks tools.translate against an endpoint on this machine that fails in every way it can."""
+"""Checks tools.translate against an endpoint on this machine that fails."""
 
-import http.server
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -17,12 +15,12 @@ import pytest
 
 from jaxgrpo.data.translated import TranslatedGSM8K
 from jaxgrpo.errors import UserError
+from tests.chat_endpoint import Endpoint, in_korean
 from tests.test_data import the_error, write_lines
 from tests.tiny_runs import ROOT
 from tools.translate import __main__ as translate
 from tools.translate.checks import complaint, missing_numbers
-
-QUESTION = re.compile(r"Box (\S+) has (\S+) apples\.")
+from tools.translate.endpoint import AttemptError
 
 
 def source_rows(count: int) -> list[dict]:
@@ -34,106 +32,6 @@ def source_rows(count: int) -> list[dict]:
         }
         for i in range(1, count + 1)
     ]
-
-
-def in_korean(box: str, apples: str) -> str:
-    return (
-        f"상자 {box}번에는 사과가 {apples}개 있습니다. 그 안에는 모두 몇 개가 있습니까?"
-    )
-
-
-class Endpoint(http.server.ThreadingHTTPServer):
-    """A server of chat completions that translates into Korean.
-
-    fault: (number of the call, from 0) -> the name of what goes wrong with it, "" if nothing does
-    delay: seconds that a reply takes
-    """
-
-    # Connections that wait to be accepted: more than ever ask at once.
-    request_queue_size = 64
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.fault = lambda call: ""
-        self.delay = 0.0
-        self.boxes: list[str] = []
-        self.requests: list[dict] = []
-        self.keys: set[str | None] = set()
-        self.busy = 0
-        self.most_busy = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request, client_address) -> None:
-        """Says nothing: clients that are killed, or do not wait, are what is tested."""
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def log_message(self, *arguments) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        box, apples = QUESTION.search(body["messages"][0]["content"]).groups()
-        with server.lock:
-            fault = server.fault(len(server.boxes))
-            server.boxes.append(box)
-            server.requests.append(body)
-            server.keys.add(self.headers["Authorization"])
-            server.busy += 1
-            server.most_busy = max(server.most_busy, server.busy)
-        time.sleep(server.delay)
-        with server.lock:
-            server.busy -= 1
-        self.reply(fault, box, apples)
-
-    def reply(self, fault: str, box: str, apples: str) -> None:
-        right = in_korean(box, apples)
-        contents = {
-            "": f"<think>Box is 상자.</think>\n{right}\n",
-            "English": f"Box {box} has {apples} apples, I think.",
-            "no numbers": "상자에는 사과가 있습니다. 모두 몇 개가 있습니까?",
-            "empty": " ",
-            "solution": right * 40,
-            "cut off": right,
-            "null": None,
-        }
-        message = {"role": "assistant", "content": contents.get(fault)}
-        reason = "length" if fault == "cut off" else "stop"
-        choices = [{"message": message, "finish_reason": reason}]
-        text = json.dumps({"choices": [] if fault == "no choices" else choices})
-        if fault == "not JSON":
-            text = "<html>Bad gateway</html>"
-        if fault == "a list":
-            text = "[1]"
-        if fault == "closed":
-            return
-        if fault == "half":
-            self.send(200, text[:20], length=1000)
-            return
-        if fault == "slow":
-            time.sleep(1.0)
-        if fault[:3].isdigit():
-            self.send(int(fault[:3]), text, retry_after=fault[4:])
-        else:
-            self.send(200, text)
-
-    def send(
-        self, status: int, text: str, length: int = 0, retry_after: str = ""
-    ) -> None:
-        content = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(length or len(content)))
-        if retry_after:
-            self.send_header("Retry-After", retry_after)
-        self.end_headers()
-        self.wfile.write(content)
 
 
 @pytest.fixture
@@ -157,7 +55,7 @@ def arguments(source: str, to: Path, **settings: object) -> list[str]:
         "concurrency": 4,
         "attempts": 12,
         "backoff": 0.001,
-        "timeout": 0.5,
+        "timeout": 30,
     }
     return [
         word
@@ -230,7 +128,8 @@ def test_what_goes_wrong_is_asked_again(tmp_path, endpoint, fault):
     endpoint.fault = lambda call: fault if call == 0 else ""
     source = write_lines(tmp_path / "en.jsonl", source_rows(1))
     to = tmp_path / "ko.jsonl"
-    assert exit_code(arguments(source, to, concurrency=1)) == 0
+    timeout = 1.0 if fault == "slow" else 30
+    assert exit_code(arguments(source, to, concurrency=1, timeout=timeout)) == 0
     assert endpoint.boxes == ["1", "1"]
     (row,) = read(to)
     assert row["question"] == in_korean("1", "1,000.5")
@@ -260,6 +159,28 @@ def test_all_is_translated_though_a_third_of_the_calls_fails(tmp_path, endpoint)
     assert endpoint.most_busy <= 8
 
 
+@pytest.mark.parametrize("asked", [0.0, 5.0, 3600.0])
+def test_waits_double_up_to_a_minute_or_are_what_the_endpoint_asks(asked):
+    waits = []
+
+    class Clock(threading.Event):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            return False
+
+    class Busy:
+        def ask(self, text: str) -> str:
+            raise AttemptError("status 429", asked)
+
+    translator = translate.Translator(Busy(), "ko", 9, 1.0, 0.7, Clock())
+    with pytest.raises(AttemptError, match="status 429"):
+        translator.translate("2 + 2?")
+    assert len(waits) == 8
+    for count, wait in enumerate(waits):
+        expected = min(max(asked, 2.0**count), 60.0)
+        assert 0.75 * expected <= wait <= 1.25 * expected
+
+
 def test_what_fails_is_listed_and_tried_again(tmp_path, endpoint, capsys):
     source = write_lines(tmp_path / "en.jsonl", source_rows(6))
     to = tmp_path / "ko.jsonl"
@@ -281,30 +202,34 @@ def test_what_fails_is_listed_and_tried_again(tmp_path, endpoint, capsys):
 
 
 def test_an_endpoint_that_is_at_fault_ends_the_program(tmp_path, endpoint):
-    source = write_lines(tmp_path / "en.jsonl", source_rows(40))
+    source = write_lines(tmp_path / "en.jsonl", source_rows(200))
     argv = arguments(source, tmp_path / "ko.jsonl", attempts=1, concurrency=1)
     endpoint.fault = lambda call: "" if call < 3 else "500"
+    endpoint.delay = 0.01
     message = the_error(lambda: translate.main(argv))
     assert "20 rows failed one after the other, the last by: status 500" in message
-    assert len(endpoint.boxes) < 30
+    assert len(endpoint.boxes) < 200
     # The same command goes on.
     before = len(endpoint.boxes)
     endpoint.fault = lambda call: ""
+    endpoint.delay = 0.0
     assert exit_code(argv) == 0
-    assert endpoint.boxes[before:] == [str(line) for line in range(4, 41)]
+    assert endpoint.boxes[before:] == [str(line) for line in range(4, 201)]
 
 
 @pytest.mark.parametrize("status", ["401", "403", "404"])
 def test_a_key_or_a_model_that_is_refused_ends_the_program(tmp_path, endpoint, status):
     endpoint.fault = lambda call: status
-    source = write_lines(tmp_path / "en.jsonl", source_rows(5))
+    endpoint.delay = 0.01
+    source = write_lines(tmp_path / "en.jsonl", source_rows(100))
     argv = arguments(source, tmp_path / "ko.jsonl", concurrency=1)
     message = the_error(lambda: translate.main(argv))
     assert f"answers {status}" in message
     assert "check OPENAI_BASE_URL, OPENAI_API_KEY and --model" in message
     assert "secret" not in message
-    assert len(endpoint.boxes) < 5
+    assert len(endpoint.boxes) < 100
     endpoint.fault = lambda call: ""
+    endpoint.delay = 0.0
     assert exit_code(argv) == 0
 
 
