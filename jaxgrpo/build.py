@@ -329,6 +329,7 @@ def load_policy(
     has_adapters: bool,
     out: str | Path | None = None,
     needs_checkpoint: bool = False,
+    step: int | None = None,
 ) -> tuple[Params, int | None]:
     """Returns a policy's parameters, and the step of the checkpoint that they are from.
 
@@ -336,16 +337,16 @@ def load_policy(
     checkpoint they are the model's own, and the step is None.
 
     out: the folder of a run; None: without a run
+    step: of the checkpoint in the place of the newest, which must be there
 
     Raises UserError where a checkpoint is needed, and there is none.
     """
-    step = None
     trained: Params = None
     if out is not None:
         with Checkpoints(out) as checkpoints:
-            step = checkpoints.latest()
+            step = checkpoints.latest() if step is None else step
             if step is not None or needs_checkpoint:
-                trained = checkpoints.restore_params(programs.trained_like)
+                trained = checkpoints.restore_params(programs.trained_like, step)
     if trained is not None and not has_adapters:
         return trained, step
     params = hf_folder.load_params(folder, programs.params_like)
