@@ -172,7 +172,7 @@ def examples(groups: Sequence[JudgedTexts], count: int = 2) -> list[Json]:
 
 def _score_by(
     evaluated: Sequence[Evaluated], key: Callable[[Problem], str]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, int | float]]:
     """Returns the scores of each part of the problems, in the order of their keys."""
     parts: dict[str, list[Evaluated]] = defaultdict(list)
     for one in evaluated:
@@ -280,12 +280,12 @@ def evaluate_all(config: Config) -> list[Report]:
         if note := compare(config, out):
             print0(note)
     keys = {policy: policy.key(config) for policy in policies}
-    _prepare(config, list(keys.values()))
     reports: list[Report] = []
     for _, group in groupby(policies, key=lambda policy: policy.model):
         same_model = list(group)
         with build_run(with_model(config, same_model[0])) as run:
             problem_sets = _problem_sets(run)
+            _prepare(config, list(keys.values()))
             for policy in same_model:
                 reports += _evaluate_policy(run, policy, keys[policy], problem_sets)
     return reports

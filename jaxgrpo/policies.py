@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxgrpo.build import model_folder
-from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, text_settings
 from jaxgrpo.distributed.processes import gather_json
 from jaxgrpo.errors import UserError
@@ -93,8 +92,11 @@ def _of_checkpoint(out: Path, step: int, model: str) -> Policy:
 
 
 def _steps(out: Path) -> list[int]:
-    with Checkpoints(out) as checkpoints:
-        return checkpoints.steps()
+    """Returns the steps of a run's checkpoints, in order."""
+    # Orbax would open the devices, before the run has divided a CPU among them. A save that is not
+    # complete has another name.
+    folders = (out / "checkpoints").glob("*")
+    return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
 
 
 def _checkpoint(out: Path | None, step: int) -> Path:

@@ -43,7 +43,11 @@ def make_evaluated(right, ratios, votes=None, language="ko", problem_id="p"):
             "language/target_word_ratio": np.array(ratios, float),
             "language/english_word_ratio": 1 - np.array(ratios, float),
         },
-        missing={(i, "accuracy"): "timeout" for i in np.flatnonzero(np.isnan(right))},
+        missing={
+            (index, "accuracy"): "timeout"
+            for index, value in enumerate(right)
+            if math.isnan(value)
+        },
         rewards=right,
         solved=int(np.nansum(right)),
         judged=int((~np.isnan(right)).sum()),

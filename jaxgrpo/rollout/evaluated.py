@@ -34,7 +34,7 @@ def right_or_wrong(verdicts: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(verdicts), np.nan, verdicts == 1.0)
 
 
-def score(part: Sequence[Evaluated]) -> dict[str, float]:
+def score(part: Sequence[Evaluated]) -> dict[str, int | float]:
     """Returns the scores of some problems; NaN where no verdict is known.
 
     {"problems": P, "accuracy": mean, "accuracy_low": of its interval, "accuracy_high": ...,
@@ -42,7 +42,7 @@ def score(part: Sequence[Evaluated]) -> dict[str, float]:
      "missing": share of verdicts, "target_word_ratio": mean, "english_word_ratio": mean,
      "in_language": share that kept the language, "accuracy_in_language": accuracy among these}
     """
-    report: dict[str, float] = {"problems": len(part)}
+    report: dict[str, int | float] = {"problems": len(part)}
     for name, values in _by_problem(part).items():
         report[name] = mean(values)
         report[f"{name}_low"], report[f"{name}_high"] = scores.interval(values)
