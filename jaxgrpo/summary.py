@@ -83,8 +83,9 @@ def scores_table(report: Report) -> str:
     ]
     languages = format_table([*by_language, kept], list(kept))
     about = (
-        f"low, high: 95 % interval over problems; {found['tokens']:.1f} tokens a completion, "
-        f"{found['truncated']:.1%} cut off, {found['missing']:.1%} of verdicts missing"
+        "low, high: a 95 % interval over problems\n"
+        f"{found['tokens']:.1f} tokens a completion, {found['truncated']:.1%} cut off, "
+        f"{found['missing']:.1%} of verdicts missing"
     )
     return f"{table}\n\n{languages}\n\n{about}"
 

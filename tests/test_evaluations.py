@@ -20,7 +20,7 @@ from jaxgrpo.rollout.groups import JudgedTexts
 from tests.tiny_devices import output_on_devices
 from tests.tiny_runs import lines, make_config, model_folder, share_programs
 
-TIMES = ("time/", "rollout/", "perf/", "memory/")
+TIMES = ("time/", "rollout/tokens_per_s", "rollout/idle", "perf/", "memory/")
 """Beginnings of the names of metrics that a clock decides."""
 
 
