@@ -24,7 +24,7 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
 from jaxgrpo.policies import Policy, find_policies, with_model
 from jaxgrpo.problems import Problem, Problems, Weighted
-from jaxgrpo.rewards.maths.votes import votes_of
+from jaxgrpo.rewards.maths.votes import Votes, votes_of
 from jaxgrpo.rewards.workers.pool import Pool
 from jaxgrpo.rollout.completions_file import CompletionsFile, keep_rows
 from jaxgrpo.rollout.evaluated import Evaluated, right_or_wrong, row, score
@@ -63,7 +63,7 @@ def evaluate(
     judged = _sample_or_read(run, params, problems, completions)
     missing_path = Path(run.config.out) / "missing.jsonl"
     check_missing_verdicts(judged, run.config.verifier.max_missing, missing_path)
-    evaluated = compare_answers(run, judged)
+    evaluated = compare_answers(run.config, judged)
     if completions is not None:
         completions.replace([row(one) for one in evaluated])
     report = summarise(judged) | {
@@ -136,29 +136,45 @@ def _sample_or_read(
     return [by_id[problem.id] for problem in problems]
 
 
-def compare_answers(run: Run, judged: Sequence[JudgedTexts]) -> list[Evaluated]:
+def compare_answers(config: Config, judged: Sequence[JudgedTexts]) -> list[Evaluated]:
     """Returns what each completion answers, and which of a problem's answers are the same."""
-    config = run.config
     reads = votes_of(config.rewards[config.solved_by].function)
-    votes: Sequence[JudgedTexts | None] = [None] * len(judged)
+    votes: list[np.ndarray | None] = [None] * len(judged)
     if reads is not None and config.evaluation.samples > 1:
-        # Algebra on what a model wrote: in worker processes, as rewards are. A call compares all
-        # samples of a problem with each other.
-        deadline = config.verifier.deadline * config.evaluation.samples
-        rewards = {VOTE: Weighted(reads, 0.0)}
-        with Pool(rewards, config.verifier.workers, deadline) as pool:
-            votes = Judge(pool, rewards, VOTE).judge_texts(
-                [(one.problem, one.texts) for one in judged], {VOTE: 0.0}
-            )
+        votes = list(_votes(config, reads, judged))
     return [
         Evaluated(
             judged=one,
             is_right=right_or_wrong(one.values[config.solved_by]),
             answers=[reads.read(text) if reads else None for text in one.texts],
-            votes=vote.values[VOTE] if vote else None,
+            votes=vote,
         )
         for one, vote in zip(judged, votes, strict=True)
     ]
+
+
+def _votes(
+    config: Config, reads: Votes, judged: Sequence[JudgedTexts]
+) -> list[np.ndarray]:
+    """Returns the votes of each problem's completions, [G]; NaN where they are not known."""
+    votes = {}
+    for index, one in enumerate(judged):
+        if (plain := reads.plain(one.texts)) is not None:
+            votes[index] = np.array(plain)
+    others = [index for index in range(len(judged)) if index not in votes]
+    if others:
+        # Algebra on what a model wrote: in worker processes, as rewards are. A call compares all
+        # samples of a problem with each other.
+        deadline = config.verifier.deadline * config.evaluation.samples
+        rewards = {VOTE: Weighted(reads, 0.0)}
+        asked = [(judged[index].problem, judged[index].texts) for index in others]
+        with Pool(rewards, config.verifier.workers, deadline) as pool:
+            judge = Judge(pool, rewards, VOTE)
+            for index, one in zip(
+                others, judge.judge_texts(asked, {VOTE: 0.0}), strict=True
+            ):
+                votes[index] = one.values[VOTE]
+    return [votes[index] for index in range(len(judged))]
 
 
 def examples(groups: Sequence[JudgedTexts], count: int = 2) -> list[Json]:

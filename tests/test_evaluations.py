@@ -89,6 +89,21 @@ def test_a_row_holds_all_completions():
     assert second["rewards"]["accuracy"] is None
 
 
+def test_answers_that_need_algebra_are_compared_by_workers(tmp_path):
+    judged = []
+    for answers in (("7", "8", "7", ""), ("1/2", "0.5", r"x^2-1", "(x-1)(x+1)")):
+        one = make_evaluated([1, 0, 1, 0], [1.0] * 4, problem_id=answers[0]).judged
+        texts = [Completion(f"so \\boxed{{{answer}}}", 3) for answer in answers]
+        judged.append(dataclasses.replace(one, texts=texts))
+    plain, algebra = evaluate.compare_answers(make_config(tmp_path), judged)
+    assert plain.votes.tolist() == [0, 1, 0, -1]
+    assert plain.answers == ["7", "8", "7", None]
+    assert algebra.votes.tolist() == [0, 0, 2, 2]
+    assert algebra.is_right.tolist() == [1, 0, 1, 0]
+    greedy = make_config(tmp_path, "evaluation.samples=1")
+    assert evaluate.compare_answers(greedy, judged)[0].votes is None
+
+
 def test_a_verifier_that_reads_no_answers_has_no_majority(tmp_path):
     config = make_config(tmp_path)
     rewards = {"accuracy": Weighted(languages.target_word_ratio)}

@@ -118,6 +118,25 @@ def test_answers_are_the_same_as_the_verifier_has_it():
     assert votes("en", "3,5", "7/2") == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (("7", "07", "-7", "", "7"), [0, 0, 2, -1, 0]),
+        (("", ""), [-1, -1]),
+        (("7", "7.0"), None),
+        (("7", "1,234"), None),
+        (("7" * 16, "7"), None),
+        (("\u0667", "7"), None),
+    ],
+)
+def test_plain_numbers_are_compared_at_once(answers, expected):
+    texts = [Completion(f"so \\boxed{{{answer}}}", 3) for answer in answers]
+    assert Votes().plain(texts) == expected
+    assert Votes(tolerance=0.1).plain(texts) is None
+    if expected is not None:
+        assert votes("en", *answers) == expected
+
+
 def test_votes_are_read_where_the_reward_reads():
     by_number = votes_of(maths.Accuracy(extract=("number",), tolerance=0.1))
     assert by_number == Votes(("number",), 0.1)

@@ -1,11 +1,14 @@
 """Which completions of a problem give the same answer, for majority votes."""
 
+import re
 from dataclasses import dataclass
 
 from jaxgrpo.problems import Completion, Problem, batched
 from jaxgrpo.rewards.maths.extraction import DEFAULT_METHODS, extract_answer
 from jaxgrpo.rewards.maths.verifier import Accuracy, accuracy, same_answer
 from jaxgrpo.scores import NO_VOTE
+
+_PLAIN = re.compile(r"-?[0-9]{1,15}")
 
 
 @batched
@@ -32,6 +35,20 @@ class Votes:
                 written[answer] = self._vote(answer, written, problem.language, index)
         return [written.get(self.read(text) or "", NO_VOTE) for text in texts]
 
+    def plain(self, texts: list[Completion]) -> list[float] | None:
+        """Returns the votes where all answers are plain whole numbers, at once; else None.
+
+        They need no algebra, and so no worker process.
+        """
+        answers = [self.read(text) for text in texts]
+        if self.tolerance or not all(map(_is_plain, answers)):
+            return None
+        firsts: dict[int, float] = {}
+        return [
+            NO_VOTE if answer is None else firsts.setdefault(int(answer), float(index))
+            for index, answer in enumerate(answers)
+        ]
+
     def read(self, text: str) -> str | None:
         """Returns the answer of a completion; None if there is none."""
         return extract_answer(text, self.extract) or None
@@ -48,6 +65,11 @@ class Votes:
             if same_answer(answer, other, language, self.tolerance):
                 return vote
         return float(index)
+
+
+def _is_plain(answer: str | None) -> bool:
+    """Returns whether an answer is a whole number in ASCII digits, or there is none."""
+    return answer is None or _PLAIN.fullmatch(answer) is not None
 
 
 def votes_of(reward: object) -> Votes | None:
