@@ -336,8 +336,7 @@ def load_policy(
     They are the newest checkpoint's, with adapters beside the model's own; where there is no
     checkpoint they are the model's own, and the step is None.
 
-    out: the folder of a run; None: without a run
-    step: of the checkpoint in the place of the newest, which must be there
+    out, step: a run's folder (None: without a run), and its checkpoint's step (None: the newest)
 
     Raises UserError where a checkpoint is needed, and there is none.
     """

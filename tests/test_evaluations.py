@@ -20,8 +20,17 @@ from jaxgrpo.rollout.groups import JudgedTexts
 from tests.tiny_devices import output_on_devices
 from tests.tiny_runs import lines, make_config, model_folder, share_programs
 
-TIMES = ("time/", "rollout/tokens_per_s", "rollout/idle", "perf/", "memory/")
-"""Beginnings of the names of metrics that a clock decides."""
+TIMES = (
+    "time/",
+    "perf/",
+    "memory/",
+    "rollout/tokens_per_s",
+    "rollout/idle",
+    "rollout/in_flight",
+    "rollout/utilisation",
+)
+"""Beginnings of the names of metrics that a clock decides: when verdicts come decides how much is
+sampled that a step does not need."""
 
 
 @pytest.fixture(autouse=True)
