@@ -328,23 +328,23 @@ def load_policy(
     has_adapters: bool,
     out: str | Path | None = None,
     needs_checkpoint: bool = False,
+    step: int | None = None,
 ) -> tuple[Params, int | None]:
     """Returns a policy's parameters, and the step of the checkpoint that they are from.
 
     They are the newest checkpoint's, with adapters beside the model's own; where there is no
     checkpoint they are the model's own, and the step is None.
 
-    out: the folder of a run; None: without a run
+    out, step: a run's folder (None: without a run), and its checkpoint's step (None: the newest)
 
     Raises UserError where a checkpoint is needed, and there is none.
     """
-    step = None
     trained: Params = None
     if out is not None:
         with Checkpoints(out) as checkpoints:
-            step = checkpoints.latest()
+            step = checkpoints.latest() if step is None else step
             if step is not None or needs_checkpoint:
-                trained = checkpoints.restore_params(programs.trained_like)
+                trained = checkpoints.restore_params(programs.trained_like, step)
     if trained is not None and not has_adapters:
         return trained, step
     params = hf_folder.load_params(folder, programs.params_like)

@@ -6,6 +6,7 @@ alone, not on the classes that the optimizer's state is made of. Orbax writes to
 temporary name and renames it at the end: a save that was killed leaves no checkpoint.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,24 +25,34 @@ class Checkpoints:
 
     keep: how many of the newest are kept. None is for programs that only read: no folder is
         created, and no remains of a killed save are removed.
+    keep_best: the score by which the best checkpoint is kept, too; "": none is
 
     Every process of a run makes the same calls.
     """
 
-    def __init__(self, out: str | os.PathLike, keep: int | None = None) -> None:
+    def __init__(
+        self, out: str | os.PathLike, keep: int | None = None, keep_best: str = ""
+    ) -> None:
         self._folder = Path(out).absolute() / "checkpoints"
         self._manager: ocp.CheckpointManager | None = None
         # Orbax cannot open a folder that does not exist and that it may not create.
         if keep is not None or self._folder.is_dir():
-            self._manager = _open_manager(self._folder, keep)
+            self._manager = _open_manager(self._folder, keep, keep_best)
 
-    def save(self, step: int, state: PyTree, host_state: Mapping[str, object]) -> None:
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        host_state: Mapping[str, object],
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
         """Saves a checkpoint, and returns when it is complete.
 
         A step that has been saved already is left as it is.
 
         state: a pytree of jax arrays
         host_state: JSON values
+        scores: of an evaluation of this step; None: there was none
         """
         manager = self._manager
         assert manager is not None, "give `keep` to save checkpoints"
@@ -52,7 +63,11 @@ class Checkpoints:
             host=ocp.args.JsonSave(dict(host_state)),
         )
         # force: Orbax's own rule for which steps are saved does not apply.
-        manager.save(step, args=items, force=True)
+        manager.save(step, args=items, metrics=dict(scores or {}), force=True)
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all checkpoints, in order."""
+        return sorted(self._manager.all_steps()) if self._manager else []
 
     def latest(self) -> int | None:
         """Returns the step of the newest checkpoint; None if there is none."""
@@ -75,16 +90,18 @@ class Checkpoints:
         )
         return _unflatten(shapes, items["state"]), items["host"]
 
-    def restore_params(self, shapes: PyTree) -> PyTree:
-        """Returns only the parameters of the newest checkpoint.
+    def restore_params(self, shapes: PyTree, step: int | None = None) -> PyTree:
+        """Returns only the parameters of a checkpoint.
 
         shapes: a jax.ShapeDtypeStruct for each parameter; they are cast to its dtype
+        step: of the checkpoint; None: the newest
 
         Raises UserError as `restore` does.
         """
         state_shapes = {"params": shapes}
         expected = named_leaves(state_shapes)
-        step = self._newest()
+        if step is None:
+            step = self._newest()
         self._check(step, expected, is_exact=False)
         items = self._read(step, state=_restore_arguments(expected))
         return _unflatten(state_shapes, items["state"])["params"]
@@ -163,8 +180,22 @@ class Checkpoints:
         )
 
 
-def _open_manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
-    """Returns Orbax's manager of a folder. keep: as Checkpoints has it."""
+def _open_manager(
+    folder: Path, keep: int | None, keep_best: str
+) -> ocp.CheckpointManager:
+    """Returns Orbax's manager of a folder. keep, keep_best: as Checkpoints has them."""
+
+    def best(scores: Mapping[str, float]) -> float:
+        # A step that was not evaluated is no better than any.
+        return scores.get(keep_best, -math.inf)
+
+    kept = [ocp.checkpoint_managers.LatestN(keep)]
+    if keep_best:
+        kept.append(
+            ocp.checkpoint_managers.BestN(
+                get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False
+            )
+        )
     can_write = keep is not None
     arrays_handler = ocp.PyTreeCheckpointHandler()
     json_handler = ocp.JsonCheckpointHandler()
@@ -177,9 +208,11 @@ def _open_manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         create=can_write,
         cleanup_tmp_directories=can_write,
-        preservation_policy=ocp.checkpoint_managers.LatestN(keep)
+        preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept)
         if can_write
         else None,
+        # Without it Orbax does not write scores, which a run that goes on has to know.
+        best_fn=best if keep_best else None,
         enable_async_checkpointing=False,  # `save` returns when the checkpoint is complete
     )
     return ocp.CheckpointManager(folder, options=options, handler_registry=handlers)

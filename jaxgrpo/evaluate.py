@@ -1,28 +1,49 @@
-"""Accuracy and language on held-out problems; `python -m jaxgrpo.evaluate --config FILE`."""
+"""Accuracy and language on held-out problems; `python -m jaxgrpo.evaluate --config FILE`.
+
+From Python, `evaluate_all(config)` returns plain dictionaries, one for each policy and data set.
+"""
 
 import math
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from jaxgrpo.build import Run, build_run, load_policy
-from jaxgrpo.config import compare, parse_command_line
+from jaxgrpo.config import Config, compare, parse_command_line
+from jaxgrpo.config.checks import HELDOUT
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.distributed.processes import join_processes, print0
+from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
-from jaxgrpo.problems import Problem
-from jaxgrpo.rollout.groups import JudgedGroup, SamplingRequest
-from jaxgrpo.rollout.judge import judged_in_order
+from jaxgrpo.policies import Policy, find_policies, with_model
+from jaxgrpo.problems import Problem, Problems, Weighted
+from jaxgrpo.rewards.maths.votes import Votes, votes_of
+from jaxgrpo.rewards.workers.pool import Pool
+from jaxgrpo.rollout.completions_file import CompletionsFile, keep_rows
+from jaxgrpo.rollout.evaluated import Evaluated, right_or_wrong, row, score
+from jaxgrpo.rollout.groups import JudgedGroup, JudgedTexts, SamplingRequest
+from jaxgrpo.rollout.judge import Judge, judged_in_order
 from jaxgrpo.rollout.report import Json, check_missing_verdicts, record, summarise
-from jaxgrpo.summary import Report, tables
+from jaxgrpo.summary import Report, scores_table, tables, write_csv
 from jaxgrpo.types import Params, SamplingParams
 
+VOTE = "vote"
+"""The name of the votes among the values of a group."""
 
-def evaluate(run: Run, params: Params) -> Report:
+
+# 1. One policy, one data set.
+
+
+def evaluate(
+    run: Run, params: Params, completions: CompletionsFile | None = None
+) -> Report:
     """Returns held-out metrics of a policy.
 
     They are means over problems of means over samples: every problem and sample counts alike. The
@@ -30,27 +51,41 @@ def evaluate(run: Run, params: Params) -> Report:
     verdicts.
 
         {"reward/accuracy": a, "language/target_word_ratio": r, ...,
-         "by_language": {"ko": {"accuracy": a, ...}, ...}, "by_level": {"1": {...}, ...},
+         "scores": what `evaluated.score` returns of all problems,
+         "by_language": {"ko": the same, ...}, "by_level": {"1": the same, ...},
          "problems": n, "samples": g, "examples": [completions of a few problems a language]}
+
+    completions: a file of them; what is there is not sampled again
     """
     settings = run.config.evaluation
     # The same problems at every call, so that before and after can be compared.
     problems = run.prompt_filter.take(run.heldout, settings.problems)
-    groups = sample(run, params, problems)
+    judged = _sample_or_read(run, params, problems, completions)
     missing_path = Path(run.config.out) / "missing.jsonl"
-    check_missing_verdicts(groups, run.config.verifier.max_missing, missing_path)
-    report = summarise(groups) | {
-        "by_language": _summarise_by(groups, lambda problem: problem.language),
-        "by_level": _summarise_by(groups, lambda problem: str(problem.level)),
+    check_missing_verdicts(judged, run.config.verifier.max_missing, missing_path)
+    evaluated = compare_answers(run.config, judged)
+    if completions is not None:
+        completions.replace([row(one) for one in evaluated])
+    report = summarise(judged) | {
+        "scores": score(evaluated),
+        "by_language": _score_by(evaluated, lambda problem: problem.language),
+        "by_level": _score_by(evaluated, lambda problem: str(problem.level)),
         "problems": len(problems),
         "samples": settings.samples,
-        "examples": examples(groups),
+        "examples": examples(judged),
     }
     return _without_nan(report)
 
 
 def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[JudgedGroup]:
     """Returns a judged group for every problem, in their order."""
+    return list(_sample(run, params, problems))
+
+
+def _sample(
+    run: Run, params: Params, problems: Sequence[Problem], done: int = 0
+) -> Iterator[JudgedGroup]:
+    """Yields a judged group for every problem, in their order. done: problems before these."""
     settings = run.config.evaluation
     request = SamplingRequest(
         group_size=settings.samples,
@@ -66,47 +101,99 @@ def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[Judged
     is_hidden = (
         jax.process_index() > 0 or None
     )  # None: hidden where there is no terminal
-    bar = tqdm(
+    yield from tqdm(
         judged,
         "evaluating",
-        len(problems),
+        done + len(problems),
+        initial=done,
         unit="problem",
         leave=False,
         disable=is_hidden,
     )
-    return list(bar)
 
 
-def examples(groups: Sequence[JudgedGroup], count: int = 2) -> list[Json]:
+def _sample_or_read(
+    run: Run,
+    params: Params,
+    problems: Sequence[Problem],
+    completions: CompletionsFile | None,
+) -> list[JudgedTexts]:
+    """Returns the judged completions of every problem; those that are in the file are read."""
+    if completions is None:
+        return list(sample(run, params, problems))
+    texts = completions.texts(problems, run.config.evaluation.samples)
+    # What was read is judged anew: rewards may have changed, and sampling is what takes long.
+    known = [problem for problem in problems if problem.id in texts]
+    judged = run.judge.judge_texts(
+        [(problem, texts[problem.id]) for problem in known], run.judge.initial_weights()
+    )
+    by_id: dict[str, JudgedTexts] = {one.problem.id: one for one in judged}
+    others = [problem for problem in problems if problem.id not in texts]
+    if others:
+        for group in _sample(run, params, others, done=len(known)):
+            completions.append(group)
+            by_id[group.problem.id] = group
+    return [by_id[problem.id] for problem in problems]
+
+
+def compare_answers(config: Config, judged: Sequence[JudgedTexts]) -> list[Evaluated]:
+    """Returns what each completion answers, and which of a problem's answers are the same."""
+    reads = votes_of(config.rewards[config.solved_by].function)
+    votes: list[np.ndarray | None] = [None] * len(judged)
+    if reads is not None and config.evaluation.samples > 1:
+        votes = list(_votes(config, reads, judged))
+    return [
+        Evaluated(
+            judged=one,
+            is_right=right_or_wrong(one.values[config.solved_by]),
+            answers=[reads.read(text) if reads else None for text in one.texts],
+            votes=vote,
+        )
+        for one, vote in zip(judged, votes, strict=True)
+    ]
+
+
+def _votes(
+    config: Config, reads: Votes, judged: Sequence[JudgedTexts]
+) -> list[np.ndarray]:
+    """Returns the votes of each problem's completions, [G]; NaN where they are not known."""
+    votes = {}
+    for index, one in enumerate(judged):
+        if (plain := reads.plain(one.texts)) is not None:
+            votes[index] = np.array(plain)
+    others = [index for index in range(len(judged)) if index not in votes]
+    if others:
+        # Algebra on what a model wrote: in worker processes, as rewards are. A call compares all
+        # samples of a problem with each other.
+        deadline = config.verifier.deadline * config.evaluation.samples
+        rewards = {VOTE: Weighted(reads, 0.0)}
+        asked = [(judged[index].problem, judged[index].texts) for index in others]
+        with Pool(rewards, config.verifier.workers, deadline) as pool:
+            judge = Judge(pool, rewards, VOTE)
+            for index, one in zip(
+                others, judge.judge_texts(asked, {VOTE: 0.0}), strict=True
+            ):
+                votes[index] = one.values[VOTE]
+    return [votes[index] for index in range(len(judged))]
+
+
+def examples(groups: Sequence[JudgedTexts], count: int = 2) -> list[Json]:
     """Returns the first completion of the first few problems of each language, as JSON values."""
-    by_language = _partition(groups, lambda problem: problem.language)
-    return [record(group) for part in by_language.values() for group in part[:count]]
-
-
-def _partition(
-    groups: Sequence[JudgedGroup], key: Callable[[Problem], str]
-) -> dict[str, list[JudgedGroup]]:
-    """Returns the groups by a key of their problems, in the order of the keys."""
-    parts: dict[str, list[JudgedGroup]] = defaultdict(list)
+    by_language: dict[str, list[Json]] = defaultdict(list)
     for group in groups:
-        parts[key(group.problem)].append(group)
-    return {name: parts[name] for name in sorted(parts)}
+        if len(by_language[group.problem.language]) < count:
+            by_language[group.problem.language].append(record(group))
+    return [one for language in sorted(by_language) for one in by_language[language]]
 
 
-def _summarise_by(
-    groups: Sequence[JudgedGroup], key: Callable[[Problem], str]
-) -> dict[str, dict[str, float]]:
-    """Returns the metrics of the tables for each part of the groups."""
-    report = {}
-    for name, part in _partition(groups, key).items():
-        means = summarise(part)
-        report[name] = {
-            "accuracy": means["reward/accuracy"],
-            "target_word_ratio": means["language/target_word_ratio"],
-            "english_word_ratio": means["language/english_word_ratio"],
-            "problems": len(part),
-        }
-    return report
+def _score_by(
+    evaluated: Sequence[Evaluated], key: Callable[[Problem], str]
+) -> dict[str, dict[str, int | float]]:
+    """Returns the scores of each part of the problems, in the order of their keys."""
+    parts: dict[str, list[Evaluated]] = defaultdict(list)
+    for one in evaluated:
+        parts[key(one.judged.problem)].append(one)
+    return {name: score(parts[name]) for name in sorted(parts)}
 
 
 def _without_nan(report: Report) -> Report:
@@ -122,37 +209,176 @@ def _without_nan(report: Report) -> Report:
     return plain
 
 
-def main(argv: list[str]) -> None:
-    """Evaluates the newest checkpoint in --config.out, or the model itself.
+# 2. While training.
 
-    It prints tables and writes OUT/evaluation.json.
+
+def step_path(out: str | Path, step: int) -> Path:
+    """Returns the file of the evaluation after a step."""
+    return Path(out) / "evaluations" / f"{step}.json"
+
+
+def is_due(config: Config, step: int) -> bool:
+    """Returns whether the policy is evaluated after this step, while it is trained."""
+    settings = config.evaluation
+    return bool(settings.every and settings.problems and step % settings.every == 0)
+
+
+def after_step(run: Run, params: Params, step: int) -> dict[str, float]:
+    """Evaluates the policy after a step, if that is due, and writes OUT/evaluations/STEP.json.
+
+    Returns the scores as metrics, "evaluation/accuracy" and its like; {} where it is not due.
     """
-    config = parse_command_line(argv, "jaxgrpo.evaluate")
+    if not is_due(run.config, step):
+        return {}
+    started_at = time.perf_counter()
+    report = evaluate(run, params)
+    if jax.process_index() == 0:
+        path = step_path(run.config.out, step)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, report)
+    return as_metrics(report) | {"time/evaluation": time.perf_counter() - started_at}
+
+
+def as_metrics(report: Report) -> dict[str, float]:
+    """Returns the scores of an evaluation by the names of metrics; NaN for None."""
+    named = {f"evaluation/{name}": value for name, value in report["scores"].items()}
+    for language, part in report["by_language"].items():
+        named[f"evaluation/{language}/accuracy"] = part["accuracy"]
+        named[f"evaluation/{language}/target_word_ratio"] = part["target_word_ratio"]
+    return {
+        name: math.nan if value is None else float(value)
+        for name, value in named.items()
+    }
+
+
+def scores_of(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Returns the scores of an evaluation among a step's metrics, those that are known."""
+    return {
+        name.removeprefix("evaluation/"): value
+        for name, value in metrics.items()
+        if name.startswith("evaluation/") and np.isfinite(value)
+    }
+
+
+def check(config: Config) -> None:
+    """Raises UserError for a best checkpoint by answers that nobody reads."""
+    keep_best = config.evaluation.keep_best
+    reward = config.rewards[config.solved_by].function
+    if keep_best.startswith("maj_at_") and votes_of(reward) is None:
+        raise UserError(
+            f"evaluation.keep_best is {keep_best!r}, and the reward {config.solved_by!r} reads no "
+            "answers that could be counted; set it to 'accuracy'"
+        )
+
+
+# 3. Several policies, several data sets: the program.
+
+
+def evaluate_all(config: Config) -> list[Report]:
+    """Returns the evaluation of each of config.evaluation.policies on each data set.
+
+    Each is what `evaluate` returns, after {"of": policy, "policy": path, "step": its step or None,
+    "set": name}. The data sets are the config's held-out problems, "heldout", and those of
+    config.evaluation.sets. All completions are in OUT/evaluation.jsonl; what is there already of
+    the same policy and settings is not sampled again.
+
+    Raises UserError for bad input, before device time is spent.
+    """
     if not config.evaluation.problems:
         raise UserError(
             "evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256"
         )
     join_processes(**vars(config.distributed))
-    differences = compare(config, config.out)
+    policies = find_policies(config)
     # Settings that change what is measured are said, those that change the policy are refused.
-    with build_run(config) as run:
-        for note in filter(None, [differences, *run.notes]):
+    outs = {str(policy.out): None for policy in policies if policy.out}
+    for out in outs or [config.out]:
+        if note := compare(config, out):
             print0(note)
-        params, step = load_policy(
-            run.programs, run.model_folder, bool(config.lora.rank), config.out
-        )
-        policy = f"{config.out}, step {step}"
-        if step is None:
-            policy = f"{run.model_folder}, untrained"
-        run.engine.warm_up(params)
-        report = evaluate(run, params)
-    print0(
-        f"{policy}: {report['problems']} held-out problems, {report['samples']} samples of each"
-        f"\n\n{tables(report)}"
-    )
+    keys = {policy: policy.key(config) for policy in policies}
+    reports: list[Report] = []
+    for _, group in groupby(policies, key=lambda policy: policy.model):
+        same_model = list(group)
+        with build_run(with_model(config, same_model[0])) as run:
+            problem_sets = _problem_sets(run)
+            _prepare(config, list(keys.values()))
+            for policy in same_model:
+                reports += _evaluate_policy(run, policy, keys[policy], problem_sets)
+    return reports
+
+
+def _prepare(config: Config, keys: Sequence[str]) -> None:
+    """Makes OUT, and drops the completions there of all policies and settings but these."""
+    names = [HELDOUT, *config.evaluation.sets]
     if jax.process_index() == 0:
         Path(config.out).mkdir(parents=True, exist_ok=True)
-        write_json(Path(config.out) / "evaluation.json", {"of": policy, **report})
+    keep_rows(completions_path(config), [f"{key}/{n}" for key in keys for n in names])
+    gather_json(None)  # nobody writes or reads before that is done
+
+
+def completions_path(config: Config) -> Path:
+    """Returns the file of all completions of the program's evaluations."""
+    return Path(config.out) / "evaluation.jsonl"
+
+
+def _problem_sets(run: Run) -> dict[str, Problems]:
+    """Returns the held-out problems of each data set, checked; it prints the run's notes."""
+    notes = [*run.notes]
+    problem_sets = {HELDOUT: run.heldout}
+    for name, source in run.config.evaluation.sets.items():
+        problem_sets[name] = source.heldout()
+        note = run.prompt_filter.check(problem_sets[name], f"held-out {name}")
+        notes += [note] if note else []
+    for note in notes:
+        print0(note)
+    return problem_sets
+
+
+def _evaluate_policy(
+    run: Run, policy: Policy, key: str, problem_sets: Mapping[str, Problems]
+) -> Iterator[Report]:
+    """Yields the evaluations of a policy, one a data set."""
+    config = run.config
+    params, _ = load_policy(
+        run.programs,
+        run.model_folder,
+        bool(config.lora.rank),
+        policy.out,
+        step=policy.step,
+    )
+    run.engine.warm_up(params)
+    for name, problems in problem_sets.items():
+        about = {
+            "of": policy.name,
+            "policy": str(policy.out or policy.model),
+            "step": policy.step,
+            "set": name,
+        }
+        completions = CompletionsFile(
+            completions_path(config), about | {"key": f"{key}/{name}"}
+        )
+        yield about | evaluate(replace(run, heldout=problems), params, completions)
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates as the command line says: the newest checkpoint in --config.out, or the model.
+
+    It prints tables and writes OUT/evaluation.json, evaluation.csv and evaluation.jsonl.
+    """
+    config = parse_command_line(argv, "jaxgrpo.evaluate")
+    reports = evaluate_all(config)
+    for report in reports:
+        name = f" of {report['set']}" if config.evaluation.sets else ""
+        print0(
+            f"{report['of']}: {report['problems']} held-out problems{name}, "
+            f"{report['samples']} samples of each\n\n{tables(report)}\n\n{scores_table(report)}"
+        )
+    if jax.process_index() == 0:
+        out = Path(config.out)
+        # One evaluation is the file; several are a list in it.
+        content = reports[0] if len(reports) == 1 else {"evaluations": reports}
+        write_json(out / "evaluation.json", content)
+        write_csv(out / "evaluation.csv", reports)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from jaxgrpo.summary import (
     headline,
     is_finished,
     make_once,
+    score_line,
     summarise,
     tables,
 )
@@ -62,7 +63,8 @@ def train(
     """Trains, and yields the metrics of each step as they are written to OUT/metrics.jsonl.
 
     It goes on from the newest checkpoint in config.out. Before the first step and after the last it
-    evaluates on held-out problems; OUT/summary.json then says what training did.
+    evaluates on held-out problems, and every few steps if asked to; OUT/summary.json then says what
+    training did.
 
     stop: asked before each step; at the first yes, and when the caller stops iterating, the steps
         so far are saved
@@ -71,13 +73,16 @@ def train(
     """
     join_processes(**vars(config.distributed))
     configs.check_same(config, config.out)
+    evaluate.check(config)
     started_at = time.time()
     out = Path(config.out)
     if is_finished(config):
         return
     with (
         build_run(config) as run,
-        Checkpoints(config.out, config.keep_checkpoints) as checkpoints,
+        Checkpoints(
+            config.out, config.keep_checkpoints, config.evaluation.keep_best
+        ) as checkpoints,
     ):
         # 1. Prepare: parameters, the newest checkpoint, compiled programs.
         if jax.process_index() == 0:
@@ -117,7 +122,7 @@ def train(
                 "the same command goes on"
             )
             return
-        after = _evaluate(run, run.policy(reference, run_state.state.params))
+        after = _evaluate_last(run, run_state, reference)
 
     # 3. Say what training did.
     seconds = time.time() - run_state.started_at
@@ -171,10 +176,13 @@ def run_steps(
         config.out, run_state.step + 1, config.steps, active=is_first
     )
     with writer, contextlib.closing(stream):
+        scores: Metrics = {}  # of the last step, where it was evaluated
 
         def save() -> None:
             writer.flush()
-            checkpoints.save(run_state.step, run_state.state, run_state.to_json())
+            checkpoints.save(
+                run_state.step, run_state.state, run_state.to_json(), scores
+            )
 
         # All processes must leave at the same step, whichever of them was told.
         while run_state.step < config.steps and not any(gather_json(stop())):
@@ -185,8 +193,11 @@ def run_steps(
                 run_state.order.seek(position)  # the step will be taken again
                 save()
                 raise
+            step_metrics |= _evaluate_step(run, run_state, reference, writer)
+            scores = evaluate.scores_of(step_metrics)
             writer.write(run_state.step, step_metrics)
-            if run_state.step % config.save_every == 0:
+            may_be_best = bool(scores and config.evaluation.keep_best)
+            if may_be_best or run_state.step % config.save_every == 0:
                 save()
             try:
                 yield {"step": run_state.step} | step_metrics
@@ -345,6 +356,26 @@ def check_agreement(config: Config, update_metrics: Mapping[str, float]) -> None
 
 def _evaluate(run: Run, params: Params) -> Report:
     return evaluate.evaluate(run, params) if run.config.evaluation.problems else {}
+
+
+def _evaluate_step(
+    run: Run, run_state: RunState, reference: Params, writer: metrics.Writer
+) -> Metrics:
+    """Returns the metrics of an evaluation after this step; {} where none is due."""
+    policy = run.policy(reference, run_state.state.params)
+    measured = evaluate.after_step(run, policy, run_state.step)
+    if measured:
+        scores = evaluate.scores_of(measured)
+        writer.print_line(score_line(run_state.step, scores))
+    return measured
+
+
+def _evaluate_last(run: Run, run_state: RunState, reference: Params) -> Report:
+    """Returns the evaluation after the last step, which may have been made already."""
+    make = partial(_evaluate, run, run.policy(reference, run_state.state.params))
+    if not evaluate.is_due(run.config, run_state.step):
+        return make()
+    return make_once(evaluate.step_path(run.config.out, run_state.step), make)
 
 
 def main(argv: list[str]) -> None:

@@ -25,12 +25,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pyarrow.parquet
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxgrpo import __main__ as command
-from jaxgrpo import build, evaluate, export, losses, sample, summary, train
+from jaxgrpo import build, evaluate, export, losses, policies, sample, summary, train
 from jaxgrpo import config as configs
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import (
@@ -60,7 +61,7 @@ from jaxgrpo.models.lora import Lora
 from jaxgrpo.plan import chips, times
 from jaxgrpo.plan import command as plan
 from jaxgrpo.problems import Driven, Problem, Scheduled, Weighted, batched
-from jaxgrpo.rewards import layout, length, repetition
+from jaxgrpo.rewards import languages, layout, length, repetition
 from jaxgrpo.rewards.gate import Gate
 from jaxgrpo.rewards.languages import consistency
 from jaxgrpo.rewards.maths import verifier
@@ -1359,6 +1360,49 @@ trial(
         ["--config", QUICKSTART, "--config.evaluation.problems=0"]
     ),
     lambda folder, said: load(QUICKSTART, [named(said, "set (.*)")]),
+)
+trial(
+    "no checkpoint is evaluated",
+    valid({"evaluation.keep_best": "accuracy"}),
+    valid({"evaluation.keep_best": "accuracy", "evaluation.every": 1}),
+    valid({"evaluation.keep_best": ""}),
+)
+
+
+def keep_best(score: str) -> Step:
+    """A run that keeps the best checkpoint by a score, where the reward reads no answers."""
+    rewards = {"accuracy": Weighted(languages.target_word_ratio)}
+    values = {"rewards": rewards, "evaluation.every": 1, "evaluation.keep_best": score}
+    return lambda folder, said: evaluate.check(changed(values))
+
+
+trial(
+    "reads no answers that could be counted",
+    keep_best("maj_at_4"),
+    lambda folder, said: keep_best(named(said, "set it to '(.*)'"))(folder, said),
+)
+
+
+def find_policy(name: str) -> Step:
+    """Looks for a policy in a folder with a run and a model."""
+
+    def step(folder: Path, said: str) -> None:
+        if not (folder / "run").exists():
+            make_folder(folder / "model")
+            with Checkpoints(folder / "run", keep=1) as checkpoints:
+                checkpoints.save(3, {"a": np.zeros(1)}, {})
+        paths = (str(folder / name),)
+        policies.find_policies(changed({"evaluation.policies": paths}))
+
+    return step
+
+
+trial(
+    "it must be the --config.out of a run with checkpoints",
+    find_policy("nothing"),
+    find_policy("run"),
+    find_policy("run/checkpoints/3"),
+    find_policy("model"),
 )
 
 

@@ -25,6 +25,7 @@ from jaxgrpo.config import (
     parse_command_line,
     save,
     sizes,
+    text_settings,
     validate,
 )
 from jaxgrpo.config.bounds import marked
@@ -32,6 +33,7 @@ from jaxgrpo.config.command_line import run_main
 from jaxgrpo.config.loader import find_file, shipped_configs
 from jaxgrpo.config.resume import MOVED
 from jaxgrpo.errors import UserError
+from jaxgrpo.models.lora import Lora
 from jaxgrpo.problems import Driven, Weighted
 
 ROOT = Path(__file__).parent.parent
@@ -347,6 +349,13 @@ def test_rewards_in_a_config_file_can_be_imported_by_name(file, tmp_path):
         ({"mesh.fsdp": 0}, ["mesh.fsdp is 0", "at least 1, or -1"]),
         ({"mesh.fsdp": -1}, ["mesh.data and mesh.fsdp are -1", "only one"]),
         ({"evaluation.samples": 0}, ["at least 1"]),
+        ({"evaluation.sets": {"a.b": Data()}}, ["'a.b'", "letters, digits"]),
+        ({"evaluation.sets": {"heldout": Data()}}, ["the config's own held-out"]),
+        ({"evaluation.sets": {"gsm8k": "gsm8k"}}, ["sets.gsm8k is", "heldout()"]),
+        (
+            {"evaluation.keep_best": "best", "evaluation.every": 1},
+            ["one of accuracy, pass_at_1, pass_at_2, pass_at_4, maj_at_4"],
+        ),
         ({"sampling.slots": -1}, ["sampling.slots is -1", "at least 0"]),
         ({"sampling.chunk": 0}, ["sampling.chunk is 0", "at least 1"]),
         ({"verifier.workers": 0}, ["at least 1"]),
@@ -894,7 +903,9 @@ def test_an_evaluation_says_what_else_it_measures(tmp_path):
 
 
 def test_every_mark_is_of_a_setting_that_is_there():
-    names = {"rewards", *describe(make())} | set(overrides.fields(make()))
+    # Of these two nothing is there until somebody names it.
+    names = {"rewards", "evaluation.sets", *describe(make())}
+    names |= set(overrides.fields(make()))
     for mark in ("may_change", "reads_policy", "measures"):
         assert marked(Config, mark)
         assert marked(Config, mark) <= names
@@ -982,3 +993,50 @@ def test_a_run_of_before_a_setting_was_made_goes_on_with_its_default(tmp_path):
 def test_a_damaged_config_json(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     assert "config.json cannot be read" in message(check_same, make(), str(tmp_path))
+
+
+def test_what_is_evaluated_may_change_but_not_how(tmp_path):
+    save(make(), str(tmp_path))
+    more = make()
+    more.evaluation.sets["sums"] = Data()
+    more.evaluation.every = 3
+    more.evaluation.policies = ("out",)
+    check_same(more, str(tmp_path))
+    assert compare(more, str(tmp_path)) is None
+    more = overrides.override(more, ["--config.evaluation.sets.sums.languages=ko"])
+    assert more.evaluation.sets["sums"].languages == ("ko",)
+    more.evaluation.samples = 5
+    assert "evaluation.samples" in message(check_same, more, str(tmp_path))
+
+
+def test_texts_depend_on_how_they_are_sampled_and_not_on_who_judges_them():
+    texts = text_settings(make())
+    for changes in (
+        {"data": Data(("ko",))},
+        {"rewards": {"accuracy": Weighted(right, 2.0)}},
+        {"evaluation.problems": 7},
+        {"evaluation.every": 7},
+        {"steps": 7},
+    ):
+        assert text_settings(changed(changes)) == texts, changes
+    for changes in (
+        {"seed": 7},
+        {"system": "Think."},
+        {"evaluation.samples": 7},
+        {"evaluation.temperature": 0.5},
+        {"sampling.max_new_tokens": 7},
+        {"lora": Lora(rank=7)},
+    ):
+        assert text_settings(changed(changes)) != texts, changes
+
+
+def changed(values):
+    """The config with these settings, by dotted name."""
+    config = make()
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        node = config
+        for group in groups:
+            node = getattr(node, group)
+        setattr(node, last, value)
+    return config

@@ -10,7 +10,7 @@ from jaxgrpo import config, evaluate
 from jaxgrpo.build import build_run
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.summary import tables
-from tests.tiny_runs import config_file, make_config, share_programs
+from tests.tiny_runs import config_file, make_config, model_folder, share_programs
 
 
 @pytest.fixture(autouse=True)
@@ -140,8 +140,14 @@ def test_the_program_evaluates_the_model_itself_where_nothing_is_trained(
     )
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert written.pop("of").endswith("untrained")
+    assert written.pop("policy") == str(model_folder())
+    assert (written.pop("step"), written.pop("set")) == (None, "heldout")
     assert written == evaluate.evaluate(run, run.load_params())
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "evaluation.json",
+        "evaluation.jsonl",
+        "evaluation.csv",
+    }
 
 
 def test_another_policy_than_the_runs_is_refused_before_anything_is_computed(

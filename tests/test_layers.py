@@ -41,7 +41,7 @@ LAYERS = {
         ("types", "losses"), ("base",), ARRAYS, "losses are used in others' loops"
     ),
     "host": Layer(
-        ("problems", "text", "data", "rewards", "rollout.difficulty"),
+        ("problems", "text", "data", "rewards", "scores", "rollout.difficulty"),
         ("base",),
         None,
         "a verifier's worker process must not open the accelerator",
@@ -71,6 +71,7 @@ LAYERS = {
             "train",
             "sft",
             "evaluate",
+            "policies",
             "sample",
             "export",
             "summary",

@@ -48,7 +48,12 @@ DEATH_REPORT = (
 
 
 def launch(
-    count: int, devices: int, folder: Path, *overrides: str, text: str = TEXT
+    count: int,
+    devices: int,
+    folder: Path,
+    *overrides: str,
+    text: str = TEXT,
+    program: str = "jaxgrpo.train",
 ) -> list[subprocess.Popen]:
     """Starts a run of `count` processes with so many devices each, in folder/out."""
     coordinator = f"127.0.0.1:{free_port()}" if count > 1 else "off"
@@ -63,7 +68,7 @@ def launch(
     file = config_file(folder, text)
     return [
         start(
-            "jaxgrpo.train",
+            program,
             *(
                 "--config",
                 file,
@@ -480,3 +485,27 @@ def test_a_run_that_began_without_them_goes_on_with_processes_and_another_mesh(
     config.check_same(make_config(tmp_path, *overrides), settings.out)
     with pytest.raises(UserError, match="seed"):
         config.check_same(make_config(tmp_path, "seed=2", "mesh.fsdp=2"), settings.out)
+
+
+def test_two_processes_evaluate_as_one_and_read_what_is_there(tmp_path):
+    files = ("evaluation.jsonl", "evaluation.json", "evaluation.csv")
+    outs = {}
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        outs[count] = folder / "out"
+        outs[count].mkdir(parents=True)
+        if count == 2:
+            # The first three problems have been sampled already.
+            whole = (outs[1] / files[0]).read_text().splitlines(keepends=True)
+            (outs[2] / files[0]).write_text("".join(whole[:3]))
+        finish(
+            launch(
+                count,
+                8 // count,
+                folder,
+                "evaluation.problems=6",
+                program="jaxgrpo.evaluate",
+            )
+        )
+    for name in files:
+        assert (outs[1] / name).read_text() == (outs[2] / name).read_text(), name

@@ -38,7 +38,10 @@ def make_sampled_group(problem_id: str, size: int = 4, language: str = "en") -> 
         chosen[row, WIDTH : WIDTH + 1 + row % NEW] = True
     return Group(
         problem=Problem(problem_id, f"prompt {problem_id}", "1", language),
-        texts=[Completion(f"{problem_id} {row}", 1 + row % NEW) for row in range(size)],
+        texts=[
+            Completion(f"{problem_id} {row}", 1 + row % NEW, row % NEW != NEW - 1)
+            for row in range(size)
+        ],
         tokens=np.arange(1, size * (WIDTH + NEW) + 1, dtype=np.int32).reshape(size, -1),
         attention_mask=chosen | (np.arange(WIDTH + NEW) < WIDTH),
         completion_mask=chosen,

@@ -8,7 +8,7 @@ from jaxgrpo.config.bounds import GAPS, ROUNDING
 from jaxgrpo.config.checks import validate
 from jaxgrpo.config.loader import load, parse_command_line
 from jaxgrpo.config.overrides import describe, override
-from jaxgrpo.config.resume import check_same, compare, save
+from jaxgrpo.config.resume import check_same, compare, save, text_settings
 from jaxgrpo.config.schema import (
     Batch,
     Compute,
@@ -42,5 +42,6 @@ __all__ = [
     "override",
     "parse_command_line",
     "save",
+    "text_settings",
     "validate",
 ]

@@ -9,6 +9,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator
 
+from jaxgrpo import scores
 from jaxgrpo.config import overrides
 from jaxgrpo.config.bounds import bounds_of
 from jaxgrpo.config.objective_checks import (
@@ -20,6 +21,7 @@ from jaxgrpo.config.schema import (
     Batch,
     Config,
     Distributed,
+    Evaluation,
     Filter,
     Mesh,
     Sampling,
@@ -39,6 +41,7 @@ def validate(config: Config) -> None:
     check_objective(config)
     _check_filter(config.filter, config.batch.group_size)
     _check_rewards(config.rewards, config.solved_by)
+    _check_evaluation(config.evaluation)
     _check_lora(config.lora.targets)
     if config.lora.rank and config.reference:
         raise UserError(
@@ -84,9 +87,9 @@ def _check_types(config: Config) -> None:
 
 
 def _own_settings(config: Config) -> Iterator[tuple[str, overrides.Field]]:
-    """Yields all settings by name but those of the data: a source checks its own."""
+    """Yields all settings by name but those of data sets: a source checks its own."""
     for name, setting in overrides.fields(config).items():
-        if not name.startswith("data."):
+        if not name.startswith(("data.", "evaluation.sets.")):
             yield name, setting
 
 
@@ -200,6 +203,33 @@ def _check_filter(band: Filter, group_size: int) -> None:
         raise UserError(
             f"{ends}: no pass rate of {group_size} completions lies there; set filter.low to "
             f"{below!r} or filter.high to {above!r}"
+        )
+
+
+HELDOUT = "heldout"
+"""The name of the config's own held-out problems among the data sets of an evaluation."""
+
+
+def _check_evaluation(evaluation: Evaluation) -> None:
+    """Raises UserError for data sets that are none, and for a best that is never measured."""
+    for name, source in evaluation.sets.items():
+        is_word = isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name)
+        if not is_word or name == HELDOUT:
+            raise UserError(
+                f"evaluation.sets has a {name!r}: a name is letters, digits, - and _, and "
+                f"{HELDOUT!r} is that of the config's own held-out problems"
+            )
+        check_methods(f"evaluation.sets.{name}", source, ("heldout",))
+    if not evaluation.keep_best:
+        return
+    names = tuple(scores.names(evaluation.samples))
+    check_choice("evaluation.keep_best", evaluation.keep_best, names)
+    if not evaluation.every or not evaluation.problems:
+        setting = "every" if evaluation.problems else "problems"
+        raise UserError(
+            f"evaluation.keep_best is {evaluation.keep_best!r} and evaluation.{setting} 0: no "
+            f"checkpoint is evaluated; set evaluation.{setting} to at least 1, or "
+            "evaluation.keep_best to ''"
         )
 
 

@@ -87,6 +87,20 @@ def compare(config: Config, out: str) -> str | None:
     return f"measured with other settings than the run in {out}: {_listed(measured)}"
 
 
+JUDGES = {"data", "rewards", "solved_by", "evaluation.problems", "model"}
+"""Settings that an evaluation depends on, but not what the policy writes to a given prompt."""
+
+
+def text_settings(config: Config) -> dict[str, object]:
+    """Returns the settings that a policy's completions of a held-out prompt depend on, by name."""
+    names = marked(Config, "measures") | marked(Config, "reads_policy")
+    return {
+        name: value
+        for name, value in flat(describe(config)).items()
+        if _is_within(name, names) and not _is_within(name, JUDGES)
+    }
+
+
 def _only(changes: dict[str, Change], mark: str) -> dict[str, Change]:
     """Returns the changes of settings that have a mark, or are in a group that has."""
     names = marked(Config, mark)
@@ -95,7 +109,7 @@ def _only(changes: dict[str, Change], mark: str) -> dict[str, Change]:
 
 def _is_within(name: str, names: set[str]) -> bool:
     """Returns whether a setting is one of these, or in a group that is."""
-    return name in names or name.split(".")[0] in names
+    return any(name == other or name.startswith(f"{other}.") for other in names)
 
 
 def _changes(config: Config, out: str) -> dict[str, Change]:

@@ -157,14 +157,26 @@ class Evaluation:
     top_k: only the k likeliest tokens (0: all)
     top_p: only the likeliest tokens that together have this probability
     min_p: only tokens at least this probable, as a share of the likeliest
+    every: steps between evaluations while training (0: only before and after)
+    keep_best: with every, the score by which the best checkpoint is kept, too: accuracy, pass_at_K
+        or maj_at_N ("": none is)
+    sets: further data sets by name, of which jaxgrpo.evaluate measures the held-out problems, too
+    policies: what jaxgrpo.evaluate measures: runs, OUT, their checkpoints, OUT/checkpoints/STEP,
+        and folders of models (none: the config's out)
     """
 
-    problems: int = setting(256, at_least=0)
-    samples: int = setting(4, at_least=1)
-    temperature: float = setting(1.0, at_least=0)
-    top_k: int = setting(0, at_least=0)
-    top_p: float = setting(1.0, above=0, at_most=1)
-    min_p: float = setting(0.0, at_least=0, at_most=1)
+    problems: int = setting(256, at_least=0, measures=True)
+    samples: int = setting(4, at_least=1, measures=True)
+    temperature: float = setting(1.0, at_least=0, measures=True)
+    top_k: int = setting(0, at_least=0, measures=True)
+    top_p: float = setting(1.0, above=0, at_most=1, measures=True)
+    min_p: float = setting(0.0, at_least=0, at_most=1, measures=True)
+    every: int = setting(0, at_least=0, may_change=True)
+    keep_best: str = setting("", may_change=True)
+    sets: dict[str, Source] = field(
+        default_factory=dict, metadata=Marks(may_change=True)
+    )
+    policies: tuple[str, ...] = setting((), may_change=True)
 
 
 @dataclass
@@ -256,9 +268,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     lora: Lora = field(default_factory=Lora, metadata=Marks(reads_policy=True))
     verifier: Verifier = field(default_factory=Verifier)
-    evaluation: Evaluation = field(
-        default_factory=Evaluation, metadata=Marks(measures=True)
-    )
+    evaluation: Evaluation = field(default_factory=Evaluation)
     mesh: Mesh = field(default_factory=Mesh, metadata=Marks(may_change=True))
     compute: Compute = field(default_factory=Compute)
     distributed: Distributed = field(

@@ -65,9 +65,11 @@ class Group:
 
 
 @dataclass(frozen=True)
-class JudgedGroup(Group):
-    """A group with the verdicts of its rewards."""
+class JudgedTexts:
+    """The G completions of one problem as texts, with the verdicts of its rewards."""
 
+    problem: Problem
+    texts: list[Completion]
     values: dict[str, np.ndarray]
     """Each reward's values, float64 [G]; NaN where a verdict could not be had."""
     missing: dict[tuple[int, str], str]
@@ -78,3 +80,8 @@ class JudgedGroup(Group):
     """Completions that are right."""
     judged: int
     """Completions of which it is known whether they are right."""
+
+
+@dataclass(frozen=True)
+class JudgedGroup(Group, JudgedTexts):
+    """A group with the verdicts of its rewards."""

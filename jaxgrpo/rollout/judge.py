@@ -9,14 +9,20 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxgrpo.distributed.processes import gather_json
-from jaxgrpo.problems import Weighted
+from jaxgrpo.problems import Completion, Problem, Weighted
 from jaxgrpo.rewards.workers.pool import Missing, Pool, Ticket
-from jaxgrpo.rollout.groups import FinishedCompletion, Group, JudgedGroup
+from jaxgrpo.rollout.groups import (
+    FinishedCompletion,
+    Group,
+    JudgedGroup,
+    JudgedTexts,
+)
 from jaxgrpo.rollout.protocols import Event
 
 RewardWeights = Mapping[str, float]
@@ -70,6 +76,30 @@ class Judge:
         self, group: Group, verdicts: Sequence[JsonVerdicts], weights: RewardWeights
     ) -> JudgedGroup:
         """Returns a group with its verdicts, its rewards and its counts."""
+        return JudgedGroup(**vars(group), **self._judgement(verdicts, weights))
+
+    def judge_texts(
+        self, texts: Sequence[tuple[Problem, list[Completion]]], weights: RewardWeights
+    ) -> list[JudgedTexts]:
+        """Returns the completions of several problems, judged; it waits for the verdicts.
+
+        Of n processes each judges every n-th problem, and all get the same.
+        """
+        share = range(jax.process_index(), len(texts), jax.process_count())
+        tickets = {index: self.pool.submit(*texts[index]) for index in share}
+        own = [[index, self.verdicts([ticket])] for index, ticket in tickets.items()]
+        verdicts = dict(pair for part in gather_json(own) for pair in part)
+        return [
+            JudgedTexts(
+                problem, completions, **self._judgement(verdicts[index], weights)
+            )
+            for index, (problem, completions) in enumerate(texts)
+        ]
+
+    def _judgement(
+        self, verdicts: Sequence[JsonVerdicts], weights: RewardWeights
+    ) -> dict[str, Any]:
+        """Returns the fields of JudgedTexts that verdicts decide."""
         # 1. A column of numbers for each reward, and why numbers are missing.
         names = verdicts[0].keys()
         values = {
@@ -86,14 +116,13 @@ class Judge:
         parts = [weight * values[name] for name, weight in weights.items() if weight]
         # 3. Counts for the difficulty filter: of right and wrong alone, whatever else is rewarded.
         is_solved = values[self.solved_by]
-        return JudgedGroup(
-            **vars(group),
-            values=values,
-            missing=missing,
-            rewards=np.sum(parts, axis=0) if parts else np.zeros(len(group.texts)),
-            solved=int(np.sum(is_solved == 1.0)),
-            judged=int(np.sum(~np.isnan(is_solved))),
-        )
+        return {
+            "values": values,
+            "missing": missing,
+            "rewards": np.sum(parts, axis=0) if parts else np.zeros(len(verdicts)),
+            "solved": int(np.sum(is_solved == 1.0)),
+            "judged": int(np.sum(~np.isnan(is_solved))),
+        }
 
 
 def _to_json(verdict: float | Missing) -> float | str:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxgrpo.errors import UserError
-from jaxgrpo.rollout.groups import JudgedGroup
+from jaxgrpo.rollout.groups import JudgedTexts
 
 MAX_SAVED_TEXTS = 100
 """The number of texts that are saved, at most, whose verdicts are missing."""
@@ -24,7 +24,7 @@ class MissingVerdictsError(UserError):
     """So many verdicts cannot be had that what is trained is not what was asked for."""
 
 
-def summarise(groups: Sequence[JudgedGroup]) -> dict[str, float]:
+def summarise(groups: Sequence[JudgedTexts]) -> dict[str, float]:
     """Returns means over all completions: rewards, lengths, accuracy and language by language.
 
     Missing verdicts are left out, and counted.
@@ -36,8 +36,8 @@ def summarise(groups: Sequence[JudgedGroup]) -> dict[str, float]:
         values["reward/mean"].extend(group.rewards)
         values["reward/accuracy"].append(accuracy)
         values[f"accuracy/{language}"].append(accuracy)
-        values["completion/tokens"].extend(group.completion_mask.sum(axis=1))
-        values["completion/truncated"].extend(~group.finished)
+        values["completion/tokens"].extend(text.tokens for text in group.texts)
+        values["completion/truncated"].extend(not text.finished for text in group.texts)
         for name, numbers in group.values.items():
             # Languages are told apart: language/ratio, and language/ko/ratio.
             if name.startswith("language/"):
@@ -46,15 +46,15 @@ def summarise(groups: Sequence[JudgedGroup]) -> dict[str, float]:
             # reward/accuracy is always the pass rate, whatever the rewards are called.
             elif f"reward/{name}" != "reward/accuracy":
                 values[f"reward/{name}"].extend(numbers)
-    means = {name: _mean(numbers) for name, numbers in values.items()}
+    means = {name: mean(numbers) for name, numbers in values.items()}
     reasons = Counter(reason for group in groups for reason in group.missing.values())
-    means["verdict/missing"] = sum(reasons.values()) / max(_count_verdicts(groups), 1)
+    means["verdict/missing"] = sum(reasons.values()) / max(count_verdicts(groups), 1)
     return means | {
         f"verdict/missing/{reason}": float(count) for reason, count in reasons.items()
     }
 
 
-def verdict_means(groups: Sequence[JudgedGroup]) -> dict[str, float]:
+def verdict_means(groups: Sequence[JudgedTexts]) -> dict[str, float]:
     """Returns each reward's mean over all completions of the groups.
 
     Missing verdicts are left out; a mean is NaN where all are missing.
@@ -63,10 +63,10 @@ def verdict_means(groups: Sequence[JudgedGroup]) -> dict[str, float]:
     for group in groups:
         for name, numbers in group.values.items():
             values[name].extend(numbers)
-    return {name: _mean(numbers) for name, numbers in values.items()}
+    return {name: mean(numbers) for name, numbers in values.items()}
 
 
-def record(group: JudgedGroup) -> Json:
+def record(group: JudgedTexts) -> Json:
     """Returns a problem and its first completion as JSON values; None for a missing verdict."""
     problem = group.problem
     rewards = {name: numbers[0] for name, numbers in group.values.items()}
@@ -86,7 +86,7 @@ def record(group: JudgedGroup) -> Json:
 
 
 def shown_rollouts(
-    asked: Sequence[JudgedGroup], kept: Sequence[JudgedGroup], count: int = 4
+    asked: Sequence[JudgedTexts], kept: Sequence[JudgedTexts], count: int = 4
 ) -> Iterator[Json]:
     """Yields the first completion of the first few groups of a step, as JSON values."""
     kept_ids = {id(group) for group in kept}
@@ -95,14 +95,14 @@ def shown_rollouts(
 
 
 def check_missing_verdicts(
-    groups: Sequence[JudgedGroup], max_share: float, path: Path
+    groups: Sequence[JudgedTexts], max_share: float, path: Path
 ) -> None:
     """Raises MissingVerdictsError if a greater share of verdicts is missing than `max_share`.
 
     The texts are then in a JSON Lines file at `path`, those that the most frequent reason stands
     for first.
     """
-    wanted = _count_verdicts(groups)
+    wanted = count_verdicts(groups)
     missing = [
         (name, reason, group, row)
         for group in groups
@@ -136,11 +136,12 @@ def check_missing_verdicts(
     )
 
 
-def _count_verdicts(groups: Sequence[JudgedGroup]) -> int:
+def count_verdicts(groups: Sequence[JudgedTexts]) -> int:
     """Returns the number of verdicts that were asked for."""
     return sum(len(numbers) for group in groups for numbers in group.values.values())
 
 
-def _mean(numbers: Iterable[float | np.number | np.bool_]) -> float:
+def mean(numbers: Iterable[int | float | np.number | np.bool_]) -> float:
+    """Returns the mean of the numbers that are not NaN; NaN if there is none."""
     present = [float(number) for number in numbers if not math.isnan(number)]
     return math.fsum(present) / len(present) if present else math.nan
