@@ -190,6 +190,13 @@ trial(
     give(overrides.override, make(), ["--config.steps"]),
     lambda folder, said: overrides.override(make(), [named(said, r"for example (.*)")]),
 )
+trial(
+    "there is no objective of that name; {}",
+    give(configs.override, make(), ["--config.objective=dappo"]),
+    lambda folder, said: configs.override(
+        make(), [f"--config.objective={named(said, r'did you mean (.*)[?]')}"]
+    ),
+)
 DRIVEN = {"rewards": {"accuracy": Driven(right)}}
 trial(
     "is now called --config.{}; use that name",

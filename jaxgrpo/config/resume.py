@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from jaxgrpo import files
 from jaxgrpo.config.bounds import marked
-from jaxgrpo.config.overrides import children, describe, renamed
+from jaxgrpo.config.overrides import children, default_of, describe, renamed
 from jaxgrpo.config.schema import Config
 from jaxgrpo.errors import UserError
 
@@ -192,8 +192,4 @@ def defaults(node: object) -> dict[str, object]:
 def _default(node: object, name: str) -> object:
     """Returns the default of a dataclass's field; dataclasses.MISSING where there is none."""
     field = getattr(node, "__dataclass_fields__", {}).get(name)
-    if field is None:
-        return dataclasses.MISSING
-    if field.default_factory is dataclasses.MISSING:
-        return field.default
-    return field.default_factory()
+    return dataclasses.MISSING if field is None else default_of(field)

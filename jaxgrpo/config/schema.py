@@ -8,15 +8,16 @@ that are indented further.
 from dataclasses import dataclass, field
 
 from jaxgrpo.config.bounds import Marks, setting
+from jaxgrpo.errors import FixedFields
 from jaxgrpo.losses import GRPO, Objective
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.problems import Source, Weighted
+from jaxgrpo.problems import Problems, Source, Weighted
 
 DTYPES = ("float32", "bfloat16")
 
 
 @dataclass
-class Sampling:
+class Sampling(FixedFields):
     """Settings of the sampler: how completions are drawn.
 
     temperature: divides the logits, in the sampler and in the scorer alike
@@ -50,7 +51,7 @@ class Sampling:
 
 
 @dataclass
-class Filter:
+class Filter(FixedFields):
     """Filter of the groups that train the policy, by pass rate p (arXiv 2504.03380).
 
     rule: "band" keeps low <= p <= high, "dapo" keeps 0 < p < 1 (arXiv 2503.14476), "off" keeps all
@@ -70,7 +71,7 @@ class Filter:
 
 
 @dataclass
-class Batch:
+class Batch(FixedFields):
     """Batch of a step: groups of completions, and the updates that are made with them.
 
     groups: prompts in a batch
@@ -106,7 +107,7 @@ class Batch:
 
 
 @dataclass
-class Optimizer:
+class Optimizer(FixedFields):
     """AdamW. The rate is a function of the step, also over steps that have nothing to train on.
 
     learning_rate: at the end of the warm-up
@@ -133,7 +134,7 @@ class Optimizer:
 
 
 @dataclass
-class Verifier:
+class Verifier(FixedFields):
     """Worker processes that compute rewards.
 
     workers: how many of them; where several processes train, each has so many
@@ -148,7 +149,7 @@ class Verifier:
 
 
 @dataclass
-class Evaluation:
+class Evaluation(FixedFields):
     """Evaluation on held-out problems, before and after training.
 
     problems: held-out problems, at most (0: no evaluation)
@@ -168,7 +169,7 @@ class Evaluation:
 
 
 @dataclass
-class Compute:
+class Compute(FixedFields):
     """Cost of an update: time to compile, time, memory.
 
     None of it changes what is computed, beyond rounding.
@@ -187,7 +188,7 @@ class Compute:
 
 
 @dataclass
-class Mesh:
+class Mesh(FixedFields):
     """Sizes of the device mesh's axes; one of them may be -1: what is left of the devices.
 
     data: rows are split, parameters copied
@@ -201,7 +202,7 @@ class Mesh:
 
 
 @dataclass
-class Distributed:
+class Distributed(FixedFields):
     """Processes that train together: all started with the same settings, but for `process`.
 
     coordinator: "auto": as a TPU pod, Slurm or Open MPI says; "off": this process alone; or
@@ -215,8 +216,22 @@ class Distributed:
     process: int = 0
 
 
+class _NoProblems:
+    """A source without problems."""
+
+    def train(self) -> Problems:
+        """Returns no problems."""
+        return ()
+
+    heldout = train
+
+
+NO_PROBLEMS: Source = _NoProblems()
+"""Stands for a source where there is no run."""
+
+
 @dataclass
-class Config:
+class Config(FixedFields):
     """All settings of a run.
 
     data: where problems come from
@@ -268,3 +283,8 @@ class Config:
     save_every: int = setting(20, at_least=1, may_change=True)
     keep_checkpoints: int = setting(2, at_least=1, may_change=True)
     show_rollouts_every: int = setting(10, at_least=0, may_change=True)
+
+
+def any_config() -> Config:
+    """Returns a config of defaults, with neither problems nor rewards: for names and meanings."""
+    return Config(data=NO_PROBLEMS, rewards={})

@@ -16,7 +16,7 @@ from typing import SupportsIndex, TypedDict, overload
 
 from jaxgrpo.data.json_rows import Row
 from jaxgrpo.data.jsonl import read_split
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import FixedFields, UserError
 from jaxgrpo.problems import Problem, Problems
 
 GOLD_MARK = "####"
@@ -24,7 +24,7 @@ GOLD_MARK = "####"
 
 
 @dataclass
-class GSM8K:
+class GSM8K(FixedFields):
     """A Source: GSM8K, from JSON Lines files or through TFDS.
 
     path: the official train.jsonl, or a file like it; "" to get the official files through TFDS,

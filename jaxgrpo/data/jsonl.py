@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgrpo.data.json_rows import Row, read_rows
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import FixedFields, UserError
 from jaxgrpo.problems import Problem, Problems
 from jaxgrpo.text.language_codes import LANGUAGE_CODES, language_code
 
@@ -46,7 +46,7 @@ def read_split(
 
 
 @dataclass
-class Jsonl:
+class Jsonl(FixedFields):
     """A Source: problems from JSON Lines files.
 
     path: the training file.
