@@ -9,7 +9,7 @@ import jax
 from tqdm import tqdm
 
 from jaxgrpo.build import Run, build_run, load_policy
-from jaxgrpo.config import compare, parse_command_line
+from jaxgrpo.config import check_named_out, compare, parse_command_line
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.distributed.processes import join_processes, print0
 from jaxgrpo.errors import UserError
@@ -132,6 +132,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256"
         )
+    check_named_out(config.out, argv)
     join_processes(**vars(config.distributed))
     differences = compare(config, config.out)
     # Settings that change what is measured are said, those that change the policy are refused.

@@ -135,11 +135,8 @@ def is_finished(config: Config) -> bool:
     summary = gather_json(saved)[0]
     if summary["steps"] < config.steps:
         return False
-    # A schedule that ends at the last step has come to its end.
-    further = ""
-    if config.optimizer.schedule == "constant":
-        further = "to go on raise --config.steps, "
     print0(
-        f"{config.out} is finished: {headline(summary)}; {further}to begin anew change --config.out"
+        f"{config.out} is finished: {headline(summary)}; to go on raise --config.steps, to begin "
+        "anew change --config.out"
     )
     return True

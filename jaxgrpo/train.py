@@ -25,7 +25,6 @@ from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
-from jaxgrpo.models import lora
 from jaxgrpo.plan.inputs import learning_inputs
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rollout.batch import make_batch
@@ -39,7 +38,7 @@ from jaxgrpo.rollout.report import (
     verdict_means,
 )
 from jaxgrpo.rollout.stream import RolloutStream
-from jaxgrpo.run_state import RunState, restore_or_start
+from jaxgrpo.run_state import RunState, check_start, restore_or_start, start_policy
 from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import (
     Report,
@@ -70,7 +69,8 @@ def train(
     Raises UserError for bad input, before any device time is spent.
     """
     join_processes(**vars(config.distributed))
-    configs.check_same(config, config.out)
+    resume_notes = configs.check_same(config, config.out)
+    check_start(config)
     started_at = time.time()
     out = Path(config.out)
     if is_finished(config):
@@ -81,9 +81,11 @@ def train(
     ):
         # 1. Prepare: parameters, the newest checkpoint, compiled programs.
         if jax.process_index() == 0:
+            if configs.changes_evaluation(config, config.out):
+                (out / "before.json").unlink(missing_ok=True)
             configs.save(config, config.out)
         check_shared(out)
-        for note in run.notes:
+        for note in [*resume_notes, *run.notes]:
             print0(note)
         params = run.load_params()
         run_state = restore_or_start(run, checkpoints, params, started_at)
@@ -96,19 +98,13 @@ def train(
             print0(f"going on from step {run_state.step} of {config.steps} in {out}")
 
         # 2. Evaluate, train, evaluate again.
-        untrained = reference
-        if config.lora.rank:
-            # The programs are compiled for a policy with adapters, so the base is asked through
-            # adapters of zeros.
-            untrained = lora.attach(
-                reference, lora.zero_adapters(run_state.state.params)
-            )
-        before = make_once(out / "before.json", partial(_evaluate, run, untrained))
+        evaluate_start = partial(_evaluate_start, run, run_state, reference)
+        before = make_once(out / "before.json", evaluate_start)
         if before:
             print0(f"\n{tables(before)}\n", flush=True)
         if config.reference:
             # The model's own copy makes room first.
-            del untrained, reference
+            del evaluate_start, reference
             reference = run.load_reference()
         yield from run_steps(run, run_state, reference, checkpoints, stop)
         if run_state.step < config.steps:
@@ -345,6 +341,10 @@ def check_agreement(config: Config, update_metrics: Mapping[str, float]) -> None
 
 def _evaluate(run: Run, params: Params) -> Report:
     return evaluate.evaluate(run, params) if run.config.evaluation.problems else {}
+
+
+def _evaluate_start(run: Run, run_state: RunState, reference: Params) -> Report:
+    return _evaluate(run, start_policy(run, run_state, reference))
 
 
 def main(argv: list[str]) -> None:

@@ -9,6 +9,7 @@ same, the test that does so.
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import io
 import json
@@ -450,6 +451,29 @@ def other_run(check: Callable, **changes: Any) -> tuple[Step, Step, Step]:
 
 trial("holds a run with other settings", *other_run(configs.check_same, seed=1))
 trial("holds a run whose policy has other settings", *other_run(compare, model="other"))
+trial(
+    "To evaluate the model itself, and write there",
+    lambda folder, said: (
+        configs.save(make(), str(folder / "mine")),
+        configs.check_named_out(str(folder / "mime"), ["--config.out", "mime"]),
+    ),
+    lambda folder, said: configs.check_named_out(
+        named(said, r"did you mean (\S*)\?"), ["--config.out=mine"]
+    ),
+    lambda folder, said: (
+        (folder / "mime").mkdir(),
+        configs.check_named_out(str(folder / "mime"), ["--config.out=mime"]),
+    ),
+    lambda folder, said: configs.check_named_out(str(folder / "mime2"), []),
+)
+trial(
+    "which holds no run (no config.json): give the",
+    lambda folder, said: configs.check_start(make(init_from=str(folder))),
+    lambda folder, said: (
+        configs.save(make(), str(folder)),
+        configs.check_start(make(init_from=str(folder))),
+    ),
+)
 
 
 def damaged_config(folder: Path, said: str) -> None:
@@ -1067,9 +1091,12 @@ def goes_on(folder: Path, said: str) -> None:
     more = make(out=str(folder), steps=101)
     configs.check_same(more, more.out)
     assert not summary.is_finished(more)
-    # Where the schedule ends with the steps there would be no going on.
+    # With a schedule that ends at the last step, too.
     falling = configs.Optimizer(schedule="linear")
-    assert "to go on" not in finished(folder, said, optimizer=falling)
+    assert "to go on raise" in finished(folder, said, optimizer=falling)
+    configs.save(dataclasses.replace(more, optimizer=falling), more.out)
+    further = dataclasses.replace(more, optimizer=falling, steps=102)
+    assert "to 0 at step 102" in configs.check_same(further, more.out)[0]
 
 
 trial(

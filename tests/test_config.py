@@ -17,6 +17,7 @@ from jaxgrpo.config import (
     Config,
     Sampling,
     catalogue,
+    changes_evaluation,
     check_same,
     compare,
     describe,
@@ -940,7 +941,7 @@ def test_check_same(tmp_path):
         (["seed=1", "dtype=bfloat16", "model=m", "system=s"], ["and 1 more"]),
         (
             ["optimizer.schedule=linear", "steps=7"],
-            ["steps (then 100, now 7)", "optimizer.schedule"],
+            ["settings: optimizer.schedule (then 'constant', now 'linear'); give"],
         ),
     ],
 )
@@ -952,6 +953,47 @@ def test_check_same_names_what_differs(tmp_path, changes, fragments):
         str(tmp_path),
     )
     assert all(fragment in text for fragment in fragments), text
+
+
+@pytest.mark.parametrize(
+    ("schedule", "changes", "says"),
+    [
+        ("constant", ["steps=7", "save_every=1"], []),
+        (
+            "constant",
+            ["optimizer.learning_rate=0.5"],
+            [
+                "optimizer.learning_rate (then 1e-06, now 0.5): from here on the learning rate is "
+                "that of a run begun so, warm-up over 10 steps, then constant at 0.5"
+            ],
+        ),
+        (
+            "linear",
+            ["steps=200"],
+            [
+                "steps (then 100, now 200): from here on the learning rate is that of a run begun "
+                "so, warm-up over 10 steps, then linear from 1e-06 to 0 at step 200"
+            ],
+        ),
+        (
+            "cosine",
+            ["optimizer.learning_rate=0.5", "steps=7", "evaluation.samples=9"],
+            [
+                "steps (then 100, now 7), optimizer.learning_rate (then 1e-06, now 0.5): from here "
+                "on the learning rate is that of a run begun so, warm-up over 10 steps, then "
+                "cosine from 0.5 to 0 at step 7",
+                "evaluation.samples (then 4, now 9): the policy that the run began with is "
+                "evaluated again",
+            ],
+        ),
+    ],
+)
+def test_a_resumed_run_says_what_other_settings_mean(tmp_path, schedule, changes, says):
+    begun = overrides.override(make(), [f"--config.optimizer.schedule={schedule}"])
+    save(begun, str(tmp_path))
+    now = overrides.override(begun, [f"--config.{change}" for change in changes])
+    assert check_same(now, str(tmp_path)) == says
+    assert changes_evaluation(now, str(tmp_path)) == ("evaluation" in "".join(changes))
 
 
 @pytest.mark.parametrize(

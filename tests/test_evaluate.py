@@ -195,3 +195,16 @@ def test_no_problems_are_nothing_to_evaluate(tmp_path, monkeypatch, capsys):
         "error: evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mistyped_folder_is_neither_evaluated_nor_made(tmp_path, monkeypatch, capsys):
+    made = make_config(tmp_path)
+    config.save(made, made.out)
+    mistyped = str(tmp_path / "outt")
+    arguments = ["--config", config_file(tmp_path), f"--config.out={mistyped}"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    with pytest.raises(SystemExit):
+        run_main(evaluate.main)
+    said = capsys.readouterr().err
+    assert f"there is no such folder; did you mean {made.out}?" in said
+    assert not (tmp_path / "outt").exists()

@@ -10,7 +10,14 @@ from jaxgrpo.config.checks import validate
 from jaxgrpo.config.loader import load, parse_command_line
 from jaxgrpo.config.objective_names import override
 from jaxgrpo.config.overrides import describe
-from jaxgrpo.config.resume import check_same, compare, save
+from jaxgrpo.config.resume import (
+    changes_evaluation,
+    check_named_out,
+    check_same,
+    check_start,
+    compare,
+    save,
+)
 from jaxgrpo.config.schema import (
     Batch,
     Compute,
@@ -37,7 +44,10 @@ __all__ = [
     "Optimizer",
     "Sampling",
     "Verifier",
+    "changes_evaluation",
+    "check_named_out",
     "check_same",
+    "check_start",
     "compare",
     "describe",
     "load",

@@ -122,7 +122,7 @@ class Optimizer(FixedFields):
     state_dtype: the same of the two running means
     """
 
-    learning_rate: float = setting(1e-6, at_least=0)
+    learning_rate: float = setting(1e-6, at_least=0, may_change=True)
     warmup_steps: int = setting(10, at_least=0)
     schedule: str = setting("constant", one_of=("constant", "linear", "cosine"))
     weight_decay: float = setting(0.0, at_least=0)
@@ -241,6 +241,8 @@ class Config(FixedFields):
     model: a Hugging Face folder ("": the embedded one)
     reference: the folder of the policy that KL is taken to, such as a teacher's, with the same
         tokenizer ("": the model, as the run found it)
+    init_from: the folder of another run, whose newest parameters and optimizer moments this run
+        begins with at step 0 ("": the model's parameters)
     system: a system message before every prompt ("": none)
     dtype: of matrix products and of what sampler and reference hold: "float32", on TPUs and GPUs,
         too, or "bfloat16"
@@ -258,10 +260,10 @@ class Config(FixedFields):
     out: str = setting("out", may_change=True)
     model: str = setting("", reads_policy=True)
     reference: str = ""
+    init_from: str = ""
     system: str = setting("", measures=True)
     dtype: str = setting("float32", one_of=DTYPES, measures=True)
     seed: int = setting(0, at_least=0, below=2**32, measures=True)
-    # Only with a constant schedule: see resume.check_same.
     steps: int = setting(100, at_least=0, may_change=True)
     # Groups of settings, each a class above or of the module that uses it.
     objective: Objective = field(default_factory=GRPO)
@@ -272,7 +274,7 @@ class Config(FixedFields):
     lora: Lora = field(default_factory=Lora, metadata=Marks(reads_policy=True))
     verifier: Verifier = field(default_factory=Verifier)
     evaluation: Evaluation = field(
-        default_factory=Evaluation, metadata=Marks(measures=True)
+        default_factory=Evaluation, metadata=Marks(measures=True, may_change=True)
     )
     mesh: Mesh = field(default_factory=Mesh, metadata=Marks(may_change=True))
     compute: Compute = field(default_factory=Compute)
