@@ -15,7 +15,6 @@ import numpy as np
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, Sampling, validate
 from jaxgrpo.config.sizes import (
-    batch_line,
     micro_batch_size,
     num_slots,
     off_policy_note,
@@ -125,7 +124,6 @@ def build_run(config: Config) -> Run:
         max_width=positions - config.sampling.max_new_tokens if positions else None,
     )
     notes = [
-        batch_line(config),
         off_policy_note(config),
         prompt_filter.check(task.problems, "training"),
     ]

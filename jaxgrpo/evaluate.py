@@ -63,9 +63,8 @@ def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[Judged
     session = run.engine.session(params, problems, request, step=0)
     judged = judged_in_order(session, run.judge, run.judge.initial_weights())
     # Step 0: evaluations draw the same random numbers, whenever they are made.
-    is_hidden = (
-        jax.process_index() > 0 or None
-    )  # None: hidden where there is no terminal
+    is_quiet = run.config.quiet or jax.process_index() > 0
+    is_hidden = is_quiet or None  # None: hidden where there is no terminal
     bar = tqdm(
         judged,
         "evaluating",

@@ -25,6 +25,7 @@ from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
+from jaxgrpo.overview import overview
 from jaxgrpo.plan.inputs import learning_inputs
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rollout.batch import make_batch
@@ -69,6 +70,7 @@ def train(
     Raises UserError for bad input, before any device time is spent.
     """
     join_processes(**vars(config.distributed))
+    say = _silence if config.quiet else print0
     resume_notes = configs.check_same(config, config.out)
     check_start(config)
     started_at = time.time()
@@ -85,8 +87,9 @@ def train(
                 (out / "before.json").unlink(missing_ok=True)
             configs.save(config, config.out)
         check_shared(out)
+        say(overview(run))
         for note in [*resume_notes, *run.notes]:
-            print0(note)
+            say(note)
         params = run.load_params()
         run_state = restore_or_start(run, checkpoints, params, started_at)
         if run_state.step < config.steps:
@@ -95,20 +98,20 @@ def train(
         del params
         run.engine.warm_up(run.policy(reference, run_state.state.params))
         if run_state.step:
-            print0(f"going on from step {run_state.step} of {config.steps} in {out}")
+            say(f"going on from step {run_state.step} of {config.steps} in {out}")
 
         # 2. Evaluate, train, evaluate again.
         evaluate_start = partial(_evaluate_start, run, run_state, reference)
         before = make_once(out / "before.json", evaluate_start)
         if before:
-            print0(f"\n{tables(before)}\n", flush=True)
+            say(f"\n{tables(before)}\n", flush=True)
         if config.reference:
             # The model's own copy makes room first.
             del evaluate_start, reference
             reference = run.load_reference()
         yield from run_steps(run, run_state, reference, checkpoints, stop)
         if run_state.step < config.steps:
-            print0(
+            say(
                 f"stopped after step {run_state.step} of {config.steps}, which is saved in {out}: "
                 "the same command goes on"
             )
@@ -122,8 +125,8 @@ def train(
         write_json(out / "summary.json", summary)
         plots.plot(out)
     if after:
-        print0(f"\n{tables(before, after)}\n")
-    print0(f"{headline(summary)} in {seconds:.0f} s; see {out}")
+        say(f"\n{tables(before, after)}\n")
+    say(f"{headline(summary)} in {seconds:.0f} s; see {out}")
     gather_json(None)  # none of several processes ends before the first has written
 
 
@@ -164,7 +167,11 @@ def run_steps(
     )
     is_first = jax.process_index() == 0
     writer = metrics.Writer(
-        config.out, run_state.step + 1, config.steps, active=is_first
+        config.out,
+        run_state.step + 1,
+        config.steps,
+        active=is_first,
+        quiet=config.quiet,
     )
     with writer, contextlib.closing(stream):
 
@@ -339,11 +346,17 @@ def check_agreement(config: Config, update_metrics: Mapping[str, float]) -> None
         )
 
 
+def _silence(*values: object, flush: bool = False) -> None:
+    """Prints nothing, in the place of `print0`."""
+
+
 def _evaluate(run: Run, params: Params) -> Report:
     return evaluate.evaluate(run, params) if run.config.evaluation.problems else {}
 
 
 def _evaluate_start(run: Run, run_state: RunState, reference: Params) -> Report:
+    if run.config.evaluation.problems and not run.config.quiet:
+        print0("compiling, and evaluating what the run begins with ...", flush=True)
     return _evaluate(run, start_policy(run, run_state, reference))
 
 

@@ -115,10 +115,29 @@ def test_one_evaluation_as_tables():
 
 def test_two_evaluations_side_by_side():
     lines = tables(make_report(0.25, en=0.5), make_report(0.75, en=1.0)).splitlines()
-    assert lines[0].split("  ")[:3] == ["language", "accuracy before", "accuracy after"]
-    assert lines[1].split()[:3] == ["en", "0.500", "1.000"]
-    assert lines[2].split()[:3] == ["all", "0.250", "0.750"]
-    assert lines[5].split() == ["1", "0.250", "0.750"]
+    assert lines[0].split() == [
+        "language",
+        "accuracy",
+        "target",
+        "words",
+        "English",
+        "words",
+    ]
+    assert lines[1].split()[:4] == ["en", "0.500", "->", "1.000"]
+    assert lines[2].split() == [
+        "all",
+        "0.250",
+        "->",
+        "0.750",
+        "0.500",
+        "->",
+        "0.500",
+        "-",
+        "->",
+        "-",
+    ]
+    assert lines[5].split() == ["1", "0.250", "->", "0.750"]
+    assert max(map(len, lines)) < 80
 
 
 def test_nan_becomes_null():

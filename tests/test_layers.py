@@ -72,6 +72,7 @@ LAYERS = {
             "sample",
             "export",
             "summary",
+            "overview",
             "run_state",
             "signals",
             "updates",

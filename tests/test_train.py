@@ -432,6 +432,16 @@ def test_a_run_to_begin_with_is_looked_for_first(config, tmp_path, monkeypatch):
             list(train(dataclasses.replace(config, init_from=begun.out, **changes)))
 
 
+def test_a_quiet_run_prints_nothing_and_writes_the_same(
+    uninterrupted, config, capfd
+):
+    quiet = dataclasses.replace(config, quiet=True)
+    list(train(quiet))
+    assert list(train(quiet)) == []  # it is finished, and does not say so either
+    assert capfd.readouterr().out == ""
+    assert_same_run(quiet, uninterrupted[0])
+
+
 def test_a_step_of_several_updates_is_a_step(config, tmp_path, capsys):
     """Stopping and going on changes nothing here, either."""
     batch = dataclasses.replace(config.batch, updates=2, epochs=2)
@@ -440,7 +450,7 @@ def test_a_step_of_several_updates_is_a_step(config, tmp_path, capsys):
     said = capsys.readouterr().out
     assert (
         "2 prompts x 4 = 8 rows a step, 2 epochs of 2 updates of 4 rows, micro-batches of 4"
-    ) in said
+    ) in " ".join(said.split())
     assert [record["update/count"] for record in records] == [4, 4]
     for record in records:
         assert record["policy/ratio"] != 1

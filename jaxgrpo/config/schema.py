@@ -251,6 +251,7 @@ class Config(FixedFields):
     save_every: steps between checkpoints
     keep_checkpoints: the newest ones that are kept
     show_rollouts_every: steps between logged samples (0: none)
+    quiet: whether nothing is printed; files are written all the same
     """
 
     # Two have no default: there is no run without problems and rewards.
@@ -285,6 +286,7 @@ class Config(FixedFields):
     save_every: int = setting(20, at_least=1, may_change=True)
     keep_checkpoints: int = setting(2, at_least=1, may_change=True)
     show_rollouts_every: int = setting(10, at_least=0, may_change=True)
+    quiet: bool = setting(False, may_change=True)
 
 
 def any_config() -> Config:
