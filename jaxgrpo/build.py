@@ -327,6 +327,7 @@ def load_policy(
     has_adapters: bool,
     out: str | Path | None = None,
     needs_checkpoint: bool = False,
+    step: int | None = None,
 ) -> tuple[Params, int | None]:
     """Returns a policy's parameters, and the step of the checkpoint that they are from.
 
@@ -334,16 +335,19 @@ def load_policy(
     checkpoint they are the model's own, and the step is None.
 
     out: the folder of a run; None: without a run
+    step: of its checkpoint; None: the newest
 
     Raises UserError where a checkpoint is needed, and there is none.
     """
-    step = None
     trained: Params = None
     if out is not None:
         with Checkpoints(out) as checkpoints:
-            step = checkpoints.latest()
-            if step is not None or needs_checkpoint:
-                trained = checkpoints.restore_params(programs.trained_like)
+            if step is None:
+                step = (
+                    checkpoints.newest() if needs_checkpoint else checkpoints.latest()
+                )
+            if step is not None:
+                trained = checkpoints.restore_params(programs.trained_like, step)
     if trained is not None and not has_adapters:
         return trained, step
     params = hf_folder.load_params(folder, programs.params_like)

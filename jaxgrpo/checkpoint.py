@@ -82,16 +82,17 @@ class Checkpoints:
         )
         return _unflatten(shapes, items["state"]), items["host"]
 
-    def restore_params(self, shapes: PyTree) -> PyTree:
-        """Returns only the parameters of the newest checkpoint.
+    def restore_params(self, shapes: PyTree, step: int | None = None) -> PyTree:
+        """Returns only the parameters of a checkpoint.
 
         shapes: a jax.ShapeDtypeStruct for each parameter; they are cast to its dtype
+        step: of the checkpoint; None: the newest
 
         Raises UserError as `restore` does.
         """
         state_shapes = {"params": shapes}
         expected = named_leaves(state_shapes)
-        step = self.newest()
+        step = self.newest() if step is None else self._existing(step)
         self._check(step, expected, is_exact=False)
         items = self._read(step, state=_restore_arguments(expected))
         return _unflatten(state_shapes, items["state"])["params"]
@@ -114,6 +115,16 @@ class Checkpoints:
             raise UserError(
                 f"{self._folder}: there is no checkpoint; train first, "
                 f"or give the {self._flag} that has one"
+            )
+        return step
+
+    def _existing(self, step: int) -> int:
+        """Returns the step. Raises UserError if it has no checkpoint."""
+        steps = self._manager.all_steps() if self._manager else []
+        if step not in steps:
+            raise UserError(
+                f"{self._folder}: there is no checkpoint of step {step}; choose one of "
+                f"{', '.join(map(str, sorted(steps))) or 'none'}"
             )
         return step
 

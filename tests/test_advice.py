@@ -30,7 +30,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxgrpo import __main__ as command
-from jaxgrpo import build, evaluate, export, losses, sample, summary, train
+from jaxgrpo import (
+    build,
+    evaluate,
+    export,
+    language_model,
+    losses,
+    summary,
+    train,
+)
 from jaxgrpo import config as configs
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import (
@@ -519,6 +527,17 @@ def damaged(folder: Path) -> Path:
         '{"step": '
     )
     return folder
+
+
+trial(
+    "there is no checkpoint of step {}; choose one of",
+    lambda folder, said: Checkpoints(saved(folder, 1, 2)).restore_params(
+        like(2)["params"], 3
+    ),
+    lambda folder, said: Checkpoints(folder).restore_params(
+        like(2)["params"], int(named(said, r"choose one of (\d+)"))
+    ),
+)
 
 
 def remove_as_told(folder: Path, said: str) -> None:
@@ -1427,27 +1446,17 @@ trial(
 )
 
 
-def asked(**changes: Any) -> argparse.Namespace:
-    arguments = sample.make_parser().parse_args([])
-    return argparse.Namespace(**vars(arguments) | changes)
-
-
-trial(
-    "--{} is {}: it must be {}",
-    give(sample.check, asked(samples=0)),
-    give(sample.check, asked(samples=1)),
-)
 trial(
     "the prompt is empty: give one",
-    give(sample.prompt_width, hf_folder.EMBEDDED, 0, 9),
-    give(sample.prompt_width, hf_folder.EMBEDDED, 1, 9),
+    give(language_model.check_length, hf_folder.EMBEDDED, 0, 9),
+    give(language_model.check_length, hf_folder.EMBEDDED, 1, 9),
 )
 trial(
     "that {} was made for: shorten it{}",
-    give(sample.prompt_width, hf_folder.EMBEDDED, 2000, 100),
-    give(sample.prompt_width, hf_folder.EMBEDDED, 1948, 100),
-    lambda folder, said: sample.prompt_width(
-        hf_folder.EMBEDDED, 2000, int(named(said, r"--max-tokens to (\d+)"))
+    give(language_model.check_length, hf_folder.EMBEDDED, 2000, 100),
+    give(language_model.check_length, hf_folder.EMBEDDED, 1948, 100),
+    lambda folder, said: language_model.check_length(
+        hf_folder.EMBEDDED, 2000, int(named(said, r"max_tokens to (\d+)"))
     ),
 )
 

@@ -73,6 +73,7 @@ LAYERS = {
             "export",
             "summary",
             "overview",
+            "language_model",
             "run_state",
             "signals",
             "updates",

@@ -432,9 +432,7 @@ def test_a_run_to_begin_with_is_looked_for_first(config, tmp_path, monkeypatch):
             list(train(dataclasses.replace(config, init_from=begun.out, **changes)))
 
 
-def test_a_quiet_run_prints_nothing_and_writes_the_same(
-    uninterrupted, config, capfd
-):
+def test_a_quiet_run_prints_nothing_and_writes_the_same(uninterrupted, config, capfd):
     quiet = dataclasses.replace(config, quiet=True)
     list(train(quiet))
     assert list(train(quiet)) == []  # it is finished, and does not say so either
