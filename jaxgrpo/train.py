@@ -109,6 +109,8 @@ def train(
             # The model's own copy makes room first.
             del evaluate_start, reference
             reference = run.load_reference()
+        if run_state.step < config.steps:
+            say("the first step waits for what is still compiling ...", flush=True)
         yield from run_steps(run, run_state, reference, checkpoints, stop)
         if run_state.step < config.steps:
             say(
