@@ -806,6 +806,7 @@ def test_command_line(file):
         (["--lr=3e-4"], "did you mean --config.optimizer.learning_rate=3e-4?"),
         (["--lr", "3e-4"], "did you mean --config.optimizer.learning_rate?"),
         (["--num_generations=4"], "did you mean --config.batch.group_size=4?"),
+        (["--loss_type=dapo"], "did you mean --config.objective=dapo?"),
         (["run.py"], "the flags are --config FILE"),
     ],
 )

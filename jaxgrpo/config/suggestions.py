@@ -29,7 +29,9 @@ def suggest(name: str, known: Collection[str]) -> list[str]:
     known: dotted names of settings
     """
     last = name.rpartition(".")[2]
-    synonyms = [other for other in SYNONYMS.get(last, ()) if other in known]
+    # An objective is no setting, and can be set by its name.
+    settable = {*known, "objective"}
+    synonyms = [other for other in SYNONYMS.get(last, ()) if other in settable]
     # A name with a mistake in it, and one without its group.
     close = difflib.get_close_matches(name, known, n=MAX_SUGGESTED, cutoff=0.7)
     same_end = [other for other in known if other.rpartition(".")[2] == last]
