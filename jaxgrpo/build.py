@@ -326,7 +326,6 @@ def load_policy(
     folder: Path,
     has_adapters: bool,
     out: str | Path | None = None,
-    needs_checkpoint: bool = False,
     step: int | None = None,
 ) -> tuple[Params, int | None]:
     """Returns a policy's parameters, and the step of the checkpoint that they are from.
@@ -337,15 +336,13 @@ def load_policy(
     out: the folder of a run; None: without a run
     step: of its checkpoint; None: the newest
 
-    Raises UserError where a checkpoint is needed, and there is none.
+    Raises UserError where the run has no checkpoint of that step.
     """
     trained: Params = None
     if out is not None:
         with Checkpoints(out) as checkpoints:
             if step is None:
-                step = (
-                    checkpoints.newest() if needs_checkpoint else checkpoints.latest()
-                )
+                step = checkpoints.latest()
             if step is not None:
                 trained = checkpoints.restore_params(programs.trained_like, step)
     if trained is not None and not has_adapters:

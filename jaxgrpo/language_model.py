@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxgrpo.build import load_policy, match_tokenizer, model_folder
+from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.device.specs import ModelSpec, SamplingSpec, dividing_rows
 from jaxgrpo.distributed import compilation_cache
 from jaxgrpo.distributed.mesh import make_mesh, row_devices
@@ -69,6 +70,8 @@ class LanguageModel:
         run = None
         if model or step is not None or _is_run(Path(path)):
             run = read_run(Path(path))
+            with Checkpoints(path) as checkpoints:
+                step = checkpoints.newest() if step is None else step
         folder = run.folder if run else model_folder(str(path))
         folder = model_folder(str(model)) if model else folder
         network, tokens = match_tokenizer(
@@ -85,12 +88,11 @@ class LanguageModel:
         shapes = SamplingSpec(
             1, 1, slots=row_devices(spec.mesh), eos_ids=tokens.eos_ids
         )
-        params, found_step = load_policy(
+        params, _ = load_policy(
             compile_sampling(spec, shapes),
             folder,
             has_adapters=bool(spec.adapters.rank),
             out=path if run else None,
-            needs_checkpoint=run is not None,
             step=step,
         )
         return LanguageModel(
@@ -98,7 +100,7 @@ class LanguageModel:
             spec=spec,
             tokenizer=tokens,
             params=params,
-            step=found_step,
+            step=step,
             system=run.system if run else "",
         )
 
