@@ -460,7 +460,7 @@ def other_run(check: Callable, **changes: Any) -> tuple[Step, Step, Step]:
 trial("holds a run with other settings", *other_run(configs.check_same, seed=1))
 trial("holds a run whose policy has other settings", *other_run(compare, model="other"))
 trial(
-    "To evaluate the model itself, and write there",
+    "to evaluate the model itself, and write there",
     lambda folder, said: (
         configs.save(make(), str(folder / "mine")),
         configs.check_named_out(str(folder / "mime"), ["--config.out", "mime"]),

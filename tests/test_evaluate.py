@@ -225,5 +225,5 @@ def test_a_mistyped_folder_is_neither_evaluated_nor_made(tmp_path, monkeypatch, 
     with pytest.raises(SystemExit):
         run_main(evaluate.main)
     said = capsys.readouterr().err
-    assert f"there is no such folder; did you mean {made.out}?" in said
+    assert f"there is no such folder (did you mean {made.out}?); to evaluate" in said
     assert not (tmp_path / "outt").exists()

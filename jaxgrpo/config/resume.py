@@ -144,9 +144,9 @@ def check_named_out(out: str, argv: Iterable[str]) -> None:
         path.parent.name: path.parent for path in folder.parent.glob("*/config.json")
     }
     near = difflib.get_close_matches(folder.name, runs, n=1)
-    hint = f"did you mean {runs[near[0]]}? " if near else ""
+    hint = f" (did you mean {runs[near[0]]}?)" if near else ""
     raise UserError(
-        f"--config.out={out}: there is no such folder; {hint}To evaluate the model itself, and "
+        f"--config.out={out}: there is no such folder{hint}; to evaluate the model itself, and "
         "write there what it is worth, make the folder first"
     )
 
