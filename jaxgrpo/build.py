@@ -15,7 +15,6 @@ import numpy as np
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, Sampling, validate
 from jaxgrpo.config.sizes import (
-    batch_line,
     micro_batch_size,
     num_slots,
     off_policy_note,
@@ -125,8 +124,10 @@ def build_run(config: Config) -> Run:
         vocab_size=network.vocab_size,
         max_width=positions - config.sampling.max_new_tokens if positions else None,
     )
-    notes: list[str | None] = [batch_line(config), off_policy_note(config)]
-    notes.append(prompt_filter.check(task.problems, "training"))
+    notes: list[str | None] = [
+        off_policy_note(config),
+        prompt_filter.check(task.problems, "training"),
+    ]
     if config.evaluation.problems:
         notes.append(prompt_filter.check(heldout, "held-out"))
     notes += [*notes_of(config.data), *notes_on_golds(task, heldout)]
@@ -327,7 +328,6 @@ def load_policy(
     folder: Path,
     has_adapters: bool,
     out: str | Path | None = None,
-    needs_checkpoint: bool = False,
     step: int | None = None,
 ) -> tuple[Params, int | None]:
     """Returns a policy's parameters, and the step of the checkpoint that they are from.
@@ -337,13 +337,13 @@ def load_policy(
 
     out, step: a run's folder (None: without a run), and its checkpoint's step (None: the newest)
 
-    Raises UserError where a checkpoint is needed, and there is none.
+    Raises UserError where the run has no checkpoint of that step.
     """
     trained: Params = None
     if out is not None:
         with Checkpoints(out) as checkpoints:
             step = checkpoints.latest() if step is None else step
-            if step is not None or needs_checkpoint:
+            if step is not None:
                 trained = checkpoints.restore_params(programs.trained_like, step)
     if trained is not None and not has_adapters:
         return trained, step

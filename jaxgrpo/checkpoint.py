@@ -26,13 +26,19 @@ class Checkpoints:
     keep: how many of the newest are kept. None is for programs that only read: no folder is
         created, and no remains of a killed save are removed.
     keep_best: the score by which the best checkpoint is kept, too; "": none is
+    flag: that names the run, for messages
 
     Every process of a run makes the same calls.
     """
 
     def __init__(
-        self, out: str | os.PathLike, keep: int | None = None, keep_best: str = ""
+        self,
+        out: str | os.PathLike,
+        keep: int | None = None,
+        keep_best: str = "",
+        flag: str = "--config.out",
     ) -> None:
+        self._flag = flag
         self._folder = Path(out).absolute() / "checkpoints"
         self._manager: ocp.CheckpointManager | None = None
         # Orbax cannot open a folder that does not exist and that it may not create.
@@ -83,7 +89,7 @@ class Checkpoints:
         optimizer.
         """
         expected = named_leaves(shapes)
-        step = self._newest()
+        step = self.newest()
         self._check(step, expected, is_exact=True)
         items = self._read(
             step, state=_restore_arguments(expected), host=ocp.args.JsonRestore()
@@ -100,8 +106,7 @@ class Checkpoints:
         """
         state_shapes = {"params": shapes}
         expected = named_leaves(state_shapes)
-        if step is None:
-            step = self._newest()
+        step = self.newest() if step is None else self._existing(step)
         self._check(step, expected, is_exact=False)
         items = self._read(step, state=_restore_arguments(expected))
         return _unflatten(state_shapes, items["state"])["params"]
@@ -117,13 +122,23 @@ class Checkpoints:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _newest(self) -> int:
+    def newest(self) -> int:
         """Returns the step of the newest checkpoint. Raises UserError if there is none."""
         step = self.latest()
         if step is None:
             raise UserError(
                 f"{self._folder}: there is no checkpoint; train first, "
-                "or give the --config.out that has one"
+                f"or give the {self._flag} that has one"
+            )
+        return step
+
+    def _existing(self, step: int) -> int:
+        """Returns the step. Raises UserError if it has no checkpoint."""
+        steps = self._manager.all_steps() if self._manager else []
+        if step not in steps:
+            raise UserError(
+                f"{self._folder}: there is no checkpoint of step {step}; choose one of "
+                f"{', '.join(map(str, sorted(steps))) or 'none'}"
             )
         return step
 
@@ -148,7 +163,7 @@ class Checkpoints:
             in_run = _describe(expected.get(path), is_exact)
             if in_checkpoint != in_run:
                 hint = (
-                    "another model or optimizer made it; give another --config.out, "
+                    f"another model or optimizer made it; give another {self._flag}, "
                     "or the settings it was made with"
                 )
                 raise UserError(

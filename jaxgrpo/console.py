@@ -5,19 +5,48 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-COLUMNS = {
-    "reward/accuracy": ("accuracy", "{:.2f}"),
-    "language/target_word_ratio": ("words", "{:.2f}"),
-    "filter/kept": ("kept", "{:.2f}"),
-    "policy/kl": ("kl", "{:.4f}"),
-    "update/loss": ("loss", "{:.4f}"),
-    "rollout/tokens_per_s": ("", "{:,.0f} tok/s"),
-    "time/step": ("", "{:.1f} s"),
-}
-"""The metrics that a step's line shows: metric name -> label and format of the value."""
+
+class Column(NamedTuple):
+    """A column of the steps' lines.
+
+    metric: whose value it shows
+    label: above it
+    width: in characters
+    value_format: of the value
+    """
+
+    metric: str
+    label: str
+    width: int
+    value_format: str
+
+
+COLUMNS = (
+    Column("reward/mean", "reward", 6, "{:.2f}"),
+    Column("reward/accuracy", "acc", 4, "{:.2f}"),
+    Column("language/target_word_ratio", "words", 5, "{:.2f}"),
+    Column("completion/tokens", "len", 5, "{:.0f}"),
+    Column("completion/truncated", "cut", 4, "{:.2f}"),
+    Column("filter/kept", "kept", 4, "{:.2f}"),
+    Column("policy/kl", "kl", 6, "{:.4f}"),
+    Column("policy/entropy", "ent", 4, "{:.2f}"),
+    Column("rollout/tokens_per_s", "tok/s", 7, "{:,.0f}"),
+    Column("time/step", "sec", 5, "{:.1f}"),
+)
+"""The metrics that a step's line shows. With the step and the remaining time it fits into WIDTH."""
+
+WIDTH = 80
+"""Columns of what is printed, at most."""
+
+ETA_WIDTH = 6
+"""Columns of the remaining time: "59m59s"."""
+
+STEPS_UNDER_A_HEADER = 20
+"""Lines of steps after which the labels are shown again."""
 
 AVERAGED_STEPS = 20
 """The remaining time is estimated from the mean duration of this many last steps."""
@@ -28,27 +57,38 @@ class Progress:
 
     start_step: the first step that will be shown
     steps: the run's last step (they count from 1); None if it is not known
+    quiet: whether nothing is printed
     """
 
-    def __init__(self, start_step: int, steps: int | None) -> None:
+    def __init__(self, start_step: int, steps: int | None, quiet: bool = False) -> None:
         self._steps = steps
-        # One time more than steps: the time when the first of them started.
-        self._times = deque([time.monotonic()], maxlen=AVERAGED_STEPS + 1)
+        self._quiet = quiet
+        # When steps ended, from the first one on: that one had to compile.
+        self._ends: deque[float] = deque(maxlen=AVERAGED_STEPS + 1)
+        self._lines = 0
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             steps_done = max(start_step - 1, 0)
             self._bar = tqdm(total=steps, initial=steps_done, unit="step", leave=False)
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """Prints the line of a step that has just ended, and advances the bar."""
-        self._times.append(time.monotonic())
-        seconds_per_step = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
+        self._ends.append(time.monotonic())
+        seconds_per_step = math.nan
+        if len(self._ends) > 1:
+            elapsed = self._ends[-1] - self._ends[0]
+            seconds_per_step = elapsed / (len(self._ends) - 1)
+        if self._lines % STEPS_UNDER_A_HEADER == 0:
+            self.print_line(progress_header(self._steps))
+        self._lines += 1
         self.print_line(progress_line(step, metrics, self._steps, seconds_per_step))
         if self._bar is not None:
             self._bar.update()
 
     def print_line(self, line: str) -> None:
         """Prints a line above the bar."""
+        if self._quiet:
+            return
         if self._bar is None:
             print(line, flush=True)
         else:
@@ -60,26 +100,41 @@ class Progress:
             self._bar.close()
 
 
+def progress_header(steps: int | None = None) -> str:
+    """Returns the labels above the steps' lines."""
+    labels = [column.label.rjust(column.width) for column in COLUMNS]
+    return " ".join(["step".rjust(_step_width(steps)), *labels, "eta".rjust(ETA_WIDTH)])
+
+
 def progress_line(
     step: int,
     metrics: Mapping[str, float],
     steps: int | None = None,
-    seconds_per_step: float = 0.0,
+    seconds_per_step: float = math.nan,
 ) -> str:
-    """Returns `step 12/60  accuracy 0.41  kept 0.53  1,234 tok/s  2.1 s  eta 1m36s`.
+    """Returns the line of a step, aligned with `progress_header`.
 
-    metrics: those that COLUMNS names are shown, in its order
+    metrics: those of COLUMNS are shown; "-" stands for one that there is not
     steps: the last step; None leaves out the total and the remaining time
+    seconds_per_step: NaN leaves out the remaining time
     """
-    parts = [f"step {step}/{steps}" if steps else f"step {step}"]
-    for name, (label, value_format) in COLUMNS.items():
-        if name in metrics:
-            value = value_format.format(metrics[name])
-            parts.append(f"{label} {value}".strip())
+    name = f"{step}/{steps}" if steps else f"{step}"
+    values = []
+    for column in COLUMNS:
+        value = metrics.get(column.metric, math.nan)
+        text = "-" if math.isnan(value) else column.value_format.format(value)
+        values.append(text.rjust(column.width))
     steps_left = steps - step if steps else 0
-    if steps_left > 0:
-        parts.append(f"eta {format_duration(steps_left * seconds_per_step)}")
-    return "  ".join(parts)
+    eta = ""
+    if steps_left > 0 and not math.isnan(seconds_per_step):
+        eta = format_duration(steps_left * seconds_per_step)
+    cells = [name.rjust(_step_width(steps)), *values, eta.rjust(ETA_WIDTH)]
+    return " ".join(cells).rstrip()
+
+
+def _step_width(steps: int | None) -> int:
+    """Returns the columns of "12/60", at most."""
+    return max(len("step"), len(f"{steps}/{steps}") if steps else 0)
 
 
 def format_duration(seconds: float) -> str:
@@ -97,6 +152,15 @@ def format_bytes(count: float) -> str:
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.1f} MB"
+
+
+def format_count(count: int) -> str:
+    """Returns `7.6 B`, `0.9 M` or `12,345`."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} B"
+    if count >= 1e5:
+        return f"{count / 1e6:.1f} M"
+    return f"{count:,}"
 
 
 def format_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
-"""The one error that is meant for the person at the keyboard."""
+"""The one error that is meant for the person at the keyboard, and what mistakes are told by."""
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -20,3 +21,22 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     choices = tuple(choices)
     if value not in choices:
         raise UserError(f"{name} is {value!r}: it must be one of {', '.join(choices)}")
+
+
+class FixedFields:
+    """Base of a dataclass that has its fields alone: another name is a mistake in one of theirs.
+
+    Without it `config.batch.gruop_size = 16` would run, and change nothing.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Sets a field. Raises AttributeError for any other name."""
+        fields = getattr(type(self), "__dataclass_fields__", {})
+        # A property of a subclass may have a setter.
+        if name not in fields and not hasattr(type(self), name):
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = near[0] if near else f"one of {', '.join(fields)}"
+            raise AttributeError(
+                f"{type(self).__name__} has no {name}: did you mean {hint}?"
+            )
+        super().__setattr__(name, value)

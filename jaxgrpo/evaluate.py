@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxgrpo.build import Run, build_run, load_policy
-from jaxgrpo.config import Config, compare, parse_command_line
+from jaxgrpo.config import Config, check_named_out, compare, parse_command_line
 from jaxgrpo.config.checks import HELDOUT
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
@@ -98,9 +98,8 @@ def _sample(
     session = run.engine.session(params, problems, request, step=0)
     judged = judged_in_order(session, run.judge, run.judge.initial_weights())
     # Step 0: evaluations draw the same random numbers, whenever they are made.
-    is_hidden = (
-        jax.process_index() > 0 or None
-    )  # None: hidden where there is no terminal
+    is_quiet = run.config.quiet or jax.process_index() > 0
+    is_hidden = is_quiet or None  # None: hidden where there is no terminal
     yield from tqdm(
         judged,
         "evaluating",
@@ -366,6 +365,7 @@ def main(argv: list[str]) -> None:
     It prints tables and writes OUT/evaluation.json, evaluation.csv and evaluation.jsonl.
     """
     config = parse_command_line(argv, "jaxgrpo.evaluate")
+    check_named_out(config.out, argv)
     reports = evaluate_all(config)
     for report in reports:
         name = f" of {report['set']}" if config.evaluation.sets else ""

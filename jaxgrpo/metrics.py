@@ -8,6 +8,7 @@ checkpoint is saved, so that a checkpoint is never ahead of the metrics.
 import json
 import math
 import os
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -33,6 +34,7 @@ class Writer:
     start_step: the first step that will be written; lines of it and of later steps are dropped
     steps: the run's last step (they count from 1), for the progress line
     active: False on all processes but one; then nothing is read or written
+    quiet: whether nothing is printed
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Writer:
         start_step: int = 0,
         steps: int | None = None,
         active: bool = True,
+        quiet: bool = False,
     ) -> None:
         self._active = active
         if not active:
@@ -56,7 +59,7 @@ class Writer:
         self._tensorboard = SummaryWriter(
             str(folder / "tensorboard"), purge_step=start_step
         )
-        self._progress = Progress(start_step, steps)
+        self._progress = Progress(start_step, steps, quiet)
 
     def write(self, step: int, metrics: Mapping[str, Number]) -> None:
         """Writes the metrics of one step, everywhere.
@@ -164,10 +167,14 @@ def peak_memory() -> dict[str, float]:
 
 
 def memory_line(update_metrics: Mapping[str, float]) -> str:
-    """Returns `memory a device: parameters 1.2 GB, optimizer 2.4 GB, reference 0.6 GB, ...`."""
+    """Returns `memory a device: parameters 1.2 GB, optimizer 2.4 GB, reference 0.6 GB, ...`.
+
+    In lines of 80 columns.
+    """
     parts = [
         f"{name.removeprefix('memory/')} {console.format_bytes(value)}"
         for name, value in update_metrics.items()
         if name.startswith("memory/")
     ]
-    return f"memory a device: {', '.join(parts)}"
+    line = f"memory a device: {', '.join(parts)}"
+    return textwrap.fill(line, console.WIDTH, subsequent_indent="    ")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import FixedFields, UserError
 from jaxgrpo.text.language_codes import language_code
 from jaxgrpo.text.messages import Message
 from jaxgrpo.text.surrogates import replace_lone_surrogates
@@ -124,8 +124,12 @@ def notes_of(source: Source) -> list[str]:
 
 
 @dataclass
-class Weighted:
-    """A reward and its weight in the sum from which advantages are computed."""
+class Weighted(FixedFields):
+    """A reward and its weight in the sum from which advantages are computed.
+
+    function: the reward
+    weight: of its values in the sum
+    """
 
     function: Reward | BatchedReward
     weight: float = 1.0

@@ -113,6 +113,9 @@ class Programs(SamplingPrograms):
     """parameters as `reference_like` -> the reference: `make_reference` of that network."""
     row_sharding: NamedSharding
     """Where everything lives whose first axis is rows or prompts."""
+    shared_prompt_width: int
+    """W, the columns that an update reads once for the rows of a group, and does not score; 0: it
+    reads every row by itself."""
     bins_at_once: int
     """Bins of a micro-batch, where an update is packed; its rows otherwise."""
 
@@ -253,6 +256,7 @@ def compile_programs(
         reference_like=sharded_shapes(mesh, (reference or model).loaded_shapes()),
         make_other_reference=_jit_reference(reference or model),
         row_sharding=rows,
+        shared_prompt_width=update.prompt_width or 0,
         bins_at_once=updater.micro_batches.size,
     )
 

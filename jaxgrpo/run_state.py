@@ -5,14 +5,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxgrpo import config as configs
 from jaxgrpo import losses
-from jaxgrpo.build import Run
+from jaxgrpo.build import Run, load_policy
 from jaxgrpo.checkpoint import Checkpoints
+from jaxgrpo.config import Config
 from jaxgrpo.data.order import ProblemOrder
+from jaxgrpo.distributed.mesh import to_device
 from jaxgrpo.losses import Objective
+from jaxgrpo.models import lora
 from jaxgrpo.rollout.difficulty import History
 from jaxgrpo.rollout.report import Json
 from jaxgrpo.types import Params, TrainState
+
+INIT_FROM = "--config.init_from"
 
 
 @dataclass
@@ -44,6 +50,51 @@ class RunState:
         }
 
 
+def check_start(config: Config) -> None:
+    """Raises UserError if a run is to begin with another one's state, and there is none."""
+    if not config.init_from:
+        return
+    with Checkpoints(config.out) as own:
+        if own.latest() is not None:
+            return  # it has begun, and needs the other no more
+    configs.check_start(config)
+    with Checkpoints(config.init_from, flag=INIT_FROM) as other:
+        other.newest()
+
+
+def _first_state(run: Run, params: Params) -> TrainState:
+    """Returns the train state of step 0.
+
+    params: the model folder's
+    """
+    if not run.config.init_from:
+        return run.programs.init_state(params, np.uint32(run.config.seed))
+    with Checkpoints(run.config.init_from, flag=INIT_FROM) as other:
+        state, _ = other.restore(run.programs.state_like)
+    step = to_device(np.zeros_like(state.step), state.step.sharding)
+    return state._replace(step=step)
+
+
+def start_policy(run: Run, run_state: RunState, reference: Params) -> Params:
+    """Returns the policy that a run began with.
+
+    reference: the model's own
+    """
+    config = run.config
+    if config.init_from:
+        if run_state.step == 0:
+            return run.policy(reference, run_state.state.params)
+        has_adapters = bool(config.lora.rank)
+        folder = run.model_folder
+        params, _ = load_policy(run.programs, folder, has_adapters, config.init_from)
+        return params
+    if config.lora.rank:
+        # The programs are compiled for a policy with adapters, so the base is asked through
+        # adapters of zeros.
+        return lora.attach(reference, lora.zero_adapters(run_state.state.params))
+    return reference
+
+
 def restore_or_start(
     run: Run, checkpoints: Checkpoints, params: Params, started_at: float
 ) -> RunState:
@@ -57,7 +108,7 @@ def restore_or_start(
     objective = run.config.objective
     objective = losses.with_moving_values(objective, losses.moving_values(objective))
     if checkpoints.latest() is None:
-        state = run.programs.init_state(params, np.uint32(run.config.seed))
+        state = _first_state(run, params)
         weights = run.judge.initial_weights()
         return RunState(
             step=0,

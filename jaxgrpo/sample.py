@@ -10,54 +10,15 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from jaxgrpo.build import load_policy, match_tokenizer
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.device.specs import ModelSpec, SamplingSpec, dividing_rows
-from jaxgrpo.distributed import compilation_cache
-from jaxgrpo.distributed.mesh import make_mesh, row_devices
-from jaxgrpo.errors import UserError
-from jaxgrpo.export import SavedRun, read_run
-from jaxgrpo.models import hf_folder, lora
-from jaxgrpo.models.model_config import ModelConfig
-from jaxgrpo.problems import Problem
-from jaxgrpo.programs import SamplingPrograms, compile_sampling
-from jaxgrpo.rollout.engine import Engine
-from jaxgrpo.rollout.groups import Group, SamplingRequest
+from jaxgrpo.export import read_run
+from jaxgrpo.language_model import LanguageModel, check_settings
+from jaxgrpo.rollout.groups import Group
 from jaxgrpo.rollout.report import Json
-from jaxgrpo.text import tokenizer
 from jaxgrpo.types import SamplingParams
-
-MAX_SLOTS = 64
-"""Samples that are made side by side, at most."""
-
-
-def check(arguments: argparse.Namespace) -> None:
-    """Raises UserError for the first value that makes no sense."""
-    a = arguments
-    for name, is_fine, rule in (
-        ("samples", a.samples >= 1, "at least 1"),
-        ("max_tokens", a.max_tokens >= 1, "at least 1"),
-        (
-            "temperature",
-            0 <= a.temperature < float("inf"),
-            "a number from 0 (always the likeliest token) up",
-        ),
-        ("top_k", a.top_k >= 0, "at least 0 (all tokens)"),
-        ("top_p", 0 < a.top_p <= 1, "above 0 and at most 1 (all tokens)"),
-        ("min_p", 0 <= a.min_p <= 1, "from 0 (all tokens) to 1"),
-        (
-            "min_tokens",
-            0 <= a.min_tokens <= a.max_tokens,
-            f"from 0 to --max-tokens {a.max_tokens}",
-        ),
-        ("stop", all(a.stop), "a text that is not empty"),
-    ):
-        if not is_fine:
-            raise UserError(
-                f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be {rule}"
-            )
 
 
 def sample(arguments: argparse.Namespace, prompt: str) -> Group:
@@ -65,96 +26,37 @@ def sample(arguments: argparse.Namespace, prompt: str) -> Group:
 
     Raises UserError if it is too long for the model, or a value makes no sense.
     """
-    # 1. The model, its tokenizer and the prompt.
     check(arguments)
-    run = read_run(arguments.run) if arguments.run else None
-    folder = arguments.model or (run.folder if run else hf_folder.EMBEDDED)
-    system = arguments.system
-    if system is None:
-        system = run.system if run else ""
-    network, tokens = match_tokenizer(
-        folder, hf_folder.check_folder(folder), tokenizer.load(folder)
+    if arguments.run:
+        read_run(arguments.run)  # a folder that is none is not taken for a model's
+        model = LanguageModel.load(arguments.run, arguments.step, arguments.model or "")
+    else:
+        model = LanguageModel.load(arguments.model or "", arguments.step)
+    if arguments.system is not None:
+        model = replace(model, system=arguments.system)
+    sampling = SamplingParams(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        min_p=arguments.min_p,
+        min_tokens=arguments.min_tokens,
     )
-    ids = tokens.prompt(prompt, system)
-    if max(ids, default=0) >= network.vocab_size:
-        raise UserError(
-            f"the prompt holds a token past the model's {network.vocab_size:,} rows: leave that "
-            "token out"
-        )
-    width = prompt_width(folder, len(ids), arguments.max_tokens)
-
-    # 2. Programs and parameters.
-    programs = compile_for(network, tokens.eos_ids, width, arguments, run)
-    has_adapters = bool(run and run.adapters.rank)
-    params, _ = load_policy(
-        programs, folder, has_adapters, arguments.run, needs_checkpoint=run is not None
+    (group,) = model.groups(
+        prompt,
+        arguments.samples,
+        sampling,
+        arguments.max_tokens,
+        arguments.stop,
+        arguments.seed,
     )
-
-    # 3. The samples.
-    engine = Engine(
-        programs, tokens, width, arguments.max_tokens, arguments.seed, system
-    )
-    request = SamplingRequest(
-        group_size=arguments.samples,
-        sampling=SamplingParams(
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            min_p=arguments.min_p,
-            min_tokens=arguments.min_tokens,
-        ),
-        purpose="sample",
-        stop=tuple(arguments.stop),
-    )
-    (group,) = engine(params, [Problem("prompt", prompt, "")], request, step=0)
     return group
 
 
-def prompt_width(folder: Path, length: int, new_tokens: int) -> int:
-    """Returns the prompt's length.
-
-    Raises UserError if it is 0, or with the new tokens more than the model has positions for.
-    """
-    positions = hf_folder.max_positions(folder)
-    if not length:
-        raise UserError("the prompt is empty: give one by --prompt or on stdin")
-    if positions and length + new_tokens > positions:
-        also = ""
-        if length < positions:
-            also = f", or lower --max-tokens to {positions - length}"
-        raise UserError(
-            f"the prompt has {length:,} tokens, which with --max-tokens {new_tokens:,} are more "
-            f"than the {positions:,} that {folder} was made for: shorten it{also}"
-        )
-    return length
-
-
-def compile_for(
-    network: ModelConfig,
-    eos_ids: tuple[int, ...],
-    width: int,
-    arguments: argparse.Namespace,
-    run: SavedRun | None,
-) -> SamplingPrograms:
-    """Returns the programs that sample, for the adapters and the layout of a run's checkpoints."""
-    # Every device gets as many slots; samples that are left over refill them.
-    slots = min(arguments.samples, MAX_SLOTS)
-    compilation_cache.enable()
-    mesh = make_mesh(rows=dividing_rows(network, slots))
-    devices = row_devices(mesh)
-    model = ModelSpec(
-        network=network,
-        mesh=mesh,
-        adapters=run.adapters if run else lora.NO_LORA,
-        scan_layers=run.is_stacked if run else False,
-    )
-    sampling = SamplingSpec(
-        prompt_width=width,
-        new_tokens=arguments.max_tokens,
-        slots=-(-slots // devices) * devices,
-        eos_ids=eos_ids,
-    )
-    return compile_sampling(model, sampling)
+def check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for the first value that makes no sense."""
+    settings = vars(arguments) | {"n": arguments.samples}
+    flags = {name: f"--{name.replace('_', '-')}" for name in settings}
+    check_settings(settings, flags | {"n": "--samples"})
 
 
 def records(group: Group) -> Iterator[Json]:
@@ -193,6 +95,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--run",
         type=Path,
         help="the --config.out of a training run: its newest checkpoint is asked",
+    )
+    parser.add_argument(
+        "--step",
+        type=int,
+        help="with --run, the checkpoint to ask; by default the newest",
     )
     parser.add_argument("--prompt", help="what to ask; by default what stdin says")
     parser.add_argument(

@@ -78,7 +78,15 @@ def train(
     """Makes one update for each batch; yields the new state and its metrics.
 
     The metrics are device scalars: fetching them waits.
+
+    Raises ValueError for programs that would not score a completion left of a prompt width.
     """
+    if programs.shared_prompt_width:
+        raise ValueError(
+            "the programs read one prompt for a group's rows, in the first "
+            f"{programs.shared_prompt_width} columns, which they do not score, and packed examples "
+            "stand anywhere: compile them with UpdateSpec(prompt_width=None)"
+        )
     for batch in batches:
         placed = to_device(batch, programs.row_sharding)
         state, metrics = programs.update(state, None, placed, Supervised(), 1.0)

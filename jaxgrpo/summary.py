@@ -29,35 +29,34 @@ TABLE_METRICS = {
 def tables(before: Report, after: Report | None = None) -> str:
     """Returns an evaluation as two tables, by language and by level.
 
-    With a second one, before and after stand side by side.
+    With a second one, a value is "before -> after".
     """
-    reports = {"": before} if after is None else {" before": before, " after": after}
+    reports = [before] if after is None else [before, after]
     by_language = _table("language", list(TABLE_METRICS), reports)
     by_level = _table("level", ["accuracy"], reports)
     return f"{by_language}\n\n{by_level}"
 
 
-def _table(key: str, names: list[str], reports: dict[str, Report]) -> str:
-    """Returns a table with a row for each language or level, and one for all problems.
-
-    reports: an evaluation by the words that follow its columns' names
-    """
-    # Before and after stand beside each other, metric by metric.
-    columns = [(name, when) for name in names for when in reports]
-    first_report = next(iter(reports.values()))
-    rows = []
-    for value in first_report[f"by_{key}"]:
-        row = {key: value}
-        for name, when in columns:
-            row[TABLE_METRICS[name] + when] = (
-                reports[when][f"by_{key}"].get(value, {}).get(name)
-            )
-        rows.append(row)
+def _table(key: str, names: list[str], reports: list[Report]) -> str:
+    """Returns a table with a row for each language or level, and one for all problems."""
+    rows: list[dict[str, object]] = []
+    for value in reports[0][f"by_{key}"]:
+        parts = [report[f"by_{key}"].get(value, {}) for report in reports]
+        rows.append(
+            {key: value}
+            | {
+                TABLE_METRICS[name]: _before_and_after(
+                    [part.get(name) for part in parts]
+                )
+                for name in names
+            }
+        )
     # The last row is of all problems, whose metrics have longer names in a report.
-    total = {key: "all"}
-    for name, when in columns:
+    total: dict[str, object] = {key: "all"}
+    for name in names:
         group = "reward" if name == "accuracy" else "language"
-        total[TABLE_METRICS[name] + when] = reports[when][f"{group}/{name}"]
+        values = [report[f"{group}/{name}"] for report in reports]
+        total[TABLE_METRICS[name]] = _before_and_after(values)
     rows.append(total)
     return format_table(rows, list(total))
 
@@ -125,6 +124,11 @@ def write_csv(path: Path, reports: Sequence[Report]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode("utf-8"))
+def _before_and_after(values: list[float | None]) -> object:
+    """Returns the one value, or two as "0.531 -> 0.719"."""
+    if len(values) == 1:
+        return values[0]
+    return " -> ".join("-" if value is None else f"{value:.3f}" for value in values)
 
 
 def summarise(before: Report, after: Report, **others: object) -> Report:
@@ -202,11 +206,10 @@ def is_finished(config: Config) -> bool:
     summary = gather_json(saved)[0]
     if summary["steps"] < config.steps:
         return False
-    # A schedule that ends at the last step has come to its end.
-    further = ""
-    if config.optimizer.schedule == "constant":
-        further = "to go on raise --config.steps, "
+    if config.quiet:
+        return True
     print0(
-        f"{config.out} is finished: {headline(summary)}; {further}to begin anew change --config.out"
+        f"{config.out} is finished: {headline(summary)}; to go on raise --config.steps, to begin "
+        "anew change --config.out"
     )
     return True

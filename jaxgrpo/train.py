@@ -25,7 +25,7 @@ from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
-from jaxgrpo.models import lora
+from jaxgrpo.overview import overview
 from jaxgrpo.plan.inputs import learning_inputs
 from jaxgrpo.problems import Weighted
 from jaxgrpo.rollout.batch import make_batch
@@ -39,7 +39,7 @@ from jaxgrpo.rollout.report import (
     verdict_means,
 )
 from jaxgrpo.rollout.stream import RolloutStream
-from jaxgrpo.run_state import RunState, restore_or_start
+from jaxgrpo.run_state import RunState, check_start, restore_or_start, start_policy
 from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import (
     Report,
@@ -72,8 +72,10 @@ def train(
     Raises UserError for bad input, before any device time is spent.
     """
     join_processes(**vars(config.distributed))
-    configs.check_same(config, config.out)
+    say = _silence if config.quiet else print0
+    resume_notes = configs.check_same(config, config.out)
     evaluate.check(config)
+    check_start(config)
     started_at = time.time()
     out = Path(config.out)
     if is_finished(config):
@@ -86,10 +88,13 @@ def train(
     ):
         # 1. Prepare: parameters, the newest checkpoint, compiled programs.
         if jax.process_index() == 0:
+            if configs.changes_evaluation(config, config.out):
+                (out / "before.json").unlink(missing_ok=True)
             configs.save(config, config.out)
         check_shared(out)
-        for note in run.notes:
-            print0(note)
+        say(overview(run))
+        for note in [*resume_notes, *run.notes]:
+            say(note)
         params = run.load_params()
         run_state = restore_or_start(run, checkpoints, params, started_at)
         if run_state.step < config.steps:
@@ -98,26 +103,22 @@ def train(
         del params
         run.engine.warm_up(run.policy(reference, run_state.state.params))
         if run_state.step:
-            print0(f"going on from step {run_state.step} of {config.steps} in {out}")
+            say(f"going on from step {run_state.step} of {config.steps} in {out}")
 
         # 2. Evaluate, train, evaluate again.
-        untrained = reference
-        if config.lora.rank:
-            # The programs are compiled for a policy with adapters, so the base is asked through
-            # adapters of zeros.
-            untrained = lora.attach(
-                reference, lora.zero_adapters(run_state.state.params)
-            )
-        before = make_once(out / "before.json", partial(_evaluate, run, untrained))
+        evaluate_start = partial(_evaluate_start, run, run_state, reference)
+        before = make_once(out / "before.json", evaluate_start)
         if before:
-            print0(f"\n{tables(before)}\n", flush=True)
+            say(f"\n{tables(before)}\n", flush=True)
         if config.reference:
             # The model's own copy makes room first.
-            del untrained, reference
+            del evaluate_start, reference
             reference = run.load_reference()
+        if run_state.step < config.steps:
+            say("the first step waits for what is still compiling ...", flush=True)
         yield from run_steps(run, run_state, reference, checkpoints, stop)
         if run_state.step < config.steps:
-            print0(
+            say(
                 f"stopped after step {run_state.step} of {config.steps}, which is saved in {out}: "
                 "the same command goes on"
             )
@@ -131,8 +132,8 @@ def train(
         write_json(out / "summary.json", summary)
         plots.plot(out)
     if after:
-        print0(f"\n{tables(before, after)}\n")
-    print0(f"{headline(summary)} in {seconds:.0f} s; see {out}")
+        say(f"\n{tables(before, after)}\n")
+    say(f"{headline(summary)} in {seconds:.0f} s; see {out}")
     gather_json(None)  # none of several processes ends before the first has written
 
 
@@ -173,7 +174,11 @@ def run_steps(
     )
     is_first = jax.process_index() == 0
     writer = metrics.Writer(
-        config.out, run_state.step + 1, config.steps, active=is_first
+        config.out,
+        run_state.step + 1,
+        config.steps,
+        active=is_first,
+        quiet=config.quiet,
     )
     with writer, contextlib.closing(stream):
         scores: Metrics = {}  # of the last step, where it was evaluated
@@ -354,6 +359,10 @@ def check_agreement(config: Config, update_metrics: Mapping[str, float]) -> None
         )
 
 
+def _silence(*values: object, flush: bool = False) -> None:
+    """Prints nothing, in the place of `print0`."""
+
+
 def _evaluate(run: Run, params: Params) -> Report:
     return evaluate.evaluate(run, params) if run.config.evaluation.problems else {}
 
@@ -376,6 +385,10 @@ def _evaluate_last(run: Run, run_state: RunState, reference: Params) -> Report:
     if not evaluate.is_due(run.config, run_state.step):
         return make()
     return make_once(evaluate.step_path(run.config.out, run_state.step), make)
+def _evaluate_start(run: Run, run_state: RunState, reference: Params) -> Report:
+    if run.config.evaluation.problems and not run.config.quiet:
+        print0("compiling, and evaluating what the run begins with ...", flush=True)
+    return _evaluate(run, start_policy(run, run_state, reference))
 
 
 def main(argv: list[str]) -> None:

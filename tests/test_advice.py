@@ -9,6 +9,7 @@ same, the test that does so.
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import io
 import json
@@ -31,7 +32,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxgrpo import __main__ as command
-from jaxgrpo import build, evaluate, export, losses, policies, sample, summary, train
+from jaxgrpo import (
+    build,
+    evaluate,
+    export,
+    language_model,
+    losses,
+    policies,
+    summary,
+    train,
+)
 from jaxgrpo import config as configs
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import (
@@ -213,6 +223,13 @@ trial(
     "a setting is written --config.name=value",
     give(overrides.override, make(), ["--config.steps"]),
     lambda folder, said: overrides.override(make(), [named(said, r"for example (.*)")]),
+)
+trial(
+    "there is no objective of that name; {}",
+    give(configs.override, make(), ["--config.objective=dappo"]),
+    lambda folder, said: configs.override(
+        make(), [f"--config.objective={named(said, r'did you mean (.*)[?]')}"]
+    ),
 )
 DRIVEN = {"rewards": {"accuracy": Driven(right)}}
 trial(
@@ -467,6 +484,29 @@ def other_run(check: Callable, **changes: Any) -> tuple[Step, Step, Step]:
 
 trial("holds a run with other settings", *other_run(configs.check_same, seed=1))
 trial("holds a run whose policy has other settings", *other_run(compare, model="other"))
+trial(
+    "to evaluate the model itself, and write there",
+    lambda folder, said: (
+        configs.save(make(), str(folder / "mine")),
+        configs.check_named_out(str(folder / "mime"), ["--config.out", "mime"]),
+    ),
+    lambda folder, said: configs.check_named_out(
+        named(said, r"did you mean (\S*)\?"), ["--config.out=mine"]
+    ),
+    lambda folder, said: (
+        (folder / "mime").mkdir(),
+        configs.check_named_out(str(folder / "mime"), ["--config.out=mime"]),
+    ),
+    lambda folder, said: configs.check_named_out(str(folder / "mime2"), []),
+)
+trial(
+    "which holds no run (no config.json): give the",
+    lambda folder, said: configs.check_start(make(init_from=str(folder))),
+    lambda folder, said: (
+        configs.save(make(), str(folder)),
+        configs.check_start(make(init_from=str(folder))),
+    ),
+)
 
 
 def damaged_config(folder: Path, said: str) -> None:
@@ -512,6 +552,17 @@ def damaged(folder: Path) -> Path:
         '{"step": '
     )
     return folder
+
+
+trial(
+    "there is no checkpoint of step {}; choose one of",
+    lambda folder, said: Checkpoints(saved(folder, 1, 2)).restore_params(
+        like(2)["params"], 3
+    ),
+    lambda folder, said: Checkpoints(folder).restore_params(
+        like(2)["params"], int(named(said, r"choose one of (\d+)"))
+    ),
+)
 
 
 def remove_as_told(folder: Path, said: str) -> None:
@@ -1341,9 +1392,12 @@ def goes_on(folder: Path, said: str) -> None:
     more = make(out=str(folder), steps=101)
     configs.check_same(more, more.out)
     assert not summary.is_finished(more)
-    # Where the schedule ends with the steps there would be no going on.
+    # With a schedule that ends at the last step, too.
     falling = configs.Optimizer(schedule="linear")
-    assert "to go on" not in finished(folder, said, optimizer=falling)
+    assert "to go on raise" in finished(folder, said, optimizer=falling)
+    configs.save(dataclasses.replace(more, optimizer=falling), more.out)
+    further = dataclasses.replace(more, optimizer=falling, steps=102)
+    assert "to 0 at step 102" in configs.check_same(further, more.out)[0]
 
 
 trial(
@@ -1717,27 +1771,17 @@ trial(
 )
 
 
-def asked(**changes: Any) -> argparse.Namespace:
-    arguments = sample.make_parser().parse_args([])
-    return argparse.Namespace(**vars(arguments) | changes)
-
-
-trial(
-    "--{} is {}: it must be {}",
-    give(sample.check, asked(samples=0)),
-    give(sample.check, asked(samples=1)),
-)
 trial(
     "the prompt is empty: give one",
-    give(sample.prompt_width, hf_folder.EMBEDDED, 0, 9),
-    give(sample.prompt_width, hf_folder.EMBEDDED, 1, 9),
+    give(language_model.check_length, hf_folder.EMBEDDED, 0, 9),
+    give(language_model.check_length, hf_folder.EMBEDDED, 1, 9),
 )
 trial(
     "that {} was made for: shorten it{}",
-    give(sample.prompt_width, hf_folder.EMBEDDED, 2000, 100),
-    give(sample.prompt_width, hf_folder.EMBEDDED, 1948, 100),
-    lambda folder, said: sample.prompt_width(
-        hf_folder.EMBEDDED, 2000, int(named(said, r"--max-tokens to (\d+)"))
+    give(language_model.check_length, hf_folder.EMBEDDED, 2000, 100),
+    give(language_model.check_length, hf_folder.EMBEDDED, 1948, 100),
+    lambda folder, said: language_model.check_length(
+        hf_folder.EMBEDDED, 2000, int(named(said, r"max_tokens to (\d+)"))
     ),
 )
 

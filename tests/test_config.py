@@ -16,6 +16,8 @@ from jaxgrpo.config import (
     Batch,
     Config,
     Sampling,
+    catalogue,
+    changes_evaluation,
     check_same,
     compare,
     describe,
@@ -31,7 +33,9 @@ from jaxgrpo.config import (
 from jaxgrpo.config.bounds import marked
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.config.loader import find_file, shipped_configs
+from jaxgrpo.config.objective_names import OBJECTIVES, make_objective
 from jaxgrpo.config.resume import MOVED
+from jaxgrpo.config.schema import any_config
 from jaxgrpo.errors import UserError
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.problems import Driven, Weighted
@@ -160,6 +164,7 @@ def test_the_last_override_wins_and_the_original_is_left_alone():
             ["did you mean", "sampling.temperature", "evaluation.temperature"],
         ),
         ("--config.zzz=1", ["no such setting", "--help"]),
+        ("--config.lr=1", ["did you mean optimizer.learning_rate?"]),
         (
             "--config.sampling=1",
             ["group", "sampling.temperature", "sampling.prompt_width"],
@@ -191,6 +196,74 @@ def test_the_last_override_wins_and_the_original_is_left_alone():
 def test_a_wrong_override(file, flag, fragments):
     text = message(load, file, [flag])
     assert all(fragment in text for fragment in fragments), text
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_is_chosen_by_its_name(file, name):
+    """Whichever way it is written; what it has no default for is the run's own."""
+    sizes_of_the_run = [
+        "--config.sampling.max_new_tokens=31",
+        "--config.batch.group_size=5",
+    ]
+    chosen = load(file, [f"--config.objective={name}", *sizes_of_the_run]).objective
+    assert type(chosen) is OBJECTIVES[name]
+    assert getattr(chosen, "group_size", 5) == 5
+    if name == "dr_grpo":
+        assert chosen.budget == 31.0
+    for other in (name.upper(), name.replace("_", "-"), name.replace("plus", "+")):
+        assert make_objective(other, make()) == make_objective(name, make())
+
+
+def test_the_settings_of_a_named_objective_follow_it_in_any_order(file):
+    flags = ["--config.objective.clip_high=0.3", "--config.objective=dapo"]
+    assert load(file, flags).objective == losses.DAPO(clip_high=0.3)
+    both = ["--config.objective=rloo", "--config.objective=dapo"]
+    assert load(file, both).objective == losses.DAPO()
+    text = message(load, file, ["--config.objective=dapo", "--config.objective.kl=1"])
+    assert "--config.objective.kl: no such setting" in text
+    assert "did you mean grpo?" in message(load, file, ["--config.objective=grop"])
+    assert "choose one of grpo, dr_grpo" in message(
+        load, file, ["--config.objective=x"]
+    )
+
+
+def groups_of(node):
+    """Yields a tree's dataclasses that can be changed."""
+    if dataclasses.is_dataclass(node) and not node.__dataclass_params__.frozen:
+        yield node
+    for value, _ in overrides.children(node).values():
+        yield from groups_of(value)
+
+
+def test_a_mistyped_field_is_refused_where_it_is_set(file, tmp_path):
+    config = load(str(ROOT / "configs" / "quickstart.py"))
+    groups = list(groups_of(config))
+    assert {type(group) for group in groups} >= {Config, Batch, Sampling, Weighted}
+    for group in groups:
+        name = dataclasses.fields(group)[0].name
+        with pytest.raises(AttributeError, match=f"did you mean {name}"):
+            setattr(group, f"{name}x", 16)
+        setattr(group, name, getattr(group, name))
+    lines = "c = make()\n    c.batch.gruop_size = 16\n    return c"
+    (tmp_path / "run_config.py").write_text(
+        FILE.replace(
+            "return test_config.make()", lines.replace("make", "test_config.make")
+        )
+    )
+    assert message(load, file).endswith(
+        "run_config.py, line 6: AttributeError: Batch has no gruop_size: did you mean "
+        "group_size?; mend the file"
+    )
+
+
+@pytest.mark.parametrize("entry", catalogue.sources(), ids=lambda entry: entry.name)
+def test_the_sources_of_the_package_refuse_a_mistyped_field(entry):
+    module, _, name = entry.name.rpartition(".")
+    source = getattr(importlib.import_module(module), name)()
+    with pytest.raises(
+        AttributeError
+    ):  # a frozen one's error is an AttributeError, too
+        source.no_such_field = 1
 
 
 @pytest.mark.parametrize(
@@ -739,6 +812,10 @@ def test_command_line(file):
         (["--config.steps", "--config=a.py"], "write --config.steps=VALUE"),
         (["--config", "a.py", "--config", "b.py"], "given twice"),
         (["--steps=3"], "did you mean --config.steps=3?"),
+        (["--lr=3e-4"], "did you mean --config.optimizer.learning_rate=3e-4?"),
+        (["--lr", "3e-4"], "did you mean --config.optimizer.learning_rate?"),
+        (["--num_generations=4"], "did you mean --config.batch.group_size=4?"),
+        (["--loss_type=dapo"], "did you mean --config.objective=dapo?"),
         (["run.py"], "the flags are --config FILE"),
     ],
 )
@@ -761,8 +838,50 @@ def test_help_lists_every_setting_with_its_value(file, capsys):
     ours = {f"--config.{field.name}" for field in dataclasses.fields(Config)}
     undocumented = [flag for flag in documented if flag.split("=")[0] in ours]
     assert not undocumented
-    with pytest.raises(SystemExit):
+    # What is held besides settings: problems, the objective, rewards.
+    assert "  data: test_config:Data  Problems of nobody's.\n" in text
+    assert "  objective: jaxgrpo.losses.grpo:GRPO  Group relative policy" in text
+    assert "  rewards.my-language: test_config:right\n" in text
+
+
+def test_help_without_a_config_lists_everything_with_its_meaning(capsys):
+    with pytest.raises(SystemExit) as exit_:
         parse_command_line(["--help"])
+    text = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert "quickstart" in text
+    for name in overrides.fields(any_config()):
+        assert re.search(rf"--config\.{re.escape(name)}=\S* +\S", text), name
+    for module, classes in (
+        ("data.gsm8k", ["GSM8K"]),
+        ("data.jsonl", ["Jsonl"]),
+        ("rewards.maths", ["accuracy", "Accuracy"]),
+        ("rewards.languages", ["Ratio", "target_word_ratio"]),
+        ("rewards.gate", ["Gate"]),
+    ):
+        for name in classes:
+            assert f"  jaxgrpo.{module}.{name}: " in text
+    entries = [
+        *catalogue.objectives(),
+        *catalogue.sources(),
+        *catalogue.reward_functions(),
+    ]
+    assert len({entry.name for entry in entries}) == len(entries)
+    for entry in entries:
+        assert entry.about.endswith("."), entry
+        assert all(setting.about for setting in entry.settings.values()), entry
+
+
+def test_every_objective_that_stands_alone_has_a_name():
+    """All of the package's but what is around another one, a base, and supervised training."""
+    alone = {
+        thing
+        for thing in vars(losses).values()
+        if dataclasses.is_dataclass(thing)
+        and "objective" not in thing.__dataclass_fields__
+        and hasattr(thing, "token_loss")
+    }
+    assert set(OBJECTIVES.values()) == alone - {losses.Supervised}
 
 
 @pytest.mark.parametrize(
@@ -832,7 +951,7 @@ def test_check_same(tmp_path):
         (["seed=1", "dtype=bfloat16", "model=m", "system=s"], ["and 1 more"]),
         (
             ["optimizer.schedule=linear", "steps=7"],
-            ["steps (then 100, now 7)", "optimizer.schedule"],
+            ["settings: optimizer.schedule (then 'constant', now 'linear'); give"],
         ),
     ],
 )
@@ -844,6 +963,47 @@ def test_check_same_names_what_differs(tmp_path, changes, fragments):
         str(tmp_path),
     )
     assert all(fragment in text for fragment in fragments), text
+
+
+@pytest.mark.parametrize(
+    ("schedule", "changes", "says"),
+    [
+        ("constant", ["steps=7", "save_every=1"], []),
+        (
+            "constant",
+            ["optimizer.learning_rate=0.5"],
+            [
+                "optimizer.learning_rate (then 1e-06, now 0.5): from here on the learning rate is "
+                "that of a run begun so, warm-up over 10 steps, then constant at 0.5"
+            ],
+        ),
+        (
+            "linear",
+            ["steps=200"],
+            [
+                "steps (then 100, now 200): from here on the learning rate is that of a run begun "
+                "so, warm-up over 10 steps, then linear from 1e-06 to 0 at step 200"
+            ],
+        ),
+        (
+            "cosine",
+            ["optimizer.learning_rate=0.5", "steps=7", "evaluation.samples=9"],
+            [
+                "steps (then 100, now 7), optimizer.learning_rate (then 1e-06, now 0.5): from here "
+                "on the learning rate is that of a run begun so, warm-up over 10 steps, then "
+                "cosine from 0.5 to 0 at step 7",
+                "evaluation.samples (then 4, now 9): the policy that the run began with is "
+                "evaluated again",
+            ],
+        ),
+    ],
+)
+def test_a_resumed_run_says_what_other_settings_mean(tmp_path, schedule, changes, says):
+    begun = overrides.override(make(), [f"--config.optimizer.schedule={schedule}"])
+    save(begun, str(tmp_path))
+    now = overrides.override(begun, [f"--config.{change}" for change in changes])
+    assert check_same(now, str(tmp_path)) == says
+    assert changes_evaluation(now, str(tmp_path)) == ("evaluation" in "".join(changes))
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,29 @@ def test_one_evaluation_as_tables():
 
 def test_two_evaluations_side_by_side():
     lines = tables(make_report(0.25, en=0.5), make_report(0.75, en=1.0)).splitlines()
-    assert lines[0].split("  ")[:3] == ["language", "accuracy before", "accuracy after"]
-    assert lines[1].split()[:3] == ["en", "0.500", "1.000"]
-    assert lines[2].split()[:3] == ["all", "0.250", "0.750"]
-    assert lines[5].split() == ["1", "0.250", "0.750"]
+    assert lines[0].split() == [
+        "language",
+        "accuracy",
+        "target",
+        "words",
+        "English",
+        "words",
+    ]
+    assert lines[1].split()[:4] == ["en", "0.500", "->", "1.000"]
+    assert lines[2].split() == [
+        "all",
+        "0.250",
+        "->",
+        "0.750",
+        "0.500",
+        "->",
+        "0.500",
+        "-",
+        "->",
+        "-",
+    ]
+    assert lines[5].split() == ["1", "0.250", "->", "0.750"]
+    assert max(map(len, lines)) < 80
 
 
 def test_nan_becomes_null():
@@ -201,3 +220,16 @@ def test_no_problems_are_nothing_to_evaluate(tmp_path, monkeypatch, capsys):
         "error: evaluation.problems is 0: no evaluation; set --config.evaluation.problems=256\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mistyped_folder_is_neither_evaluated_nor_made(tmp_path, monkeypatch, capsys):
+    made = make_config(tmp_path)
+    config.save(made, made.out)
+    mistyped = str(tmp_path / "outt")
+    arguments = ["--config", config_file(tmp_path), f"--config.out={mistyped}"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    with pytest.raises(SystemExit):
+        run_main(evaluate.main)
+    said = capsys.readouterr().err
+    assert f"there is no such folder (did you mean {made.out}?); to evaluate" in said
+    assert not (tmp_path / "outt").exists()

@@ -75,6 +75,8 @@ LAYERS = {
             "sample",
             "export",
             "summary",
+            "overview",
+            "language_model",
             "run_state",
             "signals",
             "updates",

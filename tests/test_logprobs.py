@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -405,6 +406,73 @@ def compare_meshes():
 
 def test_every_mesh_gives_the_same_and_keeps_the_vocabulary_where_it_is():
     assert output_on_devices(compare_meshes).count("equal") == 4
+
+
+def compare_inside_shard_map():
+    """Compares rows of each device's own beside one embedding for all with one device.
+
+    The gradient is taken inside and outside, with JAX's check of what varies and without it.
+    """
+    rows = PartitionSpec("data")
+    same = PartitionSpec()
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    hidden, embedding, tokens = make_case(rows=8)
+    weights = jnp.arange(1.0, LENGTH)
+
+    def loss(hidden, embedding, tokens, chunk):
+        logprobs, entropy = both(hidden, embedding, tokens, 0.7, chunk=chunk)
+        return jnp.sum(weights * (logprobs + entropy)[:, 1:])
+
+    def total(hidden, embedding, tokens, chunk):
+        return jax.lax.psum(loss(hidden, embedding, tokens, chunk), "data")
+
+    def own_gradients(hidden, embedding, tokens, chunk, is_checked):
+        value, (d_hidden, d_embedding) = jax.value_and_grad(loss, argnums=(0, 1))(
+            hidden, embedding, tokens, chunk
+        )
+        if not is_checked:
+            # Without the check JAX does not know that the embedding is the same on all devices.
+            d_embedding = jax.lax.psum(d_embedding, "data")
+        return jax.lax.psum(value, "data"), (d_hidden, d_embedding)
+
+    for chunk in (5, 12):
+        expected = jax.value_and_grad(partial(loss, chunk=chunk), argnums=(0, 1))(
+            hidden, embedding, tokens
+        )
+        for is_checked in (True, False):
+            place = partial(
+                jax.shard_map,
+                mesh=mesh,
+                in_specs=(rows, same, rows),
+                check_vma=is_checked,
+            )
+            outside = place(partial(total, chunk=chunk), out_specs=same)
+            inside = place(
+                partial(own_gradients, chunk=chunk, is_checked=is_checked),
+                out_specs=(same, (rows, same)),
+            )
+            for program in (jax.value_and_grad(outside, argnums=(0, 1)), inside):
+                found = jax.jit(program)(hidden, embedding, tokens)
+                assert_close(found, expected, rtol=1e-4, atol=1e-4)
+                print("equal", chunk, is_checked)
+
+
+def test_inside_shard_map_the_embeddings_gradient_is_that_of_all_rows():
+    assert output_on_devices(compare_inside_shard_map).count("equal") == 8
+
+
+def test_an_embedding_that_lies_the_wrong_way_is_named(case, monkeypatch):
+    # The checks of types and axes, which are made in tests alone, would speak first.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    hidden, embedding, tokens = case
+    with pytest.raises(
+        ValueError, match=r"it must be \[vocabulary, 5\]; .* embedding\.T"
+    ):
+        token_logprobs(hidden, embedding.T, tokens, 1.0)
+    with pytest.raises(
+        ValueError, match=r"\[12, 4\], and hidden states have 5 columns"
+    ):
+        token_logprobs(hidden, embedding[:, :4], tokens, 1.0)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)

@@ -353,7 +353,7 @@ def test_policy_and_reference_are_scored_bit_for_bit_alike(params, batch, micro_
 def test_a_prompt_that_is_read_once_for_its_group_is_read_as_in_each_row(
     params, other, batch, updated
 ):
-    programs = make_programs(prompt_width=None, score_from=WIDTH)
+    programs = make_programs(prompt_width=None)
     state, metrics = programs.update(
         programs.init_state(params), other, batch, GRPO(), 1.0
     )

@@ -212,7 +212,7 @@ def test_a_run_goes_as_the_readme_shows(tmp_path, monkeypatch, capsys):
         run_here(shlex.split(command))
     assert (tmp_path / "my-model" / "model.safetensors").exists()
     said = capsys.readouterr().out
-    assert "step 1/1" in said
+    assert " 1/1 " in said
     assert "--- sample 3" in said
     # The files that the README lists.
     (table,) = re.findall(

@@ -4,6 +4,7 @@ A packed batch trains as its examples would, each in a row of its own.
 """
 
 import itertools
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -134,7 +135,7 @@ def programs():
     return compile_programs(
         ModelSpec(NETWORK, make_mesh()),
         SamplingSpec(prompt_width=1, new_tokens=1, slots=1, eos_ids=(7,)),
-        UpdateSpec(micro_batch=ROWS, prompt_width=None, score_from=1),
+        UpdateSpec(micro_batch=ROWS, prompt_width=None),
         optimizer,
     )
 
@@ -164,6 +165,17 @@ def test_a_packed_batch_trains_as_its_examples_would_alone(programs):
         np.testing.assert_allclose(
             leaf, expected[name], rtol=0, atol=1e-6, err_msg=name
         )
+
+
+def test_a_completion_counts_wherever_it_stands(programs):
+    """Programs of groups score what stands right of their prompts alone, and are refused."""
+    batch = next(sft.pack([Example([5], [6] * (WIDTH - 1))], ROWS, WIDTH, PAD))
+    state = programs.init_state(random_params(NETWORK))
+    _, metrics = next(sft.train(programs, state, [batch]))
+    assert float(metrics["update/tokens"]) == WIDTH - 1
+    of_groups = replace(programs, shared_prompt_width=WIDTH // 2)
+    with pytest.raises(ValueError, match=r"first 8 columns.*prompt_width=None"):
+        next(sft.train(of_groups, state, [batch]))
 
 
 def test_the_loss_falls_and_is_the_mean_over_completion_tokens(programs):

@@ -20,7 +20,7 @@ import pytest
 from jaxgrpo import evaluate, metrics
 from jaxgrpo.build import build_run, load_policy
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.config import load
+from jaxgrpo.config import load, save
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Corrected
@@ -382,6 +382,64 @@ def test_a_finished_run_goes_on_for_more_steps(uninterrupted, config, monkeypatc
     assert len(evaluations) == 1  # before.json is there already
 
 
+def test_a_run_goes_on_with_another_evaluation(uninterrupted, config, capsys):
+    """What the run began with is then measured again, by the same questions as what it becomes."""
+    shutil.copytree(out_of(uninterrupted[0]), config.out)
+    evaluation = dataclasses.replace(config.evaluation, samples=2)
+    list(train(dataclasses.replace(config, steps=5, evaluation=evaluation)))
+    said = capsys.readouterr().out
+    assert "evaluation.samples (then 4, now 2): the policy that the run began" in said
+    summary = summary_of(config)
+    assert summary["before"]["samples"] == summary["after"]["samples"] == 2
+
+
+def test_a_run_begins_with_anothers_parameters_and_moments(
+    uninterrupted, config, tmp_path
+):
+    other = tmp_path / "other"
+    shutil.copytree(out_of(uninterrupted[0]), other)
+    config = dataclasses.replace(config, init_from=str(other), steps=1)
+    theirs, _ = state_of(uninterrupted[0])
+    with build_run(config) as run, Checkpoints(config.out) as none_yet:
+        ours = restore_or_start(run, none_yet, run.load_params(), 0.0).state
+    assert (int(theirs.step), int(ours.step)) == (4, 0)
+    for part in ("params", "opt_state"):
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(ours, part), getattr(theirs, part)
+        )
+    (first,) = train(config)
+    # The reference is still the model, and the evaluation before is of the policy.
+    assert first["policy/kl"] > 1e-6
+    assert summary_of(config)["before"] == summary_of(uninterrupted[0])["after"]
+    # Once begun it needs the other no more, nor is it told again.
+    shutil.rmtree(other)
+    goes_on = train(dataclasses.replace(config, steps=2))
+    assert [step["step"] for step in goes_on] == [2]
+
+
+def test_a_run_to_begin_with_is_looked_for_first(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxgrpo.train.build_run", None)
+    nowhere = dataclasses.replace(config, init_from=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"holds no run \(no config.json\)"):
+        list(train(nowhere))
+    begun = dataclasses.replace(config, out=str(tmp_path / "begun"))
+    save(begun, begun.out)
+    for changes, says in (
+        ({}, "give the --config.init_from that has one"),
+        ({"model": ""}, "other settings: model .* give another --config.init_from"),
+    ):
+        with pytest.raises(UserError, match=says):
+            list(train(dataclasses.replace(config, init_from=begun.out, **changes)))
+
+
+def test_a_quiet_run_prints_nothing_and_writes_the_same(uninterrupted, config, capfd):
+    quiet = dataclasses.replace(config, quiet=True)
+    list(train(quiet))
+    assert list(train(quiet)) == []  # it is finished, and does not say so either
+    assert capfd.readouterr().out == ""
+    assert_same_run(quiet, uninterrupted[0])
+
+
 def test_a_step_of_several_updates_is_a_step(config, tmp_path, capsys):
     """Stopping and going on changes nothing here, either."""
     batch = dataclasses.replace(config.batch, updates=2, epochs=2)
@@ -390,7 +448,7 @@ def test_a_step_of_several_updates_is_a_step(config, tmp_path, capsys):
     said = capsys.readouterr().out
     assert (
         "2 prompts x 4 = 8 rows a step, 2 epochs of 2 updates of 4 rows, micro-batches of 4"
-    ) in said
+    ) in " ".join(said.split())
     assert [record["update/count"] for record in records] == [4, 4]
     for record in records:
         assert record["policy/ratio"] != 1

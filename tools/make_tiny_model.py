@@ -267,8 +267,7 @@ def train(folder: Path, arguments: argparse.Namespace) -> Report:
         max_grad_norm=1.0,
     )
     sampling = SamplingSpec(PROMPT_WIDTH, NEW_TOKENS, slots=192, eos_ids=tokens.eos_ids)
-    # Rows are packed: each is read by itself, and scored from its second token on.
-    update = UpdateSpec(micro_batch=8, score_from=1)
+    update = UpdateSpec(micro_batch=8)
     programs = compile_programs(ModelSpec(config, mesh), sampling, update, optimizer)
     engine = Engine(programs, tokens, PROMPT_WIDTH, NEW_TOKENS, arguments.seed)
     if arguments.start is None:

@@ -1,14 +1,24 @@
 """Settings of a run: the dataclasses, reading a config file, overriding it, checking it.
 
 schema.py has the dataclasses, bounds.py what stands beside their fields, loader.py config files,
-overrides.py and command_line.py flags, checks.py what is refused, resume.py OUT/config.json.
+overrides.py, objective_names.py and command_line.py flags, help_text.py and catalogue.py --help,
+checks.py what is refused, resume.py OUT/config.json.
 """
 
 from jaxgrpo.config.bounds import GAPS, ROUNDING
 from jaxgrpo.config.checks import validate
 from jaxgrpo.config.loader import load, parse_command_line
-from jaxgrpo.config.overrides import describe, override
-from jaxgrpo.config.resume import check_same, compare, save, text_settings
+from jaxgrpo.config.objective_names import override
+from jaxgrpo.config.overrides import describe
+from jaxgrpo.config.resume import (
+    changes_evaluation,
+    check_named_out,
+    check_same,
+    check_start,
+    compare,
+    save,
+    text_settings,
+)
 from jaxgrpo.config.schema import (
     Batch,
     Compute,
@@ -35,7 +45,10 @@ __all__ = [
     "Optimizer",
     "Sampling",
     "Verifier",
+    "changes_evaluation",
+    "check_named_out",
     "check_same",
+    "check_start",
     "compare",
     "describe",
     "load",

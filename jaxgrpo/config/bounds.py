@@ -31,7 +31,8 @@ class Marks(TypedDict, total=False):
     at_least, above, at_most, below: bounds of a number; None is allowed where the type allows it
     one_of: the values that a text may have
     why: the reason for a bound, which its error message ends with
-    may_change: a resumed run may change it, because it computes the same, up to rounding
+    may_change: a resumed run may change it: it computes the same, up to rounding, or from there on
+        as a run begun so, which resume.check_same says
     reads_policy: a checkpoint's parameters are read by it
     measures: an evaluation of the same policy depends on it
     """

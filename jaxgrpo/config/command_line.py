@@ -1,6 +1,6 @@
 """Command lines of the programs: `--config FILE --config.name=value ... --help`.
 
-`split` reads one, `help_text` answers --help, and `run_main` turns a UserError into one line on
+`split` reads one, help_text.py answers --help, and `run_main` turns a UserError into one line on
 stderr and exit code 2.
 """
 
@@ -10,11 +10,10 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from jaxgrpo.config import overrides
+from jaxgrpo.config.schema import any_config
+from jaxgrpo.config.suggestions import flag_near
 from jaxgrpo.distributed import processes
 from jaxgrpo.errors import UserError
-
-MAX_FLAG_WIDTH = 48
-"""Columns of --help that flags may take before their meanings are no longer aligned."""
 
 
 def split(argv: list[str]) -> tuple[str | None, list[str], bool]:
@@ -45,13 +44,11 @@ def split(argv: list[str]) -> tuple[str | None, list[str], bool]:
                 argument = f"{argument}={_next_value(argument, arguments, 'VALUE')}"
             flags.append(argument)
         else:
-            # Most likely --steps=3, where --config.steps=3 is meant.
-            name = argument.lstrip("-")
-            hint = (
-                f"; did you mean --config.{name}?"
-                if argument.startswith("--") and name
-                else ""
-            )
+            # Most likely --steps=3, where --config.steps=3 is meant; or another library's --lr.
+            flag = ""
+            if argument.startswith("--"):
+                flag = flag_near(argument.lstrip("-"), overrides.fields(any_config()))
+            hint = f"; did you mean {flag}?" if flag else ""
             raise UserError(
                 f"{argument}: the flags are --config FILE, --config.name=value and --help{hint}"
             )
@@ -71,21 +68,6 @@ def _next_value(flag: str, arguments: Iterator[str], kind: str) -> str:
             f"{flag}: nothing comes after it; write {flag.rstrip('=')}={kind}"
         )
     return value
-
-
-def help_text(program: str, config: object = None) -> str:
-    """Returns how to call a program, and every setting of a config with its value and meaning."""
-    usage = f"usage: python -m {program} --config FILE [--config.name=value ...]"
-    if config is None:
-        return f"{usage}\n\nWith --config FILE, --help lists that file's settings."
-    docs = {
-        f"--config.{name}={overrides.shown(field.value)}": field.doc
-        for name, field in overrides.fields(config).items()
-    }
-    # Only a few flags, of long texts and tuples, are wider.
-    width = min(max(map(len, docs)), MAX_FLAG_WIDTH)
-    lines = [f"  {flag:{width}}  {doc}".rstrip() for flag, doc in docs.items()]
-    return "\n".join([usage, "", *lines])
 
 
 def run_main(main: Callable[[list[str]], object]) -> None:

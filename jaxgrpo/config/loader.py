@@ -19,8 +19,9 @@ from types import ModuleType
 
 import jaxgrpo
 from jaxgrpo.config.checks import shown_class, validate
-from jaxgrpo.config.command_line import help_text, split
-from jaxgrpo.config.overrides import override
+from jaxgrpo.config.command_line import split
+from jaxgrpo.config.help_text import help_of_all, help_of_config
+from jaxgrpo.config.objective_names import override
 from jaxgrpo.config.schema import Config
 from jaxgrpo.errors import UserError
 
@@ -37,7 +38,7 @@ def parse_command_line(argv: list[str], program: str = "jaxgrpo.train") -> Confi
     """
     path, flags, wants_help = split(argv)
     if path is None and wants_help:
-        print(help_text(program))
+        print(help_of_all(program, shipped_configs()))
         sys.exit(0)
     if path is None:
         raise UserError(
@@ -46,7 +47,7 @@ def parse_command_line(argv: list[str], program: str = "jaxgrpo.train") -> Confi
         )
     if wants_help:
         # Not validated, so that --help can be read where a setting is refused.
-        print(help_text(program, override(_read(path), flags)))
+        print(help_of_config(program, override(_read(path), flags)))
         sys.exit(0)
     return load(path, flags)
 

@@ -15,7 +15,6 @@ parts are of classes that only the file knows.
 
 import ast
 import dataclasses
-import difflib
 import math
 import re
 import types
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
 
 from jaxgrpo.config.bounds import Marks, marks_of
+from jaxgrpo.config.suggestions import suggest
 from jaxgrpo.errors import UserError
 
 Tree = TypeVar("Tree")
@@ -83,7 +83,7 @@ def fields(node: object, prefix: str = "") -> dict[str, Field]:
         if kind is None:
             settings |= fields(value, f"{prefix}{name}.")
         else:
-            doc = _doc(type(node), name)
+            doc = doc_of(type(node), name)
             marks = _marks(node, name)
             settings[prefix + name] = Field(value, kind, element, optional, doc, marks)
     return settings
@@ -147,14 +147,24 @@ def _element(kind: type, hint: object, value: object) -> type | None:
     return elements.pop() if len(elements) == 1 else None
 
 
-def _doc(cls: type, name: str) -> str:
-    """Returns the meaning of a field by its class's docstring, "" without one.
+def doc_of(cls: type, name: str) -> str:
+    """Returns the meaning of a field by the docstring of its class or of a base, "" without one.
 
     It stands in a line that begins with `name: `, and in those below that are indented further.
     """
     pattern = rf"^( *){re.escape(name)}: (.+(?:\n\1 +\S.*)*)$"
-    lines = re.search(pattern, cls.__doc__ or "", re.MULTILINE)
-    return " ".join(lines[2].split()) if lines else ""
+    for base in cls.__mro__:
+        lines = re.search(pattern, base.__doc__ or "", re.MULTILINE)
+        if lines:
+            return " ".join(lines[2].split())
+    return ""
+
+
+def default_of(field: dataclasses.Field) -> object:
+    """Returns the default of a dataclass's field; dataclasses.MISSING where there is none."""
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    return field.default_factory()
 
 
 def _marks(node: object, name: str) -> Marks:
@@ -233,17 +243,12 @@ def _refuse(name: str, known: Collection[str]) -> NoReturn:
     new = renamed(name)
     if new in known:
         raise UserError(f"--config.{name} is now called --config.{new}; use that name")
-    # A name that is too short, a name with a mistake in it, and one without its group.
     inside = [other for other in known if other.startswith(f"{name}.")]
     if inside:
         raise UserError(
             f"--config.{name} is a group of settings; set one of {', '.join(inside[:8])}"
         )
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
-    last = name.rpartition(".")[2]
-    same_end = [other for other in known if other.rpartition(".")[2] == last]
-    # The closest first, each once.
-    near = list(dict.fromkeys(close + same_end))[:3]
+    near = suggest(name, known)
     hint = (
         f"did you mean {' or '.join(near)}?" if near else "--help lists those there are"
     )

@@ -5,13 +5,15 @@ What a later run may change is marked beside each field: `may_change`, `reads_po
 """
 
 import dataclasses
+import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxgrpo import files
 from jaxgrpo.config.bounds import marked
-from jaxgrpo.config.overrides import children, describe, renamed
+from jaxgrpo.config.overrides import children, default_of, describe, renamed
 from jaxgrpo.config.schema import Config
 from jaxgrpo.errors import UserError
 
@@ -47,12 +49,14 @@ def save(config: Config, out: str) -> None:
     files.write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def check_same(config: Config, out: str) -> None:
-    """Raises UserError if OUT/config.json describes a config that computes something else."""
+def check_same(config: Config, out: str) -> list[str]:
+    """Checks that OUT/config.json describes a config that this run may go on with.
+
+    Returns lines that say what the settings that did change mean for the run.
+
+    Raises UserError if it describes a config that computes something else.
+    """
     allowed = marked(Config, "may_change")
-    # A schedule that ends at the last step depends on which step that is.
-    if config.optimizer.schedule != "constant":
-        allowed -= {"steps"}
     changes = _changes(config, out)
     refused = {
         name: change
@@ -64,6 +68,52 @@ def check_same(config: Config, out: str) -> None:
             f"{out} holds a run with other settings: {_listed(refused)}; give another "
             "--config.out, or go back"
         )
+    notes = [_rate_note(config, changes), _evaluation_note(changes)]
+    return [note for note in notes if note]
+
+
+def changes_evaluation(config: Config, out: str) -> bool:
+    """Returns whether evaluations differ from those that OUT/config.json describes."""
+    return any(_is_evaluation(name) for name in _changes(config, out))
+
+
+def _is_evaluation(name: str) -> bool:
+    """Returns whether a setting is of evaluations."""
+    return name.startswith("evaluation.")
+
+
+def _evaluation_note(changes: dict[str, Change]) -> str:
+    """Returns a line that says what other evaluations mean; "" where they are the same."""
+    changed = {name: change for name, change in changes.items() if _is_evaluation(name)}
+    if not changed:
+        return ""
+    return f"{_listed(changed)}: the policy that the run began with is evaluated again"
+
+
+def _rate_note(config: Config, changes: dict[str, Change]) -> str:
+    """Returns a line that says what other settings mean for the learning rate.
+
+    "" where they mean nothing for it.
+    """
+    names = {"optimizer.learning_rate"}
+    # A schedule that ends at the last step depends on which step that is.
+    if config.optimizer.schedule != "constant":
+        names.add("steps")
+    changed = {name: change for name, change in changes.items() if name in names}
+    if not changed:
+        return ""
+    return (
+        f"{_listed(changed)}: from here on the learning rate is that of a run begun so, warm-up "
+        f"over {config.optimizer.warmup_steps} steps, then {_schedule_words(config)}"
+    )
+
+
+def _schedule_words(config: Config) -> str:
+    """Returns how the learning rate goes on after the warm-up."""
+    optimizer = config.optimizer
+    if optimizer.schedule == "constant":
+        return f"constant at {optimizer.learning_rate:g}"
+    return f"{optimizer.schedule} from {optimizer.learning_rate:g} to 0 at step {config.steps}"
 
 
 def compare(config: Config, out: str) -> str | None:
@@ -75,12 +125,7 @@ def compare(config: Config, out: str) -> str | None:
     these.
     """
     changes = _changes(config, out)
-    policy = _only(changes, "reads_policy")
-    if policy:
-        raise UserError(
-            f"{out} holds a run whose policy has other settings: {_listed(policy)}; give another "
-            "--config.out, or go back"
-        )
+    _check_policy(changes, out, "--config.out")
     measured = _only(changes, "measures")
     if not measured:
         return None
@@ -99,6 +144,48 @@ def text_settings(config: Config) -> dict[str, object]:
         for name, value in flat(describe(config)).items()
         if _is_within(name, names) and not _is_within(name, JUDGES)
     }
+def check_named_out(out: str, argv: Iterable[str]) -> None:
+    """Raises UserError if a command line names a folder to evaluate that is not there.
+
+    argv: the command line, which need not name one
+    """
+    folder = Path(out)
+    is_named = any(argument.partition("=")[0] == "--config.out" for argument in argv)
+    if not is_named or folder.is_dir():
+        return
+    runs = {
+        path.parent.name: path.parent for path in folder.parent.glob("*/config.json")
+    }
+    near = difflib.get_close_matches(folder.name, runs, n=1)
+    hint = f" (did you mean {runs[near[0]]}?)" if near else ""
+    raise UserError(
+        f"--config.out={out}: there is no such folder{hint}; to evaluate the model itself, and "
+        "write there what it is worth, make the folder first"
+    )
+
+
+def check_start(config: Config) -> None:
+    """Raises UserError if init_from is no run, or one whose policy is read by other settings."""
+    folder = config.init_from
+    if not (Path(folder) / "config.json").exists():
+        raise UserError(
+            f"init_from is {folder!r}, which holds no run (no config.json): give the --config.out "
+            "of a run"
+        )
+    _check_policy(_changes(config, folder), folder, "--config.init_from")
+
+
+def _check_policy(changes: dict[str, Change], out: str, flag: str) -> None:
+    """Raises UserError for changes of settings that the policy of a run is read by.
+
+    flag: that names the run
+    """
+    policy = _only(changes, "reads_policy")
+    if policy:
+        raise UserError(
+            f"{out} holds a run whose policy has other settings: {_listed(policy)}; give another "
+            f"{flag}, or go back"
+        )
 
 
 def _only(changes: dict[str, Change], mark: str) -> dict[str, Change]:
@@ -207,8 +294,4 @@ def defaults(node: object) -> dict[str, object]:
 def _default(node: object, name: str) -> object:
     """Returns the default of a dataclass's field; dataclasses.MISSING where there is none."""
     field = getattr(node, "__dataclass_fields__", {}).get(name)
-    if field is None:
-        return dataclasses.MISSING
-    if field.default_factory is dataclasses.MISSING:
-        return field.default
-    return field.default_factory()
+    return dataclasses.MISSING if field is None else default_of(field)

@@ -8,15 +8,16 @@ that are indented further.
 from dataclasses import dataclass, field
 
 from jaxgrpo.config.bounds import Marks, setting
+from jaxgrpo.errors import FixedFields
 from jaxgrpo.losses import GRPO, Objective
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.problems import Source, Weighted
+from jaxgrpo.problems import Problems, Source, Weighted
 
 DTYPES = ("float32", "bfloat16")
 
 
 @dataclass
-class Sampling:
+class Sampling(FixedFields):
     """Settings of the sampler: how completions are drawn.
 
     temperature: divides the logits, in the sampler and in the scorer alike
@@ -50,7 +51,7 @@ class Sampling:
 
 
 @dataclass
-class Filter:
+class Filter(FixedFields):
     """Filter of the groups that train the policy, by pass rate p (arXiv 2504.03380).
 
     rule: "band" keeps low <= p <= high, "dapo" keeps 0 < p < 1 (arXiv 2503.14476), "off" keeps all
@@ -70,7 +71,7 @@ class Filter:
 
 
 @dataclass
-class Batch:
+class Batch(FixedFields):
     """Batch of a step: groups of completions, and the updates that are made with them.
 
     groups: prompts in a batch
@@ -106,7 +107,7 @@ class Batch:
 
 
 @dataclass
-class Optimizer:
+class Optimizer(FixedFields):
     """AdamW. The rate is a function of the step, also over steps that have nothing to train on.
 
     learning_rate: at the end of the warm-up
@@ -121,7 +122,7 @@ class Optimizer:
     state_dtype: the same of the two running means
     """
 
-    learning_rate: float = setting(1e-6, at_least=0)
+    learning_rate: float = setting(1e-6, at_least=0, may_change=True)
     warmup_steps: int = setting(10, at_least=0)
     schedule: str = setting("constant", one_of=("constant", "linear", "cosine"))
     weight_decay: float = setting(0.0, at_least=0)
@@ -133,7 +134,7 @@ class Optimizer:
 
 
 @dataclass
-class Verifier:
+class Verifier(FixedFields):
     """Worker processes that compute rewards.
 
     workers: how many of them; where several processes train, each has so many
@@ -148,7 +149,7 @@ class Verifier:
 
 
 @dataclass
-class Evaluation:
+class Evaluation(FixedFields):
     """Evaluation on held-out problems, before and after training.
 
     problems: held-out problems, at most (0: no evaluation)
@@ -180,7 +181,7 @@ class Evaluation:
 
 
 @dataclass
-class Compute:
+class Compute(FixedFields):
     """Cost of an update: time to compile, time, memory.
 
     None of it changes what is computed, beyond rounding.
@@ -199,7 +200,7 @@ class Compute:
 
 
 @dataclass
-class Mesh:
+class Mesh(FixedFields):
     """Sizes of the device mesh's axes; one of them may be -1: what is left of the devices.
 
     data: rows are split, parameters copied
@@ -213,7 +214,7 @@ class Mesh:
 
 
 @dataclass
-class Distributed:
+class Distributed(FixedFields):
     """Processes that train together: all started with the same settings, but for `process`.
 
     coordinator: "auto": as a TPU pod, Slurm or Open MPI says; "off": this process alone; or
@@ -227,8 +228,22 @@ class Distributed:
     process: int = 0
 
 
+class _NoProblems:
+    """A source without problems."""
+
+    def train(self) -> Problems:
+        """Returns no problems."""
+        return ()
+
+    heldout = train
+
+
+NO_PROBLEMS: Source = _NoProblems()
+"""Stands for a source where there is no run."""
+
+
 @dataclass
-class Config:
+class Config(FixedFields):
     """All settings of a run.
 
     data: where problems come from
@@ -238,6 +253,8 @@ class Config:
     model: a Hugging Face folder ("": the embedded one)
     reference: the folder of the policy that KL is taken to, such as a teacher's, with the same
         tokenizer ("": the model, as the run found it)
+    init_from: the folder of another run, whose newest parameters and optimizer moments this run
+        begins with at step 0 ("": the model's parameters)
     system: a system message before every prompt ("": none)
     dtype: of matrix products and of what sampler and reference hold: "float32", on TPUs and GPUs,
         too, or "bfloat16"
@@ -246,6 +263,7 @@ class Config:
     save_every: steps between checkpoints
     keep_checkpoints: the newest ones that are kept
     show_rollouts_every: steps between logged samples (0: none)
+    quiet: whether nothing is printed; files are written all the same
     """
 
     # Two have no default: there is no run without problems and rewards.
@@ -255,10 +273,10 @@ class Config:
     out: str = setting("out", may_change=True)
     model: str = setting("", reads_policy=True)
     reference: str = ""
+    init_from: str = ""
     system: str = setting("", measures=True)
     dtype: str = setting("float32", one_of=DTYPES, measures=True)
     seed: int = setting(0, at_least=0, below=2**32, measures=True)
-    # Only with a constant schedule: see resume.check_same.
     steps: int = setting(100, at_least=0, may_change=True)
     # Groups of settings, each a class above or of the module that uses it.
     objective: Objective = field(default_factory=GRPO)
@@ -268,7 +286,9 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     lora: Lora = field(default_factory=Lora, metadata=Marks(reads_policy=True))
     verifier: Verifier = field(default_factory=Verifier)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = field(
+        default_factory=Evaluation, metadata=Marks(may_change=True)
+    )
     mesh: Mesh = field(default_factory=Mesh, metadata=Marks(may_change=True))
     compute: Compute = field(default_factory=Compute)
     distributed: Distributed = field(
@@ -278,3 +298,9 @@ class Config:
     save_every: int = setting(20, at_least=1, may_change=True)
     keep_checkpoints: int = setting(2, at_least=1, may_change=True)
     show_rollouts_every: int = setting(10, at_least=0, may_change=True)
+    quiet: bool = setting(False, may_change=True)
+
+
+def any_config() -> Config:
+    """Returns a config of defaults, with neither problems nor rewards: for names and meanings."""
+    return Config(data=NO_PROBLEMS, rewards={})

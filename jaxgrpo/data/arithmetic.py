@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsIndex, TypeVar
 
 from jaxgrpo.data.arithmetic_words import PHRASEBOOKS
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import FixedFields, UserError
 from jaxgrpo.problems import Problem
 
 T = TypeVar("T")
@@ -94,8 +94,8 @@ OPERATION_DRAWS = "++--*/"
 
 
 @dataclass
-class Arithmetic:
-    """The Source of these problems: `config.data`.
+class Arithmetic(FixedFields):
+    """A Source: arithmetic word problems, each made when it is asked for.
 
     languages: codes of the languages, of "en", "zh", "ko" and "uk".
     levels: numbers of operations, from 1 to 6.

@@ -17,7 +17,7 @@ from typing import SupportsIndex, TypedDict, overload
 
 from jaxgrpo.data.rows import Row
 from jaxgrpo.data.table import read_split
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import FixedFields, UserError
 from jaxgrpo.problems import Problem, Problems
 
 GOLD_MARK = "####"
@@ -25,7 +25,7 @@ GOLD_MARK = "####"
 
 
 @dataclass
-class GSM8K:
+class GSM8K(FixedFields):
     """A Source: GSM8K, from JSON Lines files or through TFDS.
 
     path: the official train.jsonl, a file like it, or the folder `main` of openai/gsm8k on the

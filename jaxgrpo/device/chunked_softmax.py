@@ -30,6 +30,7 @@ from jaxgrpo.device.logits import (
     einsum_float32,
     used_ids,
 )
+from jaxgrpo.device.manual_axes import vary_like
 
 LANES = 128
 """The width of an accelerator's vector registers, a multiple of which a chunk takes of each shard
@@ -118,6 +119,8 @@ def chunked_scores(
 
     The third result is the embedding, for its next use. In the backward pass its gradient comes in,
     that of the scores is added, and the sum goes out as the embedding's.
+
+    Inside a shard_map all four arrays vary over the same axes (manual_axes.vary_alike).
     """
     scores, _ = _scores_forward(config, hidden, embedding, chosen, temperature)
     return scores
@@ -182,6 +185,7 @@ def _softmax_sums(
 
     # The shards' sums stay apart in the loop: only the last reduction crosses devices.
     zeros = jnp.zeros((embedding.shape[0], *chosen.shape), jnp.float32)  # [S, B, N]
+    zeros = vary_like(zeros, hidden)
     empty = _SoftmaxSums(
         max_logit=zeros + LOWEST,
         sum_exp=zeros,
@@ -279,9 +283,8 @@ def _scores_backward(
     )  # [S, B, N, D]
     if isinstance(d_next_use, SymbolicZero):
         d_next_use = jnp.zeros_like(embedding)
-    d_hidden, d_embedding = _fold_chunks(
-        add_chunk, (zero_hidden, d_next_use), embedding, config
-    )
+    zeros = (vary_like(zero_hidden, hidden), vary_like(d_next_use, hidden))
+    d_hidden, d_embedding = _fold_chunks(add_chunk, zeros, embedding, config)
     return d_hidden.sum(axis=0).astype(hidden.dtype), d_embedding, None, None
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgrpo.device.chunked_softmax import LANES, ScoreConfig, ceil_div, chunked_scores
 from jaxgrpo.device.logits import Ranges, to_logits, used_ids
+from jaxgrpo.device.manual_axes import vary_alike
 
 __all__ = ["Ranges", "chosen_logprobs", "to_logits", "token_logprobs", "used_ids"]
 
@@ -53,7 +54,10 @@ def token_logprobs(
         columns of every part, so that none of them moves to another device
     unused: ids that no token has; their p is 0 and they get no gradient
 
-    Raises ValueError if the vocabulary does not divide by shards.
+    Inside jax.shard_map hidden and tokens may be a device's own rows, beside an embedding that is
+    the same on all: its gradient is summed over the devices.
+
+    Raises ValueError if the embedding is no [V, D], or the vocabulary does not divide by shards.
     """
     logprobs, entropies, _ = chosen_logprobs(
         hidden[:, :-1],
@@ -91,7 +95,7 @@ def chosen_logprobs(
     The other parameters, and what is raised, are those of `token_logprobs`.
     """
     num_rows, num_tokens = tokens.shape
-    vocabulary, width = embedding.shape
+    vocabulary, width = _embedding_shape(embedding, hidden.shape[-1])
     if vocabulary % shards:
         raise ValueError(
             f"a vocabulary of {vocabulary} cannot be divided into shards={shards} equal parts"
@@ -103,14 +107,38 @@ def chosen_logprobs(
     shard_columns = vocabulary // shards
     chunk_columns = min(ceil_div(chunk, shards), shard_columns)
     config = ScoreConfig(softcap, entropy, chunk_columns, unused)
+    # Inside a shard_map rows differ from device to device, and the embedding need not: its gradient
+    # is then summed over them.
+    hidden, embedding, tokens, temperature = vary_alike(
+        hidden, embedding, tokens, jnp.asarray(temperature, jnp.float32)
+    )
     logprobs, entropies, shard_embedding = chunked_scores(
         config,
         hidden,
         embedding.reshape(shards, shard_columns, width),
         tokens,
-        jnp.asarray(temperature, jnp.float32),
+        temperature,
     )
     return logprobs, entropies, shard_embedding.reshape(embedding.shape)
+
+
+def _embedding_shape(embedding: Float[Array, "V D"], width: int) -> tuple[int, int]:
+    """Returns V and D.
+
+    width: of the hidden states, D
+
+    Raises ValueError if the second axis is not as wide.
+    """
+    shape = embedding.shape
+    if len(shape) == 2 and shape[1] == width:
+        return shape
+    hint = ""
+    if len(shape) == 2 and shape[0] == width:
+        hint = "; this is its transpose: pass embedding.T"
+    raise ValueError(
+        f"the embedding is {list(shape)}, and hidden states have {width} columns: it must be "
+        f"[vocabulary, {width}]{hint}"
+    )
 
 
 def _pad_first_column(score: Float[Array, "B N"]) -> Float[Array, "B T"]:

@@ -175,7 +175,7 @@ def make_scorer(model: ModelSpec, update: UpdateSpec) -> Scorer:
         "vocabulary_shards": mesh.shape["tensor"],
     }
     if update.prompt_width is None:
-        return RowScorer(**shared, score_from=update.score_from)
+        return RowScorer(**shared)
     if update.pack:
         return PackedScorer(
             **shared,

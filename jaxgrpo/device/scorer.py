@@ -118,17 +118,12 @@ class Scorer:
 
 @dataclass(frozen=True)
 class RowScorer(Scorer):
-    """Reads every row whole, by itself.
-
-    score_from: the first column that is scored, at least 1
-    """
-
-    score_from: int = 1
+    """Reads every row whole, by itself, and scores all columns but the first."""
 
     def hidden_states(
         self, params: Params, batch: TrainBatch, rows_per_prompt: int
     ) -> tuple[Float[Array, "B n D"], Params]:
-        """Returns the hidden states of the columns from score_from - 1 on, and the parameters."""
+        """Returns the hidden states of all columns, and the parameters."""
         inputs = _sequence_inputs(batch.tokens, batch.segments)
         params, (inputs,) = transformer.look_up(
             params, (inputs,), self.dtype, self.shardings
@@ -142,7 +137,7 @@ class RowScorer(Scorer):
             remat=self.remat,
             shardings=self.shardings,
         )
-        return hidden[:, self.score_from - 1 :], params
+        return hidden, params
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,8 @@ class UpdateSpec:
     micro_batch: rows of one forward and backward pass, a divisor of the batch; 0: all rows. Where
         rows are packed, bins; 0: one a device
     group_size: G, rows of a prompt
-    prompt_width: W, where the rows of a group share a prompt that is read once for them all; None:
-        every row is read by itself, and scored from column score_from on
+    prompt_width: W, where the rows of a group share a prompt that is read once for them all, and
+        tokens right of it are scored; None: every row is read by itself, and all of it is scored
     pack: S, the columns of the bins that rows are packed into; 0: they are not. With prompt_width
     old_logprobs: whose log-probabilities the ratio is taken to, the "sampler"'s or the "trainer"'s
     remat: what is kept of each layer for the backward pass, one of transformer.REMAT
@@ -109,7 +109,6 @@ class UpdateSpec:
     micro_batch: int = 0
     group_size: int = 1
     prompt_width: int | None = None
-    score_from: int = 1
     pack: int = 0
     old_logprobs: str = "sampler"
     remat: str = "none"
