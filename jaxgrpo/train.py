@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from jaxgrpo import config as configs
-from jaxgrpo import evaluate, losses, metrics, performance, plots
+from jaxgrpo import evaluate, losses, metrics, performance, plots, trackers
 from jaxgrpo.build import Run, build_run, model_folder, trained_rows, update_rule
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import GAPS, Config, parse_command_line
@@ -51,7 +51,12 @@ from jaxgrpo.summary import (
     tables,
 )
 from jaxgrpo.types import Params, SamplingParams
-from jaxgrpo.updates import merge_metrics, update_policy, update_program
+from jaxgrpo.updates import (
+    completion_advantages,
+    merge_metrics,
+    update_policy,
+    update_program,
+)
 
 Metrics = dict[str, float]
 
@@ -71,6 +76,7 @@ def train(
     """
     join_processes(**vars(config.distributed))
     configs.check_same(config, config.out)
+    trackers.check(config.trackers)
     started_at = time.time()
     out = Path(config.out)
     if is_finished(config):
@@ -168,7 +174,12 @@ def run_steps(
     )
     is_first = jax.process_index() == 0
     writer = metrics.Writer(
-        config.out, run_state.step + 1, config.steps, active=is_first
+        config.out,
+        run_state.step + 1,
+        config.steps,
+        is_first,
+        config.trackers,
+        configs.flat(configs.describe(config)),
     )
     with writer, contextlib.closing(stream):
 
@@ -229,7 +240,15 @@ def run_step(
     for group in collected.asked:
         run_state.history.record(group.problem.id, group.solved, group.judged)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
-        writer.write_rollouts(step, shown_rollouts(collected.asked, collected.groups))
+        writer.write_rollouts(
+            step,
+            shown_rollouts(
+                collected.asked,
+                collected.groups,
+                completion_advantages(run_state.objective, collected.groups),
+                whole=config.save_rollouts == "all",
+            ),
+        )
 
     # 2. The update.
     update_started_at = time.perf_counter()

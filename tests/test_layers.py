@@ -57,7 +57,7 @@ LAYERS = {
         "it compiles what lies under it",
     ),
     "stages": Layer(
-        ("rollout", "checkpoint", "metrics", "console", "plots"),
+        ("rollout", "checkpoint", "metrics", "trackers", "console", "plots"),
         ("base", "arrays", "host"),
         None,
         "compiled programs arrive as arguments",

@@ -8,7 +8,7 @@ from jaxgrpo.config.bounds import GAPS, ROUNDING
 from jaxgrpo.config.checks import validate
 from jaxgrpo.config.loader import load, parse_command_line
 from jaxgrpo.config.overrides import describe, override
-from jaxgrpo.config.resume import check_same, compare, save
+from jaxgrpo.config.resume import check_same, compare, flat, save
 from jaxgrpo.config.schema import (
     Batch,
     Compute,
@@ -38,6 +38,7 @@ __all__ = [
     "check_same",
     "compare",
     "describe",
+    "flat",
     "load",
     "override",
     "parse_command_line",
