@@ -126,9 +126,9 @@ def _signed(value: float | None, sign: str) -> tuple[str, str]:
 
 
 def _verdicts(rewards: Mapping[str, float | None]) -> str:
-    """Returns each reward's name and value; those that are only measured have a long name."""
+    """Returns each reward and its value; of a measure such as language/ratio the last name."""
     values = {
-        name: "-" if value is None else f"{value:.2f}"
+        name.rpartition("/")[2]: "-" if value is None else f"{value:.2f}"
         for name, value in rewards.items()
     }
     return "   " + "  ".join(f"{name} {value}" for name, value in values.items())

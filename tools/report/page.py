@@ -6,6 +6,7 @@ text: whatever a model writes, nothing of it is read as HTML.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
@@ -219,6 +220,7 @@ def _html(content: Mapping, library: str) -> bytes:
     return template.substitute(parts).encode("utf-8", errors="backslashreplace")
 
 
+@cache
 def _charts_library() -> str:
     """Returns Vega, Vega-Lite and vega-embed as one script, which a package holds: 0.9 MB."""
     try:
