@@ -48,12 +48,14 @@ class TensorBoard:
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=start_step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Sends the metrics of a step."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         # A checkpoint that is saved after this step must not be ahead of its metrics.
         self._writer.flush()
 
     def close(self) -> None:
+        """Returns when everything has been sent."""
         self._writer.close()
 
 
@@ -79,9 +81,11 @@ class WeightsAndBiases:
         _save_id(out, "wandb", self._run.id)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Sends the metrics of a step."""
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
+        """Returns when everything has been sent."""
         self._run.finish()
 
 
@@ -128,6 +132,7 @@ class MLflow:
         return run_id
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Sends the metrics of a step."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -138,6 +143,7 @@ class MLflow:
         self._client.log_batch(self._run_id, metrics=entries)
 
     def close(self) -> None:
+        """Returns when everything has been sent."""
         self._client.set_terminated(self._run_id)
 
 

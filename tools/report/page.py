@@ -81,7 +81,7 @@ def make_page(folders: Sequence[Path], max_bytes: int = MAX_BYTES) -> Page:
         "tables": _tables(runs),
         "written": num_written,
     }
-    library = _charts_library()
+    library = charts_library()
     bare = len(_html(content | {"groups": []}, library))
     if bare >= max_bytes:
         raise UserError(
@@ -221,7 +221,7 @@ def _html(content: Mapping, library: str) -> bytes:
 
 
 @cache
-def _charts_library() -> str:
+def charts_library() -> str:
     """Returns Vega, Vega-Lite and vega-embed as one script, which a package holds: 0.9 MB."""
     try:
         import vl_convert
