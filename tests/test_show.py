@@ -143,5 +143,5 @@ def test_completions_of_older_runs_can_be_read(tmp_path, capsys):
 def test_a_missing_verdict_is_a_dash():
     assert show._signed(None, "") == ("-", "yellow")
     assert show._verdicts({"accuracy": None, "language/ratio": 0.5}) == (
-        "   accuracy -  ratio 0.50"
+        "accuracy -  ratio 0.50"
     )

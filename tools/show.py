@@ -26,7 +26,7 @@ from tools.report.rollouts import (
 from tools.report.runs import read_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.text import Text
 
 WIDTH = 80
@@ -65,11 +65,14 @@ def groups_of(out: Path, step: int | None) -> list[SavedGroup]:
     )
 
 
-def show(groups: Sequence[SavedGroup], methods: Sequence[str]) -> Iterator["Text"]:
+def show(
+    groups: Sequence[SavedGroup], methods: Sequence[str]
+) -> Iterator["RenderableType"]:
     """Yields the lines of a step's groups.
 
     methods: where the verifier takes answers from
     """
+    from rich.padding import Padding
     from rich.text import Text
 
     kept = sum(group.problem["kept"] for group in groups)
@@ -94,7 +97,8 @@ def show(groups: Sequence[SavedGroup], methods: Sequence[str]) -> Iterator["Text
         for record in group.completions:
             yield Text()
             yield _facts(record, methods)
-            yield Text(_verdicts(record["rewards"]), "dim")
+            verdicts = Text(_verdicts(record["rewards"]), "dim")
+            yield Padding(verdicts, (0, 0, 0, 3))
             yield _with_marks(record["completion"], problem["language"], "")
 
 
@@ -131,7 +135,7 @@ def _verdicts(rewards: Mapping[str, float | None]) -> str:
         name.rpartition("/")[2]: "-" if value is None else f"{value:.2f}"
         for name, value in rewards.items()
     }
-    return "   " + "  ".join(f"{name} {value}" for name, value in values.items())
+    return "  ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _with_marks(text: str, language: str, style: str) -> "Text":

@@ -76,8 +76,11 @@ def sections(groups: Sequence[RunGroup]) -> Iterator[tuple[str, list[Chart]]]:
         for name, value in record.items()
         if value is not None
     )
+    # Those with a title of their own first.
+    names = [name for name in TITLES if name in recorded]
+    names += [name for name in recorded if name not in TITLES]
     found = {
-        title: [name for name in recorded if re.fullmatch(pattern, name)]
+        title: [name for name in names if re.fullmatch(pattern, name)]
         for title, pattern in SECTIONS.items()
     }
     num_lines = max(1, sum(map(len, found.values())) * len(groups))

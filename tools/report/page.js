@@ -1,7 +1,7 @@
 // Shows what is in the block of JSON: charts, tables, and rollouts to look through.
 // Text from a run goes into the page by textContent alone, so nothing of it is read as HTML.
 const content = JSON.parse(document.getElementById("content").textContent);
-const PAGE_SIZE = 50;
+const PAGE_SIZE = 25;
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -40,7 +40,6 @@ function drawChart(place, chart) {
 async function drawSections() {
   const contents = document.getElementById("contents");
   const charts = document.getElementById("charts");
-  contents.append(element("a", { href: "#rollouts" }, "What was written"));
   const drawn = [];
   content.sections.forEach((section, index) => {
     contents.append(element("a", { href: `#section-${index}` }, section.title));
@@ -53,6 +52,7 @@ async function drawSections() {
     charts.append(element("section", { id: `section-${index}` },
       element("h2", {}, section.title), grid));
   });
+  contents.append(element("a", { href: "#rollouts" }, "What was written"));
   for (const [place, chart] of drawn) await drawChart(place, chart);
   document.body.dataset.charts = drawn.length;
 }

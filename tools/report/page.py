@@ -152,29 +152,29 @@ def _tables(runs: Sequence[SavedRun]) -> list[dict]:
     finished = [run for run in runs if run.summary.get("after")]
     if finished:
         rows = [
-            [run.name]
-            + [
-                _shown(run.summary[when].get(metric, "-"))
-                for metric in HELD_OUT
-                for when in ("before", "after")
-            ]
+            [run.name, *(_before_and_after(run, metric) for metric in HELD_OUT)]
             for run in finished
         ]
-        columns = [
-            f"{title} {when}"
-            for title in HELD_OUT.values()
-            for when in ("before", "after")
-        ]
         tables.append(
-            {"title": "Held-out results", "columns": ["run", *columns], "rows": rows}
+            {
+                "title": "Held-out results, before and after training",
+                "columns": ["run", *HELD_OUT.values()],
+                "rows": rows,
+            }
         )
     return tables
+
+
+def _before_and_after(run: SavedRun, metric: str) -> str:
+    """Returns a held-out result before and after training, "-" where there is none."""
+    values = [run.summary[when].get(metric, "-") for when in ("before", "after")]
+    return " → ".join(map(_shown, values))
 
 
 def _shown(value: object) -> str:
     """Returns a setting or a result as text."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.3g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
