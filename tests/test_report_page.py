@@ -104,11 +104,15 @@ def test_a_curve_has_the_mean_of_its_runs_and_their_range(runs):
     groups = group_runs(read_runs(runs))
     chart = curves.curve("reward/accuracy", groups)
     rows = [row for row in curves.rows(chart["columns"]) if row["run"] != "fast"]
-    values = 0.5 + 0.4 * np.sin(np.arange(1, 7)[:, None] + np.array([0, 1]))
+    values = 0.5 + 0.4 * np.sin(np.arange(1, 7) + np.array([[0], [1]]))  # [runs, steps]
+    means = np.array(
+        [[run[max(0, i - 2) : i + 1].mean() for i in range(6)] for run in values]
+    )
     for name, expected in (
-        ("value", values.mean(axis=1)),
-        ("low", values.min(axis=1)),
-        ("high", values.max(axis=1)),
+        ("value", values.mean(axis=0)),
+        ("mean", means.mean(axis=0)),
+        ("low", means.min(axis=0)),
+        ("high", means.max(axis=0)),
     ):
         np.testing.assert_allclose([row[name] for row in rows], expected, rtol=1e-4)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]

@@ -91,7 +91,7 @@ def sections(groups: Sequence[RunGroup]) -> Iterator[tuple[str, list[Chart]]]:
 
 
 def curve(metric: str, groups: Sequence[RunGroup], max_points: int = 400) -> Chart:
-    """Returns the chart of a metric.
+    """Returns the chart of a metric: of each group of runs the mean over runs of running means.
 
     max_points: of a line, at most; beyond that neighbouring steps are averaged
     """
@@ -102,16 +102,15 @@ def curve(metric: str, groups: Sequence[RunGroup], max_points: int = 400) -> Cha
         steps, values = _values(metric, group)  # [S], [runs, S]
         if not len(steps):
             continue
-        present = np.isfinite(values)
-        counts = present.sum(axis=0)
-        value = np.where(present, values, 0.0).sum(axis=0) / np.maximum(counts, 1)
-        value = np.where(counts > 0, value, np.nan)
+        # Each run by itself, so that their mean lies between the least and the greatest.
+        window = max(3, len(steps) // 10)
+        smooth = np.array([running_mean(row, window) for row in values])
         series = {
             "step": steps.astype(float),
-            "value": value,
-            "mean": running_mean(value, max(3, len(value) // 10)),
-            "low": np.where(present, values, np.inf).min(axis=0),
-            "high": np.where(present, values, -np.inf).max(axis=0),
+            "value": np.nanmean(values, axis=0),
+            "mean": np.nanmean(smooth, axis=0),
+            "low": np.nanmin(smooth, axis=0),
+            "high": np.nanmax(smooth, axis=0),
         }
         points = _bins(len(steps), max_points)
         columns["run"] += [group.label] * (len(points) - 1)
@@ -121,8 +120,8 @@ def curve(metric: str, groups: Sequence[RunGroup], max_points: int = 400) -> Cha
         # Without seeds there is no band.
         del columns["low"], columns["high"]
     return {
-        "title": TITLES.get(metric, metric),
-        "spec": _spec([group.label for group in groups], "low" in columns),
+        "title": _title(metric),
+        "spec": _spec(groups, columns),
         "columns": columns,
     }
 
@@ -140,6 +139,12 @@ def colours(labels: Sequence[str]) -> dict[str, list[str]]:
     """Returns the scale that gives each group of runs its colour."""
     repeated = [COLOURS[place % len(COLOURS)] for place in range(len(labels))]
     return {"domain": list(labels), "range": repeated}
+
+
+def _title(metric: str) -> str:
+    """Returns the title of a metric's chart; of one of a language it is the language's code."""
+    one = re.fullmatch(r"accuracy/(\w+)|language/(\w+)/target_word_ratio", metric)
+    return (one[1] or one[2]) if one else TITLES.get(metric, metric)
 
 
 def _values(metric: str, group: RunGroup) -> tuple[np.ndarray, np.ndarray]:
@@ -172,11 +177,15 @@ def _number(values: np.ndarray) -> float | None:
     return float(f"{finite.mean():.5g}") if len(finite) else None
 
 
-def _spec(labels: Sequence[str], has_band: bool) -> dict:
+def _spec(groups: Sequence[RunGroup], columns: Mapping[str, Sequence]) -> dict:
     """Returns the specification of a chart of curves."""
-    y = {"type": "quantitative", "title": None, "scale": {"zero": False}}
+    y: dict = {"type": "quantitative", "title": None, "scale": {"zero": False}}
+    largest = max((abs(value) for value in columns["value"] if value), default=0.0)
+    if largest >= 10_000:
+        # 1,600,000,000 is 1.6G.
+        y["axis"] = {"format": "~s"}
     layers: list[dict] = []
-    if has_band:
+    if "low" in columns:
         layers.append(
             {
                 "mark": {"type": "area", "opacity": 0.15},
@@ -243,7 +252,7 @@ def _spec(labels: Sequence[str], has_band: bool) -> dict:
                 "field": "run",
                 "type": "nominal",
                 "legend": None,
-                "scale": colours(labels),
+                "scale": colours([group.label for group in groups]),
             },
         },
         "layer": layers,

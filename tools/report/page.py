@@ -27,6 +27,9 @@ HERE = Path(__file__).parent
 MAX_BYTES = 5_000_000
 """A page is smaller than this: rollouts that would make it greater are left out, evenly."""
 
+FIELDS_BYTES = 250
+"""Bytes that the fields of a completion take besides its text, about."""
+
 HELD_OUT = {
     "reward/accuracy": "accuracy",
     "language/target_word_ratio": "words in the target language",
@@ -52,7 +55,7 @@ class Page(NamedTuple):
 class GroupHead(NamedTuple):
     """What is kept of every group that was written, however many there are.
 
-    size: bytes of its completions
+    size: bytes that it takes on a page, about
     """
 
     step: int
@@ -89,7 +92,7 @@ def make_page(folders: Sequence[Path], max_bytes: int = MAX_BYTES) -> Page:
             "give fewer runs"
         )
 
-    # 2. As many groups as there is room for: every one, or each run's first, third, fifth, ...
+    # 2. As many groups as there is room for: every one of a run, or every second, third, ...
     total = sum(head.size for run_heads in heads for head in run_heads)
     every = max(1, -(-total // (max_bytes - bare)))
     longest = max(map(len, heads))
@@ -104,7 +107,7 @@ def make_page(folders: Sequence[Path], max_bytes: int = MAX_BYTES) -> Page:
         html = _html(content | {"groups": shown}, library)
         if len(html) < max_bytes:
             return Page(html, len(shown), num_written)
-        every *= 2
+        every += 1
 
 
 def _written_groups(run: SavedRun) -> Iterator[SavedGroup]:
@@ -115,8 +118,8 @@ def _written_groups(run: SavedRun) -> Iterator[SavedGroup]:
 
 def _head(group: SavedGroup) -> GroupHead:
     problem = group.problem
-    texts = [record["completion"] for record in group.completions]
-    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+    texts = [problem["prompt"], *(record["completion"] for record in group.completions)]
+    size = sum(len(text.encode("utf-8", "replace")) + FIELDS_BYTES for text in texts)
     return GroupHead(problem["step"], problem["solved"], problem["judged"], size)
 
 
