@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tensorboardX import SummaryWriter
-
 from jaxgrpo.errors import UserError, check_choice
 from jaxgrpo.files import write_json
 
@@ -45,6 +43,8 @@ class TensorBoard:
     """
 
     def __init__(self, out: Path, start_step: int, settings: Settings) -> None:
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=start_step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -93,7 +93,7 @@ class MLflow:
     """Writes a run of MLflow, to MLFLOW_TRACKING_URI or else into OUT/mlruns.
 
     MLflow's local folders cannot hold a metric `a/b` beside a metric `a/b/c`, so the second is
-    called `a/b.c`.
+    called `a/b.c`. A step that a resumed run does again is there twice, with the same values.
     """
 
     def __init__(self, out: Path, start_step: int, settings: Settings) -> None:

@@ -240,15 +240,7 @@ def run_step(
     for group in collected.asked:
         run_state.history.record(group.problem.id, group.solved, group.judged)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
-        writer.write_rollouts(
-            step,
-            shown_rollouts(
-                collected.asked,
-                collected.groups,
-                completion_advantages(run_state.objective, collected.groups),
-                whole=config.save_rollouts == "all",
-            ),
-        )
+        _write_rollouts(run, run_state, collected, writer)
 
     # 2. The update.
     update_started_at = time.perf_counter()
@@ -269,6 +261,18 @@ def run_step(
             "data/problems_seen": float(len(run_state.history.visits)),
         }
     )
+
+
+def _write_rollouts(
+    run: Run, run_state: RunState, collected: Collection, writer: metrics.Writer
+) -> None:
+    """Writes what a step sampled: a few completions, or all of them with their advantages."""
+    whole = run.config.save_rollouts == "all"
+    advantages = None
+    if whole:
+        advantages = completion_advantages(run_state.objective, collected.groups)
+    records = shown_rollouts(collected.asked, collected.groups, advantages, whole)
+    writer.write_rollouts(run_state.step + 1, records)
 
 
 def _move_reward_weights(

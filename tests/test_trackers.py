@@ -137,7 +137,10 @@ def test_a_resumed_run_goes_on_in_the_same_run(tmp_path, name, history):
 
 
 def test_nothing_is_imported_that_is_not_asked_for():
-    code = "import jaxgrpo.train, sys; print({'wandb', 'mlflow'} & set(sys.modules))"
+    code = (
+        "import jaxgrpo.train, sys\n"
+        "print({'wandb', 'mlflow', 'tensorboardX'} & set(sys.modules))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
     )
