@@ -35,10 +35,10 @@ from jaxgrpo.rollout.groups import JudgedGroup, SamplingRequest
 from jaxgrpo.rollout.report import (
     MissingVerdictsError,
     check_missing_verdicts,
-    shown_rollouts,
     verdict_means,
 )
 from jaxgrpo.rollout.stream import RolloutStream
+from jaxgrpo.rollout_records import step_records
 from jaxgrpo.run_state import RunState, restore_or_start
 from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import (
@@ -51,12 +51,7 @@ from jaxgrpo.summary import (
     tables,
 )
 from jaxgrpo.types import Params, SamplingParams
-from jaxgrpo.updates import (
-    completion_advantages,
-    merge_metrics,
-    update_policy,
-    update_program,
-)
+from jaxgrpo.updates import merge_metrics, update_policy, update_program
 
 Metrics = dict[str, float]
 
@@ -240,7 +235,9 @@ def run_step(
     for group in collected.asked:
         run_state.history.record(group.problem.id, group.solved, group.judged)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
-        _write_rollouts(run, run_state, collected, writer)
+        writer.write_rollouts(
+            step, step_records(collected, run_state.objective, config.save_rollouts)
+        )
 
     # 2. The update.
     update_started_at = time.perf_counter()
@@ -261,18 +258,6 @@ def run_step(
             "data/problems_seen": float(len(run_state.history.visits)),
         }
     )
-
-
-def _write_rollouts(
-    run: Run, run_state: RunState, collected: Collection, writer: metrics.Writer
-) -> None:
-    """Writes what a step sampled: a few completions, or all of them with their advantages."""
-    whole = run.config.save_rollouts == "all"
-    advantages = None
-    if whole:
-        advantages = completion_advantages(run_state.objective, collected.groups)
-    records = shown_rollouts(collected.asked, collected.groups, advantages, whole)
-    writer.write_rollouts(run_state.step + 1, records)
 
 
 def _move_reward_weights(

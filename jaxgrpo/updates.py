@@ -12,17 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from jaxgrpo.device.learner import ScoredBatch, take_groups
 from jaxgrpo.device.program import Program
 from jaxgrpo.distributed.mesh import to_device
 from jaxgrpo.losses import Objective
 from jaxgrpo.programs import Programs
-from jaxgrpo.rollout.batch import compared_tokens
-from jaxgrpo.rollout.groups import JudgedGroup
 from jaxgrpo.rollout.packing import Packer
 from jaxgrpo.types import AnyArray, Params, TrainBatch, TrainState
 
@@ -108,31 +105,6 @@ def update_policy(
         )
         made.append(_fetch(metrics))
     return state, made
-
-
-def completion_advantages(
-    objective: Objective, groups: Sequence[JudgedGroup]
-) -> Float[np.ndarray, "P G"] | None:
-    """Returns the advantages of a batch's completions, for people to look at.
-
-    Where each token has an advantage of its own, it is their mean.
-
-    groups: all that the batch has
-
-    None where an objective needs the KL to the reference, which only the update knows.
-    """
-    if not groups:
-        return None
-    rewards = jnp.array([group.rewards for group in groups], jnp.float32)
-    mask = jnp.array([compared_tokens(group) for group in groups])  # [P, G, T]
-    try:
-        advantages = np.asarray(objective.advantages(rewards, mask))
-    except ValueError:  # as the interface says of one that needs the KL
-        return None
-    if advantages.ndim == 2:
-        return advantages
-    counts = np.asarray(mask).sum(axis=-1)
-    return np.where(mask, advantages, 0.0).sum(axis=-1) / np.maximum(counts, 1)
 
 
 def with_bins(scored: ScoredBatch, bins: Int[AnyArray, "bins S"] | None) -> ScoredBatch:

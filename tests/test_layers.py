@@ -72,6 +72,7 @@ LAYERS = {
             "sample",
             "export",
             "summary",
+            "rollout_records",
             "run_state",
             "signals",
             "updates",

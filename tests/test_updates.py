@@ -16,13 +16,9 @@ from jaxgrpo.distributed.mesh import make_mesh, to_device, to_host
 from jaxgrpo.losses import GRPO
 from jaxgrpo.losses.wrapper import Wrapper
 from jaxgrpo.rollout.batch import make_batch
+from jaxgrpo.rollout_records import completion_advantages
 from jaxgrpo.types import TrainBatch
-from jaxgrpo.updates import (
-    UpdateRule,
-    completion_advantages,
-    merge_metrics,
-    update_policy,
-)
+from jaxgrpo.updates import UpdateRule, merge_metrics, update_policy
 from tests.losses.test_golden import GOLDEN, INPUTS, LENGTHS, objective_of
 from tests.tiny_devices import output_on_devices
 from tests.tiny_engines import NETWORK
