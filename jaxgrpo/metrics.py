@@ -1,4 +1,4 @@
-"""Writes and reads the metrics of a run: OUT/metrics.jsonl, OUT/rollouts.jsonl, TensorBoard.
+"""Writes and reads the metrics of a run: OUT/metrics.jsonl, OUT/rollouts.jsonl, trackers.
 
 Names of metrics are `stage/name`. A step has one line. A run that resumes at step s first drops
 what was written for s and later, because those steps are done again. Call `flush` before a
@@ -9,16 +9,16 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import jax
-from tensorboardX import SummaryWriter
 
 from jaxgrpo import console
 from jaxgrpo.console import Progress
 from jaxgrpo.files import write_atomically
+from jaxgrpo.trackers import Settings, Trackers
 
 
 @runtime_checkable
@@ -29,11 +29,13 @@ class Number(Protocol):
 
 
 class Writer:
-    """Writes OUT/metrics.jsonl, OUT/rollouts.jsonl, OUT/tensorboard and the console.
+    """Writes OUT/metrics.jsonl, OUT/rollouts.jsonl, trackers and the console.
 
     start_step: the first step that will be written; lines of it and of later steps are dropped
     steps: the run's last step (they count from 1), for the progress line
     active: False on all processes but one; then nothing is read or written
+    trackers: names of trackers, as the setting has them
+    settings: the run's, for trackers that show them
     quiet: whether nothing is printed
     """
 
@@ -43,6 +45,8 @@ class Writer:
         start_step: int = 0,
         steps: int | None = None,
         active: bool = True,
+        trackers: Sequence[str] = ("tensorboard",),
+        settings: Settings | None = None,
         quiet: bool = False,
     ) -> None:
         self._active = active
@@ -50,21 +54,20 @@ class Writer:
             return
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
+        self._progress = Progress(start_step, steps, quiet)
+        self._trackers = Trackers(
+            trackers, folder, start_step, settings or {}, self._progress.print_line
+        )
         self._files = {}
         for name in ("metrics", "rollouts"):
             path = folder / f"{name}.jsonl"
             truncate(path, start_step)
             self._files[name] = path.open("a", encoding="utf-8")
-        # purge_step: TensorBoard hides what an earlier process wrote for this step and later.
-        self._tensorboard = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start_step
-        )
-        self._progress = Progress(start_step, steps, quiet)
 
     def write(self, step: int, metrics: Mapping[str, Number]) -> None:
         """Writes the metrics of one step, everywhere.
 
-        The file has null for NaN and infinities, TensorBoard nothing; the console shows them.
+        The file has null for NaN and infinities, trackers nothing; the console shows them.
         """
         if not self._active:
             return
@@ -73,8 +76,7 @@ class Writer:
         # JSON has no word for NaN; every name stays in the line.
         nullable = {name: finite.get(name) for name in values}
         self._append("metrics", [{"step": step, **nullable}])
-        for name, value in finite.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self._trackers.log(step, finite)
         self._progress.show(step, values)
 
     def print_line(self, line: str) -> None:
@@ -103,7 +105,6 @@ class Writer:
         # The files' own buffers are empty: `_append` flushes them.
         for file in self._files.values():
             os.fsync(file.fileno())
-        self._tensorboard.flush()
 
     def close(self) -> None:
         """Flushes and closes all files and the progress bar."""
@@ -112,7 +113,7 @@ class Writer:
         self.flush()
         for file in self._files.values():
             file.close()
-        self._tensorboard.close()
+        self._trackers.close()
         self._progress.close()
 
     def __enter__(self) -> "Writer":

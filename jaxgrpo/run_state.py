@@ -1,5 +1,6 @@
 """The state of a run between two steps, and how a run goes on from a checkpoint."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -14,8 +15,10 @@ from jaxgrpo.data.order import ProblemOrder
 from jaxgrpo.distributed.mesh import to_device
 from jaxgrpo.losses import Objective
 from jaxgrpo.models import lora
+from jaxgrpo.problems import Weighted
 from jaxgrpo.rollout.difficulty import History
-from jaxgrpo.rollout.report import Json
+from jaxgrpo.rollout.groups import JudgedGroup
+from jaxgrpo.rollout.report import Json, verdict_means
 from jaxgrpo.types import Params, TrainState
 
 INIT_FROM = "--config.init_from"
@@ -132,3 +135,22 @@ def restore_or_start(
         objective=objective,
         started_at=started_at - saved["seconds"],
     )
+
+
+def move_reward_weights(
+    run: Run, run_state: RunState, asked: list[JudgedGroup]
+) -> dict[str, float]:
+    """Moves the reward weights on to the next step's; returns this step's that can move."""
+    step = run_state.step + 1
+    weights = run_state.reward_weights
+    means = verdict_means(asked)
+    moving = {
+        f"weight/{name}": weights[name]
+        for name, reward in run.config.rewards.items()
+        if type(reward) is not Weighted
+    }
+    run_state.reward_weights = {
+        name: reward.next_weight(step + 1, weights[name], means.get(name, math.nan))
+        for name, reward in run.config.rewards.items()
+    }
+    return moving

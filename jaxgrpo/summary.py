@@ -124,6 +124,8 @@ def write_csv(path: Path, reports: Sequence[Report]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode("utf-8"))
+
+
 def _before_and_after(values: list[float | None]) -> object:
     """Returns the one value, or two as "0.531 -> 0.719"."""
     if len(values) == 1:

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from jaxgrpo import config as configs
-from jaxgrpo import evaluate, losses, metrics, performance, plots
+from jaxgrpo import evaluate, losses, metrics, performance, plots, trackers
 from jaxgrpo.build import Run, build_run, model_folder, trained_rows, update_rule
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import GAPS, Config, parse_command_line
@@ -27,19 +27,23 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
 from jaxgrpo.overview import overview
 from jaxgrpo.plan.inputs import learning_inputs
-from jaxgrpo.problems import Weighted
 from jaxgrpo.rollout.batch import make_batch
 from jaxgrpo.rollout.collect import Collection, CollectSpec, collect_groups
 from jaxgrpo.rollout.difficulty import DifficultyFilter
-from jaxgrpo.rollout.groups import JudgedGroup, SamplingRequest
+from jaxgrpo.rollout.groups import SamplingRequest
 from jaxgrpo.rollout.report import (
     MissingVerdictsError,
     check_missing_verdicts,
-    shown_rollouts,
-    verdict_means,
 )
 from jaxgrpo.rollout.stream import RolloutStream
-from jaxgrpo.run_state import RunState, check_start, restore_or_start, start_policy
+from jaxgrpo.rollout_records import step_records
+from jaxgrpo.run_state import (
+    RunState,
+    check_start,
+    move_reward_weights,
+    restore_or_start,
+    start_policy,
+)
 from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import (
     Report,
@@ -76,6 +80,7 @@ def train(
     resume_notes = configs.check_same(config, config.out)
     evaluate.check(config)
     check_start(config)
+    trackers.check(config.trackers)
     started_at = time.time()
     out = Path(config.out)
     if is_finished(config):
@@ -177,8 +182,10 @@ def run_steps(
         config.out,
         run_state.step + 1,
         config.steps,
-        active=is_first,
-        quiet=config.quiet,
+        is_first,
+        config.trackers,
+        configs.flat(configs.describe(config)),
+        config.quiet,
     )
     with writer, contextlib.closing(stream):
         scores: Metrics = {}  # of the last step, where it was evaluated
@@ -241,11 +248,13 @@ def run_step(
     check_missing_verdicts(
         collected.asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl"
     )
-    weight_metrics = _move_reward_weights(run, run_state, collected.asked)
+    weight_metrics = move_reward_weights(run, run_state, collected.asked)
     for group in collected.asked:
         run_state.history.record(group.problem.id, group.solved, group.judged)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
-        writer.write_rollouts(step, shown_rollouts(collected.asked, collected.groups))
+        writer.write_rollouts(
+            step, step_records(collected, run_state.objective, config.save_rollouts)
+        )
 
     # 2. The update.
     update_started_at = time.perf_counter()
@@ -266,25 +275,6 @@ def run_step(
             "data/problems_seen": float(len(run_state.history.visits)),
         }
     )
-
-
-def _move_reward_weights(
-    run: Run, run_state: RunState, asked: list[JudgedGroup]
-) -> Metrics:
-    """Moves the reward weights on to the next step's; returns this step's that can move."""
-    step = run_state.step + 1
-    weights = run_state.reward_weights
-    means = verdict_means(asked)
-    moving = {
-        f"weight/{name}": weights[name]
-        for name, reward in run.config.rewards.items()
-        if type(reward) is not Weighted
-    }
-    run_state.reward_weights = {
-        name: reward.next_weight(step + 1, weights[name], means.get(name, math.nan))
-        for name, reward in run.config.rewards.items()
-    }
-    return moving
 
 
 def _update(
@@ -385,6 +375,8 @@ def _evaluate_last(run: Run, run_state: RunState, reference: Params) -> Report:
     if not evaluate.is_due(run.config, run_state.step):
         return make()
     return make_once(evaluate.step_path(run.config.out, run_state.step), make)
+
+
 def _evaluate_start(run: Run, run_state: RunState, reference: Params) -> Report:
     if run.config.evaluation.problems and not run.config.quiet:
         print0("compiling, and evaluating what the run begins with ...", flush=True)

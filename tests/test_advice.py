@@ -81,15 +81,25 @@ from jaxgrpo.text import tokenizer
 from tests import test_build
 from tests.test_config import make, right
 from tests.tiny_models import make_folder
+from tests.tiny_reports import make_run
 from tests.tiny_rollouts import make_group
 from tests.tiny_runs import ROOT
-from tools import check_advice
+from tools import check_advice, show
 from tools.bench import logprobs
+from tools.report import page
+from tools.report.rollouts import read_groups
+from tools.report.runs import read_runs
 
 Step = Callable[[Path, str], Any]
 TRIALS: dict[str, tuple[Step, tuple[Step, ...]]] = {}
 
 ELSEWHERE = {
+    "change sampling.prompt_width, sampling.max_new_tokens or batch.pack": (
+        "test_cudnn.py::test_it_needs_even_numbers_of_columns"
+    ),
+    "is for NVIDIA GPUs, and {}; set it to 'auto'": (
+        "test_cudnn.py::test_networks_that_it_cannot_attend_for_are_refused"
+    ),
     "{} is {}: it must be a multiple of {}": (
         "test_bench.py::test_numbers_that_do_not_go_together_are_refused"
     ),
@@ -124,6 +134,9 @@ ELSEWHERE = {
     ),
     "it is no translation of a row of --source into {}; give another --to": (
         "test_translate.py::test_a_file_of_something_else_is_not_appended_to"
+    ),
+    "run `wandb login` first": (
+        "test_trackers.py::test_a_login_that_nobody_could_answer_is_refused"
     ),
     "the same command goes on": "test_train.py::test_a_signal_ends_the_run_after_a_whole_step",
 }
@@ -1783,6 +1796,61 @@ trial(
     lambda folder, said: language_model.check_length(
         hf_folder.EMBEDDED, 2000, int(named(said, r"max_tokens to (\d+)"))
     ),
+)
+trial(
+    "holds no steps (metrics.jsonl)",
+    lambda folder, said: read_runs([folder]),
+    lambda folder, said: read_runs([make_run(folder / "run")]),
+)
+trial(
+    "a folder is given twice",
+    lambda folder, said: read_runs([make_run(folder / "run")] * 2),
+    lambda folder, said: read_runs([folder / "run"]),
+)
+trial(
+    "holds no completions (rollouts.jsonl)",
+    lambda folder, said: list(read_groups(folder)),
+    lambda folder, said: list(read_groups(make_run(folder / "run"))),
+)
+trial(
+    "is empty: no step has been written yet",
+    lambda folder, said: show.groups_of(make_run(folder / "run", groups=0), None),
+    lambda folder, said: show.groups_of(make_run(folder / "other"), None),
+)
+trial(
+    "; --config.show_rollouts_every=1 writes some",
+    lambda folder, said: show.groups_of(make_run(folder / "run"), 99),
+    lambda folder, said: show.groups_of(
+        folder / "run", int(named(said, r"choose one of (\d+)"))
+    ),
+    lambda folder, said: load(QUICKSTART, [named(said, r"; (--config\S+)")]),
+)
+trial(
+    "give fewer runs",
+    lambda folder, said: page.make_page([make_run(folder / "run")], max_bytes=10),
+    lambda folder, said: page.make_page([folder / "run"]),
+)
+
+
+def without(module: str, function: Callable, *arguments: Any) -> None:
+    """Calls a function where a module is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module, None)
+        function(*arguments)
+
+
+page_library = page.charts_library.__wrapped__  # it is kept once it was read
+trial(
+    "the page's charts need vl-convert-python",
+    give(without, "vl_convert", page_library),
+    is_an_extra,
+    give(page_library),
+)
+trial(
+    "the colours need rich",
+    give(without, "rich.console", show.make_console),
+    is_an_extra,
+    give(show.make_console),
 )
 
 MESSAGES = check_advice.messages()

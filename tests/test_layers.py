@@ -59,7 +59,7 @@ LAYERS = {
         "it compiles what lies under it",
     ),
     "stages": Layer(
-        ("rollout", "checkpoint", "metrics", "console", "plots"),
+        ("rollout", "checkpoint", "metrics", "trackers", "console", "plots"),
         ("base", "arrays", "host"),
         None,
         "compiled programs arrive as arguments",
@@ -77,6 +77,7 @@ LAYERS = {
             "summary",
             "overview",
             "language_model",
+            "rollout_records",
             "run_state",
             "signals",
             "updates",

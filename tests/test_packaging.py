@@ -26,7 +26,7 @@ SOURCES = sorted((ROOT / "jaxgrpo").rglob("*.py"))
 BASE_MODULES = ("jaxgrpo", "jaxgrpo.losses", "jaxgrpo.types", "jaxgrpo.device.logprobs")
 """Modules for which the base dependencies are enough."""
 
-OTHER_EXTRAS = {"libtpu": "tpu"}
+OTHER_EXTRAS = {"libtpu": "tpu", "mlflow": "mlflow", "wandb": "wandb"}
 """Imports that neither the base dependencies nor [train] have, and the extra that has them."""
 
 INDIRECT = {"array-record", "jinja2", "protobuf", "sentencepiece"}
@@ -72,8 +72,20 @@ def third_party(path: Path) -> set[str]:
     return set(imports(tree)) - sys.stdlib_module_names - {"jaxgrpo"}
 
 
+def extra(name: str) -> set[str]:
+    """Returns the distributions of an extra, with those of extras of ours that it names."""
+    found = set()
+    for requirement in PROJECT["optional-dependencies"][name]:
+        own = re.fullmatch(r"jaxgrpo\[(.*)\]", requirement)
+        if own:
+            found |= set().union(*map(extra, own[1].split(",")))
+        else:
+            found |= names([requirement])
+    return found
+
+
 BASE = names(PROJECT["dependencies"])
-TRAIN = names(PROJECT["optional-dependencies"]["train"])
+TRAIN = extra("train")
 
 
 # --- dependencies ---
@@ -86,7 +98,7 @@ def test_what_is_imported_is_declared(path):
 
 
 def test_what_tests_import_is_declared():
-    declared = BASE | TRAIN | names(PROJECT["optional-dependencies"]["test"])
+    declared = BASE | extra("test")
     paths = [*(ROOT / "tests").glob("*.py"), *(ROOT / "tests" / "rewards").glob("*.py")]
     modules = set().union(*map(third_party, paths)) - {"tests", "tools"}
     # Others are files beside the tests.

@@ -57,6 +57,8 @@ PARSED = {
     "tools.plan_growth": "needs libtpu, and minutes",
     "tools.profile": "takes a minute; tests/test_profile.py runs it on a tiny run",
     "tools.compiled_table": "needs libtpu, and minutes; tests/test_compiled_table.py",
+    "tools.show": "needs a run; tests/test_show.py",
+    "tools.report": "needs a run; tests/test_report_page.py",
     "tools.bench": "takes minutes; tests/test_bench.py runs each with other sizes",
     "tools.compare": "takes an hour; tests/test_compare.py",
     "tools.check_math": "needs the data sets",

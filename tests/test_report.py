@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from jaxgrpo.problems import Weighted
@@ -11,6 +12,7 @@ from jaxgrpo.rollout.judge import Judge
 from jaxgrpo.rollout.report import (
     MissingVerdictsError,
     check_missing_verdicts,
+    shown_rollouts,
     summarise,
 )
 from tests.tiny_rollouts import Verdicts, judge_all, make_group, make_sampled_group
@@ -45,6 +47,41 @@ def test_means_leave_out_what_is_missing_and_tell_languages_apart():
     assert means["reward/format"] == 0.5
     assert means["completion/tokens"] == 2
     assert means["verdict/missing"] == 0
+
+
+def test_all_completions_of_a_step_are_written_with_what_became_of_them():
+    asked = [
+        make_group("a", [1, 0], [1.0, 0.25], format=[0.5, math.nan]),
+        make_group("b", [0, 0], [0.0, math.nan]),
+        make_group("c", [1, 1]),
+    ]
+    kept = [asked[2], asked[0]]
+    advantages = np.array([[0.5, -0.5], [1.0, -1.0]])
+    written = list(shown_rollouts(asked, kept, advantages, whole=True))
+    assert [
+        (line["id"], line["sample"], line["kept"], line["advantage"])
+        for line in written
+    ] == [
+        ("a", 0, True, 1.0),
+        ("a", 1, True, -1.0),
+        ("b", 0, False, None),
+        ("b", 1, False, None),
+        ("c", 0, True, 0.5),
+        ("c", 1, True, -0.5),
+    ]
+    assert written[1]["completion"] == "a 1"
+    assert written[1]["rewards"] == {"accuracy": 0.0, "format": None}
+    assert [line["reward"] for line in written[:4]] == [1.0, 0.25, 0.0, None]
+    assert [line["tokens"] for line in written[:2]] == [1, 2]
+    assert json.loads(json.dumps(written, allow_nan=False)) == written
+
+
+def test_a_few_completions_have_the_form_of_all():
+    asked = [make_group(name, [1, 0]) for name in "abcdef"]
+    few = list(shown_rollouts(asked, asked, None))
+    every = list(shown_rollouts(asked, asked, None, whole=True))
+    assert [line["id"] for line in few] == ["a", "b", "c", "d"]
+    assert few == [line for line in every if line["sample"] == 0][:4]
 
 
 @pytest.mark.parametrize("max_share", [0.0, 0.2, 0.3])

@@ -16,6 +16,7 @@ from jaxgrpo.distributed.mesh import make_mesh, to_device, to_host
 from jaxgrpo.losses import GRPO
 from jaxgrpo.losses.wrapper import Wrapper
 from jaxgrpo.rollout.batch import make_batch
+from jaxgrpo.rollout_records import completion_advantages
 from jaxgrpo.types import TrainBatch
 from jaxgrpo.updates import UpdateRule, merge_metrics, update_policy
 from tests.losses.test_golden import GOLDEN, INPUTS, LENGTHS, objective_of
@@ -163,6 +164,40 @@ def test_the_trainers_old_logprobs_are_those_before_the_first_update(
         np.asarray(batch.sampler_logprobs)[mask],
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize(
+    "objective", [GRPO(), losses.DAPO(max_tokens=3.0, overlong_buffer=2.0)]
+)
+def test_the_advantages_that_are_shown_are_those_of_the_update(
+    programs, params, other, objective
+):
+    """Of an underfull batch, too, whose empty places have none."""
+    groups = sample(programs, params)[1:]
+    host = make_batch(groups, NUM_GROUPS)
+    scored = programs.score(
+        programs.init_state(params),
+        other,
+        to_device(host, programs.row_sharding),
+        objective,
+        1.0,
+    )
+    used = np.asarray(scored.advantages).reshape(NUM_GROUPS, GROUP)[: len(groups)]
+    shown = completion_advantages(objective, groups)
+    np.testing.assert_allclose(shown, used, rtol=1e-6)
+    assert np.abs(used).max() > 0
+
+
+def test_advantages_of_tokens_are_shown_as_their_mean_and_those_of_the_kl_not(
+    programs, params
+):
+    groups = sample(programs, params)
+    shown = completion_advantages(losses.ReinforcePlusPlus(kl=None), groups)
+    assert shown.shape == (NUM_GROUPS, GROUP)
+    assert (shown[:, 0] > 0).all()
+    assert (shown[:, 1] < 0).all()
+    assert completion_advantages(losses.RLOO(kl=0.1), groups) is None
+    assert completion_advantages(GRPO(), []) is None
 
 
 def test_a_reference_can_be_another_network(params, batch):

@@ -16,6 +16,7 @@ from jaxgrpo.config.resume import (
     check_same,
     check_start,
     compare,
+    flat,
     save,
     text_settings,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "check_start",
     "compare",
     "describe",
+    "flat",
     "load",
     "override",
     "parse_command_line",

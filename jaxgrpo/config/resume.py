@@ -78,8 +78,9 @@ def changes_evaluation(config: Config, out: str) -> bool:
 
 
 def _is_evaluation(name: str) -> bool:
-    """Returns whether a setting is of evaluations."""
-    return name.startswith("evaluation.")
+    """Returns whether a setting decides what an evaluation measures."""
+    is_measured = _is_within(name, marked(Config, "measures"))
+    return name.startswith("evaluation.") and is_measured
 
 
 def _evaluation_note(changes: dict[str, Change]) -> str:
@@ -144,6 +145,8 @@ def text_settings(config: Config) -> dict[str, object]:
         for name, value in flat(describe(config)).items()
         if _is_within(name, names) and not _is_within(name, JUDGES)
     }
+
+
 def check_named_out(out: str, argv: Iterable[str]) -> None:
     """Raises UserError if a command line names a folder to evaluate that is not there.
 

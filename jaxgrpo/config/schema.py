@@ -262,7 +262,10 @@ class Config(FixedFields):
     steps: of training; each makes an update unless its filter keeps nothing
     save_every: steps between checkpoints
     keep_checkpoints: the newest ones that are kept
-    show_rollouts_every: steps between logged samples (0: none)
+    show_rollouts_every: steps between those whose completions are written down (0: none)
+    save_rollouts: what is written of such a step: "few": one completion of each of four groups;
+        "all": every completion of every group
+    trackers: where metrics go besides metrics.jsonl: "tensorboard", "wandb", "mlflow"
     quiet: whether nothing is printed; files are written all the same
     """
 
@@ -298,6 +301,8 @@ class Config(FixedFields):
     save_every: int = setting(20, at_least=1, may_change=True)
     keep_checkpoints: int = setting(2, at_least=1, may_change=True)
     show_rollouts_every: int = setting(10, at_least=0, may_change=True)
+    save_rollouts: str = setting("few", one_of=("few", "all"), may_change=True)
+    trackers: tuple[str, ...] = setting(("tensorboard",), may_change=True)
     quiet: bool = setting(False, may_change=True)
 
 

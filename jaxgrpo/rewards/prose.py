@@ -8,6 +8,7 @@ All of it takes linear time, whatever a model writes.
 
 from collections import deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import regex as re
 
@@ -90,15 +91,34 @@ def strip_formulas(text: str) -> str:
 
     One pass over the text, however long.
     """
+    return " ".join(
+        text[piece.start : piece.end] + piece.stop for piece in prose_pieces(text)
+    )
+
+
+class Piece(NamedTuple):
+    """A piece of a text that is left by `strip_formulas`.
+
+    start, end: where it stands in the text
+    stop: what is put after it: "." where it ends a sentence without a space before the next, or ""
+    """
+
+    start: int
+    end: int
+    stop: str
+
+
+def prose_pieces(text: str) -> list[Piece]:
+    """Returns the pieces of a text that `strip_formulas` leaves, which a space joins there."""
     tokens = list(_TOKEN.finditer(text))
     if not tokens:
-        return text
-    return " ".join(_kept_pieces(text, tokens, _pair_delimiters(text, tokens)))
+        return [Piece(0, len(text), "")]
+    return list(_kept_pieces(text, tokens, _pair_delimiters(text, tokens)))
 
 
 def _kept_pieces(
     text: str, tokens: list[re.Match], partners: dict[int, int]
-) -> Iterator[str]:
+) -> Iterator[Piece]:
     """Yields the pieces of text that are left between what is dropped.
 
     tokens: all matches of _TOKEN
@@ -121,10 +141,10 @@ def _kept_pieces(
                 last_dropped = partner  # with all up to its partner
             elif token["box"]:
                 prose_box_end = tokens[partner].end()
-        yield text[position : token.start()] + ("." if token["stop"] else "")
+        yield Piece(position, token.start(), "." if token["stop"] else "")
         position = tokens[last_dropped].end()
         index = last_dropped + 1
-    yield text[position:]
+    yield Piece(position, len(text), "")
 
 
 def _pair_delimiters(text: str, tokens: list[re.Match]) -> dict[int, int]:

@@ -9,9 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.rollout.groups import JudgedTexts
+
+SHOWN_GROUPS = 4
+"""Groups of a step of which a completion is shown, where they are not shown whole."""
 
 MAX_SAVED_TEXTS = 100
 """The number of texts that are saved, at most, whose verdicts are missing."""
@@ -66,32 +70,61 @@ def verdict_means(groups: Sequence[JudgedTexts]) -> dict[str, float]:
     return {name: mean(numbers) for name, numbers in values.items()}
 
 
-def record(group: JudgedTexts) -> Json:
-    """Returns a problem and its first completion as JSON values; None for a missing verdict."""
+def record(group: JudgedTexts, sample: int = 0) -> Json:
+    """Returns a problem and one of its completions as JSON values.
+
+    sample: the completion's place in the group
+
+    A missing verdict is None, and so is the sum that it is missing from.
+    """
     problem = group.problem
-    rewards = {name: numbers[0] for name, numbers in group.values.items()}
+    text = group.texts[sample]
+    rewards = {name: numbers[sample] for name, numbers in group.values.items()}
     return {
         "id": problem.id,
         "language": problem.language,
         "level": problem.level,
         "prompt": problem.prompt,
-        "completion": group.texts[0],
+        "completion": text,
         "answer": problem.answer,
-        "rewards": {
-            n: None if np.isnan(value) else float(value) for n, value in rewards.items()
-        },
+        "rewards": {name: _nullable(value) for name, value in rewards.items()},
         "solved": group.solved,
         "judged": group.judged,
+        "sample": sample,
+        "samples": len(group.texts),
+        "reward": _nullable(group.rewards[sample]),
+        "tokens": text.tokens,
+        "finished": text.finished,
     }
 
 
 def shown_rollouts(
-    asked: Sequence[JudgedTexts], kept: Sequence[JudgedTexts], count: int = 4
+    asked: Sequence[JudgedTexts],
+    kept: Sequence[JudgedTexts],
+    advantages: Float[np.ndarray, "P G"] | None = None,
+    whole: bool = False,
 ) -> Iterator[Json]:
-    """Yields the first completion of the first few groups of a step, as JSON values."""
-    kept_ids = {id(group) for group in kept}
-    for group in asked[:count]:
-        yield record(group) | {"kept": id(group) in kept_ids}
+    """Yields completions of a step as JSON values, those of a group one after the other.
+
+    advantages: of the groups that were kept; None: they are not known
+    whole: whether they are all completions of all groups, or the first of the first few groups
+    """
+    places = {id(group): place for place, group in enumerate(kept)}
+    for group in asked if whole else asked[:SHOWN_GROUPS]:
+        place = places.get(id(group))
+        for sample in range(len(group.texts) if whole else 1):
+            advantage = None
+            if place is not None and advantages is not None:
+                advantage = float(advantages[place, sample])
+            yield record(group, sample) | {
+                "advantage": advantage,
+                "kept": place is not None,
+            }
+
+
+def _nullable(value: float) -> float | None:
+    """Returns a number as JSON has it: None for NaN."""
+    return None if math.isnan(value) else float(value)
 
 
 def check_missing_verdicts(

@@ -4,6 +4,7 @@
 import itertools
 import pickle
 import time
+import unicodedata
 from collections import Counter
 
 import hypothesis
@@ -23,6 +24,7 @@ from jaxgrpo.rewards.languages.consistency import (
     Threshold,
     count_words,
     english_word_ratio,
+    locate_words,
     strip_formulas,
     target_word_ratio,
     word_ratios,
@@ -37,6 +39,19 @@ SAME_SCRIPT = [
     ("zh", "ja"),
     *itertools.combinations(["en", "de", "fr", "es", "sw", "vi"], 2),
 ]
+
+
+PIECES = (
+    *itertools.chain(*TEXTS.values()),
+    r"$x = \text{cm}$",
+    r"\boxed{the same number of apples}",
+    "so.Then",
+    "`code` ",
+    "e\u0301te\u0301",
+    "\ud800",
+    "\n",
+)
+"""What texts are made of that hold several languages, formulas and code."""
 
 
 def problem(language):
@@ -277,6 +292,33 @@ def test_strip_formulas(text, left):
     assert (
         " ".join(strip_formulas(text).replace("{", " ").replace("}", " ").split())
         == left
+    )
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(st.lists(st.sampled_from(PIECES), max_size=8).map(" ".join))
+def test_words_are_found_where_they_stand(text):
+    text = unicodedata.normalize("NFC", text)
+    words = locate_words(text, "en")
+    counts = count_words(strip_formulas(text), "en")
+    assert Counter(word.language for word in words) == counts
+    assert all(first.end <= second.start for first, second in itertools.pairwise(words))
+    for word in words:
+        segment = text[word.start : word.end]
+        assert segment.strip() == segment != ""
+        assert any(map(str.isalpha, segment))
+
+
+def test_words_of_another_language_are_told_where_they_stand():
+    text = "사과는 $x$ 개. We add the apples together.\n그래서 답은 \\boxed{7} 입니다."
+    words = [
+        (text[word.start : word.end], word.language)
+        for word in locate_words(text, "ko")
+    ]
+    english = ["We", "add", "the", "apples", "together"]
+    korean = ["사과는", "개", "그래서", "답은", "입니다"]
+    assert Counter(words) == Counter(
+        [(word, "en") for word in english] + [(word, "ko") for word in korean]
     )
 
 

@@ -33,15 +33,17 @@ So a foreign word in a sentence of the same script counts as that sentence's lan
 another script counts as a word of the language that it looks like, mostly English.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from jaxgrpo.errors import UserError, check_choice
 from jaxgrpo.problems import Problem
 from jaxgrpo.rewards import prose
 from jaxgrpo.rewards.languages.identify import MIN_LETTERS, identify, identify_sentences
-from jaxgrpo.rewards.languages.words import LANGUAGES, sentences
+from jaxgrpo.rewards.languages.words import LANGUAGES, located_words, sentences
 from jaxgrpo.rewards.prose import PARTS, strip_formulas
 from jaxgrpo.text.language_codes import LANGUAGE_CODES, language_code
 
@@ -49,6 +51,7 @@ __all__ = [
     "LANGUAGES",
     "MIN_LETTERS",
     "PARTS",
+    "LocatedWord",
     "Match",
     "Ratio",
     "Threshold",
@@ -56,6 +59,7 @@ __all__ = [
     "count_words",
     "english_word_ratio",
     "identify",
+    "locate_words",
     "strip_formulas",
     "target_word_ratio",
     "word_ratios",
@@ -200,15 +204,61 @@ def count_words(text: str, target: str) -> Counter[str]:
     The key "" holds the words for which no language is found.
     """
     counts: Counter[str] = Counter()
+    for languages in _languages_by_script(text, target).values():
+        counts.update(languages)
+    return counts
+
+
+def _languages_by_script(text: str, target: str) -> dict[str, list[str]]:
+    """Returns the language of each word of a text: script -> its words' languages, in order."""
     all_sentences = list(sentences(text))
     scripts = {script for sentence in all_sentences for script in sentence}
+    by_script = {}
     # A sentence may have words of several scripts, and each script's words a language of their own.
     for script in scripts:
         with_script = [sentence for sentence in all_sentences if script in sentence]
         languages = identify_sentences(script, with_script, target)
-        for sentence, language in zip(with_script, languages, strict=True):
-            counts[language] += len(sentence[script])
-    return counts
+        by_script[script] = [
+            language
+            for sentence, language in zip(with_script, languages, strict=True)
+            for _ in sentence[script]
+        ]
+    return by_script
+
+
+class LocatedWord(NamedTuple):
+    """A word, and where it stands in its text.
+
+    language: ISO 639-1 code, "" where none is found
+    """
+
+    start: int
+    end: int
+    language: str
+
+
+def locate_words(text: str, target: str) -> list[LocatedWord]:
+    """Returns the words that `word_ratios` counts in a whole text, with their languages.
+
+    text: in Unicode's composed form (NFC), as positions count its characters
+    target: ISO 639-1 code of the language that the text should be in
+    """
+    words: list[LocatedWord] = []
+    pieces = prose.prose_pieces(text)
+    stripped = strip_formulas(text)
+    by_script = _languages_by_script(stripped, target)
+    remaining = {script: iter(languages) for script, languages in by_script.items()}
+    # Where each piece begins in the stripped text, in which a space follows each.
+    starts = [0]
+    for piece in pieces:
+        length = piece.end - piece.start + len(piece.stop)
+        starts.append(starts[-1] + length + 1)
+    for position, segment, script in located_words(stripped):
+        index = bisect_right(starts, position) - 1
+        start = pieces[index].start + position - starts[index]
+        language = next(remaining[script])
+        words.append(LocatedWord(start, start + len(segment), language))
+    return words
 
 
 def _checked_code(language: str) -> str:

@@ -122,6 +122,19 @@ def sentences(text: str) -> Iterator[WordsByScript]:
         yield words
 
 
+def located_words(text: str) -> Iterator[tuple[int, str, str]]:
+    """Yields the position, the segment and the script of each word of `sentences`, in order.
+
+    text: in Unicode's composed form, as positions count its characters
+    """
+    position = 0
+    for segment in WordBreaker(_normalize(text), "root"):
+        kind = _classify(segment[-_MAX_LETTERS:])
+        if kind and kind != _SENTENCE_END:
+            yield position, segment, kind
+        position += len(segment)
+
+
 def split(text: str) -> list[str]:
     """Returns the segments of a text in their order, case folded and without white space.
 

@@ -1,0 +1,52 @@
+"""What a step sampled, as records for OUT/rollouts.jsonl: a few completions, or all of them."""
+
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxgrpo.losses import Objective
+from jaxgrpo.rollout.batch import compared_tokens
+from jaxgrpo.rollout.collect import Collection
+from jaxgrpo.rollout.groups import JudgedGroup
+from jaxgrpo.rollout.report import Json, shown_rollouts
+
+
+def step_records(
+    collected: Collection, objective: Objective, save_rollouts: str
+) -> Iterator[Json]:
+    """Yields the records of a step.
+
+    objective: the one that the step's update is made with
+    save_rollouts: the setting: "few" completions, or "all", with their advantages
+    """
+    whole = save_rollouts == "all"
+    # The first time they take a second to compile.
+    advantages = completion_advantages(objective, collected.groups) if whole else None
+    return shown_rollouts(collected.asked, collected.groups, advantages, whole)
+
+
+def completion_advantages(
+    objective: Objective, groups: Sequence[JudgedGroup]
+) -> Float[np.ndarray, "P G"] | None:
+    """Returns the advantages of a batch's completions, for people to look at.
+
+    Where each token has an advantage of its own, it is their mean.
+
+    groups: all that the batch has
+
+    None where an objective needs the KL to the reference, which only the update knows.
+    """
+    if not groups:
+        return None
+    rewards = jnp.array([group.rewards for group in groups], jnp.float32)
+    mask = jnp.array([compared_tokens(group) for group in groups])  # [P, G, T]
+    try:
+        advantages = np.asarray(objective.advantages(rewards, mask))
+    except ValueError:  # as the interface says of one that needs the KL
+        return None
+    if advantages.ndim == 2:
+        return advantages
+    counts = np.asarray(mask).sum(axis=-1)
+    return np.where(mask, advantages, 0.0).sum(axis=-1) / np.maximum(counts, 1)
