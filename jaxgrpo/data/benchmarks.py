@@ -18,13 +18,13 @@ from jaxgrpo.data.csv_rows import read_headless_tsv
 from jaxgrpo.data.row_files import read_rows
 from jaxgrpo.data.rows import Row
 from jaxgrpo.data.table import check_language_setting, to_problems
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import FixedFields, UserError
 from jaxgrpo.problems import OTHER_ANSWERS, Problem, Problems
 from jaxgrpo.text.language_codes import language_code
 
 
 @dataclass
-class Benchmark:
+class Benchmark(FixedFields):
     """A Source of problems to evaluate on; the base of those below.
 
     path: the set's file.

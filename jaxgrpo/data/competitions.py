@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 from jaxgrpo.data.rows import Row
 from jaxgrpo.data.table import read_split
+from jaxgrpo.errors import FixedFields
 from jaxgrpo.problems import Problem, Problems
 
 
 @dataclass
-class SimpleRLZoo:
+class SimpleRLZoo(FixedFields):
     r"""A Source: the training data of SimpleRL-Zoo (arXiv 2503.18892), some 8,000 problems a set.
 
     {"question": "Let \\[f(x) = ...", "gt_answer": "0", "level": 5, "subject": "Algebra",
@@ -81,7 +82,7 @@ NO_ANSWERS = ("", "proof", "notfound")
 
 
 @dataclass
-class NuminaMath:
+class NuminaMath(FixedFields):
     """A Source: problems of NuminaMath 1.5 whose answers can be verified.
 
     {"problem": "...", "solution": "...", "answer": "12", "problem_type": "Algebra",

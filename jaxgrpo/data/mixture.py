@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import SupportsIndex, overload
 
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import FixedFields, UserError
 from jaxgrpo.problems import Problem, Problems, Source, notes_of
 from jaxgrpo.text.language_codes import language_code
 
 
 @dataclass
-class Part:
+class Part(FixedFields):
     """A source in a mixture, and which of its problems are in it, to train on and held out.
 
     Several parts may be of one source, with a weight for each language or level.
@@ -130,7 +130,7 @@ class MixedProblems(Sequence[Problem]):
 
 
 @dataclass
-class Mixture:
+class Mixture(FixedFields):
     """A Source: several sources at once.
 
     parts: by name.

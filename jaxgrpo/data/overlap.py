@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from jaxgrpo.data.mixture import MixedProblems, named_settings
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import FixedFields, UserError
 from jaxgrpo.problems import Problem, Problems, Source, notes_of
 
 # Thai, Japanese and Chinese are written without spaces: there a letter counts as a word.
@@ -18,7 +18,7 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 @dataclass
-class Decontaminated:
+class Decontaminated(FixedFields):
     """A Source: another one's problems, without those that overlap with held-out ones.
 
     source: the other one.

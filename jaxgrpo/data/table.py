@@ -20,7 +20,7 @@ from pathlib import Path
 
 from jaxgrpo.data.row_files import find_splits, read_files
 from jaxgrpo.data.rows import Row
-from jaxgrpo.errors import UserError
+from jaxgrpo.errors import FixedFields, UserError
 from jaxgrpo.problems import Problem, Problems
 from jaxgrpo.text.language_codes import LANGUAGE_CODES, language_code
 
@@ -29,7 +29,7 @@ HELDOUT_SPLIT = "test"
 
 
 @dataclass
-class Table:
+class Table(FixedFields):
     """A Source: problems from JSON Lines, CSV, TSV, parquet, or a folder that `datasets` wrote.
 
     path: the training file, or a folder: of `datasets.save_to_disk`, or of shards as on the Hugging

@@ -24,6 +24,7 @@ from jaxgrpo.data.gsm8k import split_answer
 from jaxgrpo.data.row_files import read_rows
 from jaxgrpo.data.rows import Row
 from jaxgrpo.data.table import check_language_setting, read_split
+from jaxgrpo.errors import FixedFields
 from jaxgrpo.problems import Problem, Problems
 from jaxgrpo.text.language_codes import language_code
 
@@ -38,7 +39,7 @@ _INSTRUCTION = re.compile(
 
 
 @dataclass
-class TranslatedGSM8K:
+class TranslatedGSM8K(FixedFields):
     """A Source: GSM8K in other languages, from files of the forms above.
 
     path: the training file.
