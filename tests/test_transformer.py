@@ -281,3 +281,18 @@ def test_the_backward_pass_computes_only_what_is_not_kept(params, layout):
     assert products("dots") - products("none") == 2 * layers
     # The last product is left out: nothing in its layer is made of it.
     assert products("full") - products("none") == 8 * layers
+
+
+def test_a_token_attends_by_products_of_more_than_one_row():
+    """With one row, as where each head has its own keys, TPUs would copy all keys for a token."""
+    queries = jnp.zeros((2, 4, 1, 8))
+    parts = [(jnp.zeros((2, 4, 8, 6)), jnp.zeros((2, 4, 6, 8)))]
+    mask = jnp.ones((2, 1, 6), bool)
+    jaxpr = jax.make_jaxpr(attention.attend)(queries, parts, mask)
+    products = [
+        eqn.outvars[0].aval.shape
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name == "dot_general"
+    ]
+    assert products == [(2, 4, 2, 6), (2, 4, 2, 8)]
+    assert jaxpr.out_avals[0].shape == queries.shape

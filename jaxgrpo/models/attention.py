@@ -120,9 +120,17 @@ def attend(
     return output.reshape(batch, heads, length, width).astype(queries.dtype)
 
 
-def _float32_product(equation: str, left: Array, right: Array) -> Array:
+def _float32_product(
+    equation: str, left: Float[Array, "B K q _"], right: Array
+) -> Float[Array, "B K q _"]:
     """Returns an einsum that is summed in float32."""
-    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+    rows = left.shape[2]
+    if rows == 1:
+        # XLA for TPUs makes a product with one row a sum of multiplications, and copies the keys
+        # into another layout for it: all of a ring, for each token. Two rows stay a product.
+        left = jnp.concatenate([left, left], axis=2)
+    product = jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+    return product[:, :, :rows]
 
 
 def sequence_mask(
