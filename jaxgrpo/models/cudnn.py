@@ -63,20 +63,18 @@ class CudnnAttention(AttentionKernel):
         readable: Bool[Array, "b T S"],
     ) -> Float[Array, "b k G T E"]:
         """Returns what the queries of one device's rows and heads read."""
-        rows, kv_heads, copies, length, width = queries.shape
-        by_column = queries.reshape(rows, -1, length, width).swapaxes(
-            1, 2
-        )  # [b, T, k*G, E]
+        rows, _, _, length, width = queries.shape
+        by_head = queries.reshape(rows, -1, length, width)  # [b, k*G, T, E]
+        # The kernel has no softcap: `check` refuses networks that need one.
         attended = jax.nn.dot_product_attention(
-            by_column,
+            by_head.swapaxes(1, 2),
             keys.swapaxes(1, 2),
             values.swapaxes(1, 2),
             mask=readable[:, None],
             scale=scale,
             implementation=self.implementation,
         )
-        by_head = attended.swapaxes(1, 2)  # [b, k*G, T, E]
-        return by_head.reshape(rows, kv_heads, copies, length, width)
+        return attended.swapaxes(1, 2).reshape(queries.shape)
 
 
 def attention(
