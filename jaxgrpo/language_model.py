@@ -7,7 +7,7 @@ The prompts go through the model's own chat template, the samples through the en
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgrpo.build import load_policy, match_tokenizer, model_folder
@@ -50,9 +50,6 @@ class LanguageModel:
     params: Params
     step: int | None
     system: str
-    _programs: dict[SamplingSpec, SamplingPrograms] = field(
-        default_factory=dict, repr=False
-    )
 
     @staticmethod
     def load(
@@ -194,9 +191,7 @@ class LanguageModel:
             slots=-(-slots // devices) * devices,
             eos_ids=self.tokenizer.eos_ids,
         )
-        if spec not in self._programs:
-            self._programs[spec] = compile_sampling(self.spec, spec)
-        return self._programs[spec]
+        return compile_sampling(self.spec, spec)
 
 
 def _is_run(path: Path) -> bool:

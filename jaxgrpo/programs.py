@@ -5,9 +5,9 @@ programs that sample; `compile_programs` gives those and the update's.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,9 @@ from jaxgrpo.distributed.mesh import (
     sharded_shapes,
 )
 from jaxgrpo.types import Params, TrainState
+
+KEPT_PROGRAMS = 8
+"""Models and shapes whose compiled programs a process keeps, at most, of each kind: the newest."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +135,38 @@ class Programs(SamplingPrograms):
         }
 
 
+Specs = ParamSpec("Specs")
+SomePrograms = TypeVar("SomePrograms", bound=SamplingPrograms)
+
+
+def once_a_process(
+    make_programs: Callable[Specs, SomePrograms],
+) -> Callable[Specs, SomePrograms]:
+    """Has a function make the programs of equal specs once: a second run compiles nothing anew.
+
+    Each run may seal its own: what one has compiled, another may still have to. A decorator.
+    """
+    kept = lru_cache(maxsize=KEPT_PROGRAMS)(make_programs)
+
+    @wraps(make_programs)
+    def take_or_make(*specs: Specs.args, **named: Specs.kwargs) -> SomePrograms:
+        programs = kept(*specs, **named)
+        unsealed = {
+            name: value.unsealed()
+            for name, value in vars(programs).items()
+            if isinstance(value, Program)
+        }
+        return replace(programs, **unsealed)
+
+    return take_or_make
+
+
+@once_a_process
 def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
     """Returns the programs that sample from a model.
 
-    They are compiled when they are first called. Sampling parameters are traced: another
-    temperature compiles nothing.
+    They are compiled when they are first called, and once in a process. Sampling parameters are
+    traced: another temperature compiles nothing.
     """
     mesh = model.mesh
     dtype = model.precision.compute
@@ -189,6 +219,7 @@ def compile_sampling(model: ModelSpec, spec: SamplingSpec) -> SamplingPrograms:
     )
 
 
+@once_a_process
 def compile_programs(
     model: ModelSpec,
     sampling: SamplingSpec,
@@ -198,8 +229,9 @@ def compile_programs(
 ) -> Programs:
     """Returns the programs of a run.
 
-    They are compiled when they are first called. Temperature and the objective's coefficients are
-    traced: changing them compiles nothing.
+    They are compiled when they are first called, and once in a process: a second run of the same
+    model, shapes and optimizer compiles nothing. Temperature and the objective's coefficients are
+    traced: changing them compiles nothing either.
 
     reference: another network that is the reference, on the same mesh; there are no adapters then
     """

@@ -36,6 +36,7 @@ from jaxgrpo.run_state import restore_or_start
 from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import TABLE_METRICS
 from jaxgrpo.train import check_agreement, compile_update, main, train
+from tests.compilations import noted_compilations
 from tests.slow_rewards import Delayed
 from tests.tiny_models import make_folder
 from tests.tiny_runs import (
@@ -258,21 +259,21 @@ def test_nothing_compiles_after_the_first_step(uninterrupted):
 
 def test_the_update_that_is_compiled_ahead_is_the_one_that_runs(uninterrupted):
     config, _ = uninterrupted
-    compiled = []
-
-    def note(event, seconds, **about):
-        if event.endswith("backend_compile_duration"):
-            compiled.append(about)
-
     with build_run(config) as run, Checkpoints(config.out) as checkpoints:
         run_state = restore_or_start(run, checkpoints, run.load_params(), 0.0)
-        jax.monitoring.register_event_duration_secs_listener(note)
-        try:
+        with noted_compilations() as compiled:
             compile_update(run, run_state)
             run.programs.update._ahead.result()
-        finally:
-            jax.monitoring.unregister_event_duration_listener(note)
     assert compiled == []
+
+
+def test_a_second_run_in_a_process_compiles_nothing(uninterrupted, config):
+    """It learns what the first one did, and may have other numbers of steps and coefficients."""
+    objective = dataclasses.replace(config.objective, clip_high=0.3)
+    with noted_compilations() as compiled:
+        first = next(train(dataclasses.replace(config, steps=2, objective=objective)))
+    assert compiled == []
+    assert comparable([first]) == comparable(uninterrupted[1][:1])
 
 
 def test_stopping_and_going_on_changes_nothing(uninterrupted, config, capsys):

@@ -9,24 +9,22 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrpo import build, plots
+from jaxgrpo import plots
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config, load, overrides
 from jaxgrpo.data import prompt_filter
-from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
-from jaxgrpo.device.program import Program
+from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import hf_folder, lora, transformer
 from jaxgrpo.models.lora import Lora
-from jaxgrpo.programs import Programs, compile_programs
+from jaxgrpo.programs import compile_programs
 from tests.tiny_models import make_folder
 
 ROOT = Path(__file__).parent.parent
@@ -83,43 +81,11 @@ def make_config(folder: Path, *overrides: str) -> Config:
     return load(config_file(folder), [f"--config.{override}" for override in overrides])
 
 
-_compiled: dict[tuple[ModelSpec | SamplingSpec | UpdateSpec | None, ...], Programs] = {}
-
-
-def compile_once(
-    model: ModelSpec,
-    sampling: SamplingSpec,
-    update: UpdateSpec,
-    optimizer: Optimizer,
-    reference: ModelSpec | None,
-) -> Programs:
-    """Stands in for compile_programs: compiles programs of the same shapes once for all tests.
-
-    Their optimizers are alike. Each run may seal its own programs: what one run has compiled
-    another may still have to.
-    """
-    shapes = (model, sampling, update, reference)
-    if shapes not in _compiled:
-        _compiled[shapes] = compile_programs(
-            model, sampling, update, optimizer, reference
-        )
-    shared = _compiled[shapes]
-    unsealed = {
-        name: Program(name, value._jitted)
-        for name, value in vars(shared).items()
-        if isinstance(value, Program)
-    }
-    return replace(shared, **unsealed)
-
-
 def share_programs(monkeypatch, draws_plot: bool = False) -> None:
-    """Has runs that only have to be short share compiled programs.
-
-    They look at the length of 32 prompts, not of 2,000.
+    """Shortens runs: they look at the length of 32 prompts, not of 2,000.
 
     draws_plot: whether they draw metrics.png, which takes a second
     """
-    monkeypatch.setattr(build, "compile_programs", compile_once)
     monkeypatch.setattr(prompt_filter, "MAX_CHECKED", 32)
     if not draws_plot:
         monkeypatch.setattr(plots, "plot", lambda out: None)

@@ -6,6 +6,7 @@ in bfloat16, most of an update would be lost: with 8 bits a number moves by 0.4 
 (arXiv 2010.06192).
 """
 
+from functools import cache
 from typing import TypeAlias
 
 import jax
@@ -28,10 +29,17 @@ def schedule(kind: str, peak: float, warmup_steps: int, steps: int) -> optax.Sch
     """Returns a learning rate by step: a linear warm-up from 0 to `peak`, then what `kind` says.
 
     The first step already moves: step s (from 0) of the warm-up uses peak * (s + 1) / warmup_steps.
+    The same rates are the same object, and so are optimizers with them: see `compile_programs`.
 
     kind: "constant", or "linear" or "cosine" down to 0 at step `steps`
     """
     check_choice("optimizer.schedule", kind, ("constant", "linear", "cosine"))
+    last_step = 0 if kind == "constant" else steps
+    return _schedule(kind, peak, warmup_steps, last_step)
+
+
+@cache
+def _schedule(kind: str, peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
     rest = max(steps - warmup_steps, 1)
     if kind == "constant":
         decay = optax.constant_schedule(peak)
@@ -45,6 +53,7 @@ def schedule(kind: str, peak: float, warmup_steps: int, steps: int) -> optax.Sch
     return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
+@cache
 def adamw(
     learning_rate: optax.Schedule,
     b1: float,

@@ -61,6 +61,10 @@ class Program:
         memory = self._jitted.lower(*self._arguments).compile().memory_analysis()
         return float(memory.temp_size_in_bytes) if memory else float("nan")
 
+    def unsealed(self) -> "Program":
+        """Returns another program of the same jitted function: what is compiled they share."""
+        return Program(self.name, self._jitted)
+
     def trace(self, *arguments: Any) -> Traced:
         """Returns the traced program for arrays or jax.ShapeDtypeStruct: `jaxpr`, `lower`."""
         return self._jitted.trace(*arguments)

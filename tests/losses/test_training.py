@@ -38,6 +38,7 @@ def test_ten_steps(name, tmp_path, monkeypatch):
         f"batch.old_logprobs={old_logprobs}",
         "evaluation.problems=0",
         "save_every=10",
+        "compute.scan_layers=True",
         f"model={hf_folder.EMBEDDED}",
     )
     config.objective = VARIANTS[name]
