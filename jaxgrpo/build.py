@@ -100,8 +100,8 @@ class Run:
         self.close()
 
 
-def build_run(config: Config) -> Run:
-    """Returns everything that a run needs, checked.
+def build_run(config: Config, trains: bool = True) -> Run:
+    """Returns everything that a run needs, checked. trains: else it has held-out problems alone.
 
     Raises UserError for whatever is wrong with the config, data, rewards or model.
     """
@@ -114,7 +114,8 @@ def build_run(config: Config) -> Run:
     _check_positions(config.sampling, folder)
 
     # 2. Problems, of which the first are checked.
-    task = Task(config.data.train(), config.rewards, config.solved_by)
+    problems = config.data.train() if trains else []
+    task = Task(problems, config.rewards, config.solved_by)
     heldout = config.data.heldout() if config.evaluation.problems else []
     positions = hf_folder.max_positions(folder)
     prompt_filter = PromptFilter(
@@ -124,10 +125,9 @@ def build_run(config: Config) -> Run:
         vocab_size=network.vocab_size,
         max_width=positions - config.sampling.max_new_tokens if positions else None,
     )
-    notes: list[str | None] = [
-        off_policy_note(config),
-        prompt_filter.check(task.problems, "training"),
-    ]
+    notes: list[str | None] = []
+    if trains:
+        notes += [off_policy_note(config), prompt_filter.check(problems, "training")]
     if config.evaluation.problems:
         notes.append(prompt_filter.check(heldout, "held-out"))
     notes += [*notes_of(config.data), *notes_on_golds(task, heldout)]

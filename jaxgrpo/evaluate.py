@@ -57,9 +57,7 @@ def evaluate(
 
     completions: a file of them; what is there is not sampled again
     """
-    settings = run.config.evaluation
-    # The same problems at every call, so that before and after can be compared.
-    problems = run.prompt_filter.take(run.heldout, settings.problems)
+    problems = heldout_problems(run)
     judged = _sample_or_read(run, params, problems, completions)
     missing_path = Path(run.config.out) / "missing.jsonl"
     check_missing_verdicts(judged, run.config.verifier.max_missing, missing_path)
@@ -71,10 +69,28 @@ def evaluate(
         "by_language": _score_by(evaluated, lambda problem: problem.language),
         "by_level": _score_by(evaluated, lambda problem: str(problem.level)),
         "problems": len(problems),
-        "samples": settings.samples,
+        "samples": run.config.evaluation.samples,
         "examples": examples(judged),
     }
     return _without_nan(report)
+
+
+def heldout_problems(run: Run) -> list[Problem]:
+    """Returns the problems of an evaluation: at every call the same, so that it can be compared."""
+    return run.prompt_filter.take(run.heldout, run.config.evaluation.problems)
+
+
+def sampling_request(config: Config) -> SamplingRequest:
+    """Returns what is sampled of each problem."""
+    settings = config.evaluation
+    return SamplingRequest(
+        group_size=settings.samples,
+        sampling=SamplingParams(
+            settings.temperature, settings.top_k, settings.top_p, settings.min_p
+        ),
+        purpose="evaluation",
+        stop=config.sampling.stop,
+    )
 
 
 def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[JudgedGroup]:
@@ -86,18 +102,10 @@ def _sample(
     run: Run, params: Params, problems: Sequence[Problem], done: int = 0
 ) -> Iterator[JudgedGroup]:
     """Yields a judged group for every problem, in their order. done: problems before these."""
-    settings = run.config.evaluation
-    request = SamplingRequest(
-        group_size=settings.samples,
-        sampling=SamplingParams(
-            settings.temperature, settings.top_k, settings.top_p, settings.min_p
-        ),
-        purpose="evaluation",
-        stop=run.config.sampling.stop,
-    )
+    # Step 0: evaluations draw the same random numbers, whenever they are made.
+    request = sampling_request(run.config)
     session = run.engine.session(params, problems, request, step=0)
     judged = judged_in_order(session, run.judge, run.judge.initial_weights())
-    # Step 0: evaluations draw the same random numbers, whenever they are made.
     is_quiet = run.config.quiet or jax.process_index() > 0
     is_hidden = is_quiet or None  # None: hidden where there is no terminal
     yield from tqdm(
@@ -298,7 +306,7 @@ def evaluate_all(config: Config) -> list[Report]:
     reports: list[Report] = []
     for _, group in groupby(policies, key=lambda policy: policy.model):
         same_model = list(group)
-        with build_run(with_model(config, same_model[0])) as run:
+        with build_run(with_model(config, same_model[0]), trains=False) as run:
             problem_sets = _problem_sets(run)
             _prepare(config, list(keys.values()))
             for policy in same_model:

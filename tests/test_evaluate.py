@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
-from jaxgrpo import config, evaluate
+from jaxgrpo import config, evaluate, train
 from jaxgrpo.build import build_run
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.summary import tables
-from tests.tiny_runs import config_file, make_config, model_folder, share_programs
+from tests.test_data import write_lines
+from tests.tiny_runs import TEXT, config_file, make_config, model_folder, share_programs
 
 
 @pytest.fixture(autouse=True)
@@ -233,3 +234,31 @@ def test_a_mistyped_folder_is_neither_evaluated_nor_made(tmp_path, monkeypatch, 
     said = capsys.readouterr().err
     assert f"there is no such folder (did you mean {made.out}?); to evaluate" in said
     assert not (tmp_path / "outt").exists()
+
+
+def test_a_set_to_evaluate_on_is_evaluated_and_not_trained_on(
+    tmp_path, monkeypatch, capsys, run
+):
+    rows = [
+        {"problem": f"{i} + 2?", "answer": str(i + 2), "level": 1, "unique_id": str(i)}
+        for i in range(3)
+    ]
+    path = write_lines(tmp_path / "math500.jsonl", rows)
+    text = TEXT.replace("Arithmetic(levels=(1,), size=24)", f"MATH500({path!r})")
+    text = text.replace(
+        "from jaxgrpo.data.arithmetic import Arithmetic",
+        "from jaxgrpo.data.benchmarks import MATH500",
+    )
+    file = config_file(tmp_path, text)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--config", file])
+    run_main(evaluate.main)
+    assert "untrained: 3 held-out problems" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written["by_level"]["1"]["problems"] == 3
+    with pytest.raises(SystemExit) as stopped:
+        run_main(train.main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: MATH500 is a set to evaluate on and has nothing to train on; set config.data to "
+        "one that has, such as GSM8K, or measure a policy: jaxgrpo evaluate\n"
+    )

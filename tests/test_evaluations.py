@@ -5,6 +5,8 @@ import dataclasses
 import itertools
 import json
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from jaxgrpo.data.arithmetic import Arithmetic
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Completion, Problem, Weighted
 from jaxgrpo.rewards import languages
+from jaxgrpo.rollout.completions_file import CompletionsFile
 from jaxgrpo.rollout.evaluated import Evaluated, row, score
 from jaxgrpo.rollout.groups import JudgedTexts
 from tests.tiny_devices import output_on_devices
@@ -98,6 +101,24 @@ def test_a_row_holds_all_completions():
     assert second["rewards"]["accuracy"] is None
 
 
+def test_a_completion_is_of_its_prompt_and_the_messages_before_it(tmp_path):
+    evaluated = make_evaluated([1, 0], [1.0, 1.0])
+    written = evaluated.judged
+    problem = written.problem
+    turns = [{"role": "user", "content": "1 + 1?"}]
+    asked = dataclasses.replace(problem, context=turns)
+    file = CompletionsFile(tmp_path / "evaluation.jsonl", {"key": "policy"})
+    file.append(written)
+    assert file.texts([problem], 2) == {"p": written.texts}
+    assert file.texts([asked], 2) == {}
+    other = dataclasses.replace(written, problem=asked)
+    file.append(other)
+    assert file.texts([asked], 2) == {"p": written.texts}
+    file.replace([row(dataclasses.replace(evaluated, judged=other))])
+    assert file.texts([asked], 2) == {"p": written.texts}
+    assert lines(tmp_path / "evaluation.jsonl")[0]["context"] == turns
+
+
 def test_answers_that_need_algebra_are_compared_by_workers(tmp_path):
     judged = []
     for answers in (("7", "8", "7", ""), ("1/2", "0.5", r"x^2-1", "(x-1)(x+1)")):
@@ -126,23 +147,31 @@ def test_a_verifier_that_reads_no_answers_has_no_majority(tmp_path):
         next(train.train(config))
 
 
-def print_scores():
-    """Prints the scores of an evaluation, for a process with other devices."""
-    import tempfile
-    from pathlib import Path
+def print_evaluation():
+    """Prints an evaluation and its completions, for a process with other devices."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = make_config(Path(folder), "evaluation.problems=8")
+        (report,) = evaluate.evaluate_all(config)
+        rows = lines(evaluate.completions_path(config))
+    # Folders differ, and so does what is made of their names.
+    for one in rows:
+        del one["key"]
+    for one in (report, *rows):
+        del one["of"], one["policy"]
+    print(json.dumps([report, rows]))
 
-    config = make_config(Path(tempfile.mkdtemp()), "evaluation.problems=8")
-    (report,) = evaluate.evaluate_all(config)
-    print(json.dumps([report["scores"], report["by_language"], report["by_level"]]))
 
-
-def test_the_same_scores_on_one_device_and_on_eight():
+def test_the_same_evaluation_on_one_device_and_on_eight():
+    """Every score, interval and completion; two processes: tests/test_processes.py."""
     one, eight = (
-        json.loads(output_on_devices(print_scores, devices).splitlines()[-1])
+        json.loads(output_on_devices(print_evaluation, devices).splitlines()[-1])
         for devices in (1, 8)
     )
     assert one == eight
-    assert one[0]["problems"] == 8
+    report, rows = one
+    assert report["problems"] == len(rows) == 8
+    assert {"accuracy_low", "pass_at_4", "maj_at_4"} < report["scores"].keys()
+    assert all(len(row_["completions"]) == 4 for row_ in rows)
 
 
 # --- Files ---

@@ -104,6 +104,7 @@ def row(one: Evaluated) -> Json:
         "id": problem.id,
         "language": problem.language,
         "level": problem.level,
+        "context": problem.context,
         "prompt": problem.prompt,
         "answer": problem.answer,
         "solved": judged.solved,

@@ -213,6 +213,7 @@ function showDetail(place, group, completion) {
     return button;
   }));
   place.replaceChildren(element("div", { class: "detail" },
+    ...group.context.flatMap(({ role, pieces }) => [element("h3", {}, role), marked(pieces)]),
     element("h3", {}, "prompt"), marked(group.prompt), element("h3", {}, "completion"),
     marked(completion.pieces), list,
     element("h3", {}, "completions of this prompt, and their rewards"), samples));
