@@ -35,7 +35,7 @@ from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder, lora
 from jaxgrpo.models.model_config import ModelConfig
-from jaxgrpo.problems import Problems, Task, Weighted, notes_of
+from jaxgrpo.problems import Problem, Task, Weighted, notes_of
 from jaxgrpo.programs import Programs, SamplingPrograms, compile_programs
 from jaxgrpo.rewards import languages
 from jaxgrpo.rewards.maths.golds import notes_on_golds
@@ -61,13 +61,14 @@ language collapse."""
 class Run:
     """A config brought to life.
 
+    heldout: the problems of an evaluation, the same at every one
     notes: lines that the person should read before the run begins
     """
 
     config: Config
     network: ModelConfig
     task: Task
-    heldout: Problems
+    heldout: Sequence[Problem]
     prompt_filter: PromptFilter
     judge: Judge
     engine: Engine
@@ -151,7 +152,7 @@ def build_run(config: Config, trains: bool = True) -> Run:
         config=config,
         network=network,
         task=task,
-        heldout=heldout,
+        heldout=prompt_filter.take(heldout, config.evaluation.problems),
         prompt_filter=prompt_filter,
         judge=Judge(pool, config.rewards, config.solved_by),
         engine=engine,

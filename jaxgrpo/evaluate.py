@@ -23,7 +23,7 @@ from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
 from jaxgrpo.policies import Policy, find_policies, with_model
-from jaxgrpo.problems import Problem, Problems, Weighted
+from jaxgrpo.problems import Problem, Weighted
 from jaxgrpo.rewards.maths.votes import Votes, votes_of
 from jaxgrpo.rewards.workers.pool import Pool
 from jaxgrpo.rollout.completions_file import CompletionsFile, keep_rows
@@ -57,8 +57,7 @@ def evaluate(
 
     completions: a file of them; what is there is not sampled again
     """
-    problems = heldout_problems(run)
-    judged = _sample_or_read(run, params, problems, completions)
+    judged = _sample_or_read(run, params, run.heldout, completions)
     missing_path = Path(run.config.out) / "missing.jsonl"
     check_missing_verdicts(judged, run.config.verifier.max_missing, missing_path)
     evaluated = compare_answers(run.config, judged)
@@ -68,16 +67,11 @@ def evaluate(
         "scores": score(evaluated),
         "by_language": _score_by(evaluated, lambda problem: problem.language),
         "by_level": _score_by(evaluated, lambda problem: str(problem.level)),
-        "problems": len(problems),
+        "problems": len(judged),
         "samples": run.config.evaluation.samples,
         "examples": examples(judged),
     }
     return _without_nan(report)
-
-
-def heldout_problems(run: Run) -> list[Problem]:
-    """Returns the problems of an evaluation: at every call the same, so that it can be compared."""
-    return run.prompt_filter.take(run.heldout, run.config.evaluation.problems)
 
 
 def sampling_request(config: Config) -> SamplingRequest:
@@ -328,13 +322,15 @@ def completions_path(config: Config) -> Path:
     return Path(config.out) / "evaluation.jsonl"
 
 
-def _problem_sets(run: Run) -> dict[str, Problems]:
+def _problem_sets(run: Run) -> dict[str, Sequence[Problem]]:
     """Returns the held-out problems of each data set, checked; it prints the run's notes."""
     notes = [*run.notes]
+    count = run.config.evaluation.problems
     problem_sets = {HELDOUT: run.heldout}
     for name, source in run.config.evaluation.sets.items():
-        problem_sets[name] = source.heldout()
-        note = run.prompt_filter.check(problem_sets[name], f"held-out {name}")
+        heldout = source.heldout()
+        note = run.prompt_filter.check(heldout, f"held-out {name}")
+        problem_sets[name] = run.prompt_filter.take(heldout, count)
         notes += [note] if note else []
     for note in notes:
         print0(note)
@@ -342,7 +338,7 @@ def _problem_sets(run: Run) -> dict[str, Problems]:
 
 
 def _evaluate_policy(
-    run: Run, policy: Policy, key: str, problem_sets: Mapping[str, Problems]
+    run: Run, policy: Policy, key: str, problem_sets: Mapping[str, Sequence[Problem]]
 ) -> Iterator[Report]:
     """Yields the evaluations of a policy, one a data set."""
     config = run.config

@@ -27,13 +27,6 @@ def run(tmp_path_factory):
             yield run
 
 
-def with_evaluation(run, **changes):
-    """Returns the run with changed settings of evaluation."""
-    evaluation = dataclasses.replace(run.config.evaluation, **changes)
-    config = dataclasses.replace(run.config, evaluation=evaluation)
-    return dataclasses.replace(run, config=config)
-
-
 def test_the_same_metrics_at_every_call(run):
     params = run.load_params()
     report = evaluate.evaluate(run, params)
@@ -47,19 +40,20 @@ def test_the_same_metrics_at_every_call(run):
 
 def test_problems_and_samples_are_those_asked_for(run):
     """5 problems in launches of 2: the last one is not full."""
-    problems = run.prompt_filter.take(run.heldout, 5)
+    problems = run.heldout[:5]
     groups = evaluate.sample(run, run.load_params(), problems)
-    assert [group.problem.id for group in groups] == [
-        run.heldout[i].id for i in range(5)
-    ]
+    assert [group.problem for group in groups] == problems
     assert {(len(group.texts), group.judged) for group in groups} == {(4, 4)}
     assert len({text for group in groups for text in group.texts}) > 15
 
 
 def test_examples_are_the_first_of_each_language_and_the_same_at_every_call(run):
-    report = evaluate.evaluate(with_evaluation(run, problems=24), run.load_params())
+    heldout = run.config.data.heldout()
+    problems = run.prompt_filter.take(heldout, 24)
+    assert problems[:6] == run.heldout
+    many = dataclasses.replace(run, heldout=problems)
+    report = evaluate.evaluate(many, run.load_params())
     examples = report["examples"]
-    problems = [run.heldout[i] for i in range(24)]
     languages = [example["language"] for example in examples]
     assert languages == sorted(languages)
     assert set(languages) == set(report["by_language"]) == {"en", "ko", "uk", "zh"}
@@ -78,9 +72,8 @@ def test_examples_are_the_first_of_each_language_and_the_same_at_every_call(run)
 
 
 def test_more_problems_than_there_are_are_all(run):
-    heldout = [run.heldout[i] for i in range(3)]
-    few = dataclasses.replace(with_evaluation(run, problems=100), heldout=heldout)
-    assert evaluate.evaluate(few, run.load_params())["problems"] == 3
+    assert len(run.heldout) == run.config.evaluation.problems == 6
+    assert run.prompt_filter.take(run.heldout, 100) == run.heldout
 
 
 def make_report(accuracy, **languages):

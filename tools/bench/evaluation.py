@@ -11,7 +11,7 @@ from functools import partial
 
 from jaxgrpo.build import Run, build_run, load_policy
 from jaxgrpo.config import Config, load
-from jaxgrpo.evaluate import evaluate, heldout_problems, sampling_request
+from jaxgrpo.evaluate import evaluate, sampling_request
 from jaxgrpo.rollout.protocols import SamplingUsage
 from jaxgrpo.train import train
 from jaxgrpo.types import Params
@@ -68,7 +68,7 @@ def make_config(arguments: argparse.Namespace) -> Config:
 def sample_alone(run: Run, params: Params) -> SamplingUsage:
     """Samples what an evaluation samples; returns what it took."""
     session = run.engine.session(
-        params, heldout_problems(run), sampling_request(run.config), step=0
+        params, run.heldout, sampling_request(run.config), step=0
     )
     for _ in session.groups():
         pass
