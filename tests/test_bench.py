@@ -205,7 +205,7 @@ def test_rewards_counts_verdicts(capsys):
 def test_evaluate_is_timed_beside_the_engine_alone(tmp_path, monkeypatch, capsys):
     """So are a run that is evaluated, and one that is not."""
     share_programs(monkeypatch)
-    every = ("--every", "1", "--steps", "2", "--problems", "4", "--samples", "2")
+    every = ("--every", "1", "--steps", "1", "--problems", "4", "--samples", "2")
     argv = ["evaluate", "--config", config_file(tmp_path), *every, "--repeats", "1"]
     # A random network of one layer samples faster than its completions can be judged.
     monkeypatch.setattr(evaluation, "MAX_RATIO", 1e9)
