@@ -23,20 +23,16 @@ from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
 from jaxgrpo.policies import Policy, find_policies, with_model
-from jaxgrpo.problems import Problem, Weighted
-from jaxgrpo.rewards.maths.votes import Votes, votes_of
-from jaxgrpo.rewards.workers.pool import Pool
+from jaxgrpo.problems import Problem
+from jaxgrpo.rewards.maths.votes import votes_of
+from jaxgrpo.rollout.comparison import AnswerComparison
 from jaxgrpo.rollout.completions_file import CompletionsFile, keep_rows
-from jaxgrpo.rollout.evaluated import Evaluated, right_or_wrong, row, score
+from jaxgrpo.rollout.evaluated import Evaluated, row, score
 from jaxgrpo.rollout.groups import JudgedGroup, JudgedTexts, SamplingRequest
-from jaxgrpo.rollout.judge import Judge, judged_in_order
+from jaxgrpo.rollout.judge import judged_in_order
 from jaxgrpo.rollout.report import Json, check_missing_verdicts, record, summarise
 from jaxgrpo.summary import Report, scores_table, tables, write_csv
 from jaxgrpo.types import Params, SamplingParams
-
-VOTE = "vote"
-"""The name of the votes among the values of a group."""
-
 
 # 1. One policy, one data set.
 
@@ -57,10 +53,15 @@ def evaluate(
 
     completions: a file of them; what is there is not sampled again
     """
-    judged = _sample_or_read(run, params, run.heldout, completions)
-    missing_path = Path(run.config.out) / "missing.jsonl"
-    check_missing_verdicts(judged, run.config.verifier.max_missing, missing_path)
-    evaluated = compare_answers(run.config, judged)
+    by_id: dict[str, JudgedTexts] = {}
+    with answer_comparison(run.config) as comparison:
+        for one in _sample_or_read(run, params, completions):
+            by_id[one.problem.id] = one
+            comparison.add(one)
+        judged = [by_id[problem.id] for problem in run.heldout]
+        missing_path = Path(run.config.out) / "missing.jsonl"
+        check_missing_verdicts(judged, run.config.verifier.max_missing, missing_path)
+        evaluated = comparison.results(judged)
     if completions is not None:
         completions.replace([row(one) for one in evaluated])
     report = summarise(judged) | {
@@ -87,12 +88,7 @@ def sampling_request(config: Config) -> SamplingRequest:
     )
 
 
-def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[JudgedGroup]:
-    """Returns a judged group for every problem, in their order."""
-    return list(_sample(run, params, problems))
-
-
-def _sample(
+def sample(
     run: Run, params: Params, problems: Sequence[Problem], done: int = 0
 ) -> Iterator[JudgedGroup]:
     """Yields a judged group for every problem, in their order. done: problems before these."""
@@ -114,68 +110,35 @@ def _sample(
 
 
 def _sample_or_read(
-    run: Run,
-    params: Params,
-    problems: Sequence[Problem],
-    completions: CompletionsFile | None,
-) -> list[JudgedTexts]:
-    """Returns the judged completions of every problem; those that are in the file are read."""
+    run: Run, params: Params, completions: CompletionsFile | None
+) -> Iterator[JudgedTexts]:
+    """Yields the judged completions of every problem; those that are in the file are read."""
+    problems = run.heldout
     if completions is None:
-        return list(sample(run, params, problems))
+        yield from sample(run, params, problems)
+        return
     texts = completions.texts(problems, run.config.evaluation.samples)
     # What was read is judged anew: rewards may have changed, and sampling is what takes long.
     known = [problem for problem in problems if problem.id in texts]
-    judged = run.judge.judge_texts(
+    yield from run.judge.judge_texts(
         [(problem, texts[problem.id]) for problem in known], run.judge.initial_weights()
     )
-    by_id: dict[str, JudgedTexts] = {one.problem.id: one for one in judged}
     others = [problem for problem in problems if problem.id not in texts]
     if others:
-        for group in _sample(run, params, others, done=len(known)):
+        for group in sample(run, params, others, done=len(known)):
             completions.append(group)
-            by_id[group.problem.id] = group
-    return [by_id[problem.id] for problem in problems]
+            yield group
 
 
-def compare_answers(config: Config, judged: Sequence[JudgedTexts]) -> list[Evaluated]:
-    """Returns what each completion answers, and which of a problem's answers are the same."""
-    reads = votes_of(config.rewards[config.solved_by].function)
-    votes: list[np.ndarray | None] = [None] * len(judged)
-    if reads is not None and config.evaluation.samples > 1:
-        votes = list(_votes(config, reads, judged))
-    return [
-        Evaluated(
-            judged=one,
-            is_right=right_or_wrong(one.values[config.solved_by]),
-            answers=[reads.read(text) if reads else None for text in one.texts],
-            votes=vote,
-        )
-        for one, vote in zip(judged, votes, strict=True)
-    ]
-
-
-def _votes(
-    config: Config, reads: Votes, judged: Sequence[JudgedTexts]
-) -> list[np.ndarray]:
-    """Returns the votes of each problem's completions, [G]; NaN where they are not known."""
-    votes = {}
-    for index, one in enumerate(judged):
-        if (plain := reads.plain(one.texts)) is not None:
-            votes[index] = np.array(plain)
-    others = [index for index in range(len(judged)) if index not in votes]
-    if others:
-        # Algebra on what a model wrote: in worker processes, as rewards are. A call compares all
-        # samples of a problem with each other.
-        deadline = config.verifier.deadline * config.evaluation.samples
-        rewards = {VOTE: Weighted(reads, 0.0)}
-        asked = [(judged[index].problem, judged[index].texts) for index in others]
-        with Pool(rewards, config.verifier.workers, deadline) as pool:
-            judge = Judge(pool, rewards, VOTE)
-            for index, one in zip(
-                others, judge.judge_texts(asked, {VOTE: 0.0}), strict=True
-            ):
-                votes[index] = one.values[VOTE]
-    return [votes[index] for index in range(len(judged))]
+def answer_comparison(config: Config) -> AnswerComparison:
+    """Returns what compares the answers of a config's evaluations."""
+    return AnswerComparison(
+        config.solved_by,
+        votes_of(config.rewards[config.solved_by].function),
+        config.evaluation.samples,
+        config.verifier.workers,
+        config.verifier.deadline,
+    )
 
 
 def examples(groups: Sequence[JudgedTexts], count: int = 2) -> list[Json]:

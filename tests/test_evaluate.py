@@ -41,7 +41,7 @@ def test_the_same_metrics_at_every_call(run):
 def test_problems_and_samples_are_those_asked_for(run):
     """5 problems in launches of 2: the last one is not full."""
     problems = run.heldout[:5]
-    groups = evaluate.sample(run, run.load_params(), problems)
+    groups = list(evaluate.sample(run, run.load_params(), problems))
     assert [group.problem for group in groups] == problems
     assert {(len(group.texts), group.judged) for group in groups} == {(4, 4)}
     assert len({text for group in groups for text in group.texts}) > 15

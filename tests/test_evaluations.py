@@ -21,6 +21,7 @@ from jaxgrpo.rollout.completions_file import CompletionsFile
 from jaxgrpo.rollout.evaluated import Evaluated, row, score
 from jaxgrpo.rollout.groups import JudgedTexts
 from tests.tiny_devices import output_on_devices
+from tests.tiny_rollouts import in_lockstep
 from tests.tiny_runs import lines, make_config, model_folder, share_programs
 
 TIMES = (
@@ -119,19 +120,45 @@ def test_a_completion_is_of_its_prompt_and_the_messages_before_it(tmp_path):
     assert lines(tmp_path / "evaluation.jsonl")[0]["context"] == turns
 
 
-def test_answers_that_need_algebra_are_compared_by_workers(tmp_path):
+def compare_answers(config, judged):
+    with evaluate.answer_comparison(config) as comparison:
+        for one in judged:
+            comparison.add(one)
+        return comparison.results(judged[::-1])[::-1]
+
+
+def test_answers_that_need_algebra_are_compared_by_workers(tmp_path, monkeypatch):
     judged = []
     for answers in (("7", "8", "7", ""), ("1/2", "0.5", r"x^2-1", "(x-1)(x+1)")):
         one = make_evaluated([1, 0, 1, 0], [1.0] * 4, problem_id=answers[0]).judged
         texts = [Completion(f"so \\boxed{{{answer}}}", 3) for answer in answers]
         judged.append(dataclasses.replace(one, texts=texts))
-    plain, algebra = evaluate.compare_answers(make_config(tmp_path), judged)
+    config = make_config(tmp_path)
+    plain, algebra = compare_answers(config, judged)
     assert plain.votes.tolist() == [0, 1, 0, -1]
     assert plain.answers == ["7", "8", "7", None]
     assert algebra.votes.tolist() == [0, 0, 2, 2]
     assert algebra.is_right.tolist() == [1, 0, 1, 0]
     greedy = make_config(tmp_path, "evaluation.samples=1")
-    assert evaluate.compare_answers(greedy, judged)[0].votes is None
+    assert compare_answers(greedy, judged)[0].votes is None
+    # Each of two processes has one of them compared, and both know all.
+    judged.append(dataclasses.replace(judged[1], problem=Problem("q", "?", "7")))
+    found = in_lockstep(monkeypatch, 2, lambda _: compare_answers(config, judged))
+    for process in found:
+        votes = [one.votes.tolist() for one in process]
+        assert votes == [[0, 1, 0, -1], [0, 0, 2, 2], [0, 0, 2, 2]]
+
+
+def test_answers_that_nobody_could_compare_are_not_known(tmp_path):
+    """A deadline that nothing can keep."""
+    judged = make_evaluated([1, 0], [1.0] * 2).judged
+    judged = dataclasses.replace(
+        judged, texts=[Completion(f"\\boxed{{{n}}}", 3) for n in ("1/2", "x")]
+    )
+    config = make_config(tmp_path, "verifier.deadline=1e-9")
+    (one,) = compare_answers(config, [judged])
+    assert np.isnan(one.votes).all()
+    assert math.isnan(score([one])["maj_at_2"])
 
 
 def test_a_verifier_that_reads_no_answers_has_no_majority(tmp_path):
@@ -181,14 +208,14 @@ def test_the_same_evaluation_on_one_device_and_on_eight():
 def sampled(monkeypatch):
     """The ids of problems, as they are sampled."""
     asked = []
-    real = evaluate._sample
+    real = evaluate.sample
 
     def counted(run, params, problems, done=0):
         for group in real(run, params, problems, done):
             asked.append(group.problem.id)
             yield group
 
-    monkeypatch.setattr(evaluate, "_sample", counted)
+    monkeypatch.setattr(evaluate, "sample", counted)
     return asked
 
 
@@ -197,19 +224,19 @@ def test_what_is_there_is_not_sampled_again(tmp_path, monkeypatch, sampled):
     whole = evaluate.evaluate_all(make_config(tmp_path, f"out={tmp_path}/other"))
     assert len(sampled) == 6
     sampled.clear()
-    counted = evaluate._sample
+    counted = evaluate.sample
 
     def interrupted(run, params, problems, done=0):
         yield from itertools.islice(counted(run, params, problems, done), 4)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "_sample", interrupted)
+    monkeypatch.setattr(evaluate, "sample", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate_all(config)
     path = evaluate.completions_path(config)
     with path.open("ab") as file:
         file.write(b'{"key": "cut off')
-    monkeypatch.setattr(evaluate, "_sample", counted)
+    monkeypatch.setattr(evaluate, "sample", counted)
     assert evaluate.evaluate_all(config) == whole
     assert len(sampled) == len(set(sampled)) == 6
     # A second time nothing is sampled; more problems are only those that are new.

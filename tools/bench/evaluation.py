@@ -4,8 +4,9 @@ With --every also what evaluations take of a run.
 """
 
 import argparse
+import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -83,7 +84,7 @@ def train_anew(config: Config) -> None:
 
 
 def summarise(seconds: dict[str, list[float]], tokens: int) -> Result:
-    """Returns the medians, and their ratios.
+    """Returns the medians of times and of the turns' ratios.
 
     seconds: of each call, turn by turn
     tokens: of the evaluation's completions
@@ -91,7 +92,7 @@ def summarise(seconds: dict[str, list[float]], tokens: int) -> Result:
     within: whether the ratios are as small as is claimed
     """
     median = medians(seconds)
-    ratio = median["evaluate"] / median["engine"]
+    ratio = median_ratio(seconds["evaluate"], seconds["engine"])
     result: Result = {
         "seconds": seconds["evaluate"],
         "median_s": median["evaluate"],
@@ -103,10 +104,17 @@ def summarise(seconds: dict[str, list[float]], tokens: int) -> Result:
     }
     if "run" not in median:
         return result
-    run_ratio = median["evaluated_run"] / median["run"]
+    run_ratio = median_ratio(seconds["evaluated_run"], seconds["run"])
     return result | {
         "run_s": median["run"],
         "evaluated_run_s": median["evaluated_run"],
         "run_ratio": run_ratio,
         "within": ratio <= MAX_RATIO and run_ratio <= MAX_RUN_RATIO,
     }
+
+
+def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """Returns the median over turns: what else the machine does in a turn falls on both."""
+    return statistics.median(
+        time / other for time, other in zip(times, others, strict=True)
+    )
