@@ -362,6 +362,7 @@ def test_the_page_opens_in_a_browser_without_an_error(browse):
         ("#level=1&kept=yes", 54),
         ("#reward+from=0.5&run=fast", 18),
         ("#text=onerror", 12),
+        ("#text=step+by+step", 54),
         ("#text=nowhere", 0),
     ],
 )

@@ -6,7 +6,7 @@ With --every also what evaluations take of a run.
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +17,7 @@ from jaxgrpo.rollout.protocols import SamplingUsage
 from jaxgrpo.train import train
 from jaxgrpo.types import Params
 from tools.bench.turns import (
+    Calls,
     Result,
     compile_counter,
     medians,
@@ -39,21 +40,23 @@ def bench_evaluate(arguments: argparse.Namespace) -> Result:
         params, _ = load_policy(run.programs, run.model_folder, bool(config.lora.rank))
         run.engine.warm_up(params)
         usages: list[SamplingUsage] = []
-        calls: dict[str, Callable[[], object]] = {
+        calls: Calls = {
             "evaluate": partial(evaluate, run, params),
             "engine": lambda: usages.append(sample_alone(run, params)),
         }
-        if arguments.every:
-            never = replace(config, steps=arguments.steps)
-            every = replace(config.evaluation, every=arguments.every)
-            calls["run"] = partial(train_anew, never)
-            calls["evaluated_run"] = partial(
-                train_anew, replace(never, evaluation=every)
-            )
         time_turn(calls, "warming up")
         compiled = compile_counter().count
         seconds = seconds_in_turns(calls, arguments.repeats)
         recompiles = compile_counter().count - compiled
+    if arguments.every:
+        never = replace(config, steps=arguments.steps)
+        every = replace(config.evaluation, every=arguments.every)
+        calls = {
+            "run": partial(train_anew, never),
+            "evaluated_run": partial(train_anew, replace(never, evaluation=every)),
+        }
+        time_turn(calls, "warming up")
+        seconds |= seconds_in_turns(calls, arguments.repeats)
     return summarise(seconds, usages[-1].tokens) | {"recompiles": recompiles}
 
 

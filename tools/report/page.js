@@ -94,7 +94,8 @@ const FILTERS = [
   ["reward to", "number", (rollout, value) =>
     rollout.completion.reward !== null && rollout.completion.reward <= Number(value)],
   ["text", "search", (rollout, value) =>
-    [...rollout.group.prompt, " ", ...rollout.completion.pieces].join("").includes(value)],
+    [...rollout.group.context.flatMap(({ pieces }) => [...pieces, " "]),
+      ...rollout.group.prompt, " ", ...rollout.completion.pieces].join("").includes(value)],
 ];
 const OPTIONS = {
   run: () => content.runs,
