@@ -4,6 +4,8 @@ The numbers themselves are for real sizes.
 """
 
 import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,13 +205,21 @@ def test_rewards_counts_verdicts(capsys):
 
 
 def test_evaluate_is_timed_beside_the_engine_alone(tmp_path, monkeypatch, capsys):
-    """So are a run that is evaluated, and one that is not."""
+    """So are runs that are evaluated every second step, and others that are not."""
     share_programs(monkeypatch)
-    every = ("--every", "1", "--steps", "1", "--problems", "4", "--samples", "2")
-    argv = ["evaluate", "--config", config_file(tmp_path), *every, "--repeats", "1"]
+    trained = []
+
+    def train(config):
+        assert not Path(config.out).exists()
+        trained.append((config.steps, config.evaluation.every, config.quiet))
+        yield {"step": 1}
+
+    monkeypatch.setattr(evaluation, "train", train)
     # A random network of one layer samples faster than its completions can be judged.
-    monkeypatch.setattr(evaluation, "MAX_RATIO", 1e9)
-    monkeypatch.setattr(evaluation, "MAX_RUN_RATIO", 1e9)
+    monkeypatch.setattr(evaluation, "MAX_RATIO", math.inf)
+    monkeypatch.setattr(evaluation, "MAX_RUN_RATIO", math.inf)
+    flags = ("--every", "2", "--steps", "5", "--problems", "4", "--samples", "2")
+    argv = ["evaluate", "--config", config_file(tmp_path), *flags, "--repeats", "1"]
     bench.main([*argv, "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result["ratio"] == result["median_s"] / result["engine_s"]
@@ -217,6 +227,7 @@ def test_evaluate_is_timed_beside_the_engine_alone(tmp_path, monkeypatch, capsys
     assert 8 <= result["tokens"] <= 8 * 8
     assert result["recompiles"] == 0
     assert result["within"] is True
+    assert trained == [(5, 0, True), (5, 2, True)] * 2
     # Nothing is left behind.
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.py"}
 
