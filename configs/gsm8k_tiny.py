@@ -7,6 +7,9 @@ problems.
 Without a path, TFDS downloads GSM8K. A path's last 256 rows are held out unless data.heldout_path
 names a file.
 
+Lengths and learning rate are the embedded model's. For another one there are other configs, such as
+gsm8k_qwen2_5_0_5b_v5e1.
+
 Hardware: 2 CPU cores. Time: about 1 minute for 3 steps. Expect: accuracy near 0, so the band keeps
 next to nothing and the refill ends at its bound; what is trained on then differs in its format and
 language.

@@ -35,7 +35,7 @@ from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder, lora
 from jaxgrpo.models.model_config import ModelConfig
-from jaxgrpo.problems import Problems, Task, Weighted, notes_of
+from jaxgrpo.problems import Problem, Task, Weighted, notes_of
 from jaxgrpo.programs import Programs, SamplingPrograms, compile_programs
 from jaxgrpo.rewards import languages
 from jaxgrpo.rewards.maths.golds import notes_on_golds
@@ -61,13 +61,14 @@ language collapse."""
 class Run:
     """A config brought to life.
 
+    heldout: the problems of an evaluation, the same at every one
     notes: lines that the person should read before the run begins
     """
 
     config: Config
     network: ModelConfig
     task: Task
-    heldout: Problems
+    heldout: Sequence[Problem]
     prompt_filter: PromptFilter
     judge: Judge
     engine: Engine
@@ -100,8 +101,8 @@ class Run:
         self.close()
 
 
-def build_run(config: Config) -> Run:
-    """Returns everything that a run needs, checked.
+def build_run(config: Config, trains: bool = True) -> Run:
+    """Returns everything that a run needs, checked. trains: else it has held-out problems alone.
 
     Raises UserError for whatever is wrong with the config, data, rewards or model.
     """
@@ -114,7 +115,8 @@ def build_run(config: Config) -> Run:
     _check_positions(config.sampling, folder)
 
     # 2. Problems, of which the first are checked.
-    task = Task(config.data.train(), config.rewards, config.solved_by)
+    problems = config.data.train() if trains else []
+    task = Task(problems, config.rewards, config.solved_by)
     heldout = config.data.heldout() if config.evaluation.problems else []
     positions = hf_folder.max_positions(folder)
     prompt_filter = PromptFilter(
@@ -124,10 +126,9 @@ def build_run(config: Config) -> Run:
         vocab_size=network.vocab_size,
         max_width=positions - config.sampling.max_new_tokens if positions else None,
     )
-    notes: list[str | None] = [
-        off_policy_note(config),
-        prompt_filter.check(task.problems, "training"),
-    ]
+    notes: list[str | None] = []
+    if trains:
+        notes += [off_policy_note(config), prompt_filter.check(problems, "training")]
     if config.evaluation.problems:
         notes.append(prompt_filter.check(heldout, "held-out"))
     notes += [*notes_of(config.data), *notes_on_golds(task, heldout)]
@@ -151,7 +152,7 @@ def build_run(config: Config) -> Run:
         config=config,
         network=network,
         task=task,
-        heldout=heldout,
+        heldout=prompt_filter.take(heldout, config.evaluation.problems),
         prompt_filter=prompt_filter,
         judge=Judge(pool, config.rewards, config.solved_by),
         engine=engine,

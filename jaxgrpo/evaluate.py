@@ -23,20 +23,16 @@ from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import write_json
 from jaxgrpo.policies import Policy, find_policies, with_model
-from jaxgrpo.problems import Problem, Problems, Weighted
-from jaxgrpo.rewards.maths.votes import Votes, votes_of
-from jaxgrpo.rewards.workers.pool import Pool
+from jaxgrpo.problems import Problem
+from jaxgrpo.rewards.maths.votes import votes_of
+from jaxgrpo.rollout.comparison import AnswerComparison
 from jaxgrpo.rollout.completions_file import CompletionsFile, keep_rows
-from jaxgrpo.rollout.evaluated import Evaluated, right_or_wrong, row, score
+from jaxgrpo.rollout.evaluated import Evaluated, row, score
 from jaxgrpo.rollout.groups import JudgedGroup, JudgedTexts, SamplingRequest
-from jaxgrpo.rollout.judge import Judge, judged_in_order
+from jaxgrpo.rollout.judge import judged_in_order
 from jaxgrpo.rollout.report import Json, check_missing_verdicts, record, summarise
 from jaxgrpo.summary import Report, scores_table, tables, write_csv
 from jaxgrpo.types import Params, SamplingParams
-
-VOTE = "vote"
-"""The name of the votes among the values of a group."""
-
 
 # 1. One policy, one data set.
 
@@ -57,47 +53,49 @@ def evaluate(
 
     completions: a file of them; what is there is not sampled again
     """
-    settings = run.config.evaluation
-    # The same problems at every call, so that before and after can be compared.
-    problems = run.prompt_filter.take(run.heldout, settings.problems)
-    judged = _sample_or_read(run, params, problems, completions)
-    missing_path = Path(run.config.out) / "missing.jsonl"
-    check_missing_verdicts(judged, run.config.verifier.max_missing, missing_path)
-    evaluated = compare_answers(run.config, judged)
+    by_id: dict[str, JudgedTexts] = {}
+    with answer_comparison(run.config) as comparison:
+        for one in _sample_or_read(run, params, completions):
+            by_id[one.problem.id] = one
+            comparison.add(one)
+        judged = [by_id[problem.id] for problem in run.heldout]
+        missing_path = Path(run.config.out) / "missing.jsonl"
+        check_missing_verdicts(judged, run.config.verifier.max_missing, missing_path)
+        evaluated = comparison.results(judged)
     if completions is not None:
         completions.replace([row(one) for one in evaluated])
     report = summarise(judged) | {
         "scores": score(evaluated),
         "by_language": _score_by(evaluated, lambda problem: problem.language),
         "by_level": _score_by(evaluated, lambda problem: str(problem.level)),
-        "problems": len(problems),
-        "samples": settings.samples,
+        "problems": len(judged),
+        "samples": run.config.evaluation.samples,
         "examples": examples(judged),
     }
     return _without_nan(report)
 
 
-def sample(run: Run, params: Params, problems: Sequence[Problem]) -> list[JudgedGroup]:
-    """Returns a judged group for every problem, in their order."""
-    return list(_sample(run, params, problems))
-
-
-def _sample(
-    run: Run, params: Params, problems: Sequence[Problem], done: int = 0
-) -> Iterator[JudgedGroup]:
-    """Yields a judged group for every problem, in their order. done: problems before these."""
-    settings = run.config.evaluation
-    request = SamplingRequest(
+def sampling_request(config: Config) -> SamplingRequest:
+    """Returns what is sampled of each problem."""
+    settings = config.evaluation
+    return SamplingRequest(
         group_size=settings.samples,
         sampling=SamplingParams(
             settings.temperature, settings.top_k, settings.top_p, settings.min_p
         ),
         purpose="evaluation",
-        stop=run.config.sampling.stop,
+        stop=config.sampling.stop,
     )
+
+
+def sample(
+    run: Run, params: Params, problems: Sequence[Problem], done: int = 0
+) -> Iterator[JudgedGroup]:
+    """Yields a judged group for every problem, in their order. done: problems before these."""
+    # Step 0: evaluations draw the same random numbers, whenever they are made.
+    request = sampling_request(run.config)
     session = run.engine.session(params, problems, request, step=0)
     judged = judged_in_order(session, run.judge, run.judge.initial_weights())
-    # Step 0: evaluations draw the same random numbers, whenever they are made.
     is_quiet = run.config.quiet or jax.process_index() > 0
     is_hidden = is_quiet or None  # None: hidden where there is no terminal
     yield from tqdm(
@@ -112,68 +110,35 @@ def _sample(
 
 
 def _sample_or_read(
-    run: Run,
-    params: Params,
-    problems: Sequence[Problem],
-    completions: CompletionsFile | None,
-) -> list[JudgedTexts]:
-    """Returns the judged completions of every problem; those that are in the file are read."""
+    run: Run, params: Params, completions: CompletionsFile | None
+) -> Iterator[JudgedTexts]:
+    """Yields the judged completions of every problem; those that are in the file are read."""
+    problems = run.heldout
     if completions is None:
-        return list(sample(run, params, problems))
+        yield from sample(run, params, problems)
+        return
     texts = completions.texts(problems, run.config.evaluation.samples)
     # What was read is judged anew: rewards may have changed, and sampling is what takes long.
     known = [problem for problem in problems if problem.id in texts]
-    judged = run.judge.judge_texts(
+    yield from run.judge.judge_texts(
         [(problem, texts[problem.id]) for problem in known], run.judge.initial_weights()
     )
-    by_id: dict[str, JudgedTexts] = {one.problem.id: one for one in judged}
     others = [problem for problem in problems if problem.id not in texts]
     if others:
-        for group in _sample(run, params, others, done=len(known)):
+        for group in sample(run, params, others, done=len(known)):
             completions.append(group)
-            by_id[group.problem.id] = group
-    return [by_id[problem.id] for problem in problems]
+            yield group
 
 
-def compare_answers(config: Config, judged: Sequence[JudgedTexts]) -> list[Evaluated]:
-    """Returns what each completion answers, and which of a problem's answers are the same."""
-    reads = votes_of(config.rewards[config.solved_by].function)
-    votes: list[np.ndarray | None] = [None] * len(judged)
-    if reads is not None and config.evaluation.samples > 1:
-        votes = list(_votes(config, reads, judged))
-    return [
-        Evaluated(
-            judged=one,
-            is_right=right_or_wrong(one.values[config.solved_by]),
-            answers=[reads.read(text) if reads else None for text in one.texts],
-            votes=vote,
-        )
-        for one, vote in zip(judged, votes, strict=True)
-    ]
-
-
-def _votes(
-    config: Config, reads: Votes, judged: Sequence[JudgedTexts]
-) -> list[np.ndarray]:
-    """Returns the votes of each problem's completions, [G]; NaN where they are not known."""
-    votes = {}
-    for index, one in enumerate(judged):
-        if (plain := reads.plain(one.texts)) is not None:
-            votes[index] = np.array(plain)
-    others = [index for index in range(len(judged)) if index not in votes]
-    if others:
-        # Algebra on what a model wrote: in worker processes, as rewards are. A call compares all
-        # samples of a problem with each other.
-        deadline = config.verifier.deadline * config.evaluation.samples
-        rewards = {VOTE: Weighted(reads, 0.0)}
-        asked = [(judged[index].problem, judged[index].texts) for index in others]
-        with Pool(rewards, config.verifier.workers, deadline) as pool:
-            judge = Judge(pool, rewards, VOTE)
-            for index, one in zip(
-                others, judge.judge_texts(asked, {VOTE: 0.0}), strict=True
-            ):
-                votes[index] = one.values[VOTE]
-    return [votes[index] for index in range(len(judged))]
+def answer_comparison(config: Config) -> AnswerComparison:
+    """Returns what compares the answers of a config's evaluations."""
+    return AnswerComparison(
+        config.solved_by,
+        votes_of(config.rewards[config.solved_by].function),
+        config.evaluation.samples,
+        config.verifier.workers,
+        config.verifier.deadline,
+    )
 
 
 def examples(groups: Sequence[JudgedTexts], count: int = 2) -> list[Json]:
@@ -298,7 +263,7 @@ def evaluate_all(config: Config) -> list[Report]:
     reports: list[Report] = []
     for _, group in groupby(policies, key=lambda policy: policy.model):
         same_model = list(group)
-        with build_run(with_model(config, same_model[0])) as run:
+        with build_run(with_model(config, same_model[0]), trains=False) as run:
             problem_sets = _problem_sets(run)
             _prepare(config, list(keys.values()))
             for policy in same_model:
@@ -320,13 +285,15 @@ def completions_path(config: Config) -> Path:
     return Path(config.out) / "evaluation.jsonl"
 
 
-def _problem_sets(run: Run) -> dict[str, Problems]:
+def _problem_sets(run: Run) -> dict[str, Sequence[Problem]]:
     """Returns the held-out problems of each data set, checked; it prints the run's notes."""
     notes = [*run.notes]
+    count = run.config.evaluation.problems
     problem_sets = {HELDOUT: run.heldout}
     for name, source in run.config.evaluation.sets.items():
-        problem_sets[name] = source.heldout()
-        note = run.prompt_filter.check(problem_sets[name], f"held-out {name}")
+        heldout = source.heldout()
+        note = run.prompt_filter.check(heldout, f"held-out {name}")
+        problem_sets[name] = run.prompt_filter.take(heldout, count)
         notes += [note] if note else []
     for note in notes:
         print0(note)
@@ -334,7 +301,7 @@ def _problem_sets(run: Run) -> dict[str, Problems]:
 
 
 def _evaluate_policy(
-    run: Run, policy: Policy, key: str, problem_sets: Mapping[str, Problems]
+    run: Run, policy: Policy, key: str, problem_sets: Mapping[str, Sequence[Problem]]
 ) -> Iterator[Report]:
     """Yields the evaluations of a policy, one a data set."""
     config = run.config

@@ -75,8 +75,8 @@ def _data(run: Run) -> str:
     evaluation = run.config.evaluation
     if not evaluation.problems:
         return f"{text}, no evaluation"
-    count = min(evaluation.problems, len(run.heldout))
-    return f"{text}; evaluated on {count:,} held out, {evaluation.samples} samples each"
+    count = f"{len(run.heldout):,} held out, {evaluation.samples} samples each"
+    return f"{text}; evaluated on {count}"
 
 
 def _rewards(run: Run) -> Iterator[str]:

@@ -106,6 +106,7 @@ def train(
             compile_update(run, run_state)
         reference = run.programs.make_reference(params)
         del params
+        say("compiling ...", flush=True)
         run.engine.warm_up(run.policy(reference, run_state.state.params))
         if run_state.step:
             say(f"going on from step {run_state.step} of {config.steps} in {out}")
@@ -379,7 +380,7 @@ def _evaluate_last(run: Run, run_state: RunState, reference: Params) -> Report:
 
 def _evaluate_start(run: Run, run_state: RunState, reference: Params) -> Report:
     if run.config.evaluation.problems and not run.config.quiet:
-        print0("compiling, and evaluating what the run begins with ...", flush=True)
+        print0("evaluating what the run begins with ...", flush=True)
     return _evaluate(run, start_policy(run, run_state, reference))
 
 

@@ -4,6 +4,8 @@ The numbers themselves are for real sizes.
 """
 
 import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ import pytest
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import transformer
 from tests.tiny_models import NETWORK, make_folder
+from tests.tiny_runs import config_file, share_programs
 from tools.bench import __main__ as bench
+from tools.bench import evaluation
 from tools.bench.work import step_work
 
 TINY = [
@@ -198,3 +202,49 @@ def test_rewards_counts_verdicts(capsys):
     assert result.items() >= expected.items()
     assert len(result["seconds"]) == 2
     assert result["verdicts_per_s"] == pytest.approx(40 / result["median_s"])
+
+
+def test_evaluate_is_timed_beside_the_engine_alone(tmp_path, monkeypatch, capsys):
+    """So are runs that are evaluated every second step, and others that are not."""
+    share_programs(monkeypatch)
+    trained = []
+
+    def train(config):
+        assert not Path(config.out).exists()
+        trained.append((config.steps, config.evaluation.every, config.quiet))
+        yield {"step": 1}
+
+    monkeypatch.setattr(evaluation, "train", train)
+    # A random network of one layer samples faster than its completions can be judged.
+    monkeypatch.setattr(evaluation, "MAX_RATIO", math.inf)
+    monkeypatch.setattr(evaluation, "MAX_RUN_RATIO", math.inf)
+    flags = ("--every", "2", "--steps", "5", "--problems", "4", "--samples", "2")
+    argv = ["evaluate", "--config", config_file(tmp_path), *flags, "--repeats", "1"]
+    bench.main([*argv, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["ratio"] == result["median_s"] / result["engine_s"]
+    assert result["run_ratio"] == result["evaluated_run_s"] / result["run_s"]
+    assert 8 <= result["tokens"] <= 8 * 8
+    assert result["recompiles"] == 0
+    assert result["within"] is True
+    assert trained == [(5, 0, True), (5, 2, True)] * 2
+    # Nothing is left behind.
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.py"}
+
+
+def test_an_evaluation_that_takes_too_long_is_too_much():
+    seconds = {"evaluate": [3.0, 1.2, 1.2], "engine": [1.0, 1.0, 9.0]}
+    assert evaluation.summarise(seconds, 6) == {
+        "seconds": [3.0, 1.2, 1.2],
+        "median_s": 1.2,
+        "engine_s": 1.0,
+        "tokens": 6,
+        "engine_tokens_per_s": 6.0,
+        "ratio": 1.2,
+        "within": False,
+    }
+    seconds |= {"evaluate": [1.0], "engine": [1.0], "run": [2.0]}
+    slow = evaluation.summarise(seconds | {"evaluated_run": [2.7]}, 6)
+    assert (slow["run_ratio"], slow["within"]) == (1.35, False)
+    quick = evaluation.summarise(seconds | {"evaluated_run": [2.5]}, 6)
+    assert (quick["run_ratio"], quick["within"]) == (1.25, True)

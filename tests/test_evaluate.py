@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
-from jaxgrpo import config, evaluate
+from jaxgrpo import config, evaluate, train
 from jaxgrpo.build import build_run
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.summary import tables
-from tests.tiny_runs import config_file, make_config, model_folder, share_programs
+from tests.test_data import write_lines
+from tests.tiny_runs import TEXT, config_file, make_config, model_folder, share_programs
 
 
 @pytest.fixture(autouse=True)
@@ -26,13 +27,6 @@ def run(tmp_path_factory):
             yield run
 
 
-def with_evaluation(run, **changes):
-    """Returns the run with changed settings of evaluation."""
-    evaluation = dataclasses.replace(run.config.evaluation, **changes)
-    config = dataclasses.replace(run.config, evaluation=evaluation)
-    return dataclasses.replace(run, config=config)
-
-
 def test_the_same_metrics_at_every_call(run):
     params = run.load_params()
     report = evaluate.evaluate(run, params)
@@ -46,19 +40,20 @@ def test_the_same_metrics_at_every_call(run):
 
 def test_problems_and_samples_are_those_asked_for(run):
     """5 problems in launches of 2: the last one is not full."""
-    problems = run.prompt_filter.take(run.heldout, 5)
-    groups = evaluate.sample(run, run.load_params(), problems)
-    assert [group.problem.id for group in groups] == [
-        run.heldout[i].id for i in range(5)
-    ]
+    problems = run.heldout[:5]
+    groups = list(evaluate.sample(run, run.load_params(), problems))
+    assert [group.problem for group in groups] == problems
     assert {(len(group.texts), group.judged) for group in groups} == {(4, 4)}
     assert len({text for group in groups for text in group.texts}) > 15
 
 
 def test_examples_are_the_first_of_each_language_and_the_same_at_every_call(run):
-    report = evaluate.evaluate(with_evaluation(run, problems=24), run.load_params())
+    heldout = run.config.data.heldout()
+    problems = run.prompt_filter.take(heldout, 24)
+    assert problems[:6] == run.heldout
+    many = dataclasses.replace(run, heldout=problems)
+    report = evaluate.evaluate(many, run.load_params())
     examples = report["examples"]
-    problems = [run.heldout[i] for i in range(24)]
     languages = [example["language"] for example in examples]
     assert languages == sorted(languages)
     assert set(languages) == set(report["by_language"]) == {"en", "ko", "uk", "zh"}
@@ -77,9 +72,8 @@ def test_examples_are_the_first_of_each_language_and_the_same_at_every_call(run)
 
 
 def test_more_problems_than_there_are_are_all(run):
-    heldout = [run.heldout[i] for i in range(3)]
-    few = dataclasses.replace(with_evaluation(run, problems=100), heldout=heldout)
-    assert evaluate.evaluate(few, run.load_params())["problems"] == 3
+    assert len(run.heldout) == run.config.evaluation.problems == 6
+    assert run.prompt_filter.take(run.heldout, 100) == run.heldout
 
 
 def make_report(accuracy, **languages):
@@ -233,3 +227,31 @@ def test_a_mistyped_folder_is_neither_evaluated_nor_made(tmp_path, monkeypatch, 
     said = capsys.readouterr().err
     assert f"there is no such folder (did you mean {made.out}?); to evaluate" in said
     assert not (tmp_path / "outt").exists()
+
+
+def test_a_set_to_evaluate_on_is_evaluated_and_not_trained_on(
+    tmp_path, monkeypatch, capsys, run
+):
+    rows = [
+        {"problem": f"{i} + 2?", "answer": str(i + 2), "level": 1, "unique_id": str(i)}
+        for i in range(3)
+    ]
+    path = write_lines(tmp_path / "math500.jsonl", rows)
+    text = TEXT.replace("Arithmetic(levels=(1,), size=24)", f"MATH500({path!r})")
+    text = text.replace(
+        "from jaxgrpo.data.arithmetic import Arithmetic",
+        "from jaxgrpo.data.benchmarks import MATH500",
+    )
+    file = config_file(tmp_path, text)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--config", file])
+    run_main(evaluate.main)
+    assert "untrained: 3 held-out problems" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written["by_level"]["1"]["problems"] == 3
+    with pytest.raises(SystemExit) as stopped:
+        run_main(train.main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: MATH500 is a set to evaluate on and has nothing to train on; set config.data to "
+        "one that has, such as GSM8K, or measure a policy: jaxgrpo evaluate\n"
+    )

@@ -5,6 +5,8 @@ import dataclasses
 import itertools
 import json
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +17,11 @@ from jaxgrpo.data.arithmetic import Arithmetic
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Completion, Problem, Weighted
 from jaxgrpo.rewards import languages
+from jaxgrpo.rollout.completions_file import CompletionsFile
 from jaxgrpo.rollout.evaluated import Evaluated, row, score
 from jaxgrpo.rollout.groups import JudgedTexts
 from tests.tiny_devices import output_on_devices
+from tests.tiny_rollouts import in_lockstep
 from tests.tiny_runs import lines, make_config, model_folder, share_programs
 
 TIMES = (
@@ -98,19 +102,63 @@ def test_a_row_holds_all_completions():
     assert second["rewards"]["accuracy"] is None
 
 
-def test_answers_that_need_algebra_are_compared_by_workers(tmp_path):
+def test_a_completion_is_of_its_prompt_and_the_messages_before_it(tmp_path):
+    evaluated = make_evaluated([1, 0], [1.0, 1.0])
+    written = evaluated.judged
+    problem = written.problem
+    turns = [{"role": "user", "content": "1 + 1?"}]
+    asked = dataclasses.replace(problem, context=turns)
+    file = CompletionsFile(tmp_path / "evaluation.jsonl", {"key": "policy"})
+    file.append(written)
+    assert file.texts([problem], 2) == {"p": written.texts}
+    assert file.texts([asked], 2) == {}
+    other = dataclasses.replace(written, problem=asked)
+    file.append(other)
+    assert file.texts([asked], 2) == {"p": written.texts}
+    file.replace([row(dataclasses.replace(evaluated, judged=other))])
+    assert file.texts([asked], 2) == {"p": written.texts}
+    assert lines(tmp_path / "evaluation.jsonl")[0]["context"] == turns
+
+
+def compare_answers(config, judged):
+    with evaluate.answer_comparison(config) as comparison:
+        for one in judged:
+            comparison.add(one)
+        return comparison.results(judged[::-1])[::-1]
+
+
+def test_answers_that_need_algebra_are_compared_by_workers(tmp_path, monkeypatch):
     judged = []
     for answers in (("7", "8", "7", ""), ("1/2", "0.5", r"x^2-1", "(x-1)(x+1)")):
         one = make_evaluated([1, 0, 1, 0], [1.0] * 4, problem_id=answers[0]).judged
         texts = [Completion(f"so \\boxed{{{answer}}}", 3) for answer in answers]
         judged.append(dataclasses.replace(one, texts=texts))
-    plain, algebra = evaluate.compare_answers(make_config(tmp_path), judged)
+    config = make_config(tmp_path)
+    plain, algebra = compare_answers(config, judged)
     assert plain.votes.tolist() == [0, 1, 0, -1]
     assert plain.answers == ["7", "8", "7", None]
     assert algebra.votes.tolist() == [0, 0, 2, 2]
     assert algebra.is_right.tolist() == [1, 0, 1, 0]
     greedy = make_config(tmp_path, "evaluation.samples=1")
-    assert evaluate.compare_answers(greedy, judged)[0].votes is None
+    assert compare_answers(greedy, judged)[0].votes is None
+    # Each of two processes has one of them compared, and both know all.
+    judged.append(dataclasses.replace(judged[1], problem=Problem("q", "?", "7")))
+    found = in_lockstep(monkeypatch, 2, lambda _: compare_answers(config, judged))
+    for process in found:
+        votes = [one.votes.tolist() for one in process]
+        assert votes == [[0, 1, 0, -1], [0, 0, 2, 2], [0, 0, 2, 2]]
+
+
+def test_answers_that_nobody_could_compare_are_not_known(tmp_path):
+    """A deadline that nothing can keep."""
+    judged = make_evaluated([1, 0], [1.0] * 2).judged
+    judged = dataclasses.replace(
+        judged, texts=[Completion(f"\\boxed{{{n}}}", 3) for n in ("1/2", "x")]
+    )
+    config = make_config(tmp_path, "verifier.deadline=1e-9")
+    (one,) = compare_answers(config, [judged])
+    assert np.isnan(one.votes).all()
+    assert math.isnan(score([one])["maj_at_2"])
 
 
 def test_a_verifier_that_reads_no_answers_has_no_majority(tmp_path):
@@ -126,23 +174,31 @@ def test_a_verifier_that_reads_no_answers_has_no_majority(tmp_path):
         next(train.train(config))
 
 
-def print_scores():
-    """Prints the scores of an evaluation, for a process with other devices."""
-    import tempfile
-    from pathlib import Path
+def print_evaluation():
+    """Prints an evaluation and its completions, for a process with other devices."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = make_config(Path(folder), "evaluation.problems=8")
+        (report,) = evaluate.evaluate_all(config)
+        rows = lines(evaluate.completions_path(config))
+    # Folders differ, and so does what is made of their names.
+    for one in rows:
+        del one["key"]
+    for one in (report, *rows):
+        del one["of"], one["policy"]
+    print(json.dumps([report, rows]))
 
-    config = make_config(Path(tempfile.mkdtemp()), "evaluation.problems=8")
-    (report,) = evaluate.evaluate_all(config)
-    print(json.dumps([report["scores"], report["by_language"], report["by_level"]]))
 
-
-def test_the_same_scores_on_one_device_and_on_eight():
+def test_the_same_evaluation_on_one_device_and_on_eight():
+    """Every score, interval and completion; two processes: tests/test_processes.py."""
     one, eight = (
-        json.loads(output_on_devices(print_scores, devices).splitlines()[-1])
+        json.loads(output_on_devices(print_evaluation, devices).splitlines()[-1])
         for devices in (1, 8)
     )
     assert one == eight
-    assert one[0]["problems"] == 8
+    report, rows = one
+    assert report["problems"] == len(rows) == 8
+    assert {"accuracy_low", "pass_at_4", "maj_at_4"} < report["scores"].keys()
+    assert all(len(row_["completions"]) == 4 for row_ in rows)
 
 
 # --- Files ---
@@ -152,14 +208,14 @@ def test_the_same_scores_on_one_device_and_on_eight():
 def sampled(monkeypatch):
     """The ids of problems, as they are sampled."""
     asked = []
-    real = evaluate._sample
+    real = evaluate.sample
 
     def counted(run, params, problems, done=0):
         for group in real(run, params, problems, done):
             asked.append(group.problem.id)
             yield group
 
-    monkeypatch.setattr(evaluate, "_sample", counted)
+    monkeypatch.setattr(evaluate, "sample", counted)
     return asked
 
 
@@ -168,19 +224,19 @@ def test_what_is_there_is_not_sampled_again(tmp_path, monkeypatch, sampled):
     whole = evaluate.evaluate_all(make_config(tmp_path, f"out={tmp_path}/other"))
     assert len(sampled) == 6
     sampled.clear()
-    counted = evaluate._sample
+    counted = evaluate.sample
 
     def interrupted(run, params, problems, done=0):
         yield from itertools.islice(counted(run, params, problems, done), 4)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "_sample", interrupted)
+    monkeypatch.setattr(evaluate, "sample", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate_all(config)
     path = evaluate.completions_path(config)
     with path.open("ab") as file:
         file.write(b'{"key": "cut off')
-    monkeypatch.setattr(evaluate, "_sample", counted)
+    monkeypatch.setattr(evaluate, "sample", counted)
     assert evaluate.evaluate_all(config) == whole
     assert len(sampled) == len(set(sampled)) == 6
     # A second time nothing is sampled; more problems are only those that are new.

@@ -1,24 +1,19 @@
 """Laws of mixtures: shares, passes, resuming; and of what is left out of them."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow.parquet
 import pytest
 
-from jaxgrpo import train
-from jaxgrpo.config import load, overrides
-from jaxgrpo.config.command_line import run_main
+from jaxgrpo.config import overrides
 from jaxgrpo.data.mixture import MixedProblems, Mixture, Part
 from jaxgrpo.data.order import ProblemOrder, ProblemStream
 from jaxgrpo.data.overlap import Decontaminated
 from jaxgrpo.data.table import Table
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import Problem, Problems, notes_of
-from tests.tiny_runs import TEXT, config_file, lines, share_programs
 
 
 @dataclass
@@ -337,47 +332,3 @@ def test_a_mixture_without_overlap_is_still_a_mixture():
         "training problems",
         "1 of 4 training p",
     ]
-
-
-# A run
-
-MIXED = """Mixture({
-            "chat": Part(Table("FOLDER/chat.parquet", question="prompt", heldout_size=3), 2.0),
-            "plain": Part(Table("FOLDER/plain.csv", heldout_size=3), languages=("en",)),
-        })"""
-
-
-def test_a_run_on_a_mixture_goes_on_in_the_middle_of_a_pass(
-    tmp_path, monkeypatch, capsys
-):
-    """Chat rows of a parquet file and rows of a CSV, stopped after a step and resumed."""
-    chat = [
-        {"prompt": [{"role": "user", "content": f"What is {i} + 1?"}], "answer": i + 1}
-        for i in range(9)
-    ]
-    pyarrow.parquet.write_table(
-        pyarrow.Table.from_pylist(chat), tmp_path / "chat.parquet"
-    )
-    plain = [f"{i} - 1?,{i - 1}\n" for i in range(7)]
-    (tmp_path / "plain.csv").write_text("question,answer\n" + "".join(plain))
-    text = TEXT.replace(
-        "import Arithmetic",
-        "import Arithmetic\nfrom jaxgrpo.data.mixture import Mixture, Part\n"
-        "from jaxgrpo.data.table import Table",
-    )
-    source = MIXED.replace("FOLDER", str(tmp_path))
-    text = text.replace("Arithmetic(levels=(1,), size=24)", source)
-    flags = ["--config", config_file(tmp_path, text), "--config.show_rollouts_every=1"]
-    share_programs(monkeypatch)
-    for steps in (1, 4):
-        own = [*flags, f"--config.steps={steps}", "--config.evaluation.problems=0"]
-        monkeypatch.setattr(sys, "argv", ["train", *own])
-        run_main(train.main)
-    said = capsys.readouterr().out
-    assert (
-        "training problems: 0.667 chat (6 problems), 0.333 plain (4 problems)" in said
-    )
-    order = ProblemOrder(load(flags[1]).data.train(), seed=0)
-    # Two groups a step, and nothing is filtered.
-    asked = [row["id"] for row in lines(tmp_path / "out" / "rollouts.jsonl")]
-    assert asked == ids(order.take(8))

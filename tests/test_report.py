@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,10 @@ def test_all_completions_of_a_step_are_written_with_what_became_of_them():
     assert [line["reward"] for line in written[:4]] == [1.0, 0.25, 0.0, None]
     assert [line["tokens"] for line in written[:2]] == [1, 2]
     assert json.loads(json.dumps(written, allow_nan=False)) == written
+    turns = [{"role": "user", "content": "1 + 1?"}]
+    asked[1] = replace(asked[1], problem=replace(asked[1].problem, context=turns))
+    contexts = [line["context"] for line in shown_rollouts(asked, [])]
+    assert contexts == [[], turns, []]
 
 
 def test_a_few_completions_have_the_form_of_all():

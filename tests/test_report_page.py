@@ -13,7 +13,7 @@ import vl_convert
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.rewards.maths.verifier import Accuracy
-from tests.tiny_reports import HOSTILE, MIXED, make_run, write_lines
+from tests.tiny_reports import CONTEXT, HOSTILE, MIXED, make_run, write_lines
 from tests.tiny_runs import make_config
 from tools.report import __main__ as command
 from tools.report import curves, page, pass_rates
@@ -231,6 +231,11 @@ def test_the_page_has_all_that_was_written(made, runs):
     assert right["rewards"] == {"accuracy": 1.0, "language/ratio": None}
     assert (right["reward"], right["advantage"], right["tokens"]) == (1.0, 1.0, 12)
     assert "".join(hostile["pieces"]) == HOSTILE[0]
+    assert group["context"] == []
+    assert [
+        {"role": turn["role"], "content": "".join(turn["pieces"])}
+        for turn in content["groups"][1]["context"]
+    ] == CONTEXT
     (differing, held_out) = content["tables"]
     assert ["optimizer.learning_rate", "1e-06", "1e-06", "0.001"] in differing["rows"]
     assert held_out["rows"][0] == ["plain-0", "0.25 → 0.5", "- → -", "- → -"]
@@ -357,6 +362,7 @@ def test_the_page_opens_in_a_browser_without_an_error(browse):
         ("#level=1&kept=yes", 54),
         ("#reward+from=0.5&run=fast", 18),
         ("#text=onerror", 12),
+        ("#text=step+by+step", 54),
         ("#text=nowhere", 0),
     ],
 )
@@ -374,3 +380,9 @@ def test_a_completion_opens_with_its_foreign_words_marked(browse):
     assert "<mark>So we add the apples together</mark>" in detail
     assert "<dt>read</dt><dd>7</dd>" in detail
     assert detail.count('aria-current="') == 4
+    assert "<h3>system</h3>" not in detail
+    html, _ = browse("#step=1&language=en&open=1")
+    detail = html.partition('<div class="detail">')[2]
+    roles = [detail.index(f"<h3>{turn['role']}</h3>") for turn in CONTEXT]
+    assert roles == sorted(roles)
+    assert roles[-1] < detail.index("<h3>prompt</h3>")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jaxgrpo.errors import UserError
 from jaxgrpo.train import train
-from tests.tiny_reports import HOSTILE, MIXED, make_run
+from tests.tiny_reports import CONTEXT, HOSTILE, MIXED, make_run
 from tests.tiny_runs import lines, make_config, share_programs
 from tools import show
 from tools.report.rollouts import read_groups
@@ -77,6 +77,12 @@ def test_a_step_is_printed_whole_in_eighty_columns_without_colour(tmp_path, caps
         "#1  reward 1.00  12 tokens  read 7",
     ]
     assert "#2  reward 0.00  advantage -1.00  12 tokens, cut off  read -" in shown
+    # The second group's earlier messages stand before its prompt, which both have.
+    turns = [f"{message['role']}: {message['content']}" for message in CONTEXT]
+    prompts = [place for place, line in enumerate(shown) if line.startswith("민수")]
+    assert shown[prompts[1] - 3 : prompts[1]] == turns
+    assert len(prompts) == 2
+    assert not set(shown[: prompts[0]]) & set(turns)
     text = "".join(shown).replace(" ", "")
     assert text.count(MIXED.replace(" ", "")) == 10
     assert HOSTILE[0].replace(" ", "") in text
@@ -131,7 +137,8 @@ def test_completions_of_older_runs_can_be_read(tmp_path, capsys):
         {
             name: value
             for name, value in line.items()
-            if name not in ("sample", "samples", "reward", "tokens", "finished")
+            if name
+            not in ("sample", "samples", "reward", "tokens", "finished", "context")
         }
         for line in lines(path)
     ]

@@ -16,6 +16,14 @@ MIXED = "사과는 모두 7개입니다. So we add the apples together. 답은 \
 """Korean, with six words of English and an answer."""
 
 
+CONTEXT = [
+    {"role": "system", "content": "Think step by step."},
+    {"role": "user", "content": "What is 2 + 3?"},
+    {"role": "assistant", "content": "\\boxed{5}"},
+]
+"""The messages before the prompts of all groups but a step's first."""
+
+
 def make_run(
     out: Path,
     seed: int = 0,
@@ -72,6 +80,7 @@ def make_run(
             "id": f"p{group}",
             "language": ("ko", "en")[group % 2],
             "level": group % 2 + 1,
+            "context": [] if group == 0 else CONTEXT,
             "prompt": "민수는 사과가 몇 개 있습니까?",
             "completion": text,
             "answer": "7",

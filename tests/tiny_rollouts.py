@@ -283,7 +283,8 @@ def in_lockstep(monkeypatch, num_processes: int, work: Callable[[int], object]) 
         return work(process)
 
     with monkeypatch.context() as context, ThreadPoolExecutor(num_processes) as threads:
-        context.setattr("jaxgrpo.rollout.judge.gather_json", gather_json)
+        for module in ("judge", "comparison"):
+            context.setattr(f"jaxgrpo.rollout.{module}.gather_json", gather_json)
         context.setattr("jax.process_count", lambda: num_processes)
         context.setattr("jax.process_index", lambda: this_thread.process)
         return list(threads.map(run, range(num_processes)))

@@ -92,6 +92,9 @@ def show(
             f"{problem['solved']}/{problem['judged']}  ",
             ("kept", "green") if is_kept else ("not kept", "dim"),
         )
+        for message in group.context:
+            content = _with_marks(message["content"], problem["language"], "cyan")
+            yield Text.assemble((f"{message['role']}: ", "dim"), content)
         yield _with_marks(problem["prompt"], problem["language"], "cyan")
         yield Text.assemble("answer ", (problem["answer"], "bold"))
         for record in group.completions:

@@ -47,7 +47,7 @@ class Benchmark(FixedFields):
         """Raises UserError: what a policy is measured on must not be trained on."""
         raise UserError(
             f"{type(self).__name__} is a set to evaluate on and has nothing to train on; set "
-            "config.data to one that has, such as GSM8K"
+            "config.data to one that has, such as GSM8K, or measure a policy: jaxgrpo evaluate"
         )
 
     def heldout(self) -> Problems:

@@ -72,7 +72,11 @@ def loss_info(inputs: TokenInputs, token_metrics: TokenMetrics) -> LossInfo:
 
 
 def merge(parts: LossInfo) -> LossInfo:
-    """Returns the info of a batch whose parts, such as micro-batches, are stacked along axis 0."""
+    """Returns the info of a batch whose parts, such as micro-batches, are stacked along axis 0.
+
+    For a loop that accumulates gradients: jax.lax.scan stacks the infos of its micro-batches, and
+    `report(merge(infos))` is the metrics of the whole batch.
+    """
 
     def total(values: Float[Array, "M *parts"]) -> Float[Array, "*parts"]:
         return jnp.sum(values, axis=0)

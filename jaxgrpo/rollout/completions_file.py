@@ -36,12 +36,15 @@ class CompletionsFile:
         self, problems: Sequence[Problem], samples: int
     ) -> dict[str, list[Completion]]:
         """Returns the completions that are there, by the problem's id, in all processes alike."""
-        prompts = {problem.id: problem.prompt for problem in problems}
+        prompts = {
+            problem.id: (problem.context, problem.prompt) for problem in problems
+        }
         found = {}
         for row in _rows(self._path) if self._is_writer else ():
             is_asked = row["key"] == self._about["key"]
             # Another data set may have another problem of that id.
-            is_asked &= prompts.get(row["id"]) == row["prompt"]
+            prompt = row.get("context", []), row["prompt"]
+            is_asked &= prompts.get(row["id"]) == prompt
             if is_asked and len(row["completions"]) == samples:
                 found[row["id"]] = [
                     [text["text"], text["tokens"], text["finished"]]
@@ -57,6 +60,7 @@ class CompletionsFile:
         problem = judged.problem
         row = {
             "id": problem.id,
+            "context": problem.context,
             "prompt": problem.prompt,
             "completions": [completion_row(text) for text in judged.texts],
         }

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -27,6 +28,22 @@ class Evaluated:
     is_right: np.ndarray
     answers: list[str | None]
     votes: np.ndarray | None
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """Returns the problem's own value of each score that has an interval.
+
+        A problem is a part of the whole, of its language and of its level: it is scored once.
+        """
+        judged = self.judged
+        samples = len(judged.texts)
+        accuracy = judged.solved / judged.judged if judged.judged else np.nan
+        found = {"accuracy": accuracy}
+        for k in scores.counts_of_samples(samples):
+            found[f"pass_at_{k}"] = scores.pass_at_k(judged.solved, judged.judged, k)
+        if self.votes is not None:
+            found[f"maj_at_{samples}"] = scores.majority(self.votes, self.is_right)
+        return found
 
 
 def right_or_wrong(verdicts: np.ndarray) -> np.ndarray:
@@ -57,25 +74,10 @@ def score(part: Sequence[Evaluated]) -> dict[str, int | float]:
 
 def _by_problem(part: Sequence[Evaluated]) -> dict[str, np.ndarray]:
     """Returns each score that has an interval, of each problem."""
-    samples = max((len(one.judged.texts) for one in part), default=1)
-    columns = {
-        "accuracy": [
-            group.solved / group.judged if group.judged else np.nan
-            for group in (one.judged for one in part)
-        ]
+    names = dict.fromkeys(name for one in part for name in one.scores)
+    return {
+        name: np.array([one.scores.get(name, np.nan) for one in part]) for name in names
     }
-    for k in scores.counts_of_samples(samples):
-        columns[f"pass_at_{k}"] = [
-            scores.pass_at_k(one.judged.solved, one.judged.judged, k) for one in part
-        ]
-    majorities = [
-        scores.majority(one.votes, one.is_right)
-        for one in part
-        if one.votes is not None
-    ]
-    if majorities:
-        columns[f"maj_at_{samples}"] = majorities
-    return {name: np.array(values, float) for name, values in columns.items()}
 
 
 def _language_scores(part: Sequence[Evaluated]) -> dict[str, float]:
@@ -104,6 +106,7 @@ def row(one: Evaluated) -> Json:
         "id": problem.id,
         "language": problem.language,
         "level": problem.level,
+        "context": problem.context,
         "prompt": problem.prompt,
         "answer": problem.answer,
         "solved": judged.solved,

@@ -84,6 +84,7 @@ def record(group: JudgedTexts, sample: int = 0) -> Json:
         "id": problem.id,
         "language": problem.language,
         "level": problem.level,
+        "context": problem.context,
         "prompt": problem.prompt,
         "completion": text,
         "answer": problem.answer,

@@ -9,6 +9,7 @@
     python -m tools.bench step --mean-new 48 --new 384 --groups 32 --pack 640 --bins 2 --json
     python -m tools.bench rewards --verdicts 5000 --workers 2 --json
     python -m tools.bench load --gigabytes 3 --json
+    python -m tools.bench evaluate --config quickstart --every 4 --json
 
 `rollout` and `step` go through the engine and the compiled programs of a run, on random prompts of
 exactly --prompt tokens, with completions of exactly --new. They also measure what the machine can
@@ -25,6 +26,7 @@ from pathlib import Path
 import jax
 
 from jaxgrpo.config.command_line import run_main
+from tools.bench.evaluation import bench_evaluate
 from tools.bench.load import bench_load
 from tools.bench.logprobs import bench_logprobs
 from tools.bench.rewards import bench_rewards
@@ -229,6 +231,29 @@ def add_load(subcommands: Subcommands) -> None:
     )
 
 
+def add_evaluate(subcommands: Subcommands) -> None:
+    """Adds the subcommand `evaluate`."""
+    parser = subcommands.add(bench_evaluate)
+    parser.add_argument(
+        "--config", default="quickstart", help="whose model; default quickstart"
+    )
+    for name in ("problems", "samples"):
+        parser.add_argument(
+            f"--{name}", type=positive, help="by default those of the config"
+        )
+    parser.add_argument(
+        "--every",
+        type=positive,
+        help="also time a run that is evaluated every so many steps, and one that is not",
+    )
+    parser.add_argument(
+        "--steps",
+        type=positive,
+        default=8,
+        help="with --every, steps of such a run; default 8",
+    )
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of all subcommands; the result's `bench` is the function to call."""
     # The flags of every subcommand stand after its name, as people write them.
@@ -248,6 +273,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_step(subcommands)
     add_rewards(subcommands)
     add_load(subcommands)
+    add_evaluate(subcommands)
     return parser
 
 
@@ -290,7 +316,7 @@ def main(argv: list[str]) -> None:
         **measured,
     }
     print(to_line(result, arguments.json))
-    # Only `load` has a limit.
+    # Only `load` and `evaluate` have limits.
     if measured.get("within") is False:
         sys.exit(1)
 

@@ -94,7 +94,8 @@ const FILTERS = [
   ["reward to", "number", (rollout, value) =>
     rollout.completion.reward !== null && rollout.completion.reward <= Number(value)],
   ["text", "search", (rollout, value) =>
-    [...rollout.group.prompt, " ", ...rollout.completion.pieces].join("").includes(value)],
+    [...rollout.group.context.flatMap(({ pieces }) => [...pieces, " "]),
+      ...rollout.group.prompt, " ", ...rollout.completion.pieces].join("").includes(value)],
 ];
 const OPTIONS = {
   run: () => content.runs,
@@ -213,6 +214,7 @@ function showDetail(place, group, completion) {
     return button;
   }));
   place.replaceChildren(element("div", { class: "detail" },
+    ...group.context.flatMap(({ role, pieces }) => [element("h3", {}, role), marked(pieces)]),
     element("h3", {}, "prompt"), marked(group.prompt), element("h3", {}, "completion"),
     marked(completion.pieces), list,
     element("h3", {}, "completions of this prompt, and their rewards"), samples));

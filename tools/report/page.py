@@ -118,7 +118,11 @@ def _written_groups(run: SavedRun) -> Iterator[SavedGroup]:
 
 def _head(group: SavedGroup) -> GroupHead:
     problem = group.problem
-    texts = [problem["prompt"], *(record["completion"] for record in group.completions)]
+    texts = [
+        *(message["content"] for message in group.context),
+        problem["prompt"],
+        *(record["completion"] for record in group.completions),
+    ]
     size = sum(len(text.encode("utf-8", "replace")) + FIELDS_BYTES for text in texts)
     return GroupHead(problem["step"], problem["solved"], problem["judged"], size)
 
@@ -203,6 +207,13 @@ def _shown_group(place: int, run: SavedRun, group: SavedGroup) -> dict:
         "kept": problem["kept"],
         "solved": problem["solved"],
         "judged": problem["judged"],
+        "context": [
+            {
+                "role": message["role"],
+                "pieces": mark_foreign(message["content"], problem["language"]),
+            }
+            for message in group.context
+        ],
         "prompt": mark_foreign(problem["prompt"], problem["language"]),
         "completions": completions,
     }

@@ -13,6 +13,7 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.rewards.languages.consistency import locate_words
 from jaxgrpo.rewards.maths.extraction import DEFAULT_METHODS, extract_answer
 from jaxgrpo.text.language_codes import LANGUAGE_CODES
+from jaxgrpo.text.messages import Message
 from jaxgrpo.text.surrogates import replace_lone_surrogates
 
 ACCURACY = "jaxgrpo.rewards.maths.verifier:accuracy"
@@ -34,6 +35,12 @@ class SavedGroup:
     def step(self) -> int:
         """Returns the step that sampled it."""
         return self.problem["step"]
+
+    @property
+    def context(self) -> Sequence[Message]:
+        """Returns the messages before the prompt."""
+        # Older runs did not write them.
+        return self.problem.get("context", [])
 
 
 def read_groups(out: Path) -> Iterator[SavedGroup]:
