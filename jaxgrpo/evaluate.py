@@ -21,7 +21,7 @@ from jaxgrpo.config.checks import HELDOUT
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
-from jaxgrpo.files import write_json
+from jaxgrpo.files import run_folder, write_json
 from jaxgrpo.policies import Policy, find_policies, with_model
 from jaxgrpo.problems import Problem, Problems, Weighted
 from jaxgrpo.rewards.maths.votes import Votes, votes_of
@@ -61,7 +61,7 @@ def evaluate(
     # The same problems at every call, so that before and after can be compared.
     problems = run.prompt_filter.take(run.heldout, settings.problems)
     judged = _sample_or_read(run, params, problems, completions)
-    missing_path = Path(run.config.out) / "missing.jsonl"
+    missing_path = run_folder(run.config.out) / "missing.jsonl"
     check_missing_verdicts(judged, run.config.verifier.max_missing, missing_path)
     evaluated = compare_answers(run.config, judged)
     if completions is not None:
@@ -213,7 +213,7 @@ def _without_nan(report: Report) -> Report:
 
 def step_path(out: str | Path, step: int) -> Path:
     """Returns the file of the evaluation after a step."""
-    return Path(out) / "evaluations" / f"{step}.json"
+    return run_folder(out) / "evaluations" / f"{step}.json"
 
 
 def is_due(config: Config, step: int) -> bool:
@@ -310,14 +310,14 @@ def _prepare(config: Config, keys: Sequence[str]) -> None:
     """Makes OUT, and drops the completions there of all policies and settings but these."""
     names = [HELDOUT, *config.evaluation.sets]
     if jax.process_index() == 0:
-        Path(config.out).mkdir(parents=True, exist_ok=True)
+        run_folder(config.out).mkdir(parents=True, exist_ok=True)
     keep_rows(completions_path(config), [f"{key}/{n}" for key in keys for n in names])
     gather_json(None)  # nobody writes or reads before that is done
 
 
 def completions_path(config: Config) -> Path:
     """Returns the file of all completions of the program's evaluations."""
-    return Path(config.out) / "evaluation.jsonl"
+    return run_folder(config.out) / "evaluation.jsonl"
 
 
 def _problem_sets(run: Run) -> dict[str, Problems]:
@@ -374,7 +374,7 @@ def main(argv: list[str]) -> None:
             f"{report['samples']} samples of each\n\n{tables(report)}\n\n{scores_table(report)}"
         )
     if jax.process_index() == 0:
-        out = Path(config.out)
+        out = run_folder(config.out)
         # One evaluation is the file; several are a list in it.
         content = reports[0] if len(reports) == 1 else {"evaluations": reports}
         write_json(out / "evaluation.json", content)

@@ -1,0 +1,135 @@
+"""Lists, fetches and writes files in buckets of Google Cloud Storage, through fsspec and gcsfs.
+
+An address is gs://BUCKET/NAME. Whatever goes wrong is a UserError that names it.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxgrpo.errors import UserError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+SCHEME = "gs://"
+
+PARTIAL = ".partial"
+"""The suffix of a file that is still being written."""
+
+THREADS = 8
+"""Files that are fetched side by side."""
+
+Version = tuple[int, int]
+"""The size of a file, and when it changed, in ns."""
+
+
+def is_folder(address: str) -> bool:
+    """Returns whether there are files below an address."""
+    with _reaching(address) as bucket:
+        return bucket.isdir(address)
+
+
+def versions(address: str, deep: bool = True) -> dict[str, Version]:
+    """Returns the version of each file at an address, by its name from there.
+
+    A file that has the address itself has the name "".
+
+    deep: with those in the folders of the folder
+    """
+    with _reaching(address) as bucket:
+        # Other processes write there, too.
+        bucket.invalidate_cache()
+        found = bucket.find(address, maxdepth=None if deep else 1, detail=True)
+        start = address.removeprefix(SCHEME)
+        return {
+            name.removeprefix(start).removeprefix("/"): _version(info)
+            for name, info in found.items()
+            # An empty file whose name ends in "/" stands for a folder.
+            if info["type"] == "file" and not name.endswith("/")
+        }
+
+
+def fetch(
+    address: str, copy: Path, wanted: Callable[[str], bool], deep: bool = True
+) -> bool:
+    """Makes a copy the same as what is at an address: what has changed is fetched.
+
+    copy: of a file, or of a folder, where what is no longer there is removed
+    wanted: returns whether a file is copied, by its name
+    deep: with the folders of the folder
+
+    Returns whether anything is at the address.
+    """
+    found = versions(address, deep)
+    there = {copy / name: found[name] for name in found if wanted(name)}
+    if copy.is_dir():
+        here = [path for path in copy.rglob("*") if path.is_file()]
+        for path in here:
+            if path not in there and (deep or path.parent == copy):
+                path.unlink(missing_ok=True)
+    changed = [
+        path
+        for path, version in there.items()
+        if not path.is_file() or local_version(path) != version
+    ]
+
+    def fetch_file(path: Path) -> None:
+        name = path.relative_to(copy).as_posix()
+        source = address if path == copy else f"{address}/{name}"
+        # The copy appears complete or not at all; several processes may fetch the same.
+        partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bucket.get_file(source, str(partial))
+        _, time_ns = there[path]
+        os.utime(partial, ns=(time_ns, time_ns))
+        os.replace(partial, path)
+
+    with _reaching(address) as bucket, ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(fetch_file, changed))
+    return bool(found)
+
+
+def put(path: Path, address: str) -> None:
+    """Writes a file to an address, where it appears complete or not at all."""
+    with _reaching(address) as bucket:
+        bucket.put_file(str(path), address)
+
+
+def remove(address: str) -> None:
+    """Removes the file at an address."""
+    with _reaching(address) as bucket:
+        bucket.rm_file(address)
+
+
+def local_version(path: Path) -> Version:
+    """Returns the version of a file here."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _version(info: Mapping[str, Any]) -> Version:
+    """Returns the version of a file in a bucket, whose clock counts microseconds."""
+    return info["size"], int(info["mtime"].timestamp() * 1e6) * 1000
+
+
+@contextmanager
+def _reaching(address: str) -> Iterator["AbstractFileSystem"]:
+    """Yields what reads and writes buckets; raises UserError if it is not there, or fails."""
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"{address} needs gcsfs: pip install 'jaxgrpo[gcs]'")
+    import fsspec
+
+    try:
+        yield fsspec.filesystem("gs")
+    # Whatever the libraries raise without a network, a login, a right or a bucket of that name.
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(
+            f"{address} cannot be reached ({type(error).__name__}: {reason}); check the bucket's "
+            "name, and who you are: gcloud auth application-default login"
+        ) from error
