@@ -5,6 +5,7 @@ An address is gs://BUCKET/NAME. Whatever goes wrong is a UserError that names it
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ PARTIAL = ".partial"
 
 THREADS = 8
 """Files that are fetched side by side."""
+
+SAID_BYTES = 100_000_000
+"""Of so many bytes it is said that they are fetched."""
 
 Version = tuple[int, int]
 """The size of a file, and when it changed, in ns."""
@@ -77,6 +81,12 @@ def fetch(
         for path, version in there.items()
         if not path.is_file() or local_version(path) != version
     ]
+
+    size = sum(there[path][0] for path in changed)
+    if size >= SAID_BYTES:
+        # To stderr, which is nobody's output.
+        text = f"fetching {len(changed)} files, {size / 1e9:.1f} GB, of {address} to {copy}"
+        print(text, file=sys.stderr, flush=True)
 
     def fetch_file(path: Path) -> None:
         name = path.relative_to(copy).as_posix()

@@ -5,11 +5,13 @@ import os
 import shutil
 from contextlib import contextmanager
 
+import fsspec
 import jax
 import numpy as np
 import pytest
 
 from jaxgrpo import buckets, evaluate, export, files, language_model
+from jaxgrpo.buckets import SCHEME
 from jaxgrpo.checkpoint import Checkpoints, saved_steps
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.data.arithmetic import Arithmetic
@@ -207,6 +209,17 @@ def test_what_grows_is_in_the_bucket_when_it_is_uploaded(tmp_path):
     assert path.read_text() == "other\n"
 
 
+def test_what_takes_long_to_fetch_is_said(monkeypatch, capsys):
+    files.write_atomically(files.run_folder(f"{BUCKET}/large") / "a.jsonl", b"1234")
+    files.fetched(f"{BUCKET}/large")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(buckets, "SAID_BYTES", 4)
+    files.write_atomically(files.run_folder(f"{BUCKET}/large") / "a.jsonl", b"5678")
+    copy = files.fetched(f"{BUCKET}/large")
+    said = f"fetching 1 files, 0.0 GB, of {BUCKET}/large to {copy}\n"
+    assert capsys.readouterr().err == said
+
+
 # --- what is wrong ---
 
 
@@ -236,3 +249,22 @@ def test_without_its_library_a_bucket_is_refused_with_the_line_that_installs_it(
     config = config_of(tmp_path, **paths | {setting: f"{BUCKET}/here"})
     with pytest.raises(UserError, match=r"needs gcsfs: pip install 'jaxgrpo\[gcs\]'"):
         next(train(config))
+
+
+def test_what_cannot_be_reached_is_named(monkeypatch):
+    def refuse(protocol):
+        raise OSError("Anonymous caller has no storage.objects.list access")
+
+    monkeypatch.setattr(fsspec, "filesystem", refuse)
+    with pytest.raises(
+        UserError, match="gcloud auth application-default login"
+    ) as caught:
+        files.fetched(f"{BUCKET}/model")
+    assert f"{BUCKET}/model cannot be reached (OSError: Anonymous" in str(caught.value)
+
+
+def test_nothing_at_an_address_and_other_addresses_are_refused():
+    with pytest.raises(UserError, match=f"there is nothing at {BUCKET}/nowhere: check"):
+        files.fetched(f"{BUCKET}/nowhere/")
+    with pytest.raises(UserError, match=f"{SCHEME}BUCKET/NAME"):
+        files.fetched("s3://bucket/model")

@@ -370,7 +370,7 @@ def test_only_programs_compiles():
             "from tools import plan",
             "imports tools, which only nothing in jaxgrpo may",
         ),
-        ("errors", "import numpy", "which is not among []"),
+        ("errors", "import numpy", "which is not among ['fsspec']"),
     ],
 )
 def test_the_checker_finds(module, source, says):
