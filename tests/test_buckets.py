@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 
 import fsspec
 import jax
@@ -19,9 +21,18 @@ from jaxgrpo.data.table import Table
 from jaxgrpo.errors import UserError
 from jaxgrpo.models import hf_folder
 from jaxgrpo.models.tensors import find_tensors
+from jaxgrpo.policies import find_policies
+from jaxgrpo.run_state import check_start
 from jaxgrpo.train import train
 from tests.buckets import BUCKET, serve_bucket
-from tests.tiny_runs import comparable, lines, make_config, model_folder, share_programs
+from tests.tiny_runs import (
+    ROOT,
+    comparable,
+    lines,
+    make_config,
+    model_folder,
+    share_programs,
+)
 from tools import show
 from tools.report import __main__ as report
 
@@ -59,9 +70,7 @@ def write_problems(path):
 
 
 def config_of(folder, model, data, out):
-    config = make_config(
-        folder, "steps=3", "trackers=tensorboard", "evaluation.every=2"
-    )
+    config = make_config(folder, "evaluation.every=2")
     config.model = str(model)
     config.data = Table(path=f"{data}/train.jsonl", heldout_size=8)
     config.out = str(out)
@@ -115,8 +124,8 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(runs):
 
 def test_every_checkpoint_of_a_bucket_is_that_of_the_folder(runs, tmp_path):
     here, there = runs
-    assert saved_steps(there.out) == saved_steps(here.out) == [2, 3]
-    for step in (2, 3):
+    assert saved_steps(there.out) == saved_steps(here.out) == [3, 4]
+    for step in (3, 4):
         exported = []
         for name, config in (("here", here), ("there", there)):
             assert (
@@ -128,13 +137,16 @@ def test_every_checkpoint_of_a_bucket_is_that_of_the_folder(runs, tmp_path):
         loaded = language_model.LanguageModel.load(there.out, step)
         assert loaded.step == step
         jax.tree.map(np.testing.assert_array_equal, loaded.params, exported[0])
-    with pytest.raises(UserError, match=r"no checkpoint of step 1; choose one of 2, 3"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 1; choose one of 3, 4"):
         export.export(there.out, tmp_path / "none", step=1)
-    # Not as long as it is not complete.
-    address = f"{there.out}/checkpoints/3/commit_success.txt"
+    # A save that is not complete is none.
+    address = f"{there.out}/checkpoints/4/commit_success.txt"
+    copy = files.fetched(address)
     buckets.remove(address)
-    assert saved_steps(there.out) == [2]
-    assert Checkpoints(there.out).latest() == 2
+    assert saved_steps(there.out) == [3]
+    assert Checkpoints(there.out).latest() == 3
+    buckets.put(copy, address)
+    assert saved_steps(there.out) == [3, 4]
 
 
 def test_what_looks_at_runs_looks_into_buckets(runs, capsys):
@@ -146,6 +158,14 @@ def test_what_looks_at_runs_looks_into_buckets(runs, capsys):
     assert "step 3" in capsys.readouterr().out
     (evaluation,) = evaluate.evaluate_all(there)
     assert evaluation["of"] == f"{OUT}, step {evaluation['step']}"
+    named = replace(there.evaluation, policies=(f"{OUT}/checkpoints/3", OUT, MODEL))
+    policies = find_policies(replace(there, evaluation=named))
+    assert [(policy.out, policy.step) for policy in policies] == [
+        (OUT, 3),
+        (OUT, 4),
+        (None, None),
+    ]
+    check_start(replace(there, out=f"{BUCKET}/further", init_from=OUT))
     # Nothing is sampled twice, on whatever machine.
     before = files.fetched_file(OUT, "evaluation.jsonl").read_bytes()
     files._runs.clear()
@@ -218,6 +238,14 @@ def test_what_takes_long_to_fetch_is_said(monkeypatch, capsys):
     copy = files.fetched(f"{BUCKET}/large")
     said = f"fetching 1 files, 0.0 GB, of {BUCKET}/large to {copy}\n"
     assert capsys.readouterr().err == said
+
+
+def test_no_setting_is_taken_for_a_path_of_this_machine():
+    """The functions of `files` know both kinds of paths."""
+    pattern = r"\bPath\((\w+\.)*config\.(out|model|reference|init_from)\)"
+    for path in (ROOT / "jaxgrpo").rglob("*.py"):
+        found = re.search(pattern, path.read_text("utf-8"))
+        assert found is None, f"{path}: {found and found[0]}; see jaxgrpo/files.py"
 
 
 # --- what is wrong ---
