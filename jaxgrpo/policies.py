@@ -12,7 +12,7 @@ from jaxgrpo.checkpoint import saved_steps
 from jaxgrpo.config import Config, text_settings
 from jaxgrpo.distributed.processes import gather_json
 from jaxgrpo.errors import UserError
-from jaxgrpo.files import CHECKPOINTS, fetched, file_versions
+from jaxgrpo.files import CHECKPOINTS, fetched, file_versions, with_addresses
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def _of_run(out: str, model: str) -> Policy:
     steps = saved_steps(out)
     if not steps:
         folder = model_folder(model)
-        return Policy(f"{folder}, untrained", folder, None, None)
+        name = with_addresses(f"{folder}, untrained")
+        return Policy(name, folder, None, None)
     return _of_checkpoint(out, steps[-1], model)
 
 

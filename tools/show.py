@@ -175,9 +175,7 @@ def main(argv: list[str]) -> None:
         prog="python -m tools.show",
         description="Print a step's completions, with their rewards and advantages.",
     )
-    parser.add_argument(
-        "out", metavar="OUT", help="a run's --config.out"
-    )
+    parser.add_argument("out", metavar="OUT", help="a run's --config.out")
     parser.add_argument(
         "--step", type=int, help="a step that was written (the last one)"
     )

@@ -14,9 +14,7 @@ def main(argv: list[str]) -> None:
         prog="python -m tools.report",
         description="Write a page of HTML about runs, which needs no network.",
     )
-    parser.add_argument(
-        "out", nargs="+", metavar="OUT", help="a run's --config.out"
-    )
+    parser.add_argument("out", nargs="+", metavar="OUT", help="a run's --config.out")
     parser.add_argument(
         "--to", type=Path, help="the file it writes (OUT/report.html of the first OUT)"
     )
