@@ -48,13 +48,19 @@ def versions(address: str, deep: bool = True) -> dict[str, Version]:
     with _reaching(address) as bucket:
         # Other processes write there, too.
         bucket.invalidate_cache()
-        found = bucket.find(address, maxdepth=None if deep else 1, detail=True)
+        if deep:
+            found = bucket.find(address, detail=True).values()
+        elif bucket.exists(address):
+            # Not by `find`, which lists what lies deeper, too: that may be a whole bucket.
+            found = bucket.ls(address, detail=True)
+        else:
+            found = []
         start = address.removeprefix(SCHEME)
         return {
-            name.removeprefix(start).removeprefix("/"): _version(info)
-            for name, info in found.items()
+            info["name"].removeprefix(start).removeprefix("/"): _version(info)
+            for info in found
             # An empty file whose name ends in "/" stands for a folder.
-            if info["type"] == "file" and not name.endswith("/")
+            if info["type"] == "file" and not info["name"].endswith("/")
         }
 
 

@@ -23,7 +23,13 @@ from jaxgrpo.buckets import PARTIAL, SCHEME, Version, local_version
 from jaxgrpo.errors import UserError
 
 CHECKPOINTS = "checkpoints"
-"""The folder of a run that has no copy here."""
+"""The folder of a run's checkpoints."""
+
+CONTINUED = (".json", ".jsonl")
+"""Files of a run that one that goes on reads."""
+
+CONTINUED_FOLDERS = ("evaluations", "mlruns")
+"""Folders of a run that one that goes on reads."""
 
 NEVER_READ = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
 """Weights in formats that are not read, which model folders may hold besides."""
@@ -185,7 +191,9 @@ _runs: dict[str, _Run] = {}
 
 
 def run_folder(out: str | os.PathLike, again: bool = False) -> Path:
-    """Returns the folder to write a run's files in: `out` itself, or its copy, without checkpoints.
+    """Returns the folder to write a run's files in: `out` itself, or a copy.
+
+    The copy begins with what a run that goes on reads of it, but for checkpoints.
 
     again: whether the copy is brought up to date although this process has it already
 
@@ -203,7 +211,9 @@ def run_folder(out: str | os.PathLike, again: bool = False) -> Path:
         again = True
     run = _runs[address]
     if again:
-        buckets.fetch(address, run.folder, _is_copied)
+        buckets.fetch(address, run.folder, _is_continued, deep=False)
+        for name in CONTINUED_FOLDERS:
+            buckets.fetch(f"{address}/{name}", run.folder / name, _is_read)
         run.versions.clear()
         for path in _files_in(run.folder):
             run.versions[path] = local_version(path)
@@ -251,5 +261,5 @@ def _is_read(name: str) -> bool:
     return not name.endswith(NEVER_READ)
 
 
-def _is_copied(name: str) -> bool:
-    return not name.startswith(f"{CHECKPOINTS}/")
+def _is_continued(name: str) -> bool:
+    return name.endswith(CONTINUED)

@@ -116,10 +116,14 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(runs):
     ]
     assert [summary.pop("seconds") > 0 for summary in summaries] == [True, True]
     assert summaries[0] == summaries[1]
-    assert (copy / "metrics.png").read_bytes().startswith(b"\x89PNG")
+    picture = files.fetched_file(OUT, "metrics.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
     # Two machines wrote a file each.
-    assert len(list((copy / "tensorboard").iterdir())) == 2
-    assert (copy / "evaluations" / "2.json").exists()
+    assert len(list(files.fetched(f"{OUT}/tensorboard").iterdir())) == 2
+    # A machine that goes on has what it reads, and neither checkpoints nor pictures.
+    names = {path.relative_to(copy).as_posix() for path in copy.rglob("*")}
+    assert names >= {"config.json", "before.json", "evaluations/2.json"}
+    assert not names & {"checkpoints", "tensorboard", "metrics.png"}
 
 
 def test_every_checkpoint_of_a_bucket_is_that_of_the_folder(runs, tmp_path):
@@ -213,7 +217,7 @@ def test_what_is_written_whole_is_in_the_bucket_at_once():
 def test_what_grows_is_in_the_bucket_when_it_is_uploaded(tmp_path):
     out = f"{BUCKET}/grows"
     folder = files.run_folder(out)
-    path = folder / "inner" / "metrics.jsonl"
+    path = folder / "evaluations" / "1.jsonl"
     path.parent.mkdir()
     for line in ("one\n", "two\n"):
         with path.open("a") as file:
@@ -221,8 +225,8 @@ def test_what_grows_is_in_the_bucket_when_it_is_uploaded(tmp_path):
         files.upload(folder)
     with other_machine(tmp_path / "other"):
         copy = files.run_folder(out)
-        assert (copy / "inner" / "metrics.jsonl").read_text() == "one\ntwo\n"
-        (copy / "inner" / "metrics.jsonl").write_text("other\n")
+        assert (copy / "evaluations" / "1.jsonl").read_text() == "one\ntwo\n"
+        (copy / "evaluations" / "1.jsonl").write_text("other\n")
         files.upload(copy)
     assert path.read_text() == "one\ntwo\n"
     files.run_folder(out, again=True)
