@@ -59,8 +59,7 @@ def versions(address: str, deep: bool = True) -> dict[str, Version]:
         return {
             info["name"].removeprefix(start).removeprefix("/"): _version(info)
             for info in found
-            # An empty file whose name ends in "/" stands for a folder.
-            if info["type"] == "file" and not info["name"].endswith("/")
+            if info["type"] == "file" and _is_name(info["name"])
         }
 
 
@@ -80,7 +79,10 @@ def fetch(
     if copy.is_dir():
         here = [path for path in copy.rglob("*") if path.is_file()]
         for path in here:
-            if path not in there and (deep or path.parent == copy):
+            is_looked_at = deep or path.parent == copy
+            # Another process may be writing one.
+            is_partial = path.suffix == PARTIAL
+            if path not in there and is_looked_at and not is_partial:
                 path.unlink(missing_ok=True)
     changed = [
         path
@@ -126,6 +128,14 @@ def local_version(path: Path) -> Version:
     """Returns the version of a file here."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
+
+
+def _is_name(name: str) -> bool:
+    """Returns whether a file of this name in a bucket can have a copy.
+
+    An empty file whose name ends in "/" stands for a folder; one with ".." could be anywhere.
+    """
+    return not name.endswith("/") and ".." not in name.split("/")
 
 
 def _version(info: Mapping[str, Any]) -> Version:

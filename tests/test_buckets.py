@@ -197,11 +197,13 @@ def test_a_copy_follows_the_bucket():
         files.write_atomically(folder / name, b"1")
     copy = files.fetched(f"{BUCKET}/data-that-changes")
     assert sorted(os.listdir(copy)) == ["a.jsonl", "b.jsonl"]
+    (copy / "c.jsonl.7.partial").touch()  # another process is fetching it
     files.write_atomically(folder / "a.jsonl", b"2")
     files.remove(folder / "b.jsonl")
     assert files.fetched(f"{BUCKET}/data-that-changes/") == copy
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == {
-        "a.jsonl": b"2"
+        "a.jsonl": b"2",
+        "c.jsonl.7.partial": b"",
     }
 
 
@@ -281,6 +283,17 @@ def test_without_its_library_a_bucket_is_refused_with_the_line_that_installs_it(
     config = config_of(tmp_path, **paths | {setting: f"{BUCKET}/here"})
     with pytest.raises(UserError, match=r"needs gcsfs: pip install 'jaxgrpo\[gcs\]'"):
         next(train(config))
+
+
+def test_no_copy_lies_outside_of_its_folder(monkeypatch):
+    files.write_atomically(files.run_folder(f"{BUCKET}/names") / "good", b"1")
+    bucket = fsspec.filesystem("gs")
+    found = bucket.find(f"{BUCKET}/names", detail=True)
+    (good,) = found.values()
+    for name in ("bucket/names/../../../bad", "bucket/names/folder/"):
+        found[name] = good | {"name": name}
+    monkeypatch.setattr(bucket, "find", lambda address, detail: found)
+    assert [*buckets.versions(f"{BUCKET}/names")] == ["good"]
 
 
 def test_what_cannot_be_reached_is_named(monkeypatch):
