@@ -302,14 +302,15 @@ def test_math_is_read_from_its_archive_and_from_the_hub(tmp_path, on_hub):
     assert not {p.id for p in problems} & {p.id for p in source.heldout()}
 
 
-def test_math_is_read_from_a_file_and_has_two_problems_without_a_level(tmp_path):
+def test_math_is_read_from_a_file_and_has_problems_without_level_or_answer(tmp_path):
     rows = [math_row(1, "algebra", "Level ?"), math_row(2, "algebra")]
     rows[1]["solution"] = r"It is $\boxed 2$."
-    path = write_lines(tmp_path / "math.jsonl", rows)
+    empty = rows[0] | {"solution": r"There are $\boxed{}$ primes."}
+    path = write_lines(tmp_path / "math.jsonl", [rows[0], empty, rows[1]])
     (train,) = MATH(path, heldout_size=1).train()
     (heldout,) = MATH(path, heldout_size=1).heldout()
     assert (train.id, train.answer, train.level) == ("math:train:1", "1", 0)
-    assert (heldout.id, heldout.answer, heldout.level) == ("math:heldout:2", "2", 5)
+    assert (heldout.id, heldout.answer, heldout.level) == ("math:heldout:3", "2", 5)
     assert (
         MATH(write_math(tmp_path / "MATH", False), heldout_path=path)
         .heldout()[1]

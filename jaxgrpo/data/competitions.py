@@ -13,7 +13,7 @@ from jaxgrpo.data.table import read_split, to_problems
 from jaxgrpo.errors import FixedFields, UserError
 from jaxgrpo.files import fetched
 from jaxgrpo.problems import Problem, Problems
-from jaxgrpo.rewards.maths.extraction import parse_gold
+from jaxgrpo.rewards.maths.extraction import find_boxes, parse_gold
 
 
 @dataclass
@@ -24,8 +24,9 @@ class MATH(FixedFields):
      "solution": "For the function ... $\\boxed{0}$."}
 
     The gold answer is what the verifier reads in the solution, its last box; the solution is in
-    Problem.meta["solution"], the subject in Problem.meta["type"]. A level is 0 where the set says
-    "Level ?", of two problems. Subjects take turns, so that the first problems are of all seven.
+    Problem.meta["solution"], the subject in Problem.meta["type"]. Two problems to train on have an
+    empty box and are left out. A level is 0 where the set says "Level ?", of two problems. Subjects
+    take turns, so that the first problems are of all seven.
 
     path: the folder of the archive, MATH, with train/algebra/24014.json and its like, or that of
       the hub's copy, with algebra/train-00000-of-00001.parquet. Or a file of such rows.
@@ -55,7 +56,7 @@ class MATH(FixedFields):
             folder = fetched(self.path).expanduser()
             if folder.is_dir():
                 name = "train" if split == "train" else "test"
-                rows = list(_rows_in_turns(folder, name))
+                rows = list(filter(_math_gold, _rows_in_turns(folder, name)))
                 return to_problems(rows, lambda row: _math_problem(row, name, folder))
         return read_split(
             self.path,
@@ -63,6 +64,7 @@ class MATH(FixedFields):
             self.heldout_size,
             lambda row, split: _math_problem(row, split, None),
             split,
+            lambda row: bool(_math_gold(row)),
         )
 
 
@@ -95,9 +97,6 @@ def _rows_in_turns(folder: Path, split: str) -> Iterator[Row]:
 
 def _math_problem(row: Row, split: str, folder: Path | None) -> Problem:
     """Returns the problem of a row of MATH. folder: that it is from; None: from a file."""
-    solution = row.text("solution", "path")
-    if "\\boxed" not in solution:
-        raise row.error('"solution" has no \\boxed answer; write one, or drop the row')
     place = split
     if folder is not None:
         place = row.path.relative_to(folder).as_posix()
@@ -105,10 +104,21 @@ def _math_problem(row: Row, split: str, folder: Path | None) -> Problem:
     return Problem(
         id=f"math:{place}" if is_alone else f"math:{place}:{row.line}",
         prompt=row.text("problem", "path"),
-        answer=parse_gold(solution)[0],
+        answer=_math_gold(row),
         level=_level_of(row),
         meta=row.meta({"problem", "level"}),
     )
+
+
+def _math_gold(row: Row) -> str:
+    """Returns what the verifier reads in the solution of a row of MATH; "" for an empty box."""
+    solution = row.text("solution", "path")
+    if "\\boxed" not in solution:
+        raise row.error('"solution" has no \\boxed answer; write one, or drop the row')
+    boxes = find_boxes(solution)
+    if boxes and not max(boxes).text.strip():
+        return ""
+    return parse_gold(solution)[0]
 
 
 def _level_of(row: Row) -> int:
