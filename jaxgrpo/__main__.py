@@ -36,7 +36,7 @@ PROGRAMS = {
         "jaxgrpo.sample", "print what a model or a run answers to a prompt"
     ),
     "export": Program(
-        "jaxgrpo.export", "write a run's newest checkpoint as a Hugging Face folder"
+        "jaxgrpo.export", "write a run's checkpoint as a Hugging Face folder"
     ),
     "plan": Program(
         "jaxgrpo.plan.command", "say whether a run fits its chips, without having them"

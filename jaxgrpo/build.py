@@ -33,6 +33,7 @@ from jaxgrpo.device.specs import (
 from jaxgrpo.distributed import compilation_cache
 from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
+from jaxgrpo.files import fetched
 from jaxgrpo.models import hf_folder, lora
 from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.problems import Problem, Task, Weighted, notes_of
@@ -320,8 +321,8 @@ def reference_network(config: Config, tokens: Tokenizer) -> ModelConfig | None:
 
 
 def model_folder(model: str) -> Path:
-    """Returns the Hugging Face folder that a config's `model` means."""
-    return Path(model).expanduser() if model else hf_folder.EMBEDDED
+    """Returns the Hugging Face folder that a config's `model` means; of a bucket's, its copy."""
+    return fetched(model, deep=False).expanduser() if model else hf_folder.EMBEDDED
 
 
 def load_policy(

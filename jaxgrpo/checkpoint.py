@@ -3,7 +3,8 @@
 A checkpoint has two items: `state`, the arrays by their paths, and `host`, JSON values. Arrays are
 saved as a flat {"params/layers/0/kernel": array}. So what is restored depends on names and shapes
 alone, not on the classes that the optimizer's state is made of. Orbax writes to a folder with a
-temporary name and renames it at the end: a save that was killed leaves no checkpoint.
+temporary name and renames it at the end: a save that was killed leaves no checkpoint. In a bucket,
+which renames nothing, a file is written at the end that says that it is complete.
 """
 
 import math
@@ -14,10 +15,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jaxtyping import PyTree
 
 from jaxgrpo.distributed.mesh import named_leaves
 from jaxgrpo.errors import UserError
+from jaxgrpo.files import CHECKPOINTS, is_folder, is_remote
 
 
 class Checkpoints:
@@ -39,10 +42,10 @@ class Checkpoints:
         flag: str = "--config.out",
     ) -> None:
         self._flag = flag
-        self._folder = Path(out).absolute() / "checkpoints"
+        self._folder = _folder(out)
         self._manager: ocp.CheckpointManager | None = None
         # Orbax cannot open a folder that does not exist and that it may not create.
-        if keep is not None or self._folder.is_dir():
+        if keep is not None or is_folder(self._folder):
             self._manager = _open_manager(self._folder, keep, keep_best)
 
     def save(
@@ -195,8 +198,27 @@ class Checkpoints:
         )
 
 
+def saved_steps(out: str | os.PathLike) -> list[int] | None:
+    """Returns the steps of a run's checkpoints, in order; None if it has no folder for them.
+
+    Unlike `Checkpoints.steps` it opens no device: the run may not have divided a CPU yet.
+    """
+    folder = _folder(out)
+    if not is_folder(folder):
+        return None
+    # A save that is not complete has another name or, in a bucket, no file that says so.
+    saved = [path for path in folder.glob("*") if path.name.isdecimal()]
+    complete = [path for path in saved if ocp.utils.is_checkpoint_finalized(path)]
+    return sorted(int(path.name) for path in complete)
+
+
+def _folder(out: str | os.PathLike) -> epath.Path:
+    """Returns the folder of a run's checkpoints."""
+    return epath.Path(out if is_remote(out) else Path(out).absolute()) / CHECKPOINTS
+
+
 def _open_manager(
-    folder: Path, keep: int | None, keep_best: str
+    folder: epath.Path, keep: int | None, keep_best: str
 ) -> ocp.CheckpointManager:
     """Returns Orbax's manager of a folder. keep, keep_best: as Checkpoints has them."""
 

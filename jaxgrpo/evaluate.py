@@ -21,7 +21,7 @@ from jaxgrpo.config.checks import HELDOUT
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
-from jaxgrpo.files import write_json
+from jaxgrpo.files import run_folder, write_json
 from jaxgrpo.policies import Policy, find_policies, with_model
 from jaxgrpo.problems import Problem
 from jaxgrpo.rewards.maths.votes import votes_of
@@ -59,7 +59,7 @@ def evaluate(
             by_id[one.problem.id] = one
             comparison.add(one)
         judged = [by_id[problem.id] for problem in run.heldout]
-        missing_path = Path(run.config.out) / "missing.jsonl"
+        missing_path = run_folder(run.config.out) / "missing.jsonl"
         check_missing_verdicts(judged, run.config.verifier.max_missing, missing_path)
         evaluated = comparison.results(judged)
     if completions is not None:
@@ -178,7 +178,7 @@ def _without_nan(report: Report) -> Report:
 
 def step_path(out: str | Path, step: int) -> Path:
     """Returns the file of the evaluation after a step."""
-    return Path(out) / "evaluations" / f"{step}.json"
+    return run_folder(out) / "evaluations" / f"{step}.json"
 
 
 def is_due(config: Config, step: int) -> bool:
@@ -275,14 +275,14 @@ def _prepare(config: Config, keys: Sequence[str]) -> None:
     """Makes OUT, and drops the completions there of all policies and settings but these."""
     names = [HELDOUT, *config.evaluation.sets]
     if jax.process_index() == 0:
-        Path(config.out).mkdir(parents=True, exist_ok=True)
+        run_folder(config.out).mkdir(parents=True, exist_ok=True)
     keep_rows(completions_path(config), [f"{key}/{n}" for key in keys for n in names])
     gather_json(None)  # nobody writes or reads before that is done
 
 
 def completions_path(config: Config) -> Path:
     """Returns the file of all completions of the program's evaluations."""
-    return Path(config.out) / "evaluation.jsonl"
+    return run_folder(config.out) / "evaluation.jsonl"
 
 
 def _problem_sets(run: Run) -> dict[str, Sequence[Problem]]:
@@ -341,7 +341,7 @@ def main(argv: list[str]) -> None:
             f"{report['samples']} samples of each\n\n{tables(report)}\n\n{scores_table(report)}"
         )
     if jax.process_index() == 0:
-        out = Path(config.out)
+        out = run_folder(config.out)
         # One evaluation is the file; several are a list in it.
         content = reports[0] if len(reports) == 1 else {"evaluations": reports}
         write_json(out / "evaluation.json", content)

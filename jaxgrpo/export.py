@@ -1,4 +1,4 @@
-"""Writes a run's newest checkpoint as a Hugging Face folder, or a LoRA run's adapters for PEFT.
+"""Writes a checkpoint of a run as a Hugging Face folder, or a LoRA run's adapters for PEFT.
 
     python -m jaxgrpo.export --run OUT --to DIR
     python -m jaxgrpo.export --run OUT --to DIR --adapter
@@ -24,6 +24,7 @@ from jaxgrpo.config import overrides
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, sharded_shapes
 from jaxgrpo.errors import UserError
+from jaxgrpo.files import fetched_file, written_folder
 from jaxgrpo.models import hf_folder, lora, transformer
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.types import Params
@@ -45,12 +46,12 @@ class SavedRun:
     system: str
 
 
-def read_run(run: Path) -> SavedRun:
+def read_run(run: str | Path) -> SavedRun:
     """Returns what a run's config.json says of its checkpoints.
 
     Raises UserError if there is no run.
     """
-    path = run / "config.json"
+    path = fetched_file(run, "config.json")
     if not path.is_file():
         raise UserError(
             f"{run} holds no run (no config.json): give the --config.out of a training run"
@@ -75,15 +76,20 @@ def read_run(run: Path) -> SavedRun:
 
 
 def export(
-    run: Path, target: Path, adapter: bool = False, dtype: str | None = None
+    run: str | Path,
+    target: str | Path,
+    adapter: bool = False,
+    dtype: str | None = None,
+    step: int | None = None,
 ) -> tuple[int, float]:
-    """Writes the folder `target` from a run's newest checkpoint.
+    """Writes the folder `target` from a checkpoint of a run.
 
     adapter: writes the adapters alone, not merged into the model's matrices
     dtype: of all tensors; None: float32 for merged adapters, else each as it is in the run's model
+    step: of the checkpoint; None: the newest
 
     Returns the checkpoint's step, and the share of a LoRA run's change that rounding to dtype lost.
-    Raises UserError if there is no run, if it has no checkpoint, or if the folder exists.
+    Raises UserError if there is no run, if it has no such checkpoint, or if the folder exists.
     """
     saved = read_run(run)
     source = saved.folder
@@ -98,38 +104,41 @@ def export(
             f"--adapter writes float32, which --dtype {dtype} is not: leave out one of the two"
         )
 
-    step, trained = _restore_trained(run, source, saved.is_stacked, adapters)
-    if adapter:
-        hf_folder.save_adapters(trained, adapters, source, target)
-        return step, 0.0
-    if not adapters.rank:
-        hf_folder.save(trained, source, target, dtype=dtype)
-        return step, 0.0
+    step, trained = _restore_trained(run, saved, step)
+    with written_folder(target) as folder:
+        if adapter:
+            hf_folder.save_adapters(trained, adapters, source, folder)
+            return step, 0.0
+        if not adapters.rank:
+            hf_folder.save(trained, source, folder, dtype=dtype)
+            return step, 0.0
 
-    base = hf_folder.load_params(source)
-    merged = lora.merge(lora.attach(base, trained), adapters.scale)
-    merged_dtype = dtype or "float32"
-    hf_folder.save(merged, source, target, dtype=merged_dtype)
-    return step, lost_by_rounding(base, merged, merged_dtype)
+        base = hf_folder.load_params(source)
+        merged = lora.merge(lora.attach(base, trained), adapters.scale)
+        merged_dtype = dtype or "float32"
+        hf_folder.save(merged, source, folder, dtype=merged_dtype)
+        return step, lost_by_rounding(base, merged, merged_dtype)
 
 
 def _restore_trained(
-    run: Path, source: Path, stacked: bool, adapters: Lora
+    run: str | Path, saved: SavedRun, step: int | None
 ) -> tuple[int, Params]:
-    """Returns the newest checkpoint's step and its trained parameters on the host, not stacked."""
-    layout = transformer.stack if stacked else transformer.unstack
+    """Returns a checkpoint's step and its trained parameters on the host, not stacked.
+
+    step: None: the newest
+    """
+    layout = transformer.stack if saved.is_stacked else transformer.unstack
 
     def init(base: Params) -> Params:
-        return lora.init_trainable(adapters, layout(base), jax.random.key(0))
+        return lora.init_trainable(saved.adapters, layout(base), jax.random.key(0))
 
     # Shapes alone: a checkpoint is restored into a tree like the one that was trained.
-    like = jax.eval_shape(init, transformer.shapes(hf_folder.load_config(source)))
+    network = hf_folder.load_config(saved.folder)
+    like = jax.eval_shape(init, transformer.shapes(network))
     with Checkpoints(run) as checkpoints:
-        restored = jax.device_get(
-            checkpoints.restore_params(sharded_shapes(make_mesh(), like))
-        )
-        step = checkpoints.latest()
-    assert step is not None  # else nothing could have been restored
+        step = checkpoints.newest() if step is None else step
+        shapes = sharded_shapes(make_mesh(), like)
+        restored = jax.device_get(checkpoints.restore_params(shapes, step))
     return step, transformer.unstack(restored)
 
 
@@ -154,18 +163,20 @@ def lost_by_rounding(base: Params, merged: Params, dtype: str) -> float:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Returns the command line's arguments: run, to, adapter, dtype."""
+    """Returns the command line's arguments: run, to, step, adapter, dtype."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxgrpo.export", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "--run", type=Path, required=True, help="the --config.out of a training run"
+        "--run", required=True, help="the --config.out of a training run"
     )
     parser.add_argument(
         "--to",
-        type=Path,
         required=True,
         help="the folder to write; it must not be there yet",
+    )
+    parser.add_argument(
+        "--step", type=int, help="the checkpoint to write; by default the newest"
     )
     parser.add_argument(
         "--adapter",
@@ -184,7 +195,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Exports as the command line says, and prints what was written and lost."""
     arguments = parse(argv)
-    step, lost = export(arguments.run, arguments.to, arguments.adapter, arguments.dtype)
+    step, lost = export(
+        arguments.run, arguments.to, arguments.adapter, arguments.dtype, arguments.step
+    )
     print(
         f"{arguments.to}: step {step} of {arguments.run}, {jax.device_count()} device(s)"
     )

@@ -17,6 +17,7 @@ from jaxgrpo.distributed import compilation_cache
 from jaxgrpo.distributed.mesh import make_mesh, row_devices
 from jaxgrpo.errors import UserError
 from jaxgrpo.export import read_run
+from jaxgrpo.files import fetched_file
 from jaxgrpo.models import hf_folder, lora
 from jaxgrpo.problems import Completion, Problem
 from jaxgrpo.programs import SamplingPrograms, compile_sampling
@@ -65,8 +66,8 @@ class LanguageModel:
         """
         # 1. Files: a run's say what its checkpoints are beside.
         run = None
-        if model or step is not None or _is_run(Path(path)):
-            run = read_run(Path(path))
+        if model or step is not None or _is_run(path):
+            run = read_run(path)
             with Checkpoints(path) as checkpoints:
                 step = checkpoints.newest() if step is None else step
         folder = run.folder if run else model_folder(str(path))
@@ -194,9 +195,9 @@ class LanguageModel:
         return compile_sampling(self.spec, spec)
 
 
-def _is_run(path: Path) -> bool:
+def _is_run(path: str | Path) -> bool:
     """Returns whether a folder is a run's, and not a model's: both have a config.json."""
-    config = path / "config.json"
+    config = fetched_file(path, "config.json")
     return config.is_file() and '"architectures"' not in config.read_text("utf-8")
 
 

@@ -17,7 +17,7 @@ import jax
 
 from jaxgrpo import console
 from jaxgrpo.console import Progress
-from jaxgrpo.files import write_atomically
+from jaxgrpo.files import fetched_file, run_folder, upload, write_atomically
 from jaxgrpo.trackers import Settings, Trackers
 
 
@@ -52,7 +52,7 @@ class Writer:
         self._active = active
         if not active:
             return
-        folder = Path(out)
+        folder = self._folder = run_folder(out)
         folder.mkdir(parents=True, exist_ok=True)
         self._progress = Progress(start_step, steps, quiet)
         self._trackers = Trackers(
@@ -99,12 +99,13 @@ class Writer:
         file.flush()
 
     def flush(self) -> None:
-        """Returns when everything that was written is on the disk."""
+        """Returns when everything that was written is on the disk, or in the bucket."""
         if not self._active:
             return
         # The files' own buffers are empty: `_append` flushes them.
         for file in self._files.values():
             os.fsync(file.fileno())
+        upload(self._folder)
 
     def close(self) -> None:
         """Flushes and closes all files and the progress bar."""
@@ -114,6 +115,7 @@ class Writer:
         for file in self._files.values():
             file.close()
         self._trackers.close()
+        upload(self._folder)
         self._progress.close()
 
     def __enter__(self) -> "Writer":
@@ -138,7 +140,7 @@ def read(out: str | os.PathLike) -> list[dict[str, int | float | None]]:
 
     A last line that was cut off is left out.
     """
-    path = Path(out) / "metrics.jsonl"
+    path = fetched_file(out, "metrics.jsonl")
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines(keepends=True)

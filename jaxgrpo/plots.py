@@ -1,5 +1,6 @@
 """Curves of a run's metrics over its steps: OUT/metrics.png."""
 
+import io
 import json
 import math
 import os
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxgrpo.files import fetched_file, run_folder, write_atomically
 from jaxgrpo.metrics import read
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def plot(out: str | os.PathLike) -> Path | None:
     ]
     if not names:
         return None
-    evaluations = _evaluations(Path(out) / "summary.json")
+    evaluations = _evaluations(fetched_file(out, "summary.json"))
     columns = min(MAX_COLUMNS, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
@@ -62,8 +64,10 @@ def plot(out: str | os.PathLike) -> Path | None:
         _draw_metric(panel, name, records, evaluations)
     for unused_panel in panels[len(names) :]:
         unused_panel.remove()
-    path = Path(out) / "metrics.png"
-    figure.savefig(path, dpi=130)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    path = run_folder(out) / "metrics.png"
+    write_atomically(path, picture.getvalue())
     return path
 
 

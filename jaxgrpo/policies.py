@@ -2,14 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxgrpo.build import model_folder
+from jaxgrpo.checkpoint import saved_steps
 from jaxgrpo.config import Config, text_settings
 from jaxgrpo.distributed.processes import gather_json
 from jaxgrpo.errors import UserError
+from jaxgrpo.files import CHECKPOINTS, fetched, file_versions, with_addresses
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Policy:
 
     name: str
     model: Path
-    out: Path | None
+    out: str | None
     step: int | None
 
     def key(self, config: Config) -> str:
@@ -32,10 +35,10 @@ class Policy:
 
         Files count by their sizes and times, for parameters are too large to be read for it.
         """
-        folders = [self.model]
+        files = file_versions(self.model)
         if self.step is not None:
-            folders.append(_checkpoint(self.out, self.step))
-        content = json.dumps([text_settings(config), _files(folders)])
+            files += file_versions(f"{self.out}/{CHECKPOINTS}/{self.step}")
+        content = json.dumps([text_settings(config), sorted(files)])
         key = hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
         return gather_json(key)[0]
 
@@ -47,8 +50,8 @@ def find_policies(config: Config) -> list[Policy]:
     """
     paths = config.evaluation.policies
     if not paths:
-        return [_of_run(Path(config.out), config.model)]
-    return [_find(Path(path).expanduser(), config) for path in paths]
+        return [_of_run(config.out, config.model)]
+    return [_find(os.path.expanduser(path), config) for path in paths]
 
 
 def with_model(config: Config, policy: Policy) -> Config:
@@ -58,54 +61,37 @@ def with_model(config: Config, policy: Policy) -> Config:
     return replace(config, model=str(policy.model))
 
 
-def _find(path: Path, config: Config) -> Policy:
+def _find(path: str, config: Config) -> Policy:
     """Returns the policy that a path means."""
-    if (path / "checkpoints").is_dir():
+    path = path.rstrip("/")
+    if saved_steps(path) is not None:
         return _of_run(path, config.model)
-    if path.parent.name == "checkpoints" and path.name.isdecimal():
-        return _of_checkpoint(path.parent.parent, int(path.name), config.model)
-    if list(path.glob("*.safetensors")):
-        return Policy(f"{path}, untrained", path, None, None)
+    if match := re.fullmatch(rf"(?:(.+)/)?{CHECKPOINTS}/(\d+)", path):
+        return _of_checkpoint(match[1] or ".", int(match[2]), config.model)
+    folder = fetched(path, deep=False)
+    if list(folder.glob("*.safetensors")):
+        return Policy(f"{path}, untrained", folder, None, None)
     raise UserError(
-        f"evaluation.policies has {str(path)!r}: it must be the --config.out of a run with "
+        f"evaluation.policies has {path!r}: it must be the --config.out of a run with "
         "checkpoints, one of them as OUT/checkpoints/STEP, or a model's folder with .safetensors"
     )
 
 
-def _of_run(out: Path, model: str) -> Policy:
+def _of_run(out: str, model: str) -> Policy:
     """Returns a run's newest checkpoint, or the model itself where there is none."""
-    steps = _steps(out)
+    steps = saved_steps(out)
     if not steps:
         folder = model_folder(model)
-        return Policy(f"{folder}, untrained", folder, None, None)
+        name = with_addresses(f"{folder}, untrained")
+        return Policy(name, folder, None, None)
     return _of_checkpoint(out, steps[-1], model)
 
 
-def _of_checkpoint(out: Path, step: int, model: str) -> Policy:
+def _of_checkpoint(out: str, step: int, model: str) -> Policy:
     """Returns a checkpoint of a run."""
-    steps = _steps(out)
+    steps = saved_steps(out) or []
     if step not in steps:
         raise UserError(
             f"{out}/checkpoints has no step {step}: it has {', '.join(map(str, steps)) or 'none'}"
         )
     return Policy(f"{out}, step {step}", model_folder(model), out, step)
-
-
-def _steps(out: Path) -> list[int]:
-    """Returns the steps of a run's checkpoints, in order."""
-    # Orbax would open the devices, before the run has divided a CPU among them. A save that is not
-    # complete has another name.
-    folders = (out / "checkpoints").glob("*")
-    return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
-
-
-def _checkpoint(out: Path | None, step: int) -> Path:
-    assert out is not None, "a step is of a run"
-    return out / "checkpoints" / str(step)
-
-
-def _files(folders: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Returns path, size and time of change of all files in some folders."""
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    stats = [(str(path.resolve()), path.stat()) for path in sorted(files)]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

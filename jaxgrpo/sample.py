@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.export import read_run
@@ -88,12 +87,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--model",
-        type=Path,
         help="a Hugging Face folder; by default the run's, or the embedded model",
     )
     parser.add_argument(
         "--run",
-        type=Path,
         help="the --config.out of a training run: its newest checkpoint is asked",
     )
     parser.add_argument(

@@ -13,7 +13,7 @@ from jaxgrpo.config import Config
 from jaxgrpo.console import format_table
 from jaxgrpo.distributed.processes import gather_json, print0
 from jaxgrpo.errors import UserError
-from jaxgrpo.files import write_atomically, write_json
+from jaxgrpo.files import fetched_file, write_atomically, write_json
 
 Report = dict[str, Any]
 """An evaluation as JSON values: see `evaluate.evaluate`."""
@@ -186,10 +186,10 @@ def make_once(path: Path, make: Callable[[], Report]) -> Report:
     return value
 
 
-def check_shared(out: Path) -> None:
+def check_shared(out: str) -> None:
     """Raises UserError in all processes if one of them does not see what process 0 has written."""
     gather_json(None)
-    sees_config = gather_json((out / "config.json").exists())
+    sees_config = gather_json(fetched_file(out, "config.json").exists())
     blind = [process for process, sees in enumerate(sees_config) if not sees]
     if blind:
         raise UserError(
@@ -201,7 +201,7 @@ def check_shared(out: Path) -> None:
 
 def is_finished(config: Config) -> bool:
     """Returns whether OUT holds the summary of all the steps that are wanted; then says so."""
-    path = Path(config.out) / "summary.json"
+    path = fetched_file(config.out, "summary.json")
     saved = (
         json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": -1}
     )

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import jax
 
@@ -24,7 +23,7 @@ from jaxgrpo.config.sizes import max_prompts, sampler_precision
 from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
-from jaxgrpo.files import write_json
+from jaxgrpo.files import remove, run_folder, write_json
 from jaxgrpo.overview import overview
 from jaxgrpo.plan.inputs import learning_inputs
 from jaxgrpo.rollout.batch import make_batch
@@ -82,7 +81,7 @@ def train(
     check_start(config)
     trackers.check(config.trackers)
     started_at = time.time()
-    out = Path(config.out)
+    out = run_folder(config.out, again=True)
     if is_finished(config):
         return
     with (
@@ -94,9 +93,9 @@ def train(
         # 1. Prepare: parameters, the newest checkpoint, compiled programs.
         if jax.process_index() == 0:
             if configs.changes_evaluation(config, config.out):
-                (out / "before.json").unlink(missing_ok=True)
+                remove(out / "before.json")
             configs.save(config, config.out)
-        check_shared(out)
+        check_shared(config.out)
         say(overview(run))
         for note in [*resume_notes, *run.notes]:
             say(note)
@@ -109,7 +108,9 @@ def train(
         say("compiling ...", flush=True)
         run.engine.warm_up(run.policy(reference, run_state.state.params))
         if run_state.step:
-            say(f"going on from step {run_state.step} of {config.steps} in {out}")
+            say(
+                f"going on from step {run_state.step} of {config.steps} in {config.out}"
+            )
 
         # 2. Evaluate, train, evaluate again.
         evaluate_start = partial(_evaluate_start, run, run_state, reference)
@@ -125,8 +126,8 @@ def train(
         yield from run_steps(run, run_state, reference, checkpoints, stop)
         if run_state.step < config.steps:
             say(
-                f"stopped after step {run_state.step} of {config.steps}, which is saved in {out}: "
-                "the same command goes on"
+                f"stopped after step {run_state.step} of {config.steps}, which is saved in "
+                f"{config.out}: the same command goes on"
             )
             return
         after = _evaluate_last(run, run_state, reference)
@@ -139,7 +140,7 @@ def train(
         plots.plot(out)
     if after:
         say(f"\n{tables(before, after)}\n")
-    say(f"{headline(summary)} in {seconds:.0f} s; see {out}")
+    say(f"{headline(summary)} in {seconds:.0f} s; see {config.out}")
     gather_json(None)  # none of several processes ends before the first has written
 
 
@@ -247,7 +248,9 @@ def run_step(
     policy = run.policy(reference, run_state.state.params)
     collected = collect_groups(stream, policy, spec, step, run_state.reward_weights)
     check_missing_verdicts(
-        collected.asked, config.verifier.max_missing, Path(config.out) / "missing.jsonl"
+        collected.asked,
+        config.verifier.max_missing,
+        run_folder(config.out) / "missing.jsonl",
     )
     weight_metrics = move_reward_weights(run, run_state, collected.asked)
     for group in collected.asked:

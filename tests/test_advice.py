@@ -94,6 +94,24 @@ Step = Callable[[Path, str], Any]
 TRIALS: dict[str, tuple[Step, tuple[Step, ...]]] = {}
 
 ELSEWHERE = {
+    "{} needs gcsfs: pip install": (
+        "test_buckets.py::test_without_its_library_a_bucket_is_refused_with_the_line_that_installs_it"
+    ),
+    "check the bucket's name, and who you are": (
+        "test_buckets.py::test_what_cannot_be_reached_is_named"
+    ),
+    "or one in Google Cloud Storage": (
+        "test_buckets.py::test_nothing_at_an_address_and_other_addresses_are_refused"
+    ),
+    "there is nothing at {}: check the path": (
+        "test_buckets.py::test_nothing_at_an_address_and_other_addresses_are_refused"
+    ),
+    "has neither {}/algebra/*.json nor": (
+        "test_data_sets.py::test_a_broken_row_of_math_is_named_by_its_file"
+    ),
+    "answer; write one, or drop the row": (
+        "test_data_sets.py::test_a_broken_row_of_math_is_named_by_its_file"
+    ),
     "change sampling.prompt_width, sampling.max_new_tokens or batch.pack": (
         "test_cudnn.py::test_it_needs_even_numbers_of_columns"
     ),

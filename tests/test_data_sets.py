@@ -18,7 +18,7 @@ from jaxgrpo.data.benchmarks import (
     MinervaMath,
     OlympiadBench,
 )
-from jaxgrpo.data.competitions import NuminaMath, SimpleRLZoo
+from jaxgrpo.data.competitions import MATH, NuminaMath, SimpleRLZoo
 from jaxgrpo.data.jsonl import Jsonl
 from jaxgrpo.problems import Problem, Source
 from jaxgrpo.rewards import maths
@@ -250,6 +250,87 @@ def test_a_broken_row_of_global_mmlu_lite_is_named(tmp_path):
 
 
 # Competitions
+
+
+def math_row(number: int, subject: str, level: str = "Level 5") -> dict:
+    return {
+        "problem": f"What is ${number}$ in {subject}?",
+        "level": level,
+        "type": subject,
+        "solution": rf"First $\boxed{{9}}$, no: $\boxed{{{number}}}$.",
+    }
+
+
+def write_math(folder: Path, on_hub: bool) -> str:
+    """Writes MATH with two subjects, two problems to train on in one and one in the other."""
+    for split in ("train", "test"):
+        for subject, count in (("algebra", 2), ("geometry", 1)):
+            rows = [math_row(number, subject) for number in range(1, count + 1)]
+            if on_hub:
+                path = folder / subject / f"{split}-00000-of-00001.parquet"
+                write_parquet(path, rows)
+                continue
+            (folder / split / subject).mkdir(parents=True)
+            for number, row in enumerate(rows):
+                path = folder / split / subject / f"{number}.json"
+                path.write_text(json.dumps(row, indent=4), encoding="utf-8")
+    return str(folder)
+
+
+@pytest.mark.parametrize("on_hub", [False, True])
+def test_math_is_read_from_its_archive_and_from_the_hub(tmp_path, on_hub):
+    source = MATH(write_math(tmp_path / "MATH", on_hub))
+    problems = source.train()
+    # Subjects take turns.
+    assert [p.meta["type"] for p in problems] == ["algebra", "geometry", "algebra"]
+    first, *_, last = problems
+    assert (first.prompt, first.answer, first.level) == (
+        "What is $1$ in algebra?",
+        "1",
+        5,
+    )
+    assert first.meta["solution"] == math_row(1, "algebra")["solution"]
+    assert is_right(last, "2")
+    assert not is_right(last, "9")
+    ids = ["math:train/algebra/0.json", "math:train/geometry/0.json"]
+    if on_hub:
+        ids = [
+            f"math:{name}/train-00000-of-00001.parquet:1"
+            for name in ("algebra", "geometry")
+        ]
+    assert [p.id for p in problems[:2]] == ids
+    assert not {p.id for p in problems} & {p.id for p in source.heldout()}
+
+
+def test_math_is_read_from_a_file_and_has_problems_without_level_or_answer(tmp_path):
+    rows = [math_row(1, "algebra", "Level ?"), math_row(2, "algebra")]
+    rows[1]["solution"] = r"It is $\boxed 2$."
+    empty = rows[0] | {"solution": r"There are $\boxed{}$ primes."}
+    path = write_lines(tmp_path / "math.jsonl", [rows[0], empty, rows[1]])
+    (train,) = MATH(path, heldout_size=1).train()
+    (heldout,) = MATH(path, heldout_size=1).heldout()
+    assert (train.id, train.answer, train.level) == ("math:train:1", "1", 0)
+    assert (heldout.id, heldout.answer, heldout.level) == ("math:heldout:3", "2", 5)
+    assert (
+        MATH(write_math(tmp_path / "MATH", False), heldout_path=path)
+        .heldout()[1]
+        .answer
+        == "2"
+    )
+
+
+def test_a_broken_row_of_math_is_named_by_its_file(tmp_path):
+    folder = Path(write_math(tmp_path / "MATH", on_hub=False))
+    path = folder / "train" / "algebra" / "1.json"
+    path.write_text(json.dumps(math_row(1, "algebra") | {"solution": "It is 2."}))
+    assert the_error(MATH(str(folder)).train) == (
+        f'{path} line 1: "solution" has no \\boxed answer; write one, or drop the row'
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    message = the_error(MATH(str(empty)).heldout)
+    assert message.startswith(f"{empty} has neither test/algebra/*.json nor")
+
 
 ZOO_ROW = {
     "question": "Let $f$ be ...",

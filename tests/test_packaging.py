@@ -26,7 +26,12 @@ SOURCES = sorted((ROOT / "jaxgrpo").rglob("*.py"))
 BASE_MODULES = ("jaxgrpo", "jaxgrpo.losses", "jaxgrpo.types", "jaxgrpo.device.logprobs")
 """Modules for which the base dependencies are enough."""
 
-OTHER_EXTRAS = {"libtpu": "tpu", "mlflow": "mlflow", "wandb": "wandb"}
+OTHER_EXTRAS = {
+    "fsspec": "gcs",
+    "libtpu": "tpu",
+    "mlflow": "mlflow",
+    "wandb": "wandb",
+}
 """Imports that neither the base dependencies nor [train] have, and the extra that has them."""
 
 INDIRECT = {"array-record", "jinja2", "protobuf", "sentencepiece"}

@@ -42,6 +42,7 @@ from tests.tiny_models import make_folder
 from tests.tiny_runs import (
     ROOT,
     TEXT,
+    comparable,
     config_file,
     lines,
     make_config,
@@ -49,10 +50,6 @@ from tests.tiny_runs import (
     share_programs,
     start,
 )
-
-VARIABLE_METRICS = ("time/", "rollout/", "perf/", "memory/")
-"""Prefixes of metrics that depend on speed (of the rollout: what was in flight when the batch was
-full), and of those that a process writes only once, at its first step."""
 
 
 @pytest.fixture(autouse=True)
@@ -76,18 +73,6 @@ def config(tmp_path):
 
 def out_of(config):
     return Path(config.out)
-
-
-def comparable(records):
-    """Returns records without metrics that two equal runs may differ in."""
-    return [
-        {
-            name: value
-            for name, value in record.items()
-            if not name.startswith(VARIABLE_METRICS)
-        }
-        for record in records
-    ]
 
 
 def state_of(config):

@@ -58,6 +58,10 @@ def get_config():
 """Random networks solve nothing. Their texts differ in how much is in the target language, so that
 there is something to learn."""
 
+VARIABLE_METRICS = ("time/", "rollout/", "perf/", "memory/")
+"""Prefixes of metrics that depend on speed (of the rollout: what was in flight when the batch was
+full), and of those that a process writes only once, at its first step."""
+
 _folder = tempfile.TemporaryDirectory()
 
 
@@ -136,6 +140,18 @@ def leave_run(
     base = hf_folder.load_params(model_path) if adapters.rank else {}
     policy = lora.attach(base, transformer.unstack(state.params))
     return out, jax.device_get(lora.merge(policy, adapters.scale))
+
+
+def comparable(records: list[dict]) -> list[dict]:
+    """Returns records without metrics that two equal runs may differ in."""
+    return [
+        {
+            name: value
+            for name, value in record.items()
+            if not name.startswith(VARIABLE_METRICS)
+        }
+        for record in records
+    ]
 
 
 def lines(path: Path) -> list[dict]:

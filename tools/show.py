@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from jaxgrpo.config import flat
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.errors import UserError
+from jaxgrpo.files import run_folder
 from tools.report.rollouts import (
     SavedGroup,
     extraction_methods,
@@ -177,14 +178,15 @@ def main(argv: list[str]) -> None:
         prog="python -m tools.show",
         description="Print a step's completions, with their rewards and advantages.",
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="a run's --config.out")
+    parser.add_argument("out", metavar="OUT", help="a run's --config.out")
     parser.add_argument(
         "--step", type=int, help="a step that was written (the last one)"
     )
     arguments = parser.parse_args(argv)
     console = make_console()
-    groups = groups_of(arguments.out, arguments.step)
-    settings = flat(read_json(arguments.out / "config.json"))
+    out = run_folder(arguments.out)
+    groups = groups_of(out, arguments.step)
+    settings = flat(read_json(out / "config.json"))
     for line in show(groups, extraction_methods(settings)):
         console.print(line)
 

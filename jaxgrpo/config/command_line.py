@@ -14,6 +14,7 @@ from jaxgrpo.config.schema import any_config
 from jaxgrpo.config.suggestions import flag_near
 from jaxgrpo.distributed import processes
 from jaxgrpo.errors import UserError
+from jaxgrpo.files import with_addresses
 
 
 def split(argv: list[str]) -> tuple[str | None, list[str], bool]:
@@ -80,7 +81,7 @@ def run_main(main: Callable[[list[str]], object]) -> None:
         main(sys.argv[1:])
     except UserError as error:
         # One line, whatever the message's own line breaks are.
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", " ".join(with_addresses(str(error)).split()), file=sys.stderr)
         processes.exit_process(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

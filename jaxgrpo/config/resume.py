@@ -42,7 +42,7 @@ class Change(NamedTuple):
 
 def save(config: Config, out: str) -> None:
     """Writes the config's description to OUT/config.json, whole or not at all."""
-    path = Path(out) / "config.json"
+    path = files.run_folder(out) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(describe(config), indent=2, ensure_ascii=False) + "\n"
     # Half a surrogate pair is not UTF-8; with a backslash it is JSON's own way to write it.
@@ -152,10 +152,10 @@ def check_named_out(out: str, argv: Iterable[str]) -> None:
 
     argv: the command line, which need not name one
     """
-    folder = Path(out)
     is_named = any(argument.partition("=")[0] == "--config.out" for argument in argv)
-    if not is_named or folder.is_dir():
+    if not is_named or files.is_folder(out):
         return
+    folder = Path(out)
     runs = {
         path.parent.name: path.parent for path in folder.parent.glob("*/config.json")
     }
@@ -170,7 +170,7 @@ def check_named_out(out: str, argv: Iterable[str]) -> None:
 def check_start(config: Config) -> None:
     """Raises UserError if init_from is no run, or one whose policy is read by other settings."""
     folder = config.init_from
-    if not (Path(folder) / "config.json").exists():
+    if not files.fetched_file(folder, "config.json").exists():
         raise UserError(
             f"init_from is {folder!r}, which holds no run (no config.json): give the --config.out "
             "of a run"
@@ -208,7 +208,7 @@ def _changes(config: Config, out: str) -> dict[str, Change]:
     A setting that the file lacks, since the run began before there was one, had its default.
     """
     now = flat(describe(config))
-    written = _read(Path(out) / "config.json", now)
+    written = _read(files.fetched_file(out, "config.json"), now)
     if written is None:
         return {}
     # Defaults of what is there now alone: a reward that is new has none.

@@ -19,6 +19,7 @@ from jaxgrpo.data.row_files import read_rows
 from jaxgrpo.data.rows import Row
 from jaxgrpo.data.table import check_language_setting, to_problems
 from jaxgrpo.errors import FixedFields, UserError
+from jaxgrpo.files import fetched
 from jaxgrpo.problems import OTHER_ANSWERS, Problem, Problems
 from jaxgrpo.text.language_codes import language_code
 
@@ -240,7 +241,7 @@ class MGSM(Benchmark):
 
     def _files(self) -> list[Path]:
         """Returns the files to read; raises UserError if there are none."""
-        path = Path(self.path).expanduser()
+        path = fetched(self.path).expanduser()
         if not path.is_dir():
             return [path]
         if self.languages:

@@ -1,12 +1,130 @@
-"""Reads sets of competition mathematics to train on: SimpleRL-Zoo's and NuminaMath 1.5."""
+"""Reads sets of competition mathematics to train on: MATH, SimpleRL-Zoo's and NuminaMath 1.5."""
 
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from jaxgrpo.data.json_rows import read_object
+from jaxgrpo.data.row_files import read_rows
 from jaxgrpo.data.rows import Row
-from jaxgrpo.data.table import read_split
-from jaxgrpo.errors import FixedFields
+from jaxgrpo.data.table import read_split, to_problems
+from jaxgrpo.errors import FixedFields, UserError
+from jaxgrpo.files import fetched
 from jaxgrpo.problems import Problem, Problems
+from jaxgrpo.rewards.maths.extraction import find_boxes, parse_gold
+
+
+@dataclass
+class MATH(FixedFields):
+    r"""A Source: MATH (arXiv 2103.03874), 7,500 problems to train on and 5,000 to evaluate on.
+
+    {"problem": "Let \\[f(x) = ...", "level": "Level 5", "type": "Algebra",
+     "solution": "For the function ... $\\boxed{0}$."}
+
+    The gold answer is what the verifier reads in the solution, its last box; the solution is in
+    Problem.meta["solution"], the subject in Problem.meta["type"]. Two problems to train on have an
+    empty box and are left out. A level is 0 where the set says "Level ?", of two problems. Subjects
+    take turns, so that the first problems are of all seven.
+
+    path: the folder of the archive, MATH, with train/algebra/24014.json and its like, or that of
+      the hub's copy, with algebra/train-00000-of-00001.parquet. Or a file of such rows.
+    heldout_path: another file to hold out, of the same fields; without one the folder's test split
+      is held out, and of a file `path` the last `heldout_size` rows.
+    heldout_size: number of rows to hold out of a file `path` without a `heldout_path`.
+
+    Source, under MIT: https://github.com/hendrycks/math; the hub's copy:
+    https://huggingface.co/datasets/EleutherAI/hendrycks_math
+    """
+
+    path: str = ""
+    heldout_path: str = ""
+    heldout_size: int = 256
+
+    def train(self) -> Problems:
+        """Returns the training problems; raises UserError if they cannot be read."""
+        return self._split("train")
+
+    def heldout(self) -> Problems:
+        """Returns the held-out problems, none of which is in train(); raises what that does."""
+        return self._split("heldout")
+
+    def _split(self, split: str) -> Problems:
+        is_other_file = split == "heldout" and bool(self.heldout_path)
+        if self.path and not is_other_file:
+            folder = fetched(self.path).expanduser()
+            if folder.is_dir():
+                name = "train" if split == "train" else "test"
+                rows = list(filter(_math_gold, _rows_in_turns(folder, name)))
+                return to_problems(rows, lambda row: _math_problem(row, name, folder))
+        return read_split(
+            self.path,
+            self.heldout_path,
+            self.heldout_size,
+            lambda row, split: _math_problem(row, split, None),
+            split,
+            lambda row: bool(_math_gold(row)),
+        )
+
+
+def _rows_in_turns(folder: Path, split: str) -> Iterator[Row]:
+    """Yields the rows of a split of MATH, the first of each subject, then the second of each.
+
+    Raises UserError if the folder has none.
+    """
+    subjects: dict[str, list[Row]] = {}
+    for path in sorted(folder.glob(f"{split}/*/*.json")):
+        rows = read_rows(path, read_object)
+        subjects.setdefault(path.parent.name, []).extend(rows)
+    if not subjects:
+        # On the hub a subject is a folder, with a file or a folder for each split.
+        files = [
+            *folder.glob(f"*/{split}-*.parquet"),
+            *folder.glob(f"*/{split}/*.parquet"),
+        ]
+        for path in sorted(files):
+            subject = path.relative_to(folder).parts[0]
+            subjects.setdefault(subject, []).extend(read_rows(path))
+    if not subjects:
+        raise UserError(
+            f"{folder} has neither {split}/algebra/*.json nor algebra/{split}-*.parquet and their "
+            "like; give the folder MATH of the archive, or that of EleutherAI/hendrycks_math"
+        )
+    for turn in itertools.zip_longest(*subjects.values()):
+        yield from filter(None, turn)
+
+
+def _math_problem(row: Row, split: str, folder: Path | None) -> Problem:
+    """Returns the problem of a row of MATH. folder: that it is from; None: from a file."""
+    place = split
+    if folder is not None:
+        place = row.path.relative_to(folder).as_posix()
+    is_alone = folder is not None and row.path.suffix == ".json"
+    return Problem(
+        id=f"math:{place}" if is_alone else f"math:{place}:{row.line}",
+        prompt=row.text("problem", "path"),
+        answer=_math_gold(row),
+        level=_level_of(row),
+        meta=row.meta({"problem", "level"}),
+    )
+
+
+def _math_gold(row: Row) -> str:
+    """Returns what the verifier reads in the solution of a row of MATH; "" for an empty box."""
+    solution = row.text("solution", "path")
+    if "\\boxed" not in solution:
+        raise row.error('"solution" has no \\boxed answer; write one, or drop the row')
+    boxes = find_boxes(solution)
+    if boxes and not max(boxes).text.strip():
+        return ""
+    return parse_gold(solution)[0]
+
+
+def _level_of(row: Row) -> int:
+    """Returns the level of a row, "Level 5" or 5; 0 where it has none that is a number."""
+    level = re.fullmatch(r"(?:Level )?(\d+)", str(row.values.get("level")))
+    return int(level[1]) if level else 0
 
 
 @dataclass
@@ -56,13 +174,12 @@ class SimpleRLZoo(FixedFields):
 
     def _problem(self, row: Row, split: str) -> Problem:
         row = _with_extra_info(row)
-        # Rows of GSM8K, in the easy set, have none of MATH's levels.
-        level = re.fullmatch(r"(?:Level )?(\d+)", str(row.values.get("level")))
         return Problem(
             id=f"simplerl_zoo:{split}:{row.line}",
             prompt=row.text("question", "path"),
             answer=row.text("gt_answer", "path"),
-            level=int(level[1]) if level else 0,
+            # Rows of GSM8K, in the easy set, have none of MATH's levels.
+            level=_level_of(row),
             meta={"subject": row.values.get("subject")},
         )
 

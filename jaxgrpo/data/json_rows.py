@@ -38,6 +38,11 @@ def read_list(path: Path) -> Iterator[Row]:
         yield _make_row(path, number, value, unit="row")
 
 
+def read_object(path: Path) -> Iterator[Row]:
+    """Yields the one object of a file; raises UserError as `read_rows`."""
+    yield _make_row(path, 1, _parse(str(path), path.read_bytes()))
+
+
 _ESCAPE = re.compile(
     r"\\(?:u(?:d[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(?P<half>d[89a-f][0-9a-f]{2}))|.)",
     re.IGNORECASE,

@@ -23,6 +23,7 @@ from jaxgrpo.data.arrow_rows import read_arrow, read_parquet
 from jaxgrpo.data.csv_rows import read_csv, read_tsv
 from jaxgrpo.data.rows import Row
 from jaxgrpo.errors import UserError
+from jaxgrpo.files import fetched
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": json_rows.read_rows,
@@ -53,7 +54,7 @@ def read_rows(
 
     Raises UserError if the file is missing, has no rows, or cannot be read.
     """
-    path = Path(path).expanduser()
+    path = fetched(path).expanduser()
     if reader is None:
         reader = READERS.get(path.suffix.lower(), json_rows.read_rows)
     is_empty = True
@@ -87,7 +88,7 @@ def find_splits(path: str | Path) -> dict[str, list[Path]]:
 
     Raises UserError if a folder has no data files, or those of several data sets.
     """
-    folder = Path(path).expanduser()
+    folder = fetched(path).expanduser()
     # Not folder.is_dir(), which raises for a name that no file can have.
     if not os.path.isdir(folder):
         return {"": [folder]}

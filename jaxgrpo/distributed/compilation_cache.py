@@ -1,9 +1,10 @@
 """Compiled programs are kept on disk, so that a run that starts again need not compile them."""
 
-import os
 from pathlib import Path
 
 import jax
+
+from jaxgrpo.files import cache_folder
 
 MAX_BYTES = 4 * 2**30
 """Size of the folder; past it the programs that were not used for the longest are removed."""
@@ -13,8 +14,7 @@ MIN_COMPILE_SECONDS = 0.1
 
 def folder() -> Path:
     """Returns where programs are kept: jaxgrpo/compiled in the user's folder for caches."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "jaxgrpo" / "compiled"
+    return cache_folder("compiled")
 
 
 def enable() -> None:

@@ -5,17 +5,21 @@ goes on. While one runs, rows hold texts alone; at its end they are written anew
 """
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 
 from jaxgrpo.distributed.processes import gather_json
-from jaxgrpo.files import write_atomically
+from jaxgrpo.files import upload, write_atomically
 from jaxgrpo.problems import Completion, Problem
 from jaxgrpo.rollout.evaluated import completion_row
 from jaxgrpo.rollout.groups import JudgedTexts
 from jaxgrpo.rollout.report import Json
+
+UPLOAD_SECONDS = 60.0
+"""Time between two uploads of a file in a bucket, which is written there anew each time."""
 
 
 class CompletionsFile:
@@ -31,6 +35,7 @@ class CompletionsFile:
         self._path = path
         self._about = dict(about)
         self._is_writer = jax.process_index() == 0
+        self._uploaded_at = time.monotonic()
 
     def texts(
         self, problems: Sequence[Problem], samples: int
@@ -67,6 +72,9 @@ class CompletionsFile:
         if self._is_writer:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(_line(self._about | row))
+            if time.monotonic() - self._uploaded_at >= UPLOAD_SECONDS:
+                upload(self._path)
+                self._uploaded_at = time.monotonic()
 
     def replace(self, rows: Sequence[Json]) -> None:
         """Replaces all rows of this evaluation."""

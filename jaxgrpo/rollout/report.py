@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxgrpo.errors import UserError
+from jaxgrpo.files import write_atomically
 from jaxgrpo.rollout.groups import JudgedTexts
 
 SHOWN_GROUPS = 4
@@ -161,7 +162,7 @@ def check_missing_verdicts(
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        path.write_text(text, encoding="utf-8")
+        write_atomically(path, text.encode("utf-8"))
     (name, reason), count = counts.most_common(1)[0]
     raise MissingVerdictsError(
         f"{len(missing):,} of {wanted:,} verdicts are missing, more than "

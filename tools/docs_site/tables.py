@@ -27,6 +27,7 @@ SOURCES = (
     Mixture({"name": Part(GSM8K())}),
     Decontaminated(GSM8K()),
     TranslatedGSM8K(),
+    competitions.MATH(),
     competitions.SimpleRLZoo(),
     competitions.NuminaMath(),
     benchmarks.MATH500(),
