@@ -109,7 +109,7 @@ def build_run(config: Config) -> Run:
     network, tokens = match_tokenizer(
         folder, hf_folder.check_folder(folder), tokenizer.load(folder)
     )
-    _check_positions(config.sampling, folder)
+    check_positions(config.sampling, folder)
 
     # 2. Problems, of which the first are checked.
     task = Task(config.data.train(), config.rewards, config.solved_by)
@@ -265,7 +265,7 @@ def reference_network(config: Config, tokens: Tokenizer) -> ModelConfig | None:
     network, other = match_tokenizer(
         folder, hf_folder.check_folder(folder), tokenizer.load(folder)
     )
-    _check_positions(config.sampling, folder)
+    check_positions(config.sampling, folder)
     mine = tokens.hf.get_vocab()
     theirs = other.hf.get_vocab()
     differing = mine.items() ^ theirs.items()
@@ -324,7 +324,7 @@ def _zeros(like: Params) -> Params:
     return to_device(zeros, jax.tree.map(lambda leaf: leaf.sharding, like))
 
 
-def _check_positions(sampling: Sampling, folder: Path) -> None:
+def check_positions(sampling: Sampling, folder: Path) -> None:
     """Raises UserError if a row may have more tokens than the model was made for."""
     width = sampling.prompt_width
     new_tokens = sampling.max_new_tokens

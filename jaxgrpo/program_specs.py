@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from jaxgrpo.config import Config
 from jaxgrpo.config.sizes import num_slots
-from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
+from jaxgrpo.device.optimizer import Optimizer, Schedule, adamw, schedule
 from jaxgrpo.device.specs import ModelSpec, Precision, SamplingSpec
 from jaxgrpo.errors import UserError
 from jaxgrpo.models.model_config import ModelConfig
@@ -42,17 +42,22 @@ def sampling_spec(config: Config, eos_ids: tuple[int, ...]) -> SamplingSpec:
     )
 
 
-def build_optimizer(config: Config) -> Optimizer:
-    """Returns the optimizer that a config describes."""
+def learning_rates(config: Config) -> Schedule:
+    """Returns the learning rate as a function of the step, from 0."""
     optimizer = config.optimizer
-    rate = schedule(
+    return schedule(
         optimizer.schedule,
         optimizer.learning_rate,
         optimizer.warmup_steps,
         config.steps,
     )
+
+
+def build_optimizer(config: Config) -> Optimizer:
+    """Returns the optimizer that a config describes."""
+    optimizer = config.optimizer
     return adamw(
-        rate,
+        learning_rates(config),
         optimizer.b1,
         optimizer.b2,
         optimizer.weight_decay,

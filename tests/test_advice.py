@@ -1505,7 +1505,7 @@ trial(
 
 def too_long(folder: Path, width: int, new: int) -> None:
     sampling = configs.Sampling(prompt_width=width, max_new_tokens=new)
-    build._check_positions(sampling, model(folder, max_position_embeddings=100))
+    build.check_positions(sampling, model(folder, max_position_embeddings=100))
 
 
 trial(

@@ -27,6 +27,7 @@ from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import hf_folder, lora, transformer
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.programs import Programs, compile_programs
+from jaxgrpo.sft import build as sft_build
 from tests.tiny_models import make_folder
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +92,7 @@ def compile_once(
     sampling: SamplingSpec,
     update: UpdateSpec,
     optimizer: Optimizer,
-    reference: ModelSpec | None,
+    reference: ModelSpec | None = None,
 ) -> Programs:
     """Stands in for compile_programs: compiles programs of the same shapes once for all tests.
 
@@ -120,9 +121,10 @@ def share_programs(monkeypatch, draws_plot: bool = False) -> None:
     draws_plot: whether they draw metrics.png, which takes a second
     """
     monkeypatch.setattr(build, "compile_programs", compile_once)
+    monkeypatch.setattr(sft_build, "compile_programs", compile_once)
     monkeypatch.setattr(prompt_filter, "MAX_CHECKED", 32)
     if not draws_plot:
-        monkeypatch.setattr(plots, "plot", lambda out: None)
+        monkeypatch.setattr(plots, "plot", lambda *_: None)
 
 
 def leave_run(

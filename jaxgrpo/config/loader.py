@@ -30,7 +30,10 @@ from jaxgrpo.errors import UserError
 EXAMPLES: dict[type, str] = {Config: "quickstart", SFTConfig: "sft"}
 """A shipped config of each kind."""
 
-DEFAULTS: dict[type, Callable[[], Any]] = {Config: any_config, SFTConfig: any_sft_config}
+DEFAULTS: dict[type, Callable[[], Any]] = {
+    Config: any_config,
+    SFTConfig: any_sft_config,
+}
 """A config of defaults of each kind."""
 
 SHIPPED = "jaxgrpo.configs"

@@ -1,6 +1,6 @@
 """Settings of supervised fine-tuning. What it shares with reinforcement learning has one name.
 
-    SFTConfig(data=GSM8K(), model="Qwen2.5-0.5B", epochs=2, packing=Packing(rows=32, width=1024))
+SFTConfig(data=GSM8K(), model="Qwen2.5-0.5B", epochs=2, packing=Packing(rows=32, width=1024))
 """
 
 import dataclasses
