@@ -68,6 +68,7 @@ LAYERS = {
         (
             "config",
             "build",
+            "program_specs",
             "train",
             "sft",
             "evaluate",

@@ -17,7 +17,6 @@ from jaxgrpo.build import build_run
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import SFTConfig, describe, load_sft
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.data.arithmetic import solution
 from jaxgrpo.data.examples import THINK_THEN_ANSWER, ExampleMaker, Solution
 from jaxgrpo.data.table import Table
 from jaxgrpo.distributed.mesh import named_leaves, to_device
@@ -188,7 +187,7 @@ def test_a_signal_saves_and_going_on_changes_nothing(
 
 
 def test_further_passes_go_on_where_the_first_ended(unbroken, tmp_path):
-    config, yielded = unbroken
+    _, yielded = unbroken
     more = make_sft_config(tmp_path, "epochs=2", "optimizer.schedule=constant")
     stopped = dataclasses.replace(more, epochs=1.0)
     assert len(list(sft(stopped))) == len(yielded)
