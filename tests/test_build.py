@@ -8,9 +8,9 @@ import pytest
 
 from jaxgrpo import train
 from jaxgrpo.build import (
-    check_positions,
     _check_shards,
     build_run,
+    check_positions,
     match_tokenizer,
     model_folder,
 )

@@ -1,5 +1,6 @@
 """Whole runs of supervised training: what is learned, and that stopping changes nothing."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -15,11 +16,12 @@ import pytest
 from jaxgrpo import evaluate, metrics
 from jaxgrpo.build import build_run
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.config import SFTConfig, describe, load_sft
+from jaxgrpo.config import SFTConfig, describe, load_sft, validate_sft
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.data.examples import THINK_THEN_ANSWER, ExampleMaker, Solution
 from jaxgrpo.data.table import Table
 from jaxgrpo.distributed.mesh import named_leaves, to_device
+from jaxgrpo.errors import UserError
 from jaxgrpo.export import export
 from jaxgrpo.losses import Supervised
 from jaxgrpo.models import hf_folder
@@ -39,6 +41,7 @@ from tests.tiny_runs import (
     make_config,
     share_programs,
 )
+from tools import make_tiny_model
 
 TEXT = """
 from jaxgrpo.config import EvaluationSampling, Evaluation, Optimizer, Packing, SFTConfig, Verifier
@@ -205,7 +208,9 @@ def test_adapters_alone_are_trained(tmp_path):
     state, _ = state_of(config)
     names = named_leaves(state.params)
     assert names
-    assert all("adapter" in name or "lora" in name for name in names), list(names)
+    with build(config) as sft_run:
+        base = named_leaves(sft_run.run.programs.params_like)
+    assert not names.keys() & base.keys()
     summary = json.loads((Path(config.out) / "summary.json").read_text())
     assert summary["loss_after"] < summary["loss_before"]
     assert yielded[0]["update/loss"] == pytest.approx(summary["loss_before"], abs=1.0)
@@ -225,6 +230,19 @@ def test_reinforcement_learning_begins_with_it(unbroken, tmp_path):
     assert int(begun.step) == 0
     for name, leaf in named_leaves(begun._replace(step=state.step)).items():
         np.testing.assert_array_equal(leaf, named_leaves(state)[name])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(unbroken, tmp_path):
+    """The step is not saved; the same run with a lower rate does not end so."""
+    flags = ("evaluation.problems=0", "optimizer.max_grad_norm=1e30")
+    config = make_sft_config(tmp_path, *flags, "optimizer.learning_rate=1e38")
+    with pytest.raises(
+        UserError, match=r"the loss of step 2 is (nan|inf).*learning_rate"
+    ):
+        list(sft(config))
+    assert Checkpoints(config.out).latest() == 1
+    lower = make_sft_config(tmp_path, *flags, "out=lower")
+    assert len(list(sft(dataclasses.replace(lower, out=str(tmp_path / "b"))))) == 3
 
 
 def test_its_config_is_evaluated_as_others_are(unbroken, tmp_path, monkeypatch):
@@ -367,3 +385,22 @@ def test_rows_as_trl_has_them(tmp_path, row, settings):
     (problem,) = source.train()
     assert (problem.prompt, problem.context) == ("6 * 7?", [])
     assert Solution()(problem) == "42, for ..."
+
+
+def test_the_text_of_the_embedded_model_has_its_shares(tmp_path):
+    text = make_tiny_model.PretrainingText(shortcuts=1.0)
+    problems = text.train()
+    drawn = [problems[index] for index in range(400)]
+    assert problems[7] == drawn[7]
+    for share, is_in in (
+        (make_tiny_model.LANGUAGES["en"], lambda problem: problem.language == "en"),
+        (make_tiny_model.LEVELS[1], lambda problem: problem.level == 1),
+    ):
+        assert np.mean(list(map(is_in, drawn))) == pytest.approx(share, abs=0.07)
+    # A first line of thought, and then the answer at once.
+    assert {Solution()(problem).count("\n") for problem in drawn} <= {3, 4}
+    assert all(Solution()(problem) for problem in text.heldout()[:20])
+    arguments = argparse.Namespace(
+        seed=0, shortcuts=0.5, steps=2, learning_rate=1e-3, evaluate_every=2
+    )
+    validate_sft(make_tiny_model.make_config(tmp_path, arguments))
