@@ -1,12 +1,11 @@
 """Whole runs of supervised training: what is learned, and that stopping changes nothing."""
 
 import argparse
-import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxgrpo import evaluate, metrics
-from jaxgrpo.build import build_run
+from jaxgrpo.build import Run, build_run
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import SFTConfig, describe, load_sft, validate_sft
 from jaxgrpo.config.command_line import run_main
@@ -34,7 +33,6 @@ from jaxgrpo.sft.program import main
 from jaxgrpo.text import tokenizer
 from tests.chat_folders import make_chat_folder
 from tests.test_sft import unpack
-from tests.tiny_devices import output_on_devices
 from tests.tiny_runs import (
     config_file,
     lines,
@@ -63,7 +61,7 @@ def get_config():
         packing=Packing(rows=4, width=160),
         optimizer=Optimizer(learning_rate=1e-2, warmup_steps=1),
         sampling=EvaluationSampling(prompt_width=80, max_new_tokens=8, slots=16),
-        evaluation=Evaluation(problems=6, samples=4, every=2),
+        evaluation=Evaluation(problems=6, samples=2, every=3),
         verifier=Verifier(workers=1),
         save_every=1,
     )
@@ -164,52 +162,51 @@ def test_a_signal_saves_and_going_on_changes_nothing(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(metrics.Writer, "write", write_and_kill)
-    flags = ["--config", path, "--config.save_every=100"]
-    monkeypatch.setattr(sys, "argv", ["sft", *flags])
+    flags = ["--config.save_every=100", "--config.evaluation.problems=0"]
+    monkeypatch.setattr(sys, "argv", ["sft", "--config", path, *flags])
     with pytest.raises(SystemExit) as stopped:
         run_main(main)
     assert stopped.value.code == 128 + signal.SIGTERM
     said = capsys.readouterr().out
     assert "stopped after step 1 of 3, which is saved in" in said
-    assert max(map(len, filter(lambda line: "/" not in line, said.splitlines()))) <= 80
+    assert max(len(line) for line in said.splitlines() if "/pytest" not in line) <= 80
     monkeypatch.setattr(metrics.Writer, "write", write)
     run_main(main)
     assert "going on from step 1 of 3" in capsys.readouterr().out
     config = load_sft(path)
+    state, host = state_of(config)
+    expected_state, expected_host = state_of(unbroken[0])
+    assert host | {"seconds": 0} == expected_host | {"seconds": 0}
     for leaf, other in zip(
-        jax.tree.leaves(state_of(config)[0]),
-        jax.tree.leaves(state_of(unbroken[0])[0]),
-        strict=True,
+        jax.tree.leaves(state), jax.tree.leaves(expected_state), strict=True
     ):
         assert leaf.tobytes() == other.tobytes()
     records = lines(Path(config.out) / "metrics.jsonl")
     for record, other in zip(records, unbroken[1], strict=True):
-        for name in record.keys() - {"evaluation/accuracy_in_language"}:
+        for name in record:
             if not name.startswith(("time/", "perf/", "memory/")):
-                assert record[name] == other[name] or np.isnan(other[name]), name
+                assert record[name] == other[name], name
 
 
 def test_further_passes_go_on_where_the_first_ended(unbroken, tmp_path):
     _, yielded = unbroken
-    more = make_sft_config(tmp_path, "epochs=2", "optimizer.schedule=constant")
-    stopped = dataclasses.replace(more, epochs=1.0)
-    assert len(list(sft(stopped))) == len(yielded)
-    rest = list(sft(more))
+    config = make_sft_config(tmp_path, "epochs=2", "evaluation.problems=0")
+    shutil.copytree(Path(unbroken[0].out) / "checkpoints", tmp_path / "out/checkpoints")
+    rest = list(sft(config))
     assert rest[0]["step"] == len(yielded) + 1
     assert sum(step["data/examples"] for step in rest) == 24
     assert rest[-1]["data/epoch"] == 2.0
 
 
 def test_adapters_alone_are_trained(tmp_path):
-    config = make_sft_config(
-        tmp_path, "lora.rank=2", "rewards.language.weight=0", "evaluation.samples=1"
-    )
+    config = make_sft_config(tmp_path, "lora.rank=2", "evaluation.every=0")
+    config.rewards = {}
     yielded = list(sft(config))
     state, _ = state_of(config)
     names = named_leaves(state.params)
-    assert names
     with build(config) as sft_run:
         base = named_leaves(sft_run.run.programs.params_like)
+    assert names
     assert not names.keys() & base.keys()
     summary = json.loads((Path(config.out) / "summary.json").read_text())
     assert summary["loss_after"] < summary["loss_before"]
@@ -232,17 +229,20 @@ def test_reinforcement_learning_begins_with_it(unbroken, tmp_path):
         np.testing.assert_array_equal(leaf, named_leaves(state)[name])
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(unbroken, tmp_path):
-    """The step is not saved; the same run with a lower rate does not end so."""
-    flags = ("evaluation.problems=0", "optimizer.max_grad_norm=1e30")
-    config = make_sft_config(tmp_path, *flags, "optimizer.learning_rate=1e38")
-    with pytest.raises(
-        UserError, match=r"the loss of step 2 is (nan|inf).*learning_rate"
-    ):
+def test_a_loss_that_is_not_finite_ends_the_run(unbroken, tmp_path, monkeypatch):
+    """The step is not saved; with finite weights the same run goes on."""
+    config = make_sft_config(tmp_path, "evaluation.problems=0", "steps=1")
+    load_params = Run.load_params
+
+    def load_broken(run: Run):
+        return jax.tree.map(lambda leaf: leaf * np.nan, load_params(run))
+
+    monkeypatch.setattr(Run, "load_params", load_broken)
+    with pytest.raises(UserError, match=r"the loss of step 1 is nan.*learning_rate"):
         list(sft(config))
-    assert Checkpoints(config.out).latest() == 1
-    lower = make_sft_config(tmp_path, *flags, "out=lower")
-    assert len(list(sft(dataclasses.replace(lower, out=str(tmp_path / "b"))))) == 3
+    assert Checkpoints(config.out).latest() is None
+    monkeypatch.setattr(Run, "load_params", load_params)
+    assert len(list(sft(config))) == 1
 
 
 def test_its_config_is_evaluated_as_others_are(unbroken, tmp_path, monkeypatch):
@@ -256,31 +256,6 @@ def test_its_config_is_evaluated_as_others_are(unbroken, tmp_path, monkeypatch):
     assert describe(asked.data) == describe(config.data)
     assert asked.sampling.max_new_tokens == 8
     assert asked.out == config.out
-
-
-def train_on_two_devices() -> None:
-    """Prints the losses of two steps with rows split, and with parameters split, too."""
-    folder = Path(tempfile.mkdtemp())
-    losses = []
-    for sizes in (("mesh.data=2",), ("mesh.data=1", "mesh.fsdp=2")):
-        flags = (
-            *sizes,
-            "steps=2",
-            "evaluation.problems=0",
-            f"out={folder / sizes[-1]}",
-        )
-        config = make_sft_config(folder, *flags)
-        losses.append([step["update/loss"] for step in sft(config)])
-    print(json.dumps(losses))
-
-
-def test_two_devices_learn_what_one_learns(unbroken):
-    _, yielded = unbroken
-    expected = [step["update/loss"] for step in yielded[:2]]
-    printed = output_on_devices(train_on_two_devices, 2)
-    np.testing.assert_allclose(
-        json.loads(printed.splitlines()[-1]), [expected] * 2, rtol=1e-5
-    )
 
 
 # What is learned.

@@ -99,7 +99,7 @@ class SFTConfig(FixedFields):
     system: str = setting("", measures=True)
     dtype: str = setting("float32", one_of=DTYPES, measures=True)
     seed: int = setting(0, at_least=0, below=2**32, measures=True)
-    epochs: float = setting(1.0, above=0, may_change=True)
+    epochs: int = setting(1, at_least=1, may_change=True)
     steps: int = setting(0, at_least=0, may_change=True)
     packing: Packing = field(default_factory=Packing)
     optimizer: Optimizer = field(default_factory=_optimizer)

@@ -53,26 +53,25 @@ class SFTRun:
 
     run: its model, programs and evaluations; run.config.steps is the last step
     make_example: makes an example of a problem
-    max_examples: that are learned in all; None: the steps decide
     heldout: examples whose loss is measured, none without an evaluation
     """
 
     config: SFTConfig
     run: Run
     make_example: ExampleMaker
-    max_examples: int | None
     heldout: HeldoutBatches
 
-    def batches(self, stream: ProblemStream, num_used: int) -> Iterator[TrainBatch]:
-        """Yields the packed batches of a stream's problems, up to the last one of the run.
+    def batches(self, stream: ProblemStream) -> Iterator[TrainBatch]:
+        """Yields the packed batches of a stream's problems, without end.
 
-        num_used: examples that were learned before
+        The last batch of a pass holds what is left of it, so that the steps of a pass can be counted
+        and further passes change nothing about it.
         """
         packing = self.config.packing
-        left = None if self.max_examples is None else self.max_examples - num_used
-        examples = map(self.make_example, itertools.islice(stream, left))
         pad_id = self.run.engine.tokenizer.pad_id
-        return pack(examples, packing.rows, packing.width, pad_id)
+        for _, problems in itertools.groupby(stream, key=lambda _: stream.epoch):
+            examples = map(self.make_example, problems)
+            yield from pack(examples, packing.rows, packing.width, pad_id)
 
     def __enter__(self) -> "SFTRun":
         return self
@@ -109,7 +108,7 @@ def build(config: SFTConfig) -> SFTRun:
     if config.evaluation.problems:
         notes.append(make_example.check(heldout, "held-out"))
     notes += notes_of(config.data)
-    steps, max_examples = _count_steps(config, make_example, problems)
+    steps = config.steps or _count_steps(config, make_example, problems)
     rl_config = config.to_config(steps)
     task = Task(problems, config.rewards, config.solved_by)
     prompt_filter = PromptFilter(
@@ -152,7 +151,7 @@ def build(config: SFTConfig) -> SFTRun:
         notes=[note for note in notes if note],
     )
     heldout_batches = _heldout_batches(config, make_example, heldout)
-    return SFTRun(config, run, make_example, max_examples, heldout_batches)
+    return SFTRun(config, run, make_example, heldout_batches)
 
 
 def _build_programs(
@@ -194,32 +193,31 @@ def _build_programs(
 
 def _count_steps(
     config: SFTConfig, make_example: ExampleMaker, problems: Problems
-) -> tuple[int, int | None]:
-    """Returns the optimizer steps of a run, and the examples that are learned in them.
-
-    The second is None where the number of steps is a setting.
-    """
-    if config.steps:
-        return config.steps, None
+) -> int:
+    """Returns the optimizer steps that the passes over the problems take."""
+    packing = config.packing
     order = ProblemOrder(problems, config.seed)
-    # An example that is left out has no length. Further passes find all of them here.
-    length_by_id: dict[str, int | None] = {}
-    lengths = []
-    for _ in tqdm(
-        range(round(config.epochs * len(problems))),
-        "reading examples",
-        leave=False,
-        disable=config.quiet or None,  # None: hidden where there is no terminal
-    ):
-        (problem,) = order.take(1)
-        if problem.id not in length_by_id:
-            fits = make_example.accepts(problem)
-            length = len(make_example.token_ids(problem)) if fits else None
-            length_by_id[problem.id] = length
-        if length_by_id[problem.id] is not None:
+    # 0 for an example that is left out. A problem is made into tokens once, whatever the passes.
+    length_by_id: dict[str, int] = {}
+    steps = 0
+    for epoch in range(config.epochs):
+        lengths = []
+        for _ in tqdm(
+            range(len(problems)),
+            "reading examples",
+            leave=False,
+            # None: hidden where there is no terminal.
+            disable=True if config.quiet or epoch else None,
+        ):
+            (problem,) = order.take(1)
+            if problem.id not in length_by_id:
+                ids = make_example.token_ids(problem)
+                fits = make_example.accepts(problem)
+                length_by_id[problem.id] = len(ids) if fits else 0
             lengths.append(length_by_id[problem.id])
-    steps = count_batches(lengths, config.packing.rows, config.packing.width)
-    return steps, len(lengths)
+        fitting = filter(None, lengths)
+        steps += count_batches(fitting, packing.rows, packing.width)
+    return steps
 
 
 def _heldout_batches(

@@ -51,7 +51,6 @@ def _update(sft_run: SFTRun) -> str:
         f"{config.optimizer.learning_rate:g} {config.optimizer.schedule}, "
         f"{sft_run.run.config.steps:,} steps"
     )
-    if sft_run.max_examples is None:
+    if config.steps:
         return text
-    passes = "1 epoch" if config.epochs == 1 else f"{config.epochs:g} epochs"
-    return f"{text}: {passes}, {sft_run.max_examples:,} examples"
+    return f"{text}: {config.epochs} epoch{'s' * (config.epochs > 1)}"

@@ -54,14 +54,12 @@ UPDATE_METRICS = ("update/loss", "update/grad_norm", "update/tokens", "policy/en
 class SFTState:
     """The state of supervised training after a whole number of steps: what a checkpoint holds.
 
-    examples: that have been learned
     started_at: when the run would have started (time.time) if it had never been interrupted
     """
 
     step: int
     state: TrainState
     order: ProblemOrder
-    examples: int
     started_at: float
 
     def to_json(self) -> Json:
@@ -69,7 +67,6 @@ class SFTState:
         return {
             "step": self.step,
             "order": self.order.state(),
-            "examples": self.examples,
             "seconds": time.time() - self.started_at,
         }
 
@@ -167,11 +164,10 @@ def _restore_or_start(
     run = sft_run.run
     order = ProblemOrder(run.task.problems, run.config.seed)
     if checkpoints.latest() is None:
-        return SFTState(0, first_state(run, params), order, 0, started_at)
+        return SFTState(0, first_state(run, params), order, started_at)
     state, saved = checkpoints.restore(run.programs.state_like)
     order.restore(saved["order"])
-    begun_at = started_at - saved["seconds"]
-    return SFTState(saved["step"], state, order, saved["examples"], begun_at)
+    return SFTState(saved["step"], state, order, started_at - saved["seconds"])
 
 
 def _run_steps(
@@ -190,7 +186,7 @@ def _run_steps(
     num_problems = len(sft_run.run.task.problems)
     first_step = state.step + 1
     stream = ProblemStream(state.order, sft_run.make_example.accepts)
-    batches = sft_run.batches(stream, state.examples)
+    batches = sft_run.batches(stream)
     writer = metrics.Writer(
         config.out,
         state.step + 1,
@@ -209,7 +205,7 @@ def _run_steps(
             checkpoints.save(state.step, state.state, state.to_json(), scores)
 
         def next_batch() -> TrainBatch | None:
-            return next(batches, None) if state.step < steps else None
+            return next(batches) if state.step < steps else None
 
         batch = next_batch()
         # All processes must leave at the same step, whichever of them was told.
@@ -262,7 +258,6 @@ def _run_step(
         state.state, reference, placed, Supervised(), 1.0
     )
     state.step += 1
-    state.examples += count_examples(batch)
     # Nothing has waited for the devices yet: they learn while the host packs.
     following = next_batch()
     update_metrics = {name: float(on_device[name]) for name in UPDATE_METRICS}
