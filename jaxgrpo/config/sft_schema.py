@@ -75,7 +75,7 @@ class SFTConfig(FixedFields):
         begins with at step 0 ("": the model's parameters)
     system: a system message before every prompt ("": none)
     dtype: of matrix products: "float32", on TPUs and GPUs, too, or "bfloat16"
-    seed: the order of the examples is a function of it
+    seed: all randomness is a function of it
     epochs: passes over the data
     steps: optimizer steps, whatever the epochs are (0: as many as they take, for which all examples
         are read first)
