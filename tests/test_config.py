@@ -318,6 +318,27 @@ def test_a_file_of_the_other_kind_of_training(file, tmp_path):
     assert "run python -m jaxgrpo.train with it" in message(load_sft, file)
 
 
+@pytest.mark.parametrize("name", ["sft", "cold_start"])
+def test_shipped_configs_of_supervised_training(name):
+    config = load_sft(name)
+    assert config.out == f"out/{name}"
+    about = find_file(name).read_text(encoding="utf-8").split('"""')[1]
+    assert f"python -m jaxgrpo.sft --config configs/{name}.py" in about
+    sys.modules.pop(name, None)
+
+
+def test_a_cold_start_asks_as_the_training_after_it():
+    cold = load_sft("cold_start")
+    after = load("qwen2_5_3b_v5e8")
+    assert (cold.system, cold.model, cold.lora) == (
+        after.system,
+        after.model,
+        after.lora,
+    )
+    for name in ("cold_start", "qwen2_5_3b_v5e8"):
+        sys.modules.pop(name, None)
+
+
 def test_a_missing_file(file):
     assert "did you mean" in message(load, file.replace("run_config", "run_confg"))
     assert "no such file" in message(load, "/nowhere/at/all.py")
@@ -845,6 +866,19 @@ def test_command_line(file):
 )
 def test_a_wrong_command_line(argv, fragment):
     assert fragment in message(parse_command_line, argv)
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("--num_train_epochs=2", "; did you mean --config.epochs=2?"),
+        ("--max_length=512", "; did you mean --config.packing.width=512?"),
+        ("--batch_size=8", "; did you mean --config.packing.rows=8?"),
+        ("--loss_type=dapo", "and --help"),
+    ],
+)
+def test_flags_of_supervised_training_are_suggested(argument, hint):
+    assert message(parse_sft_command_line, [argument]).endswith(hint)
 
 
 def test_help_lists_every_setting_with_its_value(file, capsys):

@@ -335,16 +335,16 @@ def test_rows_as_trl_has_them(tmp_path, row, settings):
 def test_the_text_of_the_embedded_model_has_its_shares(tmp_path):
     text = make_tiny_model.PretrainingText(shortcuts=1.0)
     problems = text.train()
-    drawn = [problems[index] for index in range(400)]
+    drawn = [problems[index] for index in range(150)]
     assert problems[7] == drawn[7]
     for share, is_in in (
         (make_tiny_model.LANGUAGES["en"], lambda problem: problem.language == "en"),
         (make_tiny_model.LEVELS[1], lambda problem: problem.level == 1),
     ):
-        assert np.mean(list(map(is_in, drawn))) == pytest.approx(share, abs=0.07)
+        assert np.mean(list(map(is_in, drawn))) == pytest.approx(share, abs=0.1)
     # A first line of thought, and then the answer at once.
     assert {Solution()(problem).count("\n") for problem in drawn} <= {3, 4}
-    assert all(Solution()(problem) for problem in text.heldout()[:20])
+    assert "</think>" in Solution()(text.heldout()[0])
     arguments = argparse.Namespace(
         seed=0, shortcuts=0.5, steps=2, learning_rate=1e-3, evaluate_every=2
     )

@@ -91,9 +91,10 @@ def load_sft(path: str, flags: Sequence[str] = ()) -> SFTConfig:
 
 def _parse(argv: list[str], program: str, kinds: Sequence[type]) -> Any:
     """Returns the config of a command line, not validated, or prints help and exits."""
-    path, flags, wants_help = split(argv)
+    defaults = DEFAULTS[kinds[0]]()
+    path, flags, wants_help = split(argv, defaults)
     if path is None and wants_help:
-        print(help_of_all(program, shipped_configs(), DEFAULTS[kinds[0]]()))
+        print(help_of_all(program, shipped_configs(), defaults))
         sys.exit(0)
     if path is None:
         raise UserError(

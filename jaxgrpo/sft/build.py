@@ -64,8 +64,8 @@ class SFTRun:
     def batches(self, stream: ProblemStream) -> Iterator[TrainBatch]:
         """Yields the packed batches of a stream's problems, without end.
 
-        The last batch of a pass holds what is left of it, so that the steps of a pass can be counted
-        and further passes change nothing about it.
+        The last batch of a pass holds what is left of it: its steps can be counted, and further
+        passes change nothing about it.
         """
         packing = self.config.packing
         pad_id = self.run.engine.tokenizer.pad_id
