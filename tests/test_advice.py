@@ -99,7 +99,7 @@ Step = Callable[[Path, str], Any]
 TRIALS: dict[str, tuple[Step, tuple[Step, ...]]] = {}
 
 ELSEWHERE = {
-    "change sampling.prompt_width, sampling.max_new_tokens or batch.pack": (
+    "change sampling.prompt_width, sampling.max_new_tokens, batch.pack or packing.width": (
         "test_cudnn.py::test_it_needs_even_numbers_of_columns"
     ),
     "is for NVIDIA GPUs, and {}; set it to 'auto'": (
