@@ -108,11 +108,15 @@ class ExampleMaker:
 
     def accepts(self, problem: Problem) -> bool:
         """Returns whether the example fits, and the problem's language can be told."""
+        return self.accepted_length(problem) > 0
+
+    def accepted_length(self, problem: Problem) -> int:
+        """Returns the tokens of a problem's example; 0 where it is left out."""
         ids = self.token_ids(problem)
-        if len(ids) > self.max_tokens:
-            return False
         has_rows = prompt_filter.has_rows(ids, self.vocab_size)
-        return has_rows and language_code(problem.language) is not None
+        is_known = language_code(problem.language) is not None
+        is_learned = len(ids) <= self.max_tokens and has_rows and is_known
+        return len(ids) if is_learned else 0
 
     @property
     def max_tokens(self) -> int:

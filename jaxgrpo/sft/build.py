@@ -211,9 +211,7 @@ def _count_steps(
         ):
             (problem,) = order.take(1)
             if problem.id not in length_by_id:
-                ids = make_example.token_ids(problem)
-                fits = make_example.accepts(problem)
-                length_by_id[problem.id] = len(ids) if fits else 0
+                length_by_id[problem.id] = make_example.accepted_length(problem)
             lengths.append(length_by_id[problem.id])
         fitting = filter(None, lengths)
         steps += count_batches(fitting, packing.rows, packing.width)
