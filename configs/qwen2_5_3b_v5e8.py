@@ -7,7 +7,7 @@
 Of the paper are: the model, a NuminaMath subset (as JSONL), 16 prompts x 16 samples, 256 steps,
 format 1 + language 1 + accuracy 1, and the two-sided band. Its learning rate, KL, lengths,
 temperatures and exact thresholds are not known to us: those here are our choice. It begins with a
-cold start by supervised training (jaxgrpo.sft), and used 8 A100.
+cold start by supervised training (configs/cold_start.py), and used 8 A100.
 
 Hardware: 8 TPU v5e chips (v5e:2x4). Not yet run on it; see `jaxgrpo plan`. The paper reports, of
 five mathematics benchmarks, +10 % on AIME and +4 % on average over plain GRPO; that is not yet

@@ -29,6 +29,9 @@ PROGRAMS = {
     "train": Program(
         "jaxgrpo.train", "train a model as a config says, or go on with a run"
     ),
+    "sft": Program(
+        "jaxgrpo.sft.program", "fine-tune a model on prompts with worked solutions"
+    ),
     "evaluate": Program(
         "jaxgrpo.evaluate", "measure a run's newest checkpoint on held-out problems"
     ),

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxgrpo.checkpoint import Checkpoints
@@ -22,14 +21,7 @@ from jaxgrpo.config.sizes import (
 )
 from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.device.logits import as_ranges
-from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
-from jaxgrpo.device.specs import (
-    ModelSpec,
-    Precision,
-    SamplingSpec,
-    UpdateSpec,
-    dividing_rows,
-)
+from jaxgrpo.device.specs import UpdateSpec, dividing_rows
 from jaxgrpo.distributed import compilation_cache
 from jaxgrpo.distributed.mesh import make_mesh, row_devices, to_device
 from jaxgrpo.errors import UserError
@@ -37,6 +29,12 @@ from jaxgrpo.files import fetched
 from jaxgrpo.models import hf_folder, lora
 from jaxgrpo.models.model_config import ModelConfig
 from jaxgrpo.problems import Problem, Task, Weighted, notes_of
+from jaxgrpo.program_specs import (
+    build_optimizer,
+    check_shares,
+    model_spec,
+    sampling_spec,
+)
 from jaxgrpo.programs import Programs, SamplingPrograms, compile_programs
 from jaxgrpo.rewards import languages
 from jaxgrpo.rewards.maths.golds import notes_on_golds
@@ -113,7 +111,7 @@ def build_run(config: Config, trains: bool = True) -> Run:
     network, tokens = match_tokenizer(
         folder, hf_folder.check_folder(folder), tokenizer.load(folder)
     )
-    _check_positions(config.sampling, folder)
+    check_positions(config.sampling, folder)
 
     # 2. Problems, of which the first are checked.
     problems = config.data.train() if trains else []
@@ -184,27 +182,8 @@ def build_programs(
     )
     mesh = make_mesh(**vars(config.mesh), devices=devices, rows=rows)
     _check_shards(config, row_devices(mesh))
-    model = ModelSpec(
-        network=network,
-        mesh=mesh,
-        precision=Precision(
-            compute=jnp.dtype(config.dtype),
-            params=jnp.dtype(config.optimizer.params_dtype),
-            optimizer=jnp.dtype(config.optimizer.state_dtype),
-            int8_sampler=config.sampling.weights == "int8",
-        ),
-        adapters=config.lora,
-        scan_layers=config.compute.scan_layers,
-        attention=config.compute.attention,
-    )
-    sampling = SamplingSpec(
-        prompt_width=config.sampling.prompt_width,
-        new_tokens=config.sampling.max_new_tokens,
-        slots=slots,
-        eos_ids=eos_ids,
-        group_size=config.batch.group_size,
-        chunk=config.sampling.chunk,
-    )
+    model = model_spec(config, network, mesh)
+    sampling = sampling_spec(config, eos_ids)
     update = UpdateSpec(
         micro_batch=micro_batch_size(config),
         group_size=config.batch.group_size,
@@ -243,24 +222,6 @@ def make_packer(config: Config, programs: Programs) -> Packer | None:
         prompt_width=config.sampling.prompt_width,
         columns=config.batch.pack,
         bins_at_once=programs.bins_at_once,
-    )
-
-
-def build_optimizer(config: Config) -> Optimizer:
-    """Returns the optimizer that a config describes."""
-    optimizer = config.optimizer
-    rate = schedule(
-        optimizer.schedule,
-        optimizer.learning_rate,
-        optimizer.warmup_steps,
-        config.steps,
-    )
-    return adamw(
-        rate,
-        optimizer.b1,
-        optimizer.b2,
-        optimizer.weight_decay,
-        optimizer.max_grad_norm,
     )
 
 
@@ -306,7 +267,7 @@ def reference_network(config: Config, tokens: Tokenizer) -> ModelConfig | None:
     network, other = match_tokenizer(
         folder, hf_folder.check_folder(folder), tokenizer.load(folder)
     )
-    _check_positions(config.sampling, folder)
+    check_positions(config.sampling, folder)
     mine = tokens.hf.get_vocab()
     theirs = other.hf.get_vocab()
     differing = mine.items() ^ theirs.items()
@@ -365,7 +326,7 @@ def _zeros(like: Params) -> Params:
     return to_device(zeros, jax.tree.map(lambda leaf: leaf.sharding, like))
 
 
-def _check_positions(sampling: Sampling, folder: Path) -> None:
+def check_positions(sampling: Sampling, folder: Path) -> None:
     """Raises UserError if a row may have more tokens than the model was made for."""
     width = sampling.prompt_width
     new_tokens = sampling.max_new_tokens
@@ -393,9 +354,4 @@ def _check_shards(config: Config, shards: int) -> None:
         "batch.micro_batch": config.batch.micro_batch,
         "sampling.slots": num_slots(config),
     }
-    for name, size in sizes.items():
-        if size % shards:
-            raise UserError(
-                f"{name} is {size}: it must be a multiple of mesh.data * mesh.fsdp = {shards} "
-                "devices"
-            )
+    check_shares(sizes, shards)

@@ -39,6 +39,18 @@ COLUMNS = (
 )
 """The metrics that a step's line shows. With the step and the remaining time it fits into WIDTH."""
 
+SFT_COLUMNS = (
+    Column("update/loss", "loss", 7, "{:.4f}"),
+    Column("evaluation/loss", "heldout", 7, "{:.4f}"),
+    Column("update/grad_norm", "grad", 6, "{:.2f}"),
+    Column("policy/entropy", "ent", 4, "{:.2f}"),
+    Column("optimizer/learning_rate", "lr", 7, "{:.1e}"),
+    Column("data/epoch", "epoch", 6, "{:.2f}"),
+    Column("perf/tokens_per_s", "tok/s", 9, "{:,.0f}"),
+    Column("time/step", "sec", 5, "{:.1f}"),
+)
+"""The metrics that a line of supervised training shows."""
+
 WIDTH = 80
 """Columns of what is printed, at most."""
 
@@ -58,10 +70,18 @@ class Progress:
     start_step: the first step that will be shown
     steps: the run's last step (they count from 1); None if it is not known
     quiet: whether nothing is printed
+    columns: what a line shows
     """
 
-    def __init__(self, start_step: int, steps: int | None, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        start_step: int,
+        steps: int | None,
+        quiet: bool = False,
+        columns: Sequence[Column] = COLUMNS,
+    ) -> None:
         self._steps = steps
+        self._columns = columns
         self._quiet = quiet
         # When steps ended, from the first one on: that one had to compile.
         self._ends: deque[float] = deque(maxlen=AVERAGED_STEPS + 1)
@@ -79,9 +99,11 @@ class Progress:
             elapsed = self._ends[-1] - self._ends[0]
             seconds_per_step = elapsed / (len(self._ends) - 1)
         if self._lines % STEPS_UNDER_A_HEADER == 0:
-            self.print_line(progress_header(self._steps))
+            self.print_line(progress_header(self._steps, self._columns))
         self._lines += 1
-        self.print_line(progress_line(step, metrics, self._steps, seconds_per_step))
+        self.print_line(
+            progress_line(step, metrics, self._steps, seconds_per_step, self._columns)
+        )
         if self._bar is not None:
             self._bar.update()
 
@@ -100,9 +122,11 @@ class Progress:
             self._bar.close()
 
 
-def progress_header(steps: int | None = None) -> str:
+def progress_header(
+    steps: int | None = None, columns: Sequence[Column] = COLUMNS
+) -> str:
     """Returns the labels above the steps' lines."""
-    labels = [column.label.rjust(column.width) for column in COLUMNS]
+    labels = [column.label.rjust(column.width) for column in columns]
     return " ".join(["step".rjust(_step_width(steps)), *labels, "eta".rjust(ETA_WIDTH)])
 
 
@@ -111,16 +135,17 @@ def progress_line(
     metrics: Mapping[str, float],
     steps: int | None = None,
     seconds_per_step: float = math.nan,
+    columns: Sequence[Column] = COLUMNS,
 ) -> str:
     """Returns the line of a step, aligned with `progress_header`.
 
-    metrics: those of COLUMNS are shown; "-" stands for one that there is not
+    metrics: those of the columns are shown; "-" stands for one that there is not
     steps: the last step; None leaves out the total and the remaining time
     seconds_per_step: NaN leaves out the remaining time
     """
     name = f"{step}/{steps}" if steps else f"{step}"
     values = []
-    for column in COLUMNS:
+    for column in columns:
         value = metrics.get(column.metric, math.nan)
         text = "-" if math.isnan(value) else column.value_format.format(value)
         values.append(text.rjust(column.width))

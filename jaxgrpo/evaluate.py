@@ -331,7 +331,7 @@ def main(argv: list[str]) -> None:
 
     It prints tables and writes OUT/evaluation.json, evaluation.csv and evaluation.jsonl.
     """
-    config = parse_command_line(argv, "jaxgrpo.evaluate")
+    config = parse_command_line(argv, "jaxgrpo.evaluate", also_sft=True)
     check_named_out(config.out, argv)
     reports = evaluate_all(config)
     for report in reports:

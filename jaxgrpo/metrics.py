@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import jax
 
 from jaxgrpo import console
-from jaxgrpo.console import Progress
+from jaxgrpo.console import Column, Progress
 from jaxgrpo.files import fetched_file, run_folder, upload, write_atomically
 from jaxgrpo.trackers import Settings, Trackers
 
@@ -37,6 +37,7 @@ class Writer:
     trackers: names of trackers, as the setting has them
     settings: the run's, for trackers that show them
     quiet: whether nothing is printed
+    columns: what a step's line on the console shows
     """
 
     def __init__(
@@ -48,13 +49,14 @@ class Writer:
         trackers: Sequence[str] = ("tensorboard",),
         settings: Settings | None = None,
         quiet: bool = False,
+        columns: Sequence[Column] = console.COLUMNS,
     ) -> None:
         self._active = active
         if not active:
             return
         folder = self._folder = run_folder(out)
         folder.mkdir(parents=True, exist_ok=True)
-        self._progress = Progress(start_step, steps, quiet)
+        self._progress = Progress(start_step, steps, quiet, columns)
         self._trackers = Trackers(
             trackers, folder, start_step, settings or {}, self._progress.print_line
         )

@@ -1,7 +1,7 @@
 """What a run is about to do, in a few lines: devices, model, data, rewards, batch, folders."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -18,15 +18,20 @@ LABEL_WIDTH = 10
 def overview(run: Run) -> str:
     """Returns lines of what a run is about to do, each at most console.WIDTH wide."""
     parts = {
-        "devices": _devices(run),
-        "model": _model(run),
+        "devices": devices(run),
+        "model": model(run),
         "data": _data(run),
         "rewards": ", ".join(_rewards(run)),
         "sampling": _sampling(run),
         "batch": batch_line(run.config),
         "update": _update(run),
-        "folders": _folders(run),
+        "folders": folders(run),
     }
+    return as_lines(parts)
+
+
+def as_lines(parts: Mapping[str, str]) -> str:
+    """Returns texts under their labels, in lines that are at most console.WIDTH wide."""
     lines = [
         textwrap.fill(
             text,
@@ -41,7 +46,7 @@ def overview(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _devices(run: Run) -> str:
+def devices(run: Run) -> str:
     """Returns "8 x TPU v5 lite, data=4 fsdp=2"."""
     mesh = run.programs.row_sharding.mesh
     axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
@@ -52,7 +57,7 @@ def _devices(run: Run) -> str:
     return f"{text}, {processes} processes" if processes > 1 else text
 
 
-def _model(run: Run) -> str:
+def model(run: Run) -> str:
     """Returns the model's folder, size and dtype, and what of it is trained."""
     network = run.network
     parameters = console.format_count(parameter_count(run.programs.params_like))
@@ -109,7 +114,7 @@ def _update(run: Run) -> str:
     )
 
 
-def _folders(run: Run) -> str:
+def folders(run: Run) -> str:
     """Returns where the run writes, and where compiled programs are kept."""
     text = run.config.out
     cache = jax.config.values["jax_compilation_cache_dir"]

@@ -19,6 +19,7 @@ from jaxgrpo.plan.chips import CHIPS
 from jaxgrpo.rollout.collect import Collection
 from jaxgrpo.rollout.groups import Group
 from jaxgrpo.rollout.protocols import SamplingUsage
+from jaxgrpo.types import TrainBatch
 
 
 @dataclass(frozen=True)
@@ -167,3 +168,32 @@ def step_metrics(
         decode_seconds=usage.seconds - usage.idle_seconds,
         peak=PEAKS.get(jax.devices()[0].device_kind),
     )
+
+
+def learning_metrics(run: Run, batch: TrainBatch, seconds: float) -> dict[str, float]:
+    """Returns the rates of an update without sampling, as metrics.
+
+        perf/tokens_per_s      tokens that were read, prompts and completions, a second
+        perf/flops_per_s       a device's FLOPs, over the seconds
+        perf/mfu               as a share of the peak, where it is known
+
+    batch: what was learned, on the host
+    seconds: of the whole step
+    """
+    programs = run.programs
+    tokens = int((batch.segments > 0).sum())
+    flops = update_flops(
+        tokens=tokens,
+        parameters=parameter_count(programs.params_like),
+        trained=parameter_count(programs.trained_like),
+        scored=0,
+    )
+    flops_per_s = flops / jax.device_count() / seconds
+    absolute = {
+        "perf/tokens_per_s": tokens / seconds,
+        "perf/flops_per_s": flops_per_s,
+    }
+    peak = PEAKS.get(jax.devices()[0].device_kind)
+    if peak is None:
+        return absolute
+    return absolute | {"perf/mfu": flops_per_s / peak.flops_per_s}

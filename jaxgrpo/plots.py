@@ -26,6 +26,14 @@ PANELS = {
 }
 """The metrics that are plotted if any step has them: metric name -> title of its panel."""
 
+SFT_PANELS = {
+    "update/loss": "loss, nats a token",
+    "update/grad_norm": "norm of the gradient",
+    "policy/entropy": "entropy, nats a token",
+    "perf/tokens_per_s": "tokens learned from a second",
+}
+"""The metrics that are plotted of supervised training."""
+
 MAX_COLUMNS = 3
 """Panels side by side."""
 
@@ -34,11 +42,13 @@ DARK_BLUE = "#1f4e8c"
 RED = "#c8442f"
 
 
-def plot(out: str | os.PathLike) -> Path | None:
+def plot(out: str | os.PathLike, titles: Mapping[str, str] = PANELS) -> Path | None:
     """Draws OUT/metrics.png from OUT/metrics.jsonl: each step, and a running mean.
 
     If OUT/summary.json has {"before": {name: value}, "after": {name: value}}, these results of the
     evaluations are marked at both ends of the curves.
+
+    titles: of the panels, by the metric that they show
 
     Returns the path of the picture; None if there are no steps or Matplotlib is not installed.
     """
@@ -50,7 +60,7 @@ def plot(out: str | os.PathLike) -> Path | None:
     records = read(out)
     names = [
         name
-        for name in PANELS
+        for name in titles
         if any(record.get(name) is not None for record in records)
     ]
     if not names:
@@ -61,7 +71,7 @@ def plot(out: str | os.PathLike) -> Path | None:
     figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel, name in zip(panels, names, strict=False):
-        _draw_metric(panel, name, records, evaluations)
+        _draw_metric(panel, name, titles[name], records, evaluations)
     for unused_panel in panels[len(names) :]:
         unused_panel.remove()
     picture = io.BytesIO()
@@ -98,6 +108,7 @@ def _evaluations(path: Path) -> list[Mapping[str, object]]:
 def _draw_metric(
     panel: "Axes",
     name: str,
+    title: str,
     records: Sequence[Mapping[str, int | float | None]],
     evaluations: Sequence[Mapping[str, object]],
 ) -> None:
@@ -122,7 +133,7 @@ def _draw_metric(
         _draw_evaluation(panel, int(steps[0]), results[0], "before", "white")
         _draw_evaluation(panel, int(steps[-1]), results[1], "after", RED)
         panel.legend(frameon=False, fontsize=8)
-    panel.set_title(PANELS[name], fontsize=10, loc="left")
+    panel.set_title(title, fontsize=10, loc="left")
     panel.set_xlabel("step", fontsize=8)
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     panel.tick_params(labelsize=8)

@@ -255,6 +255,7 @@ def compile_programs(
         adapter_scale=model.adapters.scale,
         uses_trainer_logprobs=update.old_logprobs == "trainer",
         reference_scorer=make_scorer(reference, update) if reference else None,
+        scores_reference=update.scores_reference,
     )
     # The state is donated: its buffers are written over by the new state.
     update_shardings = (_shardings(state_like), replicated(mesh))

@@ -65,7 +65,7 @@ def check_start(config: Config) -> None:
         other.newest()
 
 
-def _first_state(run: Run, params: Params) -> TrainState:
+def first_state(run: Run, params: Params) -> TrainState:
     """Returns the train state of step 0.
 
     params: the model folder's
@@ -111,7 +111,7 @@ def restore_or_start(
     objective = run.config.objective
     objective = losses.with_moving_values(objective, losses.moving_values(objective))
     if checkpoints.latest() is None:
-        state = _first_state(run, params)
+        state = first_state(run, params)
         weights = run.judge.initial_weights()
         return RunState(
             step=0,

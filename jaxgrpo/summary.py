@@ -45,7 +45,7 @@ def _table(key: str, names: list[str], reports: list[Report]) -> str:
         rows.append(
             {key: value}
             | {
-                TABLE_METRICS[name]: _before_and_after(
+                TABLE_METRICS[name]: before_and_after(
                     [part.get(name) for part in parts]
                 )
                 for name in names
@@ -56,7 +56,7 @@ def _table(key: str, names: list[str], reports: list[Report]) -> str:
     for name in names:
         group = "reward" if name == "accuracy" else "language"
         values = [report[f"{group}/{name}"] for report in reports]
-        total[TABLE_METRICS[name]] = _before_and_after(values)
+        total[TABLE_METRICS[name]] = before_and_after(values)
     rows.append(total)
     return format_table(rows, list(total))
 
@@ -126,7 +126,7 @@ def write_csv(path: Path, reports: Sequence[Report]) -> None:
     write_atomically(path, text.getvalue().encode("utf-8"))
 
 
-def _before_and_after(values: list[float | None]) -> object:
+def before_and_after(values: list[float | None]) -> object:
     """Returns the one value, or two as "0.531 -> 0.719"."""
     if len(values) == 1:
         return values[0]

@@ -94,7 +94,7 @@ class TrainBatch(NamedTuple):
     tokens: Int[AnyArray, "B T"]
     segments: Int[AnyArray, "B T"]
     """The text within the row that a token belongs to, from 1; 0 is padding. A row of a rollout has
-    one text; a row of supervised training has several (sft.pack)."""
+    one text; a row of supervised training has several (sft.packing.pack)."""
     completion_mask: Bool[AnyArray, "B T"]
     """True on tokens that the policy chose; advantages are made of all of them."""
     rewards: Float[AnyArray, "B"]

@@ -47,15 +47,20 @@ from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import (
     Batch,
     Config,
+    Evaluation,
+    Packing,
+    SFTConfig,
     command_line,
     compare,
     load,
     overrides,
     parse_command_line,
     validate,
+    validate_sft,
 )
 from jaxgrpo.config.loader import call_get_config, find_file
 from jaxgrpo.data import arithmetic, benchmarks
+from jaxgrpo.data.examples import ExampleMaker, Solution
 from jaxgrpo.data.gsm8k import GSM8K, split_answer
 from jaxgrpo.data.mixture import Mixture, Part
 from jaxgrpo.data.order import ProblemOrder
@@ -112,7 +117,7 @@ ELSEWHERE = {
     "answer; write one, or drop the row": (
         "test_data_sets.py::test_a_broken_row_of_math_is_named_by_its_file"
     ),
-    "change sampling.prompt_width, sampling.max_new_tokens or batch.pack": (
+    "change sampling.prompt_width, sampling.max_new_tokens, batch.pack or packing.width": (
         "test_cudnn.py::test_it_needs_even_numbers_of_columns"
     ),
     "is for NVIDIA GPUs, and {}; set it to 'auto'": (
@@ -157,6 +162,7 @@ ELSEWHERE = {
         "test_trackers.py::test_a_login_that_nobody_could_answer_is_refused"
     ),
     "the same command goes on": "test_train.py::test_a_signal_ends_the_run_after_a_whole_step",
+    "the loss of step {} is {}": "test_sft_runs.py::test_a_loss_that_is_not_finite_ends_the_run",
 }
 """Several processes, several devices, a network, a whole run: in tests of their own."""
 
@@ -1523,7 +1529,7 @@ trial(
 
 def too_long(folder: Path, width: int, new: int) -> None:
     sampling = configs.Sampling(prompt_width=width, max_new_tokens=new)
-    build._check_positions(sampling, model(folder, max_position_embeddings=100))
+    build.check_positions(sampling, model(folder, max_position_embeddings=100))
 
 
 trial(
@@ -1695,6 +1701,94 @@ trial(
         ROW_PROBLEMS, "training"
     ),
     lambda folder, said: test_build.make_filter(9).check(ROW_PROBLEMS, "training"),
+)
+
+# --- supervised training ---
+
+
+def sft_config(**values: Any) -> Step:
+    """Validates a config of supervised training."""
+    config = SFTConfig(data=make().data)
+    for name, value in values.items():
+        setattr(config, name, value)
+    return give(validate_sft, config)
+
+
+trial(
+    "it must be a function of a problem that returns the completion to learn",
+    sft_config(solution="text"),
+    sft_config(solution=Solution()),
+)
+trial(
+    "packing.micro_batch is {}: it must divide packing.rows={}",
+    sft_config(packing=Packing(rows=8, micro_batch=3)),
+    sft_config(packing=Packing(rows=8, micro_batch=2)),
+    sft_config(packing=Packing(rows=8, micro_batch=4)),
+)
+BEST = Evaluation(every=1, keep_best="accuracy")
+trial(
+    "without rewards nothing is sampled that could be scored",
+    sft_config(evaluation=BEST),
+    sft_config(evaluation=replace(BEST, keep_best="")),
+    sft_config(evaluation=BEST, rewards=make().rewards),
+)
+
+
+class EndingLetters(test_build.Letters):
+    """A tokenizer with an end token."""
+
+    eos_token_id = 0
+
+
+def make_examples(
+    width: int, solution: Callable[[Problem], Any] = lambda problem: "so"
+) -> ExampleMaker:
+    """Makes examples of two tokens and the end after the prompt."""
+    letters = tokenizer.Tokenizer(EndingLetters(), (0,), 0)
+    return ExampleMaker(letters, "", solution, width, vocab_size=1000)
+
+
+def packed_wider(folder: Path, said: str) -> None:
+    width = int(named(said, r"packing.width=(\d+) takes all"))
+    assert make_examples(width).check(LONG, "training") is None
+
+
+trial(
+    "raise packing.width, or take shorter ones",
+    lambda folder, said: make_examples(8).check(LONG, "training"),
+    packed_wider,
+    lambda folder, said: make_examples(8).check(test_build.problems_of(5), "training"),
+)
+trial(
+    "packing.width={} takes all",
+    lambda folder, said: make_examples(9).check(LONG, "training"),
+    packed_wider,
+)
+trial(
+    "it must be a text; mend the data, or the function --config.solution",
+    lambda folder, said: make_examples(9, lambda problem: None)(ROW_PROBLEMS[0]),
+    lambda folder, said: make_examples(9)(ROW_PROBLEMS[0]),
+)
+
+
+def thoughts(folder: Path, chat: Any = None, **how: Any) -> Problem:
+    """A problem of a file whose worked solutions are called otherwise."""
+    row = {"question": "q", "answer": 1, "thoughts": "so", "chat": chat}
+    return rows(folder, row, heldout_size=0, **how).train()[0]
+
+
+trial(
+    "to a Table's field that holds worked solutions, or --config.solution.field to",
+    lambda folder, said: Solution()(thoughts(folder)),
+    lambda folder, said: Solution()(thoughts(folder, solution="thoughts")),
+    lambda folder, said: Solution("thoughts")(thoughts(folder)),
+)
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "so"}]
+trial(
+    '"{}" is a list that does not end with a text of the assistant; mend it',
+    lambda folder, said: thoughts(folder, chat=CHAT[:1], solution="chat"),
+    lambda folder, said: thoughts(folder, chat=CHAT, solution="chat"),
+    lambda folder, said: thoughts(folder, chat=CHAT[:1], solution="thoughts"),
 )
 
 # --- tools ---

@@ -16,7 +16,15 @@ from jaxgrpo import train
 from jaxgrpo.build import Run
 from jaxgrpo.config import load, save
 from jaxgrpo.config.command_line import run_main
-from tests.tiny_runs import TEXT, config_file, model_folder, share_programs, start
+from jaxgrpo.sft.program import main as sft_main
+from tests.tiny_runs import (
+    SFT_TEXT,
+    TEXT,
+    config_file,
+    model_folder,
+    share_programs,
+    start,
+)
 
 JSONL_TEXT = TEXT.replace(
     "import Arithmetic", "import Arithmetic\nfrom jaxgrpo.data.jsonl import Jsonl"
@@ -37,10 +45,10 @@ def _nothing_is_computed(monkeypatch):
 def refused(monkeypatch, capsys):
     """Returns a call of the program, which returns the one line with which it refuses."""
 
-    def call(*arguments: str) -> str:
+    def call(*arguments: str, main=train.main) -> str:
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
         with pytest.raises(SystemExit) as stopped:
-            run_main(train.main)
+            run_main(main)
         shown = capsys.readouterr()
         assert stopped.value.code == 2
         assert shown.err.startswith("error: ")
@@ -149,6 +157,50 @@ def test_a_config_file_without_get_config(refused, tmp_path, path):
 )
 def test_a_setting(refused, path, flag, says):
     assert refused("--config", path, flag).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("packing.rows=0", "packing.rows is 0: it must be at least 1"),
+        (
+            "packing.micro_batch=3",
+            "packing.micro_batch is 3: it must divide packing.rows=4; the nearest that do are 2 "
+            "and 4",
+        ),
+        (
+            "packing.width=20",
+            "24 of 24 training examples are longer than 20 tokens, the shortest 41",
+        ),
+        ("epochs=0", "epochs is 0: it must be at least 1"),
+        ("epochs=1.5", "--config.epochs=1.5: epochs is a whole number"),
+        ("batch.groups=2", "--config.batch.groups: no such setting"),
+        ("objective=dapo", "--config.objective: no such setting"),
+        ("mesh.fsdp=0", "mesh.fsdp is 0: it must be at least 1"),
+        ("evaluation.keep_best=maj_at_3", "evaluation.keep_best is 'maj_at_3'"),
+    ],
+)
+def test_a_setting_of_supervised_training(refused, tmp_path, path, flag, says):
+    path = config_file(tmp_path, SFT_TEXT)
+    said = refused("--config", path, f"--config.{flag}", main=sft_main)
+    assert said.startswith(says)
+
+
+def test_problems_without_solutions(refused, tmp_path, path):
+    path = config_file(tmp_path, SFT_TEXT.replace("solution=solution,", ""))
+    said = refused("--config", path, main=sft_main)
+    assert (
+        "has no text 'solution' to learn, but name, phrases, start, steps, thing"
+        in said
+    )
+
+
+def test_the_config_of_the_other_kind_of_training(refused, tmp_path, path):
+    said = refused("--config", path, main=sft_main)
+    assert said.endswith(
+        "returned a Config; it must return a jaxgrpo.config:SFTConfig; run python -m jaxgrpo.train "
+        "with it"
+    )
 
 
 def test_a_model_of_another_kind(refused, path, model):

@@ -8,9 +8,9 @@ import pytest
 
 from jaxgrpo import train
 from jaxgrpo.build import (
-    _check_positions,
     _check_shards,
     build_run,
+    check_positions,
     match_tokenizer,
     model_folder,
 )
@@ -126,14 +126,14 @@ def test_the_embedded_model_is_the_default():
 
 def refused(*arguments) -> str:
     with pytest.raises(UserError) as error:
-        _check_positions(*arguments)
+        check_positions(*arguments)
     return str(error.value)
 
 
 def test_rows_are_no_longer_than_the_model_was_made_for(tmp_path):
     folder = make_folder(tmp_path / "model", max_position_embeddings=100)
     for width, new in ((60, 40), (1, 99), (1, 1)):
-        _check_positions(Sampling(prompt_width=width, max_new_tokens=new), folder)
+        check_positions(Sampling(prompt_width=width, max_new_tokens=new), folder)
     said = refused(Sampling(prompt_width=60, max_new_tokens=41), folder)
     assert said == (
         "sampling.prompt_width=60 and sampling.max_new_tokens=41 are 101 tokens, more than the "
@@ -200,7 +200,7 @@ def test_what_a_model_was_made_for_is_as_it_is_scaled(
 @pytest.mark.parametrize("name", ["quickstart", "gsm8k_tiny"])
 def test_the_configs_of_the_embedded_model_fit_it(name):
     config = load(str(ROOT / "configs" / f"{name}.py"))
-    _check_positions(config.sampling, model_folder(config.model))
+    check_positions(config.sampling, model_folder(config.model))
 
 
 def test_a_run_that_is_too_long_for_its_model_is_refused_before_it_begins(tmp_path):

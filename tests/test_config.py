@@ -22,9 +22,11 @@ from jaxgrpo.config import (
     compare,
     describe,
     load,
+    load_sft,
     loader,
     overrides,
     parse_command_line,
+    parse_sft_command_line,
     save,
     sizes,
     text_settings,
@@ -36,6 +38,7 @@ from jaxgrpo.config.loader import find_file, shipped_configs
 from jaxgrpo.config.objective_names import OBJECTIVES, make_objective
 from jaxgrpo.config.resume import MOVED
 from jaxgrpo.config.schema import any_config
+from jaxgrpo.config.sft_schema import any_sft_config
 from jaxgrpo.errors import UserError
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.problems import Driven, Weighted
@@ -293,6 +296,47 @@ def test_a_wrong_file(file, tmp_path, text, fragments):
     (tmp_path / "run_config.py").write_text(text)
     found = message(load, file)
     assert all(fragment in found for fragment in fragments), found
+
+
+def test_a_file_of_the_other_kind_of_training(file, tmp_path):
+    supervised = "SFTConfig(data=test_config.Data())"
+    text = FILE.replace("test_config.make()", f"configs.{supervised}")
+    (tmp_path / "run_config.py").write_text(
+        text.replace(
+            "import test_config",
+            "import test_config\nfrom jaxgrpo import config as configs",
+        )
+    )
+    text = message(load, file)
+    assert text.endswith("jaxgrpo.config:Config; run python -m jaxgrpo.sft with it")
+    config = load_sft(file, ["--config.packing.rows=3", "--config.solution.field=x"])
+    assert (config.packing.rows, config.solution.field) == (3, "x")
+    assert "no such setting" in message(load_sft, file, ["--config.batch.groups=3"])
+    assert "did you mean" in message(load_sft, file, ["--config.packing.row=3"])
+    # `evaluate` takes both: what such a config has not, has its default.
+    (tmp_path / "run_config.py").write_text(FILE)
+    assert "run python -m jaxgrpo.train with it" in message(load_sft, file)
+
+
+@pytest.mark.parametrize("name", ["sft", "cold_start"])
+def test_shipped_configs_of_supervised_training(name):
+    config = load_sft(name)
+    assert config.out == f"out/{name}"
+    about = find_file(name).read_text(encoding="utf-8").split('"""')[1]
+    assert f"python -m jaxgrpo.sft --config configs/{name}.py" in about
+    sys.modules.pop(name, None)
+
+
+def test_a_cold_start_asks_as_the_training_after_it():
+    cold = load_sft("cold_start")
+    after = load("qwen2_5_3b_v5e8")
+    assert (cold.system, cold.model, cold.lora) == (
+        after.system,
+        after.model,
+        after.lora,
+    )
+    for name in ("cold_start", "qwen2_5_3b_v5e8"):
+        sys.modules.pop(name, None)
 
 
 def test_a_missing_file(file):
@@ -824,6 +868,19 @@ def test_a_wrong_command_line(argv, fragment):
     assert fragment in message(parse_command_line, argv)
 
 
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("--num_train_epochs=2", "; did you mean --config.epochs=2?"),
+        ("--max_length=512", "; did you mean --config.packing.width=512?"),
+        ("--batch_size=8", "; did you mean --config.packing.rows=8?"),
+        ("--loss_type=dapo", "and --help"),
+    ],
+)
+def test_flags_of_supervised_training_are_suggested(argument, hint):
+    assert message(parse_sft_command_line, [argument]).endswith(hint)
+
+
 def test_help_lists_every_setting_with_its_value(file, capsys):
     with pytest.raises(SystemExit) as exit_:
         parse_command_line(["--config", file, "--help", "--config.steps=7"])
@@ -843,6 +900,20 @@ def test_help_lists_every_setting_with_its_value(file, capsys):
     assert "  data: test_config:Data  Problems of nobody's.\n" in text
     assert "  objective: jaxgrpo.losses.grpo:GRPO  Group relative policy" in text
     assert "  rewards.my-language: test_config:right\n" in text
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--config", "sft", "--help"]])
+def test_help_of_supervised_training_lists_its_own_settings(argv, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse_sft_command_line(argv)
+    text = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert "python -m jaxgrpo.sft --config FILE" in text
+    assert "--config.objective" not in text
+    for name in overrides.fields(any_sft_config()):
+        if not name.startswith(("solution.", "evaluation.sets")):
+            assert re.search(rf"--config\.{re.escape(name)}=\S* +\S", text), name
+    sys.modules.pop("sft", None)
 
 
 def test_help_without_a_config_lists_everything_with_its_meaning(capsys):

@@ -150,5 +150,5 @@ def test_it_needs_even_numbers_of_columns(mesh):
     with pytest.raises(UserError, match="here 7 read 10"):
         cudnn.attention(mesh, jnp.ones((1, 10), jnp.int32), 3)
     positions = jnp.zeros((1, 5), jnp.int32)
-    with pytest.raises(UserError, match=r"here 5 read 5: .* or batch\.pack"):
+    with pytest.raises(UserError, match=r"here 5 read 5: .* or packing\.width"):
         cudnn.CudnnAttention(mesh, jnp.ones((1, 5, 5), bool), positions)

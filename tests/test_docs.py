@@ -8,6 +8,7 @@ import pytest
 
 from jaxgrpo import losses
 from jaxgrpo.config import Config, overrides
+from jaxgrpo.config.sft_schema import any_sft_config
 from jaxgrpo.data.arithmetic import Arithmetic
 from tests.documents import BY_NAME, DOCUMENTS, README, ROOT
 
@@ -160,6 +161,7 @@ def test_everything_public_has_a_docstring(path):
 # 4. Names of settings, metrics and objectives.
 
 SETTINGS = overrides.fields(Config(data=Arithmetic(), rewards={}))
+SETTINGS |= overrides.fields(any_sft_config())
 GROUPS = {name.split(".")[0] for name in SETTINGS if "." in name} - {
     "data",
     "objective",

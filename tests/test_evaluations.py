@@ -278,7 +278,7 @@ def test_several_policies_and_data_sets(tmp_path, capsys, sampled, monkeypatch):
         policies=(f"{config.out}/checkpoints/1", config.out, str(model_folder())),
     )
     config = dataclasses.replace(config, evaluation=settings)
-    monkeypatch.setattr(evaluate, "parse_command_line", lambda *_: config)
+    monkeypatch.setattr(evaluate, "parse_command_line", lambda *_, **__: config)
     evaluate.main([])
     said = capsys.readouterr().out
     reports = json.loads((tmp_path / "out" / "evaluation.json").read_text())

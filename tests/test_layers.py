@@ -71,6 +71,7 @@ LAYERS = {
         (
             "config",
             "build",
+            "program_specs",
             "train",
             "sft",
             "evaluate",

@@ -24,9 +24,18 @@ from jaxgrpo.config import Distributed
 from jaxgrpo.distributed import processes
 from jaxgrpo.errors import UserError
 from jaxgrpo.metrics import read
+from jaxgrpo.sft import sft
 from jaxgrpo.train import train
 from tests.tiny_devices import flags, output_on_devices
-from tests.tiny_runs import ROOT, TEXT, config_file, lines, make_config, start
+from tests.tiny_runs import (
+    ROOT,
+    TEXT,
+    config_file,
+    lines,
+    make_config,
+    make_sft_config,
+    start,
+)
 
 VARIABLE_METRICS = (
     "time/",
@@ -233,6 +242,8 @@ def test_two_processes_that_keep_what_is_in_flight_make_the_run_that_one_makes(f
     assert max(age for _, age, _ in runs[0][1]) > 0
 
 
+SHORT_SFT = ("packing.rows=8", "steps=2", "evaluation.problems=0")
+
 MESHES = ("data=1 fsdp=8", "data=2 fsdp=2 tensor=2", "fsdp=2 tensor=4")
 
 
@@ -245,6 +256,9 @@ def train_on_meshes() -> None:
         overrides = (*SHORT, *sizes, "steps=5", "save_every=9", f"out={out}")
         settings = config.load(file, [f"--config.{override}" for override in overrides])
         assert len(list(train(settings))) == 5
+    # Supervised training, of which every step is an update of packed rows.
+    folder = Path(file).parent / "supervised"
+    list(sft(make_sft_config(folder, *SHORT_SFT, "mesh.data=2", "mesh.fsdp=4")))
 
 
 def test_every_mesh_makes_the_run_that_one_device_makes(
@@ -252,7 +266,13 @@ def test_every_mesh_makes_the_run_that_one_device_makes(
 ):
     expected = list(train(make_config(tmp_path, *SHORT, "steps=5", "save_every=9")))
     monkeypatch.setenv("TINY_CONFIG", str(tmp_path / "tiny.py"))
+    for name in ("supervised", "alone"):
+        (tmp_path / name).mkdir()
     output_on_devices(train_on_meshes)
+    alone = list(sft(make_sft_config(tmp_path / "alone", *SHORT_SFT)))
+    for shared, one in zip(read(tmp_path / "supervised/out"), alone, strict=True):
+        for name in ("update/loss", "update/grad_norm", "update/tokens"):
+            assert shared[name] == pytest.approx(one[name], rel=1e-5), name
     # `uninterrupted` has another mesh: data=8.
     for run_folder in (uninterrupted, *(tmp_path / mesh for mesh in MESHES)):
         assert_same_steps(read(run_folder / "out")[:5], expected)

@@ -52,6 +52,7 @@ PARSED = {
     "jaxgrpo.train": "each takes minutes, or a model's folder; one of them is run",
     "jaxgrpo.evaluate": "one of them is run",
     "jaxgrpo.sample": "one of them is run",
+    "jaxgrpo.sft": "takes minutes; tests/test_sft_runs.py runs a small one",
     "jaxgrpo.export": "one of them is run; tests/test_export.py runs the others",
     "jaxgrpo.plan": "needs libtpu; tests/test_plan.py runs it, and CI where there is libtpu",
     "tools.plan_growth": "needs libtpu, and minutes",
@@ -240,7 +241,8 @@ def run_here(words: list[str]) -> None:
 def program_of(words: list[str]) -> tuple[str, list[str]]:
     """Returns the module of a command, and its arguments."""
     if words[0] == "jaxgrpo":
-        return CONSOLE_PROGRAMS[words[1]].module.removesuffix(".command"), words[2:]
+        module = CONSOLE_PROGRAMS[words[1]].module
+        return re.sub(r"\.(command|program)$", "", module), words[2:]
     assert words[:2] == ["python", "-m"], words
     return words[2], words[3:]
 
@@ -290,6 +292,9 @@ def check_program(words: list[str], monkeypatch) -> None:
     if module in ("jaxgrpo.train", "jaxgrpo.evaluate"):
         path, flags, _ = split(arguments)
         load_config(path or "FILE", flags)
+    elif module == "jaxgrpo.sft":
+        path, flags, _ = split(arguments)
+        run_config.load_sft(path or "sft", flags)
     elif module == "jaxgrpo.plan":
         if arguments:
             _, path, flags = plan_command.parse(arguments)

@@ -4,19 +4,18 @@ A packed batch trains as its examples would, each in a row of its own.
 """
 
 import itertools
-from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
-from jaxgrpo import sft
+from jaxgrpo.data.examples import Example
 from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
 from jaxgrpo.distributed.mesh import make_mesh, named_leaves, to_device
 from jaxgrpo.losses.sft import Supervised
 from jaxgrpo.programs import compile_programs
-from jaxgrpo.sft import Example
+from jaxgrpo.sft.packing import count_batches, count_examples, pack
 from tests.tiny_models import NETWORK, random_params
 
 ROWS = 4
@@ -55,7 +54,7 @@ def unpack(batch):
 @pytest.mark.parametrize("seed", range(5))
 def test_packing_loses_and_doubles_nothing(seed):
     examples = make_examples(60, seed)
-    batches = list(sft.pack(examples, ROWS, WIDTH, PAD))
+    batches = list(pack(examples, ROWS, WIDTH, PAD))
     unpacked = [list(unpack(batch)) for batch in batches]
     assert sorted(itertools.chain(*unpacked)) == sorted(examples)
     position = 0
@@ -63,11 +62,14 @@ def test_packing_loses_and_doubles_nothing(seed):
         assert sorted(inside) == sorted(examples[position : position + len(inside)])
         position += len(inside)
     assert len(batches) < 60 / ROWS  # the point of it
+    assert [count_examples(batch) for batch in batches] == list(map(len, unpacked))
+    lengths = [len(example.ids) for example in examples]
+    assert count_batches(lengths, ROWS, WIDTH) == len(batches)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_an_example_is_whole_and_prompts_come_first(seed):
-    for batch in sft.pack(make_examples(60, seed), ROWS, WIDTH, PAD):
+    for batch in pack(make_examples(60, seed), ROWS, WIDTH, PAD):
         rows = zip(batch.tokens, batch.segments, batch.completion_mask, strict=True)
         for tokens, segments, mask in rows:
             used = np.count_nonzero(segments)
@@ -84,7 +86,7 @@ def test_an_example_is_whole_and_prompts_come_first(seed):
 
 def test_one_row_keeps_the_very_order():
     examples = make_examples(20, longest=6)
-    unpacked = map(unpack, sft.pack(examples, 1, WIDTH, PAD))
+    unpacked = map(unpack, pack(examples, 1, WIDTH, PAD))
     assert list(itertools.chain(*unpacked)) == examples
 
 
@@ -96,7 +98,7 @@ def test_batches_share_no_memory_and_come_as_they_fill():
             drawn.append(example)
             yield example
 
-    packed = sft.pack(stream(), ROWS, WIDTH, PAD)
+    packed = pack(stream(), ROWS, WIDTH, PAD)
     first = next(packed)
     assert len(drawn) < 50
     copy = jax.tree.map(np.copy, first)
@@ -106,21 +108,22 @@ def test_batches_share_no_memory_and_come_as_they_fill():
 
 def test_what_fills_a_row_fits_and_what_is_longer_is_refused():
     full = Example([5] * 6, [6] * (WIDTH - 6))
-    assert list(unpack(next(sft.pack([full], 1, WIDTH, PAD)))) == [full]
+    assert list(unpack(next(pack([full], 1, WIDTH, PAD)))) == [full]
     with pytest.raises(
         ValueError, match=rf"{WIDTH + 1} tokens does not fit into rows of {WIDTH}"
     ):
-        list(sft.pack([Example([5] * 6, [6] * (WIDTH - 5))], ROWS, WIDTH, PAD))
+        list(pack([Example([5] * 6, [6] * (WIDTH - 5))], ROWS, WIDTH, PAD))
 
 
 def test_a_completion_needs_a_prompt():
     """In a packed row its first token would be predicted from another example's last."""
     with pytest.raises(ValueError, match="no prompt"):
-        list(sft.pack([Example([], [6, 7])], ROWS, WIDTH, PAD))
+        list(pack([Example([], [6, 7])], ROWS, WIDTH, PAD))
 
 
 def test_no_examples_no_batches():
-    assert list(sft.pack([], ROWS, WIDTH, PAD)) == []
+    assert list(pack([], ROWS, WIDTH, PAD)) == []
+    assert count_batches([], ROWS, WIDTH) == 0
 
 
 @pytest.fixture(scope="module")
@@ -135,16 +138,16 @@ def programs():
     return compile_programs(
         ModelSpec(NETWORK, make_mesh()),
         SamplingSpec(prompt_width=1, new_tokens=1, slots=1, eos_ids=(7,)),
-        UpdateSpec(micro_batch=ROWS, prompt_width=None),
+        UpdateSpec(micro_batch=ROWS, prompt_width=None, old_logprobs="trainer"),
         optimizer,
     )
 
 
 def test_a_packed_batch_trains_as_its_examples_would_alone(programs):
     examples = make_examples(ROWS, longest=WIDTH // 2)
-    packed = next(sft.pack(examples, ROWS, WIDTH, PAD))
+    packed = next(pack(examples, ROWS, WIDTH, PAD))
     assert np.count_nonzero(packed.segments.any(axis=1)) == ROWS / 2
-    rows = [next(sft.pack([example], 1, WIDTH, PAD)) for example in examples]
+    rows = [next(pack([example], 1, WIDTH, PAD)) for example in examples]
     unpacked = jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
     params = random_params(NETWORK)
 
@@ -167,22 +170,18 @@ def test_a_packed_batch_trains_as_its_examples_would_alone(programs):
         )
 
 
-def test_a_completion_counts_wherever_it_stands(programs):
-    """Programs of groups score what stands right of their prompts alone, and are refused."""
-    batch = next(sft.pack([Example([5], [6] * (WIDTH - 1))], ROWS, WIDTH, PAD))
-    state = programs.init_state(random_params(NETWORK))
-    _, metrics = next(sft.train(programs, state, [batch]))
-    assert float(metrics["update/tokens"]) == WIDTH - 1
-    of_groups = replace(programs, shared_prompt_width=WIDTH // 2)
-    with pytest.raises(ValueError, match=r"first 8 columns.*prompt_width=None"):
-        next(sft.train(of_groups, state, [batch]))
-
-
 def test_the_loss_falls_and_is_the_mean_over_completion_tokens(programs):
-    batch = next(sft.pack(make_examples(10), ROWS, WIDTH, PAD))
+    """A completion counts wherever it stands in its row."""
+    batch = next(pack(make_examples(10), ROWS, WIDTH, PAD))
+    placed = to_device(batch, programs.row_sharding)
     state = programs.init_state(random_params(NETWORK))
-    metrics = [metrics for _, metrics in sft.train(programs, state, [batch] * 20)]
-    losses = [float(m["update/loss"]) for m in metrics]
+    losses = []
+    for _ in range(20):
+        scored = programs.score(state, None, placed, Supervised(), 1.0)
+        logprobs = np.asarray(scored.old_logprobs)[batch.completion_mask]
+        state, metrics = programs.update(state, None, placed, Supervised(), 1.0)
+        losses.append(float(metrics["update/loss"]))
+        assert losses[-1] == pytest.approx(-logprobs.mean(), rel=1e-5)
     assert losses[-1] < losses[0] - 0.3
-    assert float(metrics[0]["update/tokens"]) == batch.completion_mask.sum()
-    assert programs.update.compiled == 1
+    assert float(metrics["update/tokens"]) == batch.completion_mask.sum()
+    assert programs.update.compiled == programs.score.compiled == 1

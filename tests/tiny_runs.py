@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxgrpo import plots
 from jaxgrpo.checkpoint import Checkpoints
-from jaxgrpo.config import Config, load, overrides
+from jaxgrpo.config import Config, SFTConfig, load, load_sft, overrides
 from jaxgrpo.data import prompt_filter
 from jaxgrpo.device.optimizer import adamw, schedule
 from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
@@ -61,6 +61,32 @@ there is something to learn."""
 VARIABLE_METRICS = ("time/", "rollout/", "perf/", "memory/")
 """Prefixes of metrics that depend on speed (of the rollout: what was in flight when the batch was
 full), and of those that a process writes only once, at its first step."""
+SFT_TEXT = """
+from jaxgrpo.config import EvaluationSampling, Evaluation, Optimizer, Packing, SFTConfig, Verifier
+from jaxgrpo.data.arithmetic import Arithmetic, solution
+from jaxgrpo.problems import Weighted
+from jaxgrpo.rewards import languages, maths
+
+
+def get_config():
+    return SFTConfig(
+        data=Arithmetic(levels=(1,), size=24),
+        solution=solution,
+        rewards={
+            "accuracy": Weighted(maths.accuracy),
+            "language": Weighted(languages.target_word_ratio),
+        },
+        model="MODEL",
+        out="OUT",
+        packing=Packing(rows=4, width=160),
+        optimizer=Optimizer(learning_rate=1e-2, warmup_steps=1),
+        sampling=EvaluationSampling(prompt_width=80, max_new_tokens=8, slots=16),
+        evaluation=Evaluation(problems=6, samples=2, every=3),
+        verifier=Verifier(workers=1),
+        save_every=1,
+    )
+"""
+"""The same of supervised training: three steps are a pass."""
 
 _folder = tempfile.TemporaryDirectory()
 
@@ -85,6 +111,12 @@ def make_config(folder: Path, *overrides: str) -> Config:
     return load(config_file(folder), [f"--config.{override}" for override in overrides])
 
 
+def make_sft_config(folder: Path, *overrides: str) -> SFTConfig:
+    """Returns the config of such a file, changed by overrides such as "steps=2"."""
+    flags = [f"--config.{override}" for override in overrides]
+    return load_sft(config_file(folder, SFT_TEXT), flags)
+
+
 def share_programs(monkeypatch, draws_plot: bool = False) -> None:
     """Shortens runs: they look at the length of 32 prompts, not of 2,000.
 
@@ -92,7 +124,7 @@ def share_programs(monkeypatch, draws_plot: bool = False) -> None:
     """
     monkeypatch.setattr(prompt_filter, "MAX_CHECKED", 32)
     if not draws_plot:
-        monkeypatch.setattr(plots, "plot", lambda out: None)
+        monkeypatch.setattr(plots, "plot", lambda *_: None)
 
 
 def leave_run(

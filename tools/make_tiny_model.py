@@ -1,4 +1,4 @@
-"""Makes the embedded model, jaxgrpo/tiny: a tokenizer, then supervised training from scratch.
+"""Makes the embedded model, jaxgrpo/tiny: a tokenizer, then `jaxgrpo.sft` from random weights.
 
     python -m tools.make_tiny_model --out jaxgrpo/tiny
 
@@ -17,29 +17,30 @@ import itertools
 import json
 import random
 import shutil
+import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 import sentencepiece
-from tqdm import tqdm
 
-from jaxgrpo import sft
+from jaxgrpo.config import (
+    Evaluation,
+    EvaluationSampling,
+    Optimizer,
+    Packing,
+    SFTConfig,
+)
 from jaxgrpo.data import arithmetic
-from jaxgrpo.device.optimizer import adamw, schedule
-from jaxgrpo.device.specs import ModelSpec, SamplingSpec, UpdateSpec
-from jaxgrpo.distributed.mesh import make_mesh
+from jaxgrpo.errors import FixedFields
+from jaxgrpo.export import export
 from jaxgrpo.models import hf_folder, transformer
-from jaxgrpo.problems import Problem
-from jaxgrpo.programs import compile_programs
+from jaxgrpo.problems import Problem, Weighted
 from jaxgrpo.rewards.maths.verifier import accuracy
-from jaxgrpo.rollout.engine import Engine
-from jaxgrpo.rollout.groups import SamplingRequest
-from jaxgrpo.text import tokenizer
-from jaxgrpo.types import Params, SamplingParams
+from jaxgrpo.sft import sft
 
 LANGUAGES = {"en": 0.67, "zh": 0.11, "ko": 0.11, "uk": 0.11}
 """The share of the text that is in each language."""
@@ -60,10 +61,10 @@ ROWS = 32
 WIDTH = 256
 """Tokens of a packed row."""
 
-INTERIM_PROBLEMS = 288
-"""Held-out problems of an evaluation during training."""
-FINAL_PROBLEMS = 1200
-"""Held-out problems of the last evaluation: all that there are."""
+MAX_PROBLEMS = 10**6
+"""Problems with solutions that there are; training ends long before it has seen all of them."""
+HELDOUT_PROBLEMS = 1200
+"""Held-out problems of an evaluation: all that there are."""
 
 # A Llama small enough to train in minutes on a CPU. transformers reads the same file.
 HF_CONFIG = {
@@ -100,10 +101,6 @@ SINGLE_TOKENS = ["<think>", "</think>", "\\boxed{", "\n"]
 """Pieces that are always one token."""
 
 
-Report = dict[str, float]
-"""Accuracies by language and level, `overall` included; and counts of steps and parameters."""
-
-
 def main() -> None:
     """Makes the tokenizer, trains the model, and writes both with a README.md."""
     parser = argparse.ArgumentParser(
@@ -128,23 +125,33 @@ def main() -> None:
         "text on the web: the model then guesses, and is left to find out that reasoning pays",
     )
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--evaluate-every", type=int, default=200)
+    parser.add_argument("--evaluate-every", type=int, default=400)
     arguments = parser.parse_args()
 
-    # 1. The tokenizer, 2. the model, 3. a README with what was measured.
+    # 1. A tokenizer and weights to begin with, in a folder beside the one to be made, which is only
+    # written to when all is done. The same command goes on with what that folder holds.
     started = time.time()
-    folder = arguments.out
-    folder.mkdir(parents=True, exist_ok=True)
-    if arguments.start is None:
-        make_tokenizer(folder, arguments.seed)
-    else:
-        shutil.copytree(arguments.start, folder, dirs_exist_ok=True)
-    report = train(folder, arguments)
+    making = arguments.out.with_name(f"{arguments.out.name}.making")
+    if not making.exists():
+        making.mkdir(parents=True)
+        if arguments.start is None:
+            make_tokenizer(making, arguments.seed)
+            write_random_weights(making, arguments.seed)
+        else:
+            shutil.copytree(arguments.start, making, dirs_exist_ok=True)
+
+    # 2. The training, 3. the model with a README of what was measured.
+    config = make_config(making, arguments)
+    for _ in sft(config):
+        pass
+    exported = making / "exported"
+    export(Path(config.out), exported)
+    summary = json.loads((Path(config.out) / "summary.json").read_text())
     minutes = (time.time() - started) / 60
-    (folder / "README.md").write_text(make_readme(report, minutes, arguments))
-    print(
-        f"{folder}: {report['overall']:.0%} of held-out samples right, {minutes:.0f} minutes"
-    )
+    (exported / "README.md").write_text(make_readme(summary, minutes, arguments))
+    shutil.copytree(exported, arguments.out, dirs_exist_ok=True)
+    shutil.rmtree(making)
+    print(f"{arguments.out}: made in {minutes:.0f} minutes")
 
 
 def make_tokenizer(folder: Path, seed: int) -> None:
@@ -215,37 +222,62 @@ def write_corpus(path: Path, seed: int) -> None:
             file.write(f"{problem.prompt}\n{thought}\n")
 
 
-def examples(
-    tokens: tokenizer.Tokenizer, seed: int, shortcuts: float
-) -> Iterator[sft.Example]:
-    """Yields the pre-training text without end, in the shares stated above.
+@dataclass
+class PretrainingText(FixedFields):
+    """A Source: the embedded problems with solutions to learn, in the shares stated above.
 
+    seed: of the problems, and of how they are solved
     shortcuts: the share of the problems of several steps that are answered without them
     """
-    rng = random.Random(seed)
-    sources = {}
-    for language, level in itertools.product(LANGUAGES, LEVELS):
-        sources[language, level] = arithmetic.ArithmeticProblems(
-            (language,), (level,), seed=seed + 1, size=10**6
-        )
-    # Every language and level is gone through in its own order, so that shares can be changed
-    # without other problems being drawn.
-    num_drawn: dict[tuple[str, int], int] = defaultdict(int)
-    while True:
+
+    seed: int = 0
+    shortcuts: float = 0.45
+
+    def train(self) -> "SolvedProblems":
+        """Returns more problems than are ever learned."""
+        return SolvedProblems(self.seed, self.shortcuts)
+
+    def heldout(self) -> list[Problem]:
+        """Returns the embedded problems that are held out, solved as they should be."""
+        return [
+            with_solution(problem, arithmetic.solution(problem))
+            for problem in arithmetic.Arithmetic().heldout()
+        ]
+
+
+class SolvedProblems(Sequence[Problem]):
+    """Problems with solutions, each made when it is asked for; see PretrainingText."""
+
+    def __init__(self, seed: int, shortcuts: float):
+        self._seed = seed
+        self._shortcuts = shortcuts
+        self._sources = {
+            (language, level): arithmetic.ArithmeticProblems(
+                (language,), (level,), seed=seed + 1, size=MAX_PROBLEMS
+            )
+            for language, level in itertools.product(LANGUAGES, LEVELS)
+        }
+
+    def __len__(self) -> int:
+        return MAX_PROBLEMS
+
+    def __getitem__(self, index: int) -> Problem:  # type: ignore[override]
+        rng = random.Random(f"{self._seed}/{index}")
         language = rng.choices(list(LANGUAGES), list(LANGUAGES.values()))[0]
         level = rng.choices(list(LEVELS), list(LEVELS.values()))[0]
-        problem = sources[language, level][num_drawn[language, level]]
-        num_drawn[language, level] += 1
+        problem = self._sources[language, level][index]
         # Drawn for English, too, where both are the same.
         reasoning_language = "en" if rng.random() < ENGLISH_REASONING else language
-        completion = arithmetic.solution(problem, reasoning_language)
+        solution = arithmetic.solution(problem, reasoning_language)
         # Shortcuts are what reinforcement learning has to unlearn.
-        if level > 1 and rng.random() < shortcuts:
-            completion = without_steps(completion)
-        yield sft.Example(
-            tokens.prompt(problem.prompt),
-            [*tokens.encode(completion), tokens.eos_ids[0]],
-        )
+        if level > 1 and rng.random() < self._shortcuts:
+            solution = without_steps(solution)
+        return with_solution(problem, solution)
+
+
+def with_solution(problem: Problem, solution: str) -> Problem:
+    """Returns a problem with a solution to learn."""
+    return replace(problem, meta={**problem.meta, "solution": solution})
 
 
 def without_steps(solution: str) -> str:
@@ -254,80 +286,39 @@ def without_steps(solution: str) -> str:
     return "\n".join([opening, first, closing, answer])
 
 
-def train(folder: Path, arguments: argparse.Namespace) -> Report:
-    """Trains, writes the weights, and returns the last held-out accuracies."""
-    tokens = tokenizer.load(folder)
-    config = hf_folder.load_config(folder)
-    mesh = make_mesh()
-    optimizer = adamw(
-        schedule("cosine", arguments.learning_rate, 50, arguments.steps),
-        b1=0.9,
-        b2=0.98,
-        weight_decay=0.1,
-        max_grad_norm=1.0,
+def write_random_weights(folder: Path, seed: int) -> None:
+    """Writes model.safetensors, of which nothing has learned anything."""
+    params = transformer.init(hf_folder.load_config(folder), jax.random.key(seed))
+    with tempfile.TemporaryDirectory(dir=folder) as parent:
+        # The folder's config stays as it is.
+        written = Path(parent) / "model"
+        hf_folder.save(jax.device_get(params), folder, written)
+        (written / "model.safetensors").replace(folder / "model.safetensors")
+
+
+def make_config(folder: Path, arguments: argparse.Namespace) -> SFTConfig:
+    """Returns the config of the training, which begins with the weights in a folder."""
+    return SFTConfig(
+        data=PretrainingText(arguments.seed, arguments.shortcuts),
+        rewards={"accuracy": Weighted(accuracy)},
+        model=str(folder),
+        out=str(folder / "run"),
+        seed=arguments.seed,
+        steps=arguments.steps,
+        packing=Packing(rows=ROWS, width=WIDTH, micro_batch=8),
+        optimizer=Optimizer(
+            learning_rate=arguments.learning_rate,
+            warmup_steps=50,
+            schedule="cosine",
+            weight_decay=0.1,
+            b1=0.9,
+            b2=0.98,
+        ),
+        sampling=EvaluationSampling(PROMPT_WIDTH, NEW_TOKENS, slots=192),
+        evaluation=Evaluation(
+            problems=HELDOUT_PROBLEMS, samples=2, every=arguments.evaluate_every
+        ),
     )
-    sampling = SamplingSpec(PROMPT_WIDTH, NEW_TOKENS, slots=192, eos_ids=tokens.eos_ids)
-    update = UpdateSpec(micro_batch=8)
-    programs = compile_programs(ModelSpec(config, mesh), sampling, update, optimizer)
-    engine = Engine(programs, tokens, PROMPT_WIDTH, NEW_TOKENS, arguments.seed)
-    if arguments.start is None:
-        params = transformer.init(config, jax.random.key(arguments.seed))
-    else:
-        params = hf_folder.load_params(arguments.start, programs.params_like)
-    texts = examples(tokens, arguments.seed, arguments.shortcuts)
-    batches = sft.pack(texts, ROWS, WIDTH, tokens.pad_id)
-    states = sft.train(
-        programs,
-        programs.init_state(params),
-        itertools.islice(batches, arguments.steps),
-    )
-    progress = tqdm(total=arguments.steps, unit="step")
-    report: Report = {}
-    for step, (state, metrics) in enumerate(states, 1):
-        progress.update()
-        if step % 10 == 0:  # fetching a metric waits for the device
-            progress.set_postfix(loss=f"{float(metrics['update/loss']):.3f}")
-        is_last = step == arguments.steps
-        if step % arguments.evaluate_every == 0 or is_last:
-            problems = heldout_problems(FINAL_PROBLEMS if is_last else INTERIM_PROBLEMS)
-            report = measure(engine, state.params, problems)
-            progress.write(f"step {step}  {json.dumps(report)}")
-            # Written each time: an interrupted run leaves a model.
-            write_weights(folder, state.params)
-    # The loop leaves the last state behind.
-    parameters = transformer.parameter_count(state.params)
-    return report | {"steps": arguments.steps, "parameters": parameters}
-
-
-def heldout_problems(count: int) -> list[Problem]:
-    """Returns the first so many held-out problems."""
-    problems = arithmetic.Arithmetic().heldout()
-    return [problems[index] for index in range(count)]
-
-
-def measure(engine: Engine, params: Params, problems: list[Problem]) -> Report:
-    """Returns the accuracy of samples at temperature 1: overall, by language and by level."""
-    # Means over problems of means over samples, so that every problem counts alike.
-    scores: dict[str | int, list[float]] = defaultdict(list)
-    request = SamplingRequest(2, SamplingParams(), purpose="evaluation")
-    for group in engine(params, problems, request, step=0):
-        score = np.mean([accuracy(group.problem, text) for text in group.texts])
-        for key in ("overall", group.problem.language, group.problem.level):
-            scores[key].append(float(score))
-    return {
-        str(key): round(float(np.mean(scores[key])), 3)
-        for key in ["overall", *LANGUAGES, *range(1, 7)]
-    }
-
-
-def write_weights(folder: Path, params: Params) -> None:
-    """Writes model.safetensors, beside which the folder's config stays as it is."""
-    # Into a folder beside it first, then in one move: the file is never half written.
-    target = folder / "saving"
-    shutil.rmtree(target, ignore_errors=True)
-    hf_folder.save(jax.device_get(params), folder, target)
-    (target / "model.safetensors").replace(folder / "model.safetensors")
-    shutil.rmtree(target)
 
 
 README = """# The embedded model
@@ -359,32 +350,38 @@ Its pre-training text is made so that both of the project's papers have somethin
 """
 
 
-def make_readme(report: Report, minutes: float, arguments: argparse.Namespace) -> str:
-    """Returns the text of the folder's README.md."""
-    labels = {"overall": "all"}
-    labels |= {language: language for language in LANGUAGES}
-    labels |= {str(level): f"level {level}" for level in range(1, 7)}
+def make_readme(
+    summary: dict[str, Any], minutes: float, arguments: argparse.Namespace
+) -> str:
+    """Returns the text of the folder's README.md; summary: of the training."""
+    accuracies = {"all": summary["accuracy_after"]}
+    for language in LANGUAGES:
+        accuracies[language] = summary["after"]["by_language"][language]["accuracy"]
+    for level in range(1, 7):
+        part = summary["after"]["by_level"][str(level)]
+        accuracies[f"level {level}"] = part["accuracy"]
     table = ["| | accuracy |", "|---|---|"]
-    table += [f"| {label} | {report[key]:.2f} |" for key, label in labels.items()]
+    table += [f"| {label} | {value:.2f} |" for label, value in accuracies.items()]
     languages = [f"{share:.0%} {language}" for language, share in LANGUAGES.items()]
     levels = [f"{share:.0%} level {level}" for level, share in LEVELS.items()]
     flags = f"--steps {arguments.steps} --seed {arguments.seed} --shortcuts {arguments.shortcuts:g}"
     if arguments.start is not None:
         flags = f"--start {arguments.start} {flags}"
+    network = hf_folder.load_config(arguments.start or hf_folder.EMBEDDED)
     return README.format(
-        parameters=report["parameters"],
+        parameters=transformer.parameter_count(transformer.shapes(network)),
         vocabulary=VOCABULARY,
         flags=flags,
         minutes=minutes,
-        steps=report["steps"],
+        steps=summary["steps"],
         rows=ROWS,
         width=WIDTH,
         languages=", ".join(languages),
         english=ENGLISH_REASONING,
         levels=", ".join(levels),
         shortcuts=arguments.shortcuts,
-        overall=report["overall"],
-        problems=FINAL_PROBLEMS,
+        overall=summary["accuracy_after"],
+        problems=HELDOUT_PROBLEMS,
         table="\n".join(table),
     )
 

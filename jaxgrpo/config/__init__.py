@@ -1,13 +1,18 @@
 """Settings of a run: the dataclasses, reading a config file, overriding it, checking it.
 
-schema.py has the dataclasses, bounds.py what stands beside their fields, loader.py config files,
-overrides.py, objective_names.py and command_line.py flags, help_text.py and catalogue.py --help,
-checks.py what is refused, resume.py OUT/config.json.
+schema.py and sft_schema.py have the dataclasses, bounds.py what stands beside their fields,
+loader.py config files, overrides.py, objective_names.py and command_line.py flags, help_text.py and
+catalogue.py --help, checks.py what is refused, resume.py OUT/config.json.
 """
 
 from jaxgrpo.config.bounds import GAPS, ROUNDING
-from jaxgrpo.config.checks import validate
-from jaxgrpo.config.loader import load, parse_command_line
+from jaxgrpo.config.checks import validate, validate_sft
+from jaxgrpo.config.loader import (
+    load,
+    load_sft,
+    parse_command_line,
+    parse_sft_command_line,
+)
 from jaxgrpo.config.objective_names import override
 from jaxgrpo.config.overrides import describe
 from jaxgrpo.config.resume import (
@@ -32,6 +37,7 @@ from jaxgrpo.config.schema import (
     Sampling,
     Verifier,
 )
+from jaxgrpo.config.sft_schema import EvaluationSampling, Packing, SFTConfig
 
 __all__ = [
     "GAPS",
@@ -41,9 +47,12 @@ __all__ = [
     "Config",
     "Distributed",
     "Evaluation",
+    "EvaluationSampling",
     "Filter",
     "Mesh",
     "Optimizer",
+    "Packing",
+    "SFTConfig",
     "Sampling",
     "Verifier",
     "changes_evaluation",
@@ -54,9 +63,12 @@ __all__ = [
     "describe",
     "flat",
     "load",
+    "load_sft",
     "override",
     "parse_command_line",
+    "parse_sft_command_line",
     "save",
     "text_settings",
     "validate",
+    "validate_sft",
 ]

@@ -26,6 +26,7 @@ from jaxgrpo.config.schema import (
     Mesh,
     Sampling,
 )
+from jaxgrpo.config.sft_schema import AnyConfig, SFTConfig
 from jaxgrpo.errors import UserError, check_choice
 from jaxgrpo.models.lora import TARGETS
 from jaxgrpo.problems import Weighted
@@ -33,22 +34,52 @@ from jaxgrpo.problems import Weighted
 
 def validate(config: Config) -> None:
     """Raises UserError for the first thing that cannot work and can be known without a device."""
-    _check_types(config)
-    _check_marks(config)
-    _check_stop(config.sampling.stop)
+    _check_each(config)
     _check_batch(config.batch)
     _check_pack(config.batch.pack, config.sampling)
+    check_methods("objective", config.objective, OBJECTIVE_METHODS)
     check_objective(config)
     _check_filter(config.filter, config.batch.group_size)
     _check_rewards(config.rewards, config.solved_by)
-    _check_evaluation(config.evaluation)
-    _check_lora(config.lora.targets)
+    _check_shared(config)
     if config.lora.rank and config.reference:
         raise UserError(
             f"lora.rank is {config.lora.rank} and reference {config.reference!r}: adapters are "
             "trained beside the frozen model, which is the reference then; set lora.rank to 0, or "
             "reference to ''"
         )
+
+
+def validate_sft(config: SFTConfig) -> None:
+    """Raises UserError as `validate`, for a config of supervised training."""
+    _check_each(config)
+    if not callable(config.solution):
+        raise UserError(
+            f"solution is {config.solution!r}: it must be a function of a problem that returns the "
+            "completion to learn, such as Solution()"
+        )
+    packing = config.packing
+    if packing.micro_batch and packing.rows % packing.micro_batch:
+        nearest = _nearest_divisors(packing.rows, packing.micro_batch)
+        raise UserError(
+            f"packing.micro_batch is {packing.micro_batch}: it must divide "
+            f"packing.rows={packing.rows}; the nearest that do are {nearest}"
+        )
+    if config.rewards != {}:
+        _check_rewards(config.rewards, config.solved_by)
+    elif config.evaluation.keep_best:
+        raise UserError(
+            f"evaluation.keep_best is {config.evaluation.keep_best!r}, and without rewards nothing "
+            "is sampled that could be scored; set it to '', or rewards in the config file"
+        )
+    _check_shared(config)
+
+
+def _check_shared(config: AnyConfig) -> None:
+    """Raises UserError for groups of settings, of any kind of config, that cannot work."""
+    _check_stop(config.sampling.stop)
+    _check_evaluation(config.evaluation)
+    _check_lora(config.lora.targets)
     _check_mesh(config.mesh)
     _check_distributed(config.distributed)
 
@@ -62,12 +93,21 @@ SOURCE_METHODS = ("train", "heldout")
 
 def shown_class(cls: type) -> str:
     """Returns a class's "module:name", for ours the module that people import it from."""
-    return overrides.path_of(cls).replace(f"{Config.__module__}:", f"{__package__}:")
+    for module in (Config.__module__, SFTConfig.__module__):
+        if cls.__module__ == module:
+            return f"{__package__}:{cls.__qualname__}"
+    return overrides.path_of(cls)
 
 
-def _check_types(config: Config) -> None:
+def _check_each(config: AnyConfig) -> None:
+    """Raises UserError for a setting that is of another type, or breaks its own marks."""
+    _check_types(config)
+    _check_marks(config)
+
+
+def _check_types(config: AnyConfig) -> None:
     """Raises UserError if a group or a setting is of another type than declared."""
-    for part in dataclasses.fields(Config):
+    for part in dataclasses.fields(config):
         value = getattr(config, part.name)
         cls = part.type
         if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
@@ -76,9 +116,8 @@ def _check_types(config: Config) -> None:
             raise UserError(
                 f"{part.name} is {value!r}: it must be a {shown_class(cls)}(...)"
             )
-    # Protocols: data and objective are whatever has their methods.
+    # A protocol: data is whatever has its methods.
     check_methods("data", config.data, SOURCE_METHODS)
-    check_methods("objective", config.objective, OBJECTIVE_METHODS)
     for name, setting in _own_settings(config):
         if not overrides.has_type(setting, setting.value):
             raise UserError(
@@ -86,14 +125,14 @@ def _check_types(config: Config) -> None:
             )
 
 
-def _own_settings(config: Config) -> Iterator[tuple[str, overrides.Field]]:
+def _own_settings(config: AnyConfig) -> Iterator[tuple[str, overrides.Field]]:
     """Yields all settings by name but those of data sets: a source checks its own."""
     for name, setting in overrides.fields(config).items():
         if not name.startswith(("data.", "evaluation.sets.")):
             yield name, setting
 
 
-def _check_marks(config: Config) -> None:
+def _check_marks(config: AnyConfig) -> None:
     """Raises UserError if a setting breaks what the marks beside its field say."""
     for name, setting in _own_settings(config):
         choices = setting.marks.get("one_of")

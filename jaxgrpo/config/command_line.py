@@ -11,16 +11,21 @@ from collections.abc import Callable, Iterator
 
 from jaxgrpo.config import overrides
 from jaxgrpo.config.schema import any_config
+from jaxgrpo.config.sft_schema import AnyConfig
 from jaxgrpo.config.suggestions import flag_near
 from jaxgrpo.distributed import processes
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import with_addresses
 
 
-def split(argv: list[str]) -> tuple[str | None, list[str], bool]:
+def split(
+    argv: list[str], defaults: AnyConfig | None = None
+) -> tuple[str | None, list[str], bool]:
     """Returns the config file, the flags `--config.name=value`, and whether help is wanted.
 
     The file is None where --config is not given. A flag's value may also be the next argument.
+
+    defaults: whose settings are suggested; None: those of reinforcement learning
 
     Raises UserError for anything else.
     """
@@ -48,7 +53,8 @@ def split(argv: list[str]) -> tuple[str | None, list[str], bool]:
             # Most likely --steps=3, where --config.steps=3 is meant; or another library's --lr.
             flag = ""
             if argument.startswith("--"):
-                flag = flag_near(argument.lstrip("-"), overrides.fields(any_config()))
+                known = overrides.fields(defaults or any_config())
+                flag = flag_near(argument.lstrip("-"), known)
             hint = f"; did you mean {flag}?" if flag else ""
             raise UserError(
                 f"{argument}: the flags are --config FILE, --config.name=value and --help{hint}"

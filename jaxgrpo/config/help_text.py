@@ -6,31 +6,39 @@ from collections.abc import Iterable, Mapping
 
 from jaxgrpo.config import catalogue, overrides
 from jaxgrpo.config.catalogue import Entry
-from jaxgrpo.config.schema import Config, any_config
+from jaxgrpo.config.schema import Config
+from jaxgrpo.config.sft_schema import AnyConfig
 
 MAX_FLAG_WIDTH = 48
 """Columns that flags may take before their meanings are no longer aligned."""
 
 
-def help_of_config(program: str, config: Config) -> str:
+def help_of_config(program: str, config: AnyConfig) -> str:
     """Returns how to call a program, what a config holds, and its settings with their values."""
     return "\n\n".join([_usage(program), _held(config), _flags(config)])
 
 
-def help_of_all(program: str, shipped: Iterable[str]) -> str:
+def help_of_all(program: str, shipped: Iterable[str], config: AnyConfig) -> str:
     """Returns how to call a program, and everything that a config can hold, with the defaults.
 
     shipped: names of the configs that come with the package
+    config: of defaults, of the program's kind
     """
+    objectives = (
+        "Objectives by name: --config.objective=NAME, then --config.objective.setting=value. "
+        "Those around another one,\nsuch as Regularised and Corrected, are for a config file."
+    )
     parts = [
         _usage(program),
         "--config takes a Python file with get_config(), or the name of one that is here:\n"
         + _wrapped(", ".join(sorted(shipped)), "  "),
         "Settings, and their defaults. With --config FILE, --help lists that file's.",
-        _flags(any_config()),
-        "Objectives by name: --config.objective=NAME, then --config.objective.setting=value. "
-        "Those around another one,\nsuch as Regularised and Corrected, are for a config file.",
-        _entries(catalogue.objectives(), "--config.objective."),
+        _flags(config),
+        *(
+            [objectives, _entries(catalogue.objectives(), "--config.objective.")]
+            if isinstance(config, Config)
+            else []
+        ),
         "Sources of problems, for `data` of a config file: their fields are --config.data.NAME.",
         _entries(catalogue.sources(), "--config.data."),
         "Rewards, for `rewards` of a config file: {NAME: Weighted(reward, weight)}. The weight is "
@@ -45,9 +53,10 @@ def _usage(program: str) -> str:
     return f"usage: python -m {program} --config FILE [--config.name=value ...]"
 
 
-def _held(config: Config) -> str:
+def _held(config: AnyConfig) -> str:
     """Returns a line for what a config holds besides settings: problems, objective, rewards."""
-    things: dict[str, object] = {"data": config.data, "objective": config.objective}
+    names = ("data", "solution", "objective")
+    things = {name: getattr(config, name) for name in names if hasattr(config, name)}
     things |= {
         f"rewards.{name}": reward.function for name, reward in config.rewards.items()
     }
@@ -59,7 +68,7 @@ def _held(config: Config) -> str:
     return "\n".join(lines)
 
 
-def _flags(config: Config) -> str:
+def _flags(config: AnyConfig) -> str:
     """Returns every setting of a config with its value and meaning."""
     return _rows(
         {

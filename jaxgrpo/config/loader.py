@@ -10,46 +10,64 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jaxgrpo
-from jaxgrpo.config.checks import shown_class, validate
+from jaxgrpo.config.checks import shown_class, validate, validate_sft
 from jaxgrpo.config.command_line import split
 from jaxgrpo.config.help_text import help_of_all, help_of_config
 from jaxgrpo.config.objective_names import override
-from jaxgrpo.config.schema import Config
+from jaxgrpo.config.schema import Config, any_config
+from jaxgrpo.config.sft_schema import SFTConfig, any_sft_config
 from jaxgrpo.errors import UserError
+
+EXAMPLES: dict[type, str] = {Config: "quickstart", SFTConfig: "sft"}
+"""A shipped config of each kind."""
+
+DEFAULTS: dict[type, Callable[[], Any]] = {
+    Config: any_config,
+    SFTConfig: any_sft_config,
+}
+"""A config of defaults of each kind."""
 
 SHIPPED = "jaxgrpo.configs"
 """The package that holds the shipped configs where jaxgrpo is installed from a wheel."""
 
 
-def parse_command_line(argv: list[str], program: str = "jaxgrpo.train") -> Config:
+def parse_command_line(
+    argv: list[str], program: str = "jaxgrpo.train", also_sft: bool = False
+) -> Config:
     """Returns the config that `--config FILE --config.name=value ...` asks for.
 
     --help prints the settings and exits with 0.
 
+    also_sft: whether a file of supervised training will do, too: the config is that of a run with
+        its model and its evaluations
+
     Raises UserError for anything that `load` refuses, an unknown flag, and no --config.
     """
-    path, flags, wants_help = split(argv)
-    if path is None and wants_help:
-        print(help_of_all(program, shipped_configs()))
-        sys.exit(0)
-    if path is None:
-        raise UserError(
-            f"no config file given; run python -m {program} --config FILE, "
-            "for example configs/quickstart.py"
-        )
-    if wants_help:
-        # Not validated, so that --help can be read where a setting is refused.
-        print(help_of_config(program, override(_read(path), flags)))
-        sys.exit(0)
-    return load(path, flags)
+    kinds = (Config, SFTConfig) if also_sft else (Config,)
+    config = _parse(argv, program, kinds)
+    if isinstance(config, SFTConfig):
+        config = config.to_config()
+    validate(config)
+    return config
+
+
+def parse_sft_command_line(argv: list[str]) -> SFTConfig:
+    """Returns the config of supervised training that a command line asks for.
+
+    It prints and raises as `parse_command_line` does.
+    """
+    config = _parse(argv, "jaxgrpo.sft", (SFTConfig,))
+    validate_sft(config)
+    return config
 
 
 def load(path: str, flags: Sequence[str] = ()) -> Config:
@@ -59,21 +77,54 @@ def load(path: str, flags: Sequence[str] = ()) -> Config:
 
     Raises UserError for whatever is wrong with the file, a flag or a setting.
     """
-    config = override(_read(path), flags)
+    config: Config = override(_read(path, (Config,)), flags)
     validate(config)
     return config
 
 
-def _read(path: str) -> Config:
-    """Returns the config of a file as it is, not validated."""
+def load_sft(path: str, flags: Sequence[str] = ()) -> SFTConfig:
+    """Returns the config of supervised training of a file, as `load` returns others."""
+    config: SFTConfig = override(_read(path, (SFTConfig,)), flags)
+    validate_sft(config)
+    return config
+
+
+def _parse(argv: list[str], program: str, kinds: Sequence[type]) -> Any:
+    """Returns the config of a command line, not validated, or prints help and exits."""
+    defaults = DEFAULTS[kinds[0]]()
+    path, flags, wants_help = split(argv, defaults)
+    if path is None and wants_help:
+        print(help_of_all(program, shipped_configs(), defaults))
+        sys.exit(0)
+    if path is None:
+        raise UserError(
+            f"no config file given; run python -m {program} --config FILE, "
+            f"for example configs/{EXAMPLES[kinds[0]]}.py"
+        )
+    config = override(_read(path, kinds), flags)
+    if wants_help:
+        # Not validated, so that --help can be read where a setting is refused.
+        print(help_of_config(program, config))
+        sys.exit(0)
+    return config
+
+
+def _read(path: str, kinds: Sequence[type]) -> Any:
+    """Returns the config of a file as it is, not validated.
+
+    Raises UserError if it is of none of these kinds.
+    """
     file = find_file(path)
     config = call_get_config(file)
-    if not isinstance(config, Config):
-        raise UserError(
-            f"{file}: get_config() returned a {type(config).__name__}; "
-            f"it must return a {shown_class(Config)}"
-        )
-    return config
+    if isinstance(config, tuple(kinds)):
+        return config
+    programs = {Config: "jaxgrpo.train", SFTConfig: "jaxgrpo.sft"}
+    program = programs.get(type(config))
+    hint = f"; run python -m {program} with it" if program else ""
+    raise UserError(
+        f"{file}: get_config() returned a {type(config).__name__}; "
+        f"it must return a {shown_class(kinds[0])}{hint}"
+    )
 
 
 # 1. Finding the file.

@@ -8,12 +8,16 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable
+from typing import TypeVar
 
 from jaxgrpo import losses
 from jaxgrpo.config import overrides
 from jaxgrpo.config.schema import Config
+from jaxgrpo.config.sft_schema import SFTConfig
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Objective
+
+AnyConfig = TypeVar("AnyConfig", Config, SFTConfig)
 
 OBJECTIVES: dict[str, type] = {
     "grpo": losses.GRPO,
@@ -33,7 +37,7 @@ OBJECTIVES: dict[str, type] = {
 """The objectives that have a name. Those around another one have none: a file says around what."""
 
 
-def override(config: Config, flags: Iterable[str]) -> Config:
+def override(config: AnyConfig, flags: Iterable[str]) -> AnyConfig:
     """Returns a config with flags `--config.a.b=value` applied, as `overrides.override` does.
 
     `--config.objective=NAME` is applied before the flags of the objective's own settings, and after
@@ -41,6 +45,8 @@ def override(config: Config, flags: Iterable[str]) -> Config:
 
     Raises UserError as `overrides.override` does, and for an objective that has no name.
     """
+    if not isinstance(config, Config):
+        return overrides.override(config, flags)
     names: list[str] = []
     settings: list[str] = []
     others: list[str] = []

@@ -15,6 +15,7 @@ from jaxgrpo import files
 from jaxgrpo.config.bounds import marked
 from jaxgrpo.config.overrides import children, default_of, describe, renamed
 from jaxgrpo.config.schema import Config
+from jaxgrpo.config.sft_schema import AnyConfig
 from jaxgrpo.errors import UserError
 
 MOVED = {
@@ -40,7 +41,7 @@ class Change(NamedTuple):
     now: object
 
 
-def save(config: Config, out: str) -> None:
+def save(config: AnyConfig, out: str) -> None:
     """Writes the config's description to OUT/config.json, whole or not at all."""
     path = files.run_folder(out) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,14 +50,14 @@ def save(config: Config, out: str) -> None:
     files.write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def check_same(config: Config, out: str) -> list[str]:
+def check_same(config: AnyConfig, out: str) -> list[str]:
     """Checks that OUT/config.json describes a config that this run may go on with.
 
     Returns lines that say what the settings that did change mean for the run.
 
     Raises UserError if it describes a config that computes something else.
     """
-    allowed = marked(Config, "may_change")
+    allowed = marked(type(config), "may_change")
     changes = _changes(config, out)
     refused = {
         name: change
@@ -72,7 +73,7 @@ def check_same(config: Config, out: str) -> list[str]:
     return [note for note in notes if note]
 
 
-def changes_evaluation(config: Config, out: str) -> bool:
+def changes_evaluation(config: AnyConfig, out: str) -> bool:
     """Returns whether evaluations differ from those that OUT/config.json describes."""
     return any(_is_evaluation(name) for name in _changes(config, out))
 
@@ -91,7 +92,7 @@ def _evaluation_note(changes: dict[str, Change]) -> str:
     return f"{_listed(changed)}: the policy that the run began with is evaluated again"
 
 
-def _rate_note(config: Config, changes: dict[str, Change]) -> str:
+def _rate_note(config: AnyConfig, changes: dict[str, Change]) -> str:
     """Returns a line that says what other settings mean for the learning rate.
 
     "" where they mean nothing for it.
@@ -99,7 +100,7 @@ def _rate_note(config: Config, changes: dict[str, Change]) -> str:
     names = {"optimizer.learning_rate"}
     # A schedule that ends at the last step depends on which step that is.
     if config.optimizer.schedule != "constant":
-        names.add("steps")
+        names |= {"steps", "epochs"}
     changed = {name: change for name, change in changes.items() if name in names}
     if not changed:
         return ""
@@ -109,12 +110,14 @@ def _rate_note(config: Config, changes: dict[str, Change]) -> str:
     )
 
 
-def _schedule_words(config: Config) -> str:
+def _schedule_words(config: AnyConfig) -> str:
     """Returns how the learning rate goes on after the warm-up."""
     optimizer = config.optimizer
     if optimizer.schedule == "constant":
         return f"constant at {optimizer.learning_rate:g}"
-    return f"{optimizer.schedule} from {optimizer.learning_rate:g} to 0 at step {config.steps}"
+    # Without steps, as many as the epochs take.
+    last = f"step {config.steps}" if config.steps else "the last step"
+    return f"{optimizer.schedule} from {optimizer.learning_rate:g} to 0 at {last}"
 
 
 def compare(config: Config, out: str) -> str | None:
@@ -202,7 +205,7 @@ def _is_within(name: str, names: set[str]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in names)
 
 
-def _changes(config: Config, out: str) -> dict[str, Change]:
+def _changes(config: AnyConfig, out: str) -> dict[str, Change]:
     """Returns the settings that differ from OUT/config.json, {} without a file.
 
     A setting that the file lacks, since the run began before there was one, had its default.

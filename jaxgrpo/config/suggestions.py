@@ -4,17 +4,19 @@ import difflib
 from collections.abc import Collection
 
 SYNONYMS = {
-    "batch_size": ("batch.groups", "batch.micro_batch"),
+    "batch_size": ("batch.groups", "batch.micro_batch", "packing.rows"),
     "beta": ("objective.kl",),
     "epsilon": ("objective.clip_low", "objective.clip_high"),
     "kl_coef": ("objective.kl",),
     "loss_type": ("objective",),
     "lr": ("optimizer.learning_rate",),
     "max_completion_length": ("sampling.max_new_tokens",),
+    "max_length": ("packing.width",),
     "max_prompt_length": ("sampling.prompt_width",),
     "max_steps": ("steps",),
     "model_name_or_path": ("model",),
     "num_generations": ("batch.group_size",),
+    "num_train_epochs": ("epochs",),
     "output_dir": ("out",),
 }
 """Settings by the last part of other names for them: habit's, TRL's, verl's."""
@@ -30,7 +32,8 @@ def suggest(name: str, known: Collection[str]) -> list[str]:
     """
     last = name.rpartition(".")[2]
     # An objective is no setting, and can be set by its name.
-    settable = {*known, "objective"}
+    has_objective = any(other.startswith("objective.") for other in known)
+    settable = {*known, "objective"} if has_objective else known
     synonyms = [other for other in SYNONYMS.get(last, ()) if other in settable]
     # A name with a mistake in it, and one without its group.
     close = difflib.get_close_matches(name, known, n=MAX_SUGGESTED, cutoff=0.7)

@@ -47,7 +47,11 @@ class ProblemOrder:
 
         Of a mixture: how many times as many problems as there are have been handed out.
         """
-        return self._position // len(self._problems)
+        return self.epoch_at(self._position)
+
+    def epoch_at(self, position: int) -> int:
+        """Returns the pass that the problem at a position belongs to, from 0."""
+        return position // len(self._problems)
 
     def take(self, count: int) -> list[Problem]:
         """Returns the next `count` problems; past the end of a pass it goes on into the next."""
@@ -141,6 +145,11 @@ class ProblemStream:
             (problem,) = self._order_ahead.take(1)
         self._positions.append(self._order_ahead.position)
         return problem
+
+    @property
+    def epoch(self) -> int:
+        """Returns the pass that the last problem that was handed out belongs to, from 0."""
+        return self._order_ahead.epoch_at(self._order_ahead.position - 1)
 
     def mark_used(self, count: int) -> None:
         """Marks the next `count` of the problems that were handed out as used."""

@@ -1,6 +1,7 @@
 """Problems that a run can ask: short enough, in the vocabulary, in a language that can be told."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxgrpo.errors import UserError
@@ -62,25 +63,13 @@ class PromptFilter:
 
         kind: "training" or "held-out", for the messages
         """
-        # 1. Tokenize the first problems; their languages are checked on the way.
+        # 1. How long the first prompts are.
         checked = min(len(problems), MAX_CHECKED)
-        prompts = []
-        for i in range(checked):
-            problem = problems[i]
-            check_language(problem)
-            prompts.append(self.token_ids(problem))
-        if not prompts:
-            hint = NO_PROBLEMS_HINTS.get(kind, "check --config.data")
-            raise UserError(f"{kind}: there are no problems; {hint}")
-        # 2. Tokens without a row in the embedding: the model and the tokenizer do not fit.
-        lengths = [len(ids) for ids in prompts if self._has_rows(ids)]
+        lengths = known_lengths(
+            problems, f"{kind} prompts", self.token_ids, self.vocab_size
+        )
         without_rows = checked - len(lengths)
-        if not lengths:
-            raise UserError(
-                f"all {checked:,} {kind} prompts hold tokens past the model's "
-                f"{self.vocab_size:,} rows: give the tokenizer's own model in --config.model"
-            )
-        # 3. Prompts that are too long, and how much room would be enough.
+        # 2. Prompts that are too long, and how much room would be enough.
         too_long = sum(length > self.width for length in lengths)
         first = "the first " if checked < len(problems) else ""
         among = f"{too_long:,} of {first}{checked:,} {kind} prompts"
@@ -95,26 +84,71 @@ class PromptFilter:
                 f"{among} are longer than sampling.prompt_width={self.width} tokens, the shortest "
                 f"{min(lengths)}: {self._width_hint(min(lengths), greatest)}"
             )
-        # 4. Some are left out: the run goes on, and says so.
+        # 3. Some are left out: the run goes on, and says so.
         notes = []
         if too_long:
             notes.append(
                 f"{among} are longer than {self.width} tokens and left out; {greatest}"
             )
         if without_rows:
-            notes.append(
-                f"{without_rows:,} {kind} prompts hold tokens that the model has no row for, and "
-                "are left out"
-            )
+            notes.append(rows_note(without_rows, f"{kind} prompts"))
         return "; ".join(notes) or None
 
     def _has_rows(self, ids: list[int]) -> bool:
-        return max(ids, default=0) < self.vocab_size
+        return has_rows(ids, self.vocab_size)
 
     def _width_hint(self, shortest: int, greatest: str) -> str:
         if self.max_width is not None and shortest > self.max_width:
             return f"{greatest}; lower that, take shorter problems, or another model"
         return f"raise it; {greatest}"
+
+
+def known_lengths(
+    problems: Problems,
+    what: str,
+    token_ids: Callable[[Problem], list[int]],
+    vocab_size: int,
+) -> list[int]:
+    """Returns the lengths in tokens of the first problems' texts, of MAX_CHECKED at most.
+
+    Those with a token that the model has no row for are left out.
+
+    what: "training prompts" and their like, for the messages
+    token_ids: returns the tokens of a problem's text
+    vocab_size: rows of the model's embedding
+
+    Raises UserError if there is no problem, if all texts are left out, or if a language cannot be
+    told.
+    """
+    checked = min(len(problems), MAX_CHECKED)
+    texts = []
+    for i in range(checked):
+        check_language(problems[i])
+        texts.append(token_ids(problems[i]))
+    if not texts:
+        kind = what.split()[0]
+        hint = NO_PROBLEMS_HINTS.get(kind, "check --config.data")
+        raise UserError(f"{kind}: there are no problems; {hint}")
+    lengths = [len(ids) for ids in texts if has_rows(ids, vocab_size)]
+    # The model and the tokenizer do not fit.
+    if not lengths:
+        raise UserError(
+            f"all {checked:,} {what} hold tokens past the model's {vocab_size:,} rows: give the "
+            "tokenizer's own model in --config.model"
+        )
+    return lengths
+
+
+def has_rows(ids: list[int], vocab_size: int) -> bool:
+    """Returns whether the model's embedding has a row for each token."""
+    return max(ids, default=0) < vocab_size
+
+
+def rows_note(count: int, what: str) -> str:
+    """Returns the line about texts with tokens that the model has no row for."""
+    return (
+        f"{count:,} {what} hold tokens that the model has no row for, and are left out"
+    )
 
 
 def check_language(problem: Problem) -> None:

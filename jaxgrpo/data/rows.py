@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxgrpo.errors import UserError
 from jaxgrpo.problems import OTHER_ANSWERS
 from jaxgrpo.text.language_codes import LANGUAGE_CODES, language_code
-from jaxgrpo.text.messages import Message, split_messages
+from jaxgrpo.text.messages import Message, message_text, split_messages
 
 
 class Number(float):
@@ -91,23 +91,47 @@ class Row:
             )
         return text
 
-    def prompt(self, name: str, setting: str) -> tuple[list[Message], str]:
+    def prompt(
+        self, name: str, setting: str, is_answered: bool = False
+    ) -> tuple[list[Message], str]:
         """Returns (the messages before the prompt, the prompt) of the field `name`.
 
         The field is text, or a list of messages {"role": ..., "content": ...}, the last of which is
         the prompt.
+
+        is_answered: the assistant's answer may follow, which is left out
 
         Raises UserError if it is neither, or the messages are no conversation.
         """
         value = self.value(name, setting)
         if not isinstance(value, list):
             return [], self.text(name, setting)
+        if is_answered and _is_of_assistant(value):
+            value = value[:-1]
         try:
             return split_messages(value)
         except ValueError as error:
             raise self.error(
                 f'"{name}" is no conversation: {error}; mend it or set --config.data.{setting}'
             ) from None
+
+    def reply(self, name: str, setting: str) -> str:
+        """Returns what the assistant says in the field `name`.
+
+        The field is text, or a list of messages, the last of which is the assistant's.
+
+        Raises UserError if it is neither.
+        """
+        value = self.value(name, setting)
+        if not isinstance(value, list):
+            return self.text(name, setting)
+        text = message_text(value[-1]["content"]) if _is_of_assistant(value) else None
+        if text is None or not text.strip():
+            raise self.error(
+                f'"{name}" is a list that does not end with a text of the assistant; mend it or '
+                f"set --config.data.{setting}"
+            )
+        return text
 
     def level(self, name: str, setting: str) -> int:
         """Returns the field `name` as a whole number from 0 up: 3, "3" or "Level 3".
@@ -171,6 +195,14 @@ class Row:
         else:
             hint = f"--config.data.{setting} to the field that is meant"
         return self.error(f'there is no field "{name}", only {there}; set {hint}')
+
+
+def _is_of_assistant(messages: list) -> bool:
+    """Returns whether the last of some messages is the assistant's."""
+    last = messages[-1] if messages else None
+    if not isinstance(last, dict):
+        return False
+    return last.get("role") == "assistant" and "content" in last
 
 
 def json_kind(value: object) -> str:

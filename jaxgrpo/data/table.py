@@ -42,7 +42,11 @@ class Table(FixedFields):
     question: the field that holds the question: text, or messages {"role": ..., "content": ...} of
       which the last is the user's.
     answer: the field that holds the answer, text or a number, whose digits stay as they are
-      written; mathematics also takes an answer that is a box or a whole solution.
+      written; mathematics also takes an answer that is a box or a whole solution. "" where the file
+      has none: enough for supervised training.
+    solution: the field that holds a worked solution, for supervised training: text, or messages of
+      which the last is the assistant's; it may be the field `question`, of whose messages the
+      solution is the last. It becomes Problem.meta["solution"]; "" where the file has none.
     language_field: the field of Problem.language; "" where the file has none, then all problems are
       in `language`.
     level_field: the field of Problem.level; "" where the file has none, then the level is 0.
@@ -66,6 +70,7 @@ class Table(FixedFields):
     heldout_size: int = 256
     split: str = "train"
     heldout_split: str = ""
+    solution: str = ""
 
     def train(self) -> Problems:
         """Returns the training problems; raises UserError if they cannot be read as set."""
@@ -101,18 +106,23 @@ class Table(FixedFields):
             self.language_field,
             self.level_field,
             self.id_field,
+            self.solution,
         }
-        context, prompt = row.prompt(self.question, "question")
+        is_answered = self.solution == self.question
+        context, prompt = row.prompt(self.question, "question", is_answered)
+        meta = row.meta(used)
+        if self.solution:
+            meta["solution"] = row.reply(self.solution, "solution")
         return Problem(
             id=problem_id,
             prompt=prompt,
             context=context,
-            answer=row.text(self.answer, "answer"),
+            answer=row.text(self.answer, "answer") if self.answer else "",
             language=row.language(self.language_field)
             if self.language_field
             else self.language,
             level=row.level(self.level_field, "level_field") if self.level_field else 0,
-            meta=row.meta(used),
+            meta=meta,
         )
 
 

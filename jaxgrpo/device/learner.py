@@ -110,6 +110,7 @@ class Updater:
     uses_trainer_logprobs: the ratio is taken to the log-probabilities that the scorer computes for
         the policy before the first update, and not to the sampler's
     reference_scorer: of a reference that is another network; None: the policy's
+    scores_reference: without it the KL to the reference is 0, and adapters' base is not scored
     """
 
     scorer: Scorer
@@ -119,6 +120,7 @@ class Updater:
     adapter_scale: float = 1.0
     uses_trainer_logprobs: bool = False
     reference_scorer: Scorer | None = None
+    scores_reference: bool = True
 
     def __call__(
         self,
@@ -233,7 +235,7 @@ class Updater:
         rounding.
         """
         ref_logprobs = None
-        if reference is not None:
+        if reference is not None and self.scores_reference:
             ref_logprobs = batch_logprobs(
                 self.reference_scorer or self.scorer,
                 reference,
@@ -282,10 +284,8 @@ class Updater:
         def to_groups(x: Array) -> Array:
             return x.reshape(-1, self.group_size, *x.shape[1:])  # [P, G, ...]
 
-        log_ratio = jnp.zeros(batch.sampler_logprobs.shape)
-        if ref_logprobs is not None:
-            log_ratio = batch.sampler_logprobs - ref_logprobs
-        kl = jnp.where(batch.completion_mask, log_ratio, 0.0)
+        reference = batch.sampler_logprobs if ref_logprobs is None else ref_logprobs
+        kl = jnp.where(batch.completion_mask, batch.sampler_logprobs - reference, 0.0)
         advantages = objective.advantages(
             to_groups(batch.rewards), to_groups(batch.completion_mask), to_groups(kl)
         )
@@ -346,11 +346,10 @@ class Updater:
         """
         # A training step is a batch: the first update counts it, and the learning rate of the
         # others is that of the first. Each rounds by random numbers of its own.
-        step = state.step
+        step = state.step if index is None else state.step - (index > 0)
         key = jax.random.fold_in(jax.random.key(0), step)
         if index is not None:
-            step = state.step - (index > 0)
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), index)
+            key = jax.random.fold_in(key, index)
 
         apply = partial(apply_gradient, self.optimizer, gradient, step=step, key=key)
         # A conditional, and not a choice between old and new numbers: XLA for CPUs would copy the

@@ -21,6 +21,9 @@ from jaxgrpo.types import OptimizerState, Params
 
 Optimizer: TypeAlias = optax.GradientTransformation
 
+Schedule: TypeAlias = optax.Schedule
+"""A learning rate by step, from 0."""
+
 StoredState: TypeAlias = tuple[Params, OptimizerState]
 """Parameters and the optimizer's state, in the dtypes that a run stores them in."""
 

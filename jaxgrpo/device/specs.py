@@ -104,6 +104,7 @@ class UpdateSpec:
     pack: S, the columns of the bins that rows are packed into; 0: they are not. With prompt_width
     old_logprobs: whose log-probabilities the ratio is taken to, the "sampler"'s or the "trainer"'s
     remat: what is kept of each layer for the backward pass, one of transformer.REMAT
+    scores_reference: whether the loss reads the reference's log-probabilities
     """
 
     micro_batch: int = 0
@@ -112,6 +113,7 @@ class UpdateSpec:
     pack: int = 0
     old_logprobs: str = "sampler"
     remat: str = "none"
+    scores_reference: bool = True
 
 
 def dividing_rows(network: ModelConfig, *row_counts: int) -> int:

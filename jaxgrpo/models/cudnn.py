@@ -44,7 +44,7 @@ class CudnnAttention(AttentionKernel):
             raise UserError(
                 f"compute.attention is 'cudnn', which needs even numbers of columns, and here "
                 f"{columns[0]} read {columns[1]}: change sampling.prompt_width, "
-                "sampling.max_new_tokens or batch.pack"
+                "sampling.max_new_tokens, batch.pack or packing.width"
             )
 
     def _readable(self, window: int) -> Bool[Array, "B T S"]:

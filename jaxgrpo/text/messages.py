@@ -27,7 +27,7 @@ def split_messages(messages: Sequence[object]) -> tuple[list[Message], str]:
                 f"message {number} has the role {json.dumps(role)}, not one of "
                 f"{', '.join(ROLES)}"
             )
-        text = _text(message["content"])
+        text = message_text(message["content"])
         if text is None:
             raise ValueError(f"message {number} has a content that is not text")
         if not text.strip():
@@ -62,7 +62,7 @@ def _check_turns(turns: Sequence[Message]) -> None:
         )
 
 
-def _text(content: object) -> str | None:
+def message_text(content: object) -> str | None:
     """Returns the text of a message's content, None if there is something else in it."""
     if isinstance(content, str):
         return content

@@ -50,6 +50,18 @@ class Tokenizer:
     control_ids: frozenset[int] = frozenset()
     completion_prefix: str = ""
 
+    @property
+    def end_id(self) -> int:
+        """Returns the id that a completion is taught to end with.
+
+        It is the one with which the chat template ends an assistant's turn, or the tokenizer's own.
+        """
+        ids: list[int] = []
+        if self.chat_template:
+            ids += _turn_end_ids(self.chat_template, self.hf)
+        ids.append(self.hf.eos_token_id)
+        return next((i for i in ids if i in self.eos_ids), self.eos_ids[0])
+
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text that holds its own special tokens; none is added."""
         return self.hf(
