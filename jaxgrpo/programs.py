@@ -146,12 +146,12 @@ def once_a_process(
 
     Each run may seal its own: what one has compiled, another may still have to. A decorator.
     """
-    kept = lru_cache(maxsize=KEPT_PROGRAMS)(make_programs)
+    kept: Any = lru_cache(maxsize=KEPT_PROGRAMS)(make_programs)
 
     @wraps(make_programs)
     def take_or_make(*specs: Specs.args, **named: Specs.kwargs) -> SomePrograms:
-        programs = kept(*specs, **named)
-        unsealed = {
+        programs: SomePrograms = kept(*specs, **named)
+        unsealed: dict[str, Any] = {
             name: value.unsealed()
             for name, value in vars(programs).items()
             if isinstance(value, Program)

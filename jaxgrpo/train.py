@@ -107,10 +107,8 @@ def train(
         del params
         say("compiling ...", flush=True)
         run.engine.warm_up(run.policy(reference, run_state.state.params))
-        if run_state.step:
-            say(
-                f"going on from step {run_state.step} of {config.steps} in {config.out}"
-            )
+        if step := run_state.step:
+            say(f"going on from step {step} of {config.steps} in {config.out}")
 
         # 2. Evaluate, train, evaluate again.
         evaluate_start = partial(_evaluate_start, run, run_state, reference)

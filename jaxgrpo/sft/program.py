@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,7 +23,7 @@ from jaxgrpo.data.order import ProblemOrder, ProblemStream
 from jaxgrpo.distributed.mesh import to_device
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
-from jaxgrpo.files import write_json
+from jaxgrpo.files import remove, run_folder, write_json
 from jaxgrpo.losses import Supervised
 from jaxgrpo.program_specs import learning_rates
 from jaxgrpo.rollout.report import Json
@@ -94,7 +93,7 @@ def sft(
     check_start(config.to_config())
     trackers.check(config.trackers)
     started_at = time.time()
-    out = Path(config.out)
+    out = run_folder(config.out, again=True)
     with (
         build(config) as sft_run,
         Checkpoints(
@@ -109,9 +108,9 @@ def sft(
         # 1. Prepare: parameters, the newest checkpoint.
         if jax.process_index() == 0:
             if configs.changes_evaluation(config, config.out):
-                (out / "before.json").unlink(missing_ok=True)
+                remove(out / "before.json")
             configs.save(config, config.out)
-        check_shared(out)
+        check_shared(config.out)
         say(overview(sft_run))
         for note in [*resume_notes, *run.notes]:
             say(note)
@@ -122,7 +121,7 @@ def sft(
         if config.rewards and sft_run.heldout:
             run.engine.warm_up(run.policy(reference, state.state.params))
         if state.step:
-            say(f"going on from step {state.step} of {steps} in {out}")
+            say(f"going on from step {state.step} of {steps} in {config.out}")
 
         # 2. Evaluate, train, evaluate again.
         evaluate_start = partial(_evaluate_start, sft_run, state, reference, params)
@@ -133,8 +132,8 @@ def sft(
         yield from _run_steps(sft_run, state, reference, checkpoints, stop)
         if state.step < steps:
             say(
-                f"stopped after step {state.step} of {steps}, which is saved in {out}: "
-                "the same command goes on"
+                f"stopped after step {state.step} of {steps}, which is saved in "
+                f"{config.out}: the same command goes on"
             )
             return
         after = _evaluate_last(sft_run, state, reference)
@@ -153,7 +152,7 @@ def sft(
     text = headline(summary)
     if after:
         text += f", held-out loss {before['loss']:.3f} -> {after['loss']:.3f}"
-    say(f"{text} in {seconds:.0f} s; see {out}")
+    say(f"{text} in {seconds:.0f} s; see {config.out}")
     gather_json(None)  # none of several processes ends before the first has written
 
 
