@@ -246,7 +246,7 @@ def test_every_program_is_there(monkeypatch, capsys, name):
     [
         (["trian", "--config", "quickstart"], "did you mean train?"),
         (["eval"], "did you mean evaluate?"),
-        (["--config"], "choose one of train, evaluate, sample, export, plan"),
+        (["--config"], "choose one of train, sft, evaluate, sample, export, plan"),
     ],
 )
 def test_an_unknown_program_is_one_line(monkeypatch, capsys, arguments, hint):
