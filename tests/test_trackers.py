@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,21 @@ def wandb_records(path: Path) -> list[wandb_internal_pb2.Record]:
     return records
 
 
-def wandb_history(out: Path) -> dict[str, list[dict]]:
-    """Returns what the offline runs in a folder have logged, by the run's id."""
+def wandb_history(out: Path, steps: int = 2) -> dict[str, list[dict]]:
+    """Returns what the offline runs in a folder have logged, by the run's id.
+
+    W&B's service may write the last of it after a run has finished: so many steps are waited for.
+    """
+    for _ in range(300):
+        history = wandb_written(out)
+        if sum(map(len, history.values())) >= steps:
+            break
+        time.sleep(0.1)
+    return history
+
+
+def wandb_written(out: Path) -> dict[str, list[dict]]:
+    """Returns what the files of the offline runs in a folder hold by now, by the run's id."""
     history: dict[str, list[dict]] = {}
     for path in sorted((out / "wandb").glob("offline-run-*/*.wandb")):
         for record in wandb_records(path):
@@ -128,8 +142,6 @@ def test_a_resumed_run_goes_on_in_the_same_run(tmp_path, name, history):
     for step, values in STEPS.items():
         with Writer(tmp_path, step, trackers=[name], settings={"seed": 0}) as writer:
             writer.write(step, values)
-        # As a process ends: in one, W&B's service may take the two runs of an id for one.
-        wandb.teardown()
     (entries,) = history(tmp_path).values()
     if name == "wandb":
         assert [entry["_step"] for entry in entries] == [1, 2]
