@@ -128,6 +128,19 @@ def test_another_learning_rate_for_what_is_left_is_a_flag(day):
     assert saved["optimizer"]["learning_rate"] == 0.001
 
 
+def test_what_a_pipe_gets_has_80_columns(day):
+    """Steps, tables, all but notes at the beginning, which are a line each, and paths."""
+    folder, said = day
+    printed = [said["evaluated"]]
+    printed += [
+        said[name].partition("compiling ...")[2] for name in ("begun", "went on")
+    ]
+    for text in printed:
+        assert text.count("\n") > 10
+        for line in text.splitlines():
+            assert len(line) <= 80 or str(folder) in line, line
+
+
 def test_what_was_written_is_looked_at_by_a_command(day, capsys):
     folder, _ = day
     show.main([str(folder / "out"), "--step", "2"])
