@@ -104,7 +104,9 @@ def test_an_objective_is_two_flags(day):
 def test_evaluations_while_training_are_a_flag(day):
     folder, said = day
     for step, name in ((1, "begun"), (2, "went on")):
-        assert f"step {step} evaluated: accuracy " in said[name]
+        # After the step's own line.
+        line = said[name].index(f" {step}/{step} ")
+        assert line < said[name].index(f"step {step} evaluated: accuracy ")
         assert (folder / "out" / "evaluations" / f"{step}.json").exists()
 
 
