@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxgrpo.config import Config
-from jaxgrpo.console import format_table
+from jaxgrpo.console import WIDTH, format_table
 from jaxgrpo.distributed.processes import gather_json, print0
 from jaxgrpo.errors import UserError
 from jaxgrpo.files import fetched_file, write_atomically, write_json
@@ -24,6 +25,9 @@ TABLE_METRICS = {
     "english_word_ratio": "English words",
 }
 """A report's metrics by language, and what the tables call them."""
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
+"""A space at which no line is wrapped."""
 
 
 def tables(before: Report, after: Report | None = None) -> str:
@@ -90,14 +94,21 @@ def scores_table(report: Report) -> str:
 
 
 def score_line(step: int, scores: Mapping[str, float]) -> str:
-    """Returns `step 10 evaluated: accuracy 0.412 (0.371 to 0.455)  pass@4 0.612`."""
+    """Returns `step 10 evaluated: accuracy 0.412 (0.371 to 0.455)  pass@4 0.612`.
+
+    In lines of 80 columns.
+    """
     parts = []
     for name, value in scores.items():
         if f"{name}_low" in scores and name != "pass_at_1":
             parts.append(f"{name.replace('_at_', '@')} {value:.3f}")
     if "accuracy_low" in scores:
         parts[0] += f" ({scores['accuracy_low']:.3f} to {scores['accuracy_high']:.3f})"
-    return f"step {step} evaluated: {'  '.join(parts)}"
+    # A line ends between two scores, and not between a score's name and its value.
+    whole = [part.replace(" ", NO_BREAK) for part in parts]
+    line = f"step {step} evaluated: {'  '.join(whole)}"
+    wrapped = textwrap.fill(line, WIDTH, subsequent_indent="    ")
+    return wrapped.replace(NO_BREAK, " ")
 
 
 def _kept_language(part: Report) -> Report:

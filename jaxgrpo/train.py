@@ -205,9 +205,12 @@ def run_steps(
                 run_state.order.seek(position)  # the step will be taken again
                 save()
                 raise
-            step_metrics |= _evaluate_step(run, run_state, reference, writer)
+            policy = run.policy(reference, run_state.state.params)
+            step_metrics |= evaluate.after_step(run, policy, run_state.step)
             scores = evaluate.scores_of(step_metrics)
             writer.write(run_state.step, step_metrics)
+            if scores:
+                writer.print_line(score_line(run_state.step, scores))
             may_be_best = bool(scores and config.evaluation.keep_best)
             if may_be_best or run_state.step % config.save_every == 0:
                 save()
@@ -357,18 +360,6 @@ def _silence(*values: object, flush: bool = False) -> None:
 
 def _evaluate(run: Run, params: Params) -> Report:
     return evaluate.evaluate(run, params) if run.config.evaluation.problems else {}
-
-
-def _evaluate_step(
-    run: Run, run_state: RunState, reference: Params, writer: metrics.Writer
-) -> Metrics:
-    """Returns the metrics of an evaluation after this step; {} where none is due."""
-    policy = run.policy(reference, run_state.state.params)
-    measured = evaluate.after_step(run, policy, run_state.step)
-    if measured:
-        scores = evaluate.scores_of(measured)
-        writer.print_line(score_line(run_state.step, scores))
-    return measured
 
 
 def _evaluate_last(run: Run, run_state: RunState, reference: Params) -> Report:

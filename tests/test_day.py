@@ -104,7 +104,9 @@ def test_an_objective_is_two_flags(day):
 def test_evaluations_while_training_are_a_flag(day):
     folder, said = day
     for step, name in ((1, "begun"), (2, "went on")):
-        assert f"step {step} evaluated: accuracy " in said[name]
+        # After the step's own line.
+        line = said[name].index(f" {step}/{step} ")
+        assert line < said[name].index(f"step {step} evaluated: accuracy ")
         assert (folder / "out" / "evaluations" / f"{step}.json").exists()
 
 
@@ -126,6 +128,19 @@ def test_another_learning_rate_for_what_is_left_is_a_flag(day):
     assert "going on from step 1 of 2" in said["went on"]
     saved = json.loads((folder / "out" / "config.json").read_text())
     assert saved["optimizer"]["learning_rate"] == 0.001
+
+
+def test_what_a_pipe_gets_has_80_columns(day):
+    """Steps, tables, all but notes at the beginning, which are a line each, and paths."""
+    folder, said = day
+    printed = [said["evaluated"]]
+    printed += [
+        said[name].partition("compiling ...")[2] for name in ("begun", "went on")
+    ]
+    for text in printed:
+        assert text.count("\n") > 10
+        for line in text.splitlines():
+            assert len(line) <= 80 or str(folder) in line, line
 
 
 def test_what_was_written_is_looked_at_by_a_command(day, capsys):

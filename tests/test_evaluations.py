@@ -424,4 +424,11 @@ def test_the_line_of_an_evaluation():
     assert summary.score_line(10, found) == (
         "step 10 evaluated: accuracy 0.412 (0.371 to 0.455)  pass@4 0.600"
     )
-    assert summary.score_line(10, {}) == "step 10 evaluated: "
+    many = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}
+    for name in ("pass_at_2", "pass_at_4", "pass_at_8", "maj_at_8"):
+        many |= {name: 0.5, f"{name}_low": 0.4}
+    assert summary.score_line(10, many) == (
+        "step 10 evaluated: accuracy 0.500 (0.400 to 0.600)  pass@2 0.500  pass@4 0.500\n"
+        "    pass@8 0.500  maj@8 0.500"
+    )
+    assert summary.score_line(10, {}) == "step 10 evaluated:"
