@@ -18,7 +18,6 @@ import json
 import random
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,7 +129,6 @@ def main() -> None:
 
     # 1. A tokenizer and weights to begin with, in a folder beside the one to be made, which is only
     # written to when all is done. The same command goes on with what that folder holds.
-    started = time.time()
     making = arguments.out.with_name(f"{arguments.out.name}.making")
     if not making.exists():
         making.mkdir(parents=True)
@@ -147,7 +145,7 @@ def main() -> None:
     exported = making / "exported"
     export(Path(config.out), exported)
     summary = json.loads((Path(config.out) / "summary.json").read_text())
-    minutes = (time.time() - started) / 60
+    minutes = summary["seconds"] / 60
     (exported / "README.md").write_text(make_readme(summary, minutes, arguments))
     shutil.copytree(exported, arguments.out, dirs_exist_ok=True)
     shutil.rmtree(making)
