@@ -20,6 +20,7 @@ from jaxgrpo.config.sizes import (
     off_policy_note,
     rows_per_update,
 )
+from jaxgrpo.data.pass_rates import problems_within
 from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.device.logits import as_ranges
 from jaxgrpo.device.optimizer import Optimizer, adamw, schedule
@@ -40,7 +41,6 @@ from jaxgrpo.programs import Programs, SamplingPrograms, compile_programs
 from jaxgrpo.rewards import languages
 from jaxgrpo.rewards.maths.golds import notes_on_golds
 from jaxgrpo.rewards.workers.pool import Pool
-from jaxgrpo.rollout.batch import TrainedRows
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.judge import Judge
 from jaxgrpo.rollout.packing import Packer
@@ -114,7 +114,11 @@ def build_run(config: Config) -> Run:
     _check_positions(config.sampling, folder)
 
     # 2. Problems, of which the first are checked.
-    task = Task(config.data.train(), config.rewards, config.solved_by)
+    order = config.order
+    problems = problems_within(
+        config.data.train(), order.pass_rates, order.low, order.high
+    )
+    task = Task(problems, config.rewards, config.solved_by)
     heldout = config.data.heldout() if config.evaluation.problems else []
     positions = hf_folder.max_positions(folder)
     prompt_filter = PromptFilter(
@@ -225,11 +229,6 @@ def update_rule(config: Config, programs: Programs) -> UpdateRule:
         seed=config.seed,
         packer=make_packer(config, programs),
     )
-
-
-def trained_rows(config: Config) -> TrainedRows:
-    """Returns which completions an update may count."""
-    return TrainedRows(config.batch.mask_truncated, config.batch.mask_older)
 
 
 def make_packer(config: Config, programs: Programs) -> Packer | None:

@@ -47,6 +47,8 @@ from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import (
     Batch,
     Config,
+    Filter,
+    Order,
     command_line,
     compare,
     load,
@@ -60,6 +62,7 @@ from jaxgrpo.data.gsm8k import GSM8K, split_answer
 from jaxgrpo.data.mixture import Mixture, Part
 from jaxgrpo.data.order import ProblemOrder
 from jaxgrpo.data.overlap import Decontaminated
+from jaxgrpo.data.pass_rates import problems_within, read_pass_rates
 from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.data.table import Table
 from jaxgrpo.data.translated import TranslatedGSM8K
@@ -401,6 +404,39 @@ trial(
             }
         )
     ),
+)
+setting(
+    "with filter.move_steps they must hold",
+    "filter",
+    Filter(move_steps=5, last_low=0.9),
+    Filter(move_steps=5, last_low=0.3),
+)
+setting(
+    "whose ends do not move; set filter.rule to 'band'",
+    "filter",
+    Filter(rule="dapo", target_kept=0.5),
+    Filter(rule="band", target_kept=0.5),
+    Filter(rule="dapo"),
+)
+trial(
+    "set filter.select to 'launch', or sampling.keep_in_flight to false",
+    valid({"filter.select": "finish", "sampling.keep_in_flight": True}),
+    valid({"filter.select": "launch", "sampling.keep_in_flight": True}),
+    valid({"filter.select": "finish", "sampling.keep_in_flight": False}),
+)
+setting(
+    "set order.pass_rates to a file of them, or order.low to 0",
+    "order",
+    Order(low=0.1),
+    Order(low=0.1, pass_rates="rates.json"),
+    Order(low=0.0, high=1.0),
+)
+setting(
+    "set order.by to 'chance', or order.share to 1",
+    "order",
+    Order(share=0.5),
+    Order(share=0.5, by="chance"),
+    Order(share=1.0),
 )
 setting(
     "it must be {name: Weighted(function, weight)}",
@@ -1017,6 +1053,36 @@ trial(
     arithmetic_as_told,
 )
 PROBLEMS = test_build.problems_of(1, 2, 3)
+RATES = {problem.id: 0.5 for problem in PROBLEMS}
+
+
+def rates_file(folder: Path, text: str) -> str:
+    return named_file(folder, "rates.json", text)
+
+
+def read_rates(text: str) -> Step:
+    return lambda folder, said: read_pass_rates(rates_file(folder, text))
+
+
+LINE = json.dumps({"id": "1", "solved": 1, "judged": 2})
+trial("no pass rates can be read", read_rates("{"), read_rates(LINE))
+trial("it holds no pass rates", read_rates("{}"), read_rates(json.dumps(RATES)))
+
+
+def within(low: float, path: str | None = None) -> Step:
+    def step(folder: Path, said: str) -> None:
+        file = rates_file(folder, json.dumps(RATES)) if path is None else path
+        assert len(problems_within(PROBLEMS, file, low, 1.0)) == 3
+
+    return step
+
+
+trial(
+    "have a measured pass rate, and none lies",
+    within(0.6),
+    within(0.5),
+    within(0.6, ""),
+)
 trial(
     "there are no problems to ask; check",
     give(ProblemOrder, [], 0),

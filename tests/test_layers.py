@@ -79,6 +79,7 @@ LAYERS = {
             "language_model",
             "rollout_records",
             "run_state",
+            "selection",
             "signals",
             "updates",
             "performance",

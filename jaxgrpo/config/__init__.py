@@ -29,6 +29,7 @@ from jaxgrpo.config.schema import (
     Filter,
     Mesh,
     Optimizer,
+    Order,
     Sampling,
     Verifier,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Filter",
     "Mesh",
     "Optimizer",
+    "Order",
     "Sampling",
     "Verifier",
     "changes_evaluation",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from jaxgrpo import scores
 from jaxgrpo.config import overrides
 from jaxgrpo.config.bounds import bounds_of
+from jaxgrpo.config.filter_checks import check_filter, check_order
 from jaxgrpo.config.objective_checks import (
     OBJECTIVE_METHODS,
     check_methods,
@@ -22,7 +23,6 @@ from jaxgrpo.config.schema import (
     Config,
     Distributed,
     Evaluation,
-    Filter,
     Mesh,
     Sampling,
 )
@@ -39,7 +39,8 @@ def validate(config: Config) -> None:
     _check_batch(config.batch)
     _check_pack(config.batch.pack, config.sampling)
     check_objective(config)
-    _check_filter(config.filter, config.batch.group_size)
+    check_filter(config)
+    check_order(config.order)
     _check_rewards(config.rewards, config.solved_by)
     _check_evaluation(config.evaluation)
     _check_lora(config.lora.targets)
@@ -187,23 +188,6 @@ def _nearest_divisors(number: int, size: int) -> str:
     # A size of more than the number has no divisor above it.
     above = min((divisor for divisor in divisors if divisor > size), default=number)
     return " and ".join(map(str, sorted({below, above})))
-
-
-def _check_filter(band: Filter, group_size: int) -> None:
-    """Raises UserError for a band that is none, or that no pass rate of a group lies in."""
-    ends = f"filter.low is {band.low} and filter.high {band.high}"
-    if not 0 <= band.low <= band.high <= 1:
-        raise UserError(f"{ends}: they must hold 0 <= low <= high <= 1")
-    # Every pass rate that a group can have. Without one in the band, no group would ever train.
-    rates = [count / group_size for count in range(group_size + 1)]
-    if band.rule == "band" and not any(band.low <= rate <= band.high for rate in rates):
-        # 0 and 1 are rates, so that there is one on each side.
-        below = max(rate for rate in rates if rate < band.low)
-        above = min(rate for rate in rates if rate > band.high)
-        raise UserError(
-            f"{ends}: no pass rate of {group_size} completions lies there; set filter.low to "
-            f"{below!r} or filter.high to {above!r}"
-        )
 
 
 HELDOUT = "heldout"

@@ -86,6 +86,6 @@ def num_slots(config: Config) -> int:
 
 def max_prompts(config: Config) -> int:
     """Returns the prompts that a step may ask, at most."""
-    if config.filter.rule == "off":
+    if config.filter.rule == "off" or not config.filter.refill:
         return config.batch.groups
     return int(config.filter.max_prompts * config.batch.groups)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +37,10 @@ class ProblemOrder:
         self._index_at = _index_order(problems, seed)
         self._position = 0
 
+    def __len__(self) -> int:
+        """Returns the number of problems, which a pass over the data has."""
+        return len(self._problems)
+
     @property
     def position(self) -> int:
         """Returns the number of problems that have been handed out, over all passes."""
@@ -52,10 +57,14 @@ class ProblemOrder:
     def take(self, count: int) -> list[Problem]:
         """Returns the next `count` problems; past the end of a pass it goes on into the next."""
         positions = range(self._position, self._position + count)
-        problems = [self._problems[self._index_at(position)] for position in positions]
+        problems = [self.at(position) for position in positions]
         # Only now: a problem that cannot be read leaves the position as it was.
         self._position += count
         return problems
+
+    def at(self, position: int) -> Problem:
+        """Returns the problem at a position, over all passes."""
+        return self._problems[self._index_at(position)]
 
     def seek(self, position: int) -> None:
         """Goes on as if `position` problems had been handed out."""
@@ -113,6 +122,37 @@ def _part_seed(seed: int, part: int) -> int:
     return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
 
 
+@runtime_checkable
+class Order(Protocol):
+    """An order of problems, with a position that can be kept and sought."""
+
+    @property
+    def position(self) -> Any:
+        """Returns what `seek` goes back to."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Returns the pass over the data that the next problem belongs to, from 0."""
+        ...
+
+    def take(self, count: int) -> list[Problem]:
+        """Returns the next `count` problems."""
+        ...
+
+    def seek(self, position: Any) -> None:
+        """Goes on from a position."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """Returns the JSON values that a checkpoint keeps."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state` was taken; raises UserError if it is another run's."""
+        ...
+
+
 class ProblemStream:
     """Iterates over an order's next problems, leaving out those that are not accepted.
 
@@ -122,7 +162,7 @@ class ProblemStream:
     accepts: returns whether a problem may be asked, such as whether its prompt fits
     """
 
-    def __init__(self, order: ProblemOrder, accepts: Callable[[Problem], bool]):
+    def __init__(self, order: Order, accepts: Callable[[Problem], bool]):
         self.used = 0
         """Number of used problems of those handed out since the last `rewind`."""
         self._order = order
@@ -130,7 +170,7 @@ class ProblemStream:
         self._order_ahead = copy.copy(order)
         self._accepts = accepts
         # Of each problem that was handed out and not used: the order's position just after it.
-        self._positions: list[int] = []
+        self._positions: list[Any] = []
 
     def __iter__(self) -> "ProblemStream":
         return self

@@ -6,7 +6,7 @@ What is kept depends neither on the number of slots nor on how long a verdict ta
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -29,13 +29,41 @@ class CollectSpec:
 
     groups: groups that the batch has places for
     max_prompts: problems that may be asked for them
+    refill: whether further problems are asked for those whose groups did not pass, and the most
+        informative of these fill the batch at the bound; else such groups just leave the batch
+    select: one of SELECTIONS, which of the groups that passed are trained on
     trained_rows: completions that the update may count
     """
 
     groups: int
     max_prompts: int
     filter: DifficultyFilter
+    refill: bool = True
+    select: str = "launch"
     trained_rows: TrainedRows = ALL_ROWS
+
+    def needed(self, kept: int, asked: int) -> int:
+        """Returns the groups that the step must still ask, at least."""
+        to_ask = self.max_prompts - asked
+        if not self.refill:
+            return min(self.groups - asked, to_ask)
+        # The groups of most variance are known once all are.
+        return to_ask if self.select == "variance" else min(self.groups - kept, to_ask)
+
+    def accepts(self, group: JudgedGroup) -> bool:
+        """Returns whether a group may train the policy."""
+        return self.filter.accepts(group.solved, group.judged, group.rewards)
+
+
+SELECTIONS = ("launch", "finish", "variance")
+"""Which of the groups that passed are trained on.
+
+    "launch": the first in the order of launch.
+    "finish": the first whose completions have all ended: a bias to short answers. The stream's
+        order decides (RolloutStream.in_launch_order).
+    "variance": of all problems that may be asked, those with the greatest variance of the verdict,
+        then of the reward.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +93,8 @@ def collect_groups(
     Groups are judged until `spec.groups` of them passed the filter or `spec.max_prompts` were
     judged. At that bound the batch is filled with the most informative of the others: those with
     the greatest variance of the verdict, then of the reward, never one in which all rewards are
-    equal. It may still hold fewer, or none.
+    equal. It may still hold fewer, or none. Without `spec.refill`, `spec.groups` are judged, and
+    those that passed are the batch.
 
     The metrics of `summarise` and filter/ are of all groups that were judged. The others:
         rollout/age: steps from a token's choice to this one, the mean over the tokens trained on
@@ -86,35 +115,36 @@ def collect_groups(
     asked: list[JudgedGroup] = []
     kept: list[JudgedGroup] = []
     while True:
-        needed = min(spec.groups - len(kept), spec.max_prompts - len(asked))
+        needed = spec.needed(len(kept), len(asked))
         groups = stream.take(needed) if needed else []
         if not groups:  # the batch is full, the bound is reached, or no problem is left
             break
         asked += groups
-        kept += [
-            group for group in groups if spec.filter.accepts(group.solved, group.judged)
-        ]
+        kept += filter(spec.accepts, groups)
     # Both count from the session's beginning.
     in_flight = session.launched - stream.problems.used - len(asked)
     stream.end(len(asked))
 
-    # 2. Fill what is left with the most informative of the others.
-    # By identity: groups hold arrays, which have no plain equality.
-    kept_ids = {id(group) for group in kept}
-    others = [group for group in asked if id(group) not in kept_ids]
-    fallback = most_informative(others, spec.groups - len(kept))
+    # 2. Take the batch of those that passed, and fill what is left with the others.
+    chosen = kept[: spec.groups]
+    if spec.select == "variance":
+        chosen = sorted(kept, key=_informativeness, reverse=True)[: spec.groups]
+    fallback = []
+    if spec.refill:
+        fallback = most_informative(_others(asked, kept), spec.groups - len(kept))
+    trained = chosen + fallback
 
     # 3. Say how it went.
     sides = [
         spec.filter.side(group.solved, group.judged) for group in asked if group.judged
     ]
-    ages = ages_of_trained_tokens(kept + fallback, step, spec.trained_rows)
+    ages = ages_of_trained_tokens(trained, step, spec.trained_rows)
     usage = session.usage
     metrics = summarise(asked) | {
         "filter/kept": len(kept) / len(asked),
         "filter/asked": len(asked),
         "filter/fallback": len(fallback),
-        "filter/groups": len(kept) + len(fallback),
+        "filter/groups": len(trained),
         "filter/too_hard": sides.count(-1) / len(asked),
         "filter/too_easy": sides.count(1) / len(asked),
         "rollout/age": ages.mean() if ages.size else math.nan,
@@ -129,7 +159,7 @@ def collect_groups(
         for age in range(stream.max_age + 1):
             metrics[f"rollout/age_{age}"] = np.mean(ages == age) if ages.size else 0.0
     floats = {name: float(value) for name, value in metrics.items()}
-    return Collection(kept + fallback, asked, floats, usage)
+    return Collection(trained, asked, floats, usage)
 
 
 def most_informative(groups: Iterable[JudgedGroup], count: int) -> list[JudgedGroup]:
@@ -137,14 +167,20 @@ def most_informative(groups: Iterable[JudgedGroup], count: int) -> list[JudgedGr
 
     It returns none whose rewards are all equal.
     """
-    informative = [group for group in groups if _has_different_rewards(group)]
+    # What differs by less than advantages are made in trains nothing.
+    informative = [
+        group for group in groups if difficulty.reward_variance(group.rewards) > 0
+    ]
     return sorted(informative, key=_informativeness, reverse=True)[: max(count, 0)]
 
 
-def _has_different_rewards(group: JudgedGroup) -> bool:
-    # In float32, as advantages are made: what differs by less than that trains nothing.
-    rewards = group.rewards[~np.isnan(group.rewards)].astype(np.float32)
-    return np.unique(rewards).size > 1
+def _others(
+    groups: Sequence[JudgedGroup], chosen: Sequence[JudgedGroup]
+) -> list[JudgedGroup]:
+    """Returns the groups that were not chosen."""
+    # By identity: groups hold arrays, which have no plain equality.
+    ids = {id(group) for group in chosen}
+    return [group for group in groups if id(group) not in ids]
 
 
 def _informativeness(group: JudgedGroup) -> tuple[Fraction, float]:

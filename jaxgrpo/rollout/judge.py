@@ -1,7 +1,7 @@
 """JsonVerdicts on groups: texts go to the verifier pool as they end, groups come back judged.
 
-Groups come back in the order in which their problems were launched, not in the order in which they
-finish: taking the first to finish would favour short answers.
+Groups come back in the order in which their problems were launched. The order in which they finish
+can be asked for, too: to take the first to finish favours short answers.
 """
 
 import itertools
@@ -144,6 +144,13 @@ def judged_in_order(
     device, and hand out what all of them know.
     """
     queue = JudgingQueue(judge, jax.process_index(), jax.process_count())
+    return judged_groups(session, queue, weights)
+
+
+def judged_groups(
+    session: Iterable[Event | None], queue: "JudgingQueue", weights: RewardWeights
+) -> Iterator[JudgedGroup]:
+    """Yields the groups of a session as `judged_in_order`, in the order of the queue."""
     try:
         for event in session:
             if event is not None:
@@ -171,8 +178,14 @@ class JudgingQueue:
     judge: Judge
     process: int
     processes: int
+    in_launch_order: bool = True
+    """Whether groups are handed out as they were launched; else as their last completions ended."""
     head: int = 0
-    """The index of the next group in the order of launch."""
+    """Groups that have been handed out: the place of the next one in the order."""
+    used: int = 0
+    """The greatest index of those, and 1: so many problems are used or passed over."""
+    arrived: list[int] = field(default_factory=list)
+    """The index of each complete group, as they ended."""
     groups: dict[int, Group] = field(default_factory=dict)
     """Complete groups, by index."""
     early_tickets: dict[int, dict[int, Ticket]] = field(
@@ -206,6 +219,7 @@ class JudgingQueue:
 
     def _add_group(self, index: int, group: Group) -> None:
         self.groups[index] = group
+        self.arrived.append(index)
         if not self._is_mine(index):
             return
         # Its texts were submitted one by one, unless a reward must see them together.
@@ -221,19 +235,19 @@ class JudgingQueue:
         # A collective: all processes iterate this at the same point of the program. Each brings the
         # verdicts that it knows, and afterwards all know the same. Pairs, because JSON has no
         # integer keys.
+        waited = {self._index_at(self.head + place) for place in range(wait)}
         ready = [
-            index
-            for index in self.tickets
-            if index < self.head + wait or self._done(index)
+            index for index in self.tickets if index in waited or self._done(index)
         ]
         own = [[index, self.judge.verdicts(self.tickets.pop(index))] for index in ready]
         for part in gather_json(own):
             self.verdicts.update(part)
-        # Only the next groups in the order of launch, without a gap.
-        while self.head in self.verdicts:
-            group = self.groups.pop(self.head)
-            verdicts = self.verdicts.pop(self.head)
+        # Only the next groups in the order, without a gap.
+        while (index := self._index_at(self.head)) in self.verdicts:
+            group = self.groups.pop(index)
+            verdicts = self.verdicts.pop(index)
             self.head += 1
+            self.used = max(self.used, index + 1)
             yield self.judge.judge(group, verdicts, weights)
 
     def cancel(self) -> None:
@@ -244,6 +258,12 @@ class JudgingQueue:
         ]
         for ticket in itertools.chain(*by_group):
             self.judge.pool.cancel(ticket)
+
+    def _index_at(self, place: int) -> int:
+        """Returns the index of the group at a place of the order; -1 where none has come yet."""
+        if self.in_launch_order:
+            return place
+        return self.arrived[place] if place < len(self.arrived) else -1
 
     def _done(self, index: int) -> bool:
         return all(ticket.verdicts.done() for ticket in self.tickets[index])

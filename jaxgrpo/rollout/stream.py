@@ -8,7 +8,7 @@ import jax
 
 from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.rollout.groups import JudgedGroup, SamplingRequest
-from jaxgrpo.rollout.judge import Judge, JudgingQueue, RewardWeights, judged_in_order
+from jaxgrpo.rollout.judge import Judge, JudgingQueue, RewardWeights, judged_groups
 from jaxgrpo.rollout.protocols import Event, SamplingEngine, Session
 from jaxgrpo.types import Params
 
@@ -20,6 +20,9 @@ class RolloutStream:
     keep_in_flight: unfinished completions go on in the next step, under its policy. If False they
         are dropped, and their problems are asked again.
     max_age: with keep_in_flight, the greatest age in steps of a token that is trained on, from 1 up
+    in_launch_order: whether groups come in the order of launch; else, without keep_in_flight, in
+        the order in which they finish. Problems launched before the last of them that had not
+        finished are then passed over: the longest ones.
 
     What a step trains on is a function of the seed and of the verdicts, never of the time that a
     verdict takes. Without keep_in_flight the order of launch suffices for that. With it the moment
@@ -43,6 +46,7 @@ class RolloutStream:
     request: SamplingRequest
     keep_in_flight: bool = False
     max_age: int = 2
+    in_launch_order: bool = True
     _session: Session | None = None
     _weights: RewardWeights = field(default_factory=dict)
     """The reward weights of this step."""
@@ -72,22 +76,29 @@ class RolloutStream:
         if not self.keep_in_flight:
             problems = islice(self.problems, max_prompts)
             session = self.engine.session(params, problems, self.request, step)
-            self._groups = judged_in_order(session, self.judge, weights)
+            self._queue = self._new_queue()
+            self._groups = judged_groups(session, self._queue, weights)
             self._session = session
             return session
         if self._session is None:
             session = self.engine.session(params, self.problems, self.request, step)
             self._session = session
             self._events = iter(session)
-            self._queue = JudgingQueue(
-                self.judge, jax.process_index(), jax.process_count()
-            )
+            self._queue = self._new_queue()
         else:
             session = self._session
             session.set_policy(params, step)
         self._spare = self.max_age * groups
         self._advance(session, min(groups, max_prompts))
         return session
+
+    def _new_queue(self) -> JudgingQueue:
+        return JudgingQueue(
+            self.judge,
+            jax.process_index(),
+            jax.process_count(),
+            self.in_launch_order,
+        )
 
     def take(self, needed: int) -> list[JudgedGroup]:
         """Returns the next judged groups, at least one unless no problem is left.
@@ -126,7 +137,7 @@ class RolloutStream:
 
         With keep_in_flight, what has ended in its last call is judged during the update.
         """
-        self.problems.mark_used(used)
+        self.problems.mark_used(used if self.in_launch_order else self._queue.used)
         if not self.keep_in_flight:
             # The session's slots, and its copy of the policy, make room for the update.
             self._session = None

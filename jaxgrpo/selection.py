@@ -1,0 +1,84 @@
+"""A config's order and filter brought to life: which problems are asked, which groups train."""
+
+from jaxgrpo.config import Config
+from jaxgrpo.config.sizes import max_prompts
+from jaxgrpo.data.order import Order, ProblemOrder
+from jaxgrpo.data.pass_rates import read_pass_rates
+from jaxgrpo.data.ranked_order import RankedOrder
+from jaxgrpo.problems import Problems
+from jaxgrpo.rollout.batch import TrainedRows
+from jaxgrpo.rollout.collect import CollectSpec
+from jaxgrpo.rollout.difficulty import DifficultyFilter, History
+from jaxgrpo.rollout.moving_band import MovingBand
+from jaxgrpo.rollout.posterior import Posterior
+from jaxgrpo.rollout.proposals import Proposals, Rests
+
+
+def make_proposals(config: Config, history: History) -> Proposals | None:
+    """Returns what ranks problems, and has seen nothing yet; None: they are asked as the seed says.
+
+    history: the run's
+    """
+    order = config.order
+    if order.by == "seed" and not order.rest:
+        return None
+    measured = read_pass_rates(order.pass_rates) if order.pass_rates else {}
+    return Proposals(
+        by=order.by,
+        group_size=config.batch.group_size,
+        history=history,
+        posterior=Posterior(
+            order.prior_solved, order.prior_failed, order.decay, order.kind_weight
+        ),
+        rests=Rests(order.retire, order.rest),
+        measured=measured,
+    )
+
+
+def make_order(
+    config: Config, problems: Problems, proposals: Proposals | None
+) -> Order:
+    """Returns the order in which a run asks its problems, from the first one."""
+    order = ProblemOrder(problems, config.seed)
+    if proposals is None:
+        return order
+    settings = config.order
+    return RankedOrder(
+        order, proposals, settings.window, settings.share, settings.review
+    )
+
+
+def moving_band(config: Config) -> MovingBand:
+    """Returns what makes the filter of each step."""
+    settings = config.filter
+    first = DifficultyFilter(
+        settings.rule, settings.low, settings.high, settings.min_variance
+    )
+    return MovingBand(
+        first,
+        settings.last_low,
+        settings.last_high,
+        settings.move_steps,
+        settings.target_kept,
+        settings.target_rate,
+    )
+
+
+def trained_rows(config: Config) -> TrainedRows:
+    """Returns which completions an update may count."""
+    return TrainedRows(config.batch.mask_truncated, config.batch.mask_older)
+
+
+def collect_spec(config: Config, step: int, margin: float) -> CollectSpec:
+    """Returns what a step collects.
+
+    margin: of the band, as MovingBand has it
+    """
+    return CollectSpec(
+        groups=config.batch.groups,
+        max_prompts=max_prompts(config),
+        filter=moving_band(config).at(step, margin),
+        refill=config.filter.refill,
+        select=config.filter.select,
+        trained_rows=trained_rows(config),
+    )
