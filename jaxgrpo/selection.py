@@ -81,4 +81,5 @@ def collect_spec(config: Config, step: int, margin: float) -> CollectSpec:
         refill=config.filter.refill,
         select=config.filter.select,
         trained_rows=trained_rows(config),
+        beta=config.filter.beta,
     )

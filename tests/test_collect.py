@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from jaxgrpo.rollout.collect import (
@@ -13,6 +14,7 @@ from jaxgrpo.rollout.collect import (
     most_informative,
 )
 from jaxgrpo.rollout.difficulty import DifficultyFilter
+from jaxgrpo.rollout.filter_metrics import divergence, leading_term
 from jaxgrpo.rollout.judge import Judge
 from jaxgrpo.rollout.stream import RolloutStream
 from tests import tiny_engines
@@ -263,6 +265,52 @@ def test_data_without_a_variance_ends_at_the_bound(script, select):
     collection = world.collect(select=select, max_prompts=9)
     assert collection.groups == []
     assert len(collection.asked) == world.used == 9
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 1.0, 20.0])
+@pytest.mark.parametrize("solved", range(5))
+def test_the_divergence_is_that_of_the_optimal_policy(solved, beta):
+    """Four texts, alike for the initial policy, of which some are right."""
+    initial = np.full(4, 1 / 4)
+    rewards = (np.arange(4) < solved).astype(float)
+    optimal = initial * np.exp(rewards / beta)
+    optimal /= optimal.sum()
+    expected = (initial * np.log(initial / optimal)).sum()
+    assert divergence(solved / 4, beta) == pytest.approx(expected, abs=1e-12)
+    if beta == 20:
+        near = leading_term(rewards.var(), beta)
+        assert near == pytest.approx(expected, rel=0.02, abs=1e-12)
+
+
+def test_the_divergence_of_a_small_beta_is_finite():
+    assert divergence(0.5, 1e-4) == pytest.approx(5e3 - math.log(2))
+
+
+def test_what_the_filter_did_in_numbers():
+    collection = World([0, 4, 1, 3, 2, 2]).collect(low=0.5, high=0.75)
+    metrics = collection.metrics
+    assert ids(collection.groups) == ["p3", "p4", "p5"]
+    rates = {
+        name.removeprefix("filter/pass_rate/"): round(6 * value)
+        for name, value in metrics.items()
+        if name.startswith("filter/pass_rate/")
+    }
+    assert rates == {
+        "none": 1,
+        "below_0.25": 0,
+        "below_0.5": 1,
+        "below_0.75": 2,
+        "below_1": 1,
+        "all": 1,
+    }
+    assert metrics["filter/oversampling"] == 2
+    assert metrics["filter/variance"] == pytest.approx((2 * 3 / 16 + 2 / 4) / 6)
+    assert metrics["filter/variance_trained"] == pytest.approx((3 / 16 + 2 / 4) / 3)
+    assert metrics["filter/leading_term"] == metrics["filter/variance"] / 2
+    assert metrics["filter/divergence"] > 0
+    # Groups of 1, 2, 3 and 4 tokens, of which three train; the scripted session counts one token.
+    assert metrics["completion/tokens_trained"] == metrics["completion/tokens"] == 2.5
+    assert metrics["rollout/trained"] == 30
 
 
 def test_a_batch_of_no_tokens_has_no_age():

@@ -71,6 +71,7 @@ class Filter(FixedFields):
     target_kept: share of groups to be kept, towards which both ends move outwards or inwards (0:
         they do not)
     target_rate: how far they move in a step, for each unit by which the share is missed
+    beta: of the optimal policy that the metric filter/divergence speaks of; nothing else reads it
     """
 
     rule: str = setting("band", one_of=("band", "dapo", "variance", "off"))
@@ -89,6 +90,7 @@ class Filter(FixedFields):
     last_high: float = 0.8
     target_kept: float = setting(0.0, at_least=0, below=1)
     target_rate: float = setting(0.1, above=0)
+    beta: float = setting(1.0, above=0, may_change=True)
 
 
 @dataclass

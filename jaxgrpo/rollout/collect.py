@@ -15,6 +15,7 @@ import numpy as np
 from jaxgrpo.rollout import difficulty
 from jaxgrpo.rollout.batch import ALL_ROWS, TrainedRows, ages_of_trained_tokens
 from jaxgrpo.rollout.difficulty import DifficultyFilter
+from jaxgrpo.rollout.filter_metrics import filter_metrics
 from jaxgrpo.rollout.groups import JudgedGroup
 from jaxgrpo.rollout.judge import RewardWeights
 from jaxgrpo.rollout.protocols import SamplingUsage
@@ -33,6 +34,7 @@ class CollectSpec:
         informative of these fill the batch at the bound; else such groups just leave the batch
     select: one of SELECTIONS, which of the groups that passed are trained on
     trained_rows: completions that the update may count
+    beta: of the optimal policy that filter/divergence speaks of
     """
 
     groups: int
@@ -41,6 +43,7 @@ class CollectSpec:
     refill: bool = True
     select: str = "launch"
     trained_rows: TrainedRows = ALL_ROWS
+    beta: float = 1.0
 
     def needed(self, kept: int, asked: int) -> int:
         """Returns the groups that the step must still ask, at least."""
@@ -96,7 +99,9 @@ def collect_groups(
     equal. It may still hold fewer, or none. Without `spec.refill`, `spec.groups` are judged, and
     those that passed are the batch.
 
-    The metrics of `summarise` and filter/ are of all groups that were judged. The others:
+    The metrics of `summarise` are of all groups that were judged. Those of `filter_metrics` and:
+        filter/fallback: groups that fill the batch without having passed
+        rollout/trained: tokens that are trained on, over those that were chosen in the step
         rollout/age: steps from a token's choice to this one, the mean over the tokens trained on
         rollout/age_max: the greatest of these; both are NaN where no token is trained on
         rollout/age_N: with keep_in_flight, the share of these tokens that is N steps old
@@ -135,18 +140,13 @@ def collect_groups(
     trained = chosen + fallback
 
     # 3. Say how it went.
-    sides = [
-        spec.filter.side(group.solved, group.judged) for group in asked if group.judged
-    ]
     ages = ages_of_trained_tokens(trained, step, spec.trained_rows)
     usage = session.usage
-    metrics = summarise(asked) | {
-        "filter/kept": len(kept) / len(asked),
-        "filter/asked": len(asked),
+    metrics = summarise(asked)
+    metrics |= filter_metrics(asked, kept, trained, spec.filter, spec.beta)
+    metrics |= {
         "filter/fallback": len(fallback),
-        "filter/groups": len(trained),
-        "filter/too_hard": sides.count(-1) / len(asked),
-        "filter/too_easy": sides.count(1) / len(asked),
+        "rollout/trained": ages.size / usage.tokens,
         "rollout/age": ages.mean() if ages.size else math.nan,
         "rollout/age_max": ages.max() if ages.size else math.nan,
         "rollout/in_flight": in_flight,
