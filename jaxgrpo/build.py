@@ -19,6 +19,7 @@ from jaxgrpo.config.sizes import (
     num_slots,
     off_policy_note,
     rows_per_update,
+    trained_group_size,
 )
 from jaxgrpo.data.pass_rates import problems_within
 from jaxgrpo.data.prompt_filter import PromptFilter
@@ -209,7 +210,7 @@ def build_programs(
     )
     update = UpdateSpec(
         micro_batch=micro_batch_size(config),
-        group_size=config.batch.group_size,
+        group_size=trained_group_size(config),
         prompt_width=config.sampling.prompt_width,
         pack=config.batch.pack,
         old_logprobs=config.batch.old_logprobs,
@@ -236,7 +237,7 @@ def make_packer(config: Config, programs: Programs) -> Packer | None:
     if not config.batch.pack:
         return None
     return Packer(
-        group_size=config.batch.group_size,
+        group_size=trained_group_size(config),
         prompt_width=config.sampling.prompt_width,
         columns=config.batch.pack,
         bins_at_once=programs.bins_at_once,
@@ -382,7 +383,8 @@ def _check_positions(sampling: Sampling, folder: Path) -> None:
 
 def _check_shards(config: Config, shards: int) -> None:
     """Raises UserError for a first axis that the devices cannot share evenly."""
-    rows = "batch.groups * batch.group_size"
+    size = "filter.train_rows" if config.filter.train_rows else "batch.group_size"
+    rows = f"batch.groups * {size}"
     if config.batch.updates > 1:
         rows += " / batch.updates"
     sizes = {
@@ -390,9 +392,9 @@ def _check_shards(config: Config, shards: int) -> None:
         "batch.micro_batch": config.batch.micro_batch,
         "sampling.slots": num_slots(config),
     }
-    for name, size in sizes.items():
-        if size % shards:
+    for name, number in sizes.items():
+        if number % shards:
             raise UserError(
-                f"{name} is {size}: it must be a multiple of mesh.data * mesh.fsdp = {shards} "
+                f"{name} is {number}: it must be a multiple of mesh.data * mesh.fsdp = {shards} "
                 "devices"
             )

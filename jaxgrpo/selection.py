@@ -66,7 +66,9 @@ def moving_band(config: Config) -> MovingBand:
 
 def trained_rows(config: Config) -> TrainedRows:
     """Returns which completions an update may count."""
-    return TrainedRows(config.batch.mask_truncated, config.batch.mask_older)
+    return TrainedRows(
+        config.batch.mask_truncated, config.batch.mask_older, config.filter.train_rows
+    )
 
 
 def collect_spec(config: Config, step: int, margin: float) -> CollectSpec:

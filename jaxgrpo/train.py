@@ -248,7 +248,13 @@ def run_step(
     note_groups(run, run_state, collected)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
         writer.write_rollouts(
-            step, step_records(collected, run_state.objective, config.save_rollouts)
+            step,
+            step_records(
+                collected,
+                run_state.objective,
+                config.save_rollouts,
+                spec.trained_rows,
+            ),
         )
 
     # 2. The update.

@@ -425,6 +425,14 @@ trial(
     valid({"filter.select": "finish", "sampling.keep_in_flight": False}),
 )
 setting(
+    "or 0 for all of a group",
+    "filter.train_rows",
+    1,
+    2,
+    4,
+    0,
+)
+setting(
     "set order.pass_rates to a file of them, or order.low to 0",
     "order",
     Order(low=0.1),

@@ -26,6 +26,7 @@ from jaxgrpo.config.schema import (
     Mesh,
     Sampling,
 )
+from jaxgrpo.config.sizes import trained_group_size
 from jaxgrpo.errors import UserError, check_choice
 from jaxgrpo.models.lora import TARGETS
 from jaxgrpo.problems import Weighted
@@ -36,7 +37,7 @@ def validate(config: Config) -> None:
     _check_types(config)
     _check_marks(config)
     _check_stop(config.sampling.stop)
-    _check_batch(config.batch)
+    _check_batch(config.batch, trained_group_size(config))
     _check_pack(config.batch.pack, config.sampling)
     check_objective(config)
     check_filter(config)
@@ -147,22 +148,25 @@ def _check_stop(stop: tuple[str, ...]) -> None:
         )
 
 
-def _check_batch(batch: Batch) -> None:
-    """Raises UserError if updates do not divide the groups, or micro-batches an update's rows."""
+def _check_batch(batch: Batch, group_size: int) -> None:
+    """Raises UserError if updates do not divide the groups, or micro-batches an update's rows.
+
+    group_size: completions of a group that are trained on
+    """
     if batch.groups % batch.updates:
         raise UserError(
             f"batch.updates is {batch.updates}: it must divide batch.groups={batch.groups}; "
             f"the nearest that do are {_nearest_divisors(batch.groups, batch.updates)}"
         )
     groups = batch.groups // batch.updates
-    rows = groups * batch.group_size
+    rows = groups * group_size
     size = batch.micro_batch
     # Bins need not divide: as many as a micro-batch lacks are left empty.
     if not size or batch.pack or rows % size == 0:
         return
-    product = f"groups * group_size = {groups} * {batch.group_size}"
+    product = f"groups * group_size = {groups} * {group_size}"
     if batch.updates > 1:
-        product = f"groups / updates * group_size = {groups} * {batch.group_size}"
+        product = f"groups / updates * group_size = {groups} * {group_size}"
     raise UserError(
         f"batch.micro_batch is {size}: it must divide {product} = {rows}; "
         f"the nearest that do are {_nearest_divisors(rows, size)}"

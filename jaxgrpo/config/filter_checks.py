@@ -9,6 +9,12 @@ def check_filter(config: Config) -> None:
     settings = config.filter
     _check_band(settings, config.batch.group_size)
     _check_moving(settings)
+    sampled = config.batch.group_size
+    if settings.train_rows and not 2 <= settings.train_rows <= sampled:
+        raise UserError(
+            f"filter.train_rows is {settings.train_rows}: it must be from 2 to "
+            f"batch.group_size={sampled}, or 0 for all of a group"
+        )
     if settings.select == "finish" and config.sampling.keep_in_flight:
         raise UserError(
             "filter.select is 'finish' and sampling.keep_in_flight on: what is in flight goes on "

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from jaxgrpo import losses
 from jaxgrpo.config import overrides
 from jaxgrpo.config.schema import Config
+from jaxgrpo.config.sizes import trained_group_size
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Objective
 
@@ -68,7 +69,7 @@ def make_objective(name: str, config: Config) -> Objective:
     cls = _find(name)
     of_the_run: dict[str, int | float] = {
         "budget": float(config.sampling.max_new_tokens),
-        "group_size": config.batch.group_size,
+        "group_size": trained_group_size(config),
     }
     required = {
         field.name: of_the_run[field.name]

@@ -65,6 +65,8 @@ class Filter(FixedFields):
     select: of the groups that pass, "launch": the first in the order of launch; "variance": those
         of the greatest variance, when as many prompts were sampled as may be; "finish": the first
         to end, which favours short answers
+    train_rows: completions of a group that are trained on, those of the greatest variance of the
+        reward (0: all) (arXiv 2504.13818)
     move_steps: steps in which the ends move evenly to last_low and last_high (0: they stay)
     last_low: the lower end then
     last_high: the upper end then
@@ -85,6 +87,7 @@ class Filter(FixedFields):
         why="a step samples at least one prompt for each group of its batch",
     )
     select: str = setting("launch", one_of=("launch", "variance", "finish"))
+    train_rows: int = setting(0, at_least=0)
     move_steps: int = setting(0, at_least=0)
     last_low: float = 0.2
     last_high: float = 0.8
