@@ -12,6 +12,7 @@ from jaxgrpo.rollout.difficulty import DifficultyFilter, History
 from jaxgrpo.rollout.moving_band import MovingBand
 from jaxgrpo.rollout.posterior import Posterior
 from jaxgrpo.rollout.proposals import Proposals, Rests
+from jaxgrpo.rollout.screening import EarlyStop
 
 
 def make_proposals(config: Config, history: History) -> Proposals | None:
@@ -76,12 +77,28 @@ def collect_spec(config: Config, step: int, margin: float) -> CollectSpec:
 
     margin: of the band, as MovingBand has it
     """
+    rule = moving_band(config).at(step, margin)
     return CollectSpec(
         groups=config.batch.groups,
         max_prompts=max_prompts(config),
-        filter=moving_band(config).at(step, margin),
+        filter=rule,
         refill=config.filter.refill,
         select=config.filter.select,
         trained_rows=trained_rows(config),
         beta=config.filter.beta,
+        early_stop=_early_stop(config, rule),
+    )
+
+
+def _early_stop(config: Config, rule: DifficultyFilter) -> EarlyStop | None:
+    """Returns what stops the groups of a step; None: nothing does."""
+    settings = config.filter
+    if not settings.early_verdicts:
+        return None
+    return EarlyStop(
+        verdicts=settings.early_verdicts,
+        group_size=config.batch.group_size,
+        rule=rule,
+        min_chance=settings.early_chance,
+        prior=(config.order.prior_solved, config.order.prior_failed),
     )

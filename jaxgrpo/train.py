@@ -170,6 +170,7 @@ def run_steps(
         sampling=SamplingParams(config.sampling.temperature),
         purpose="training",
         stop=config.sampling.stop,
+        screened=config.filter.early_verdicts,
     )
     stream = RolloutStream(
         run.engine,

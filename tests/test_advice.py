@@ -432,6 +432,24 @@ setting(
     4,
     0,
 )
+setting("or 0 to sample all at once", "filter.early_verdicts", 8, 7, 0)
+setting(
+    "set filter.rule to 'dapo', or filter.early_verdicts to 0",
+    "filter",
+    Filter(rule="variance", early_verdicts=4),
+    Filter(rule="dapo", early_verdicts=4),
+    Filter(rule="variance"),
+)
+TOGETHER = {
+    "accuracy": Weighted(right, 1.0),
+    "ranks": Weighted(batched(lambda problem, texts: [0.0] * len(texts)), 1.0),
+}
+trial(
+    "or leave that reward out",
+    valid({"filter.early_verdicts": 4, "rewards": TOGETHER}),
+    valid({"rewards": TOGETHER}),
+    valid({"filter.early_verdicts": 4}),
+)
 setting(
     "set order.pass_rates to a file of them, or order.low to 0",
     "order",

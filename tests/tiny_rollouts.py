@@ -277,6 +277,11 @@ class ScriptedSession:
     def wait_for_call(self) -> None:
         pass
 
+    is_idle = True
+
+    def decide(self, index: int, goes_on: bool) -> None:
+        raise AssertionError("all rows of a group start at once here")
+
 
 def in_lockstep(monkeypatch, num_processes: int, work: Callable[[int], object]) -> list:
     """Returns what `work(process)` returns in each of so many processes.

@@ -40,9 +40,9 @@ def validate(config: Config) -> None:
     _check_batch(config.batch, trained_group_size(config))
     _check_pack(config.batch.pack, config.sampling)
     check_objective(config)
+    _check_rewards(config.rewards, config.solved_by)
     check_filter(config)
     check_order(config.order)
-    _check_rewards(config.rewards, config.solved_by)
     _check_evaluation(config.evaluation)
     _check_lora(config.lora.targets)
     if config.lora.rank and config.reference:

@@ -2,6 +2,7 @@
 
 from jaxgrpo.config.schema import Config, Filter, Order
 from jaxgrpo.errors import UserError
+from jaxgrpo.problems import is_batched
 
 
 def check_filter(config: Config) -> None:
@@ -15,11 +16,37 @@ def check_filter(config: Config) -> None:
             f"filter.train_rows is {settings.train_rows}: it must be from 2 to "
             f"batch.group_size={sampled}, or 0 for all of a group"
         )
+    if settings.early_verdicts:
+        _check_early_stop(config)
     if settings.select == "finish" and config.sampling.keep_in_flight:
         raise UserError(
             "filter.select is 'finish' and sampling.keep_in_flight on: what is in flight goes on "
             "in the order of launch; set filter.select to 'launch', or sampling.keep_in_flight to "
             "false"
+        )
+
+
+def _check_early_stop(config: Config) -> None:
+    """Raises UserError where groups cannot be stopped by their first verdicts."""
+    settings = config.filter
+    early = f"filter.early_verdicts is {settings.early_verdicts}"
+    sampled = config.batch.group_size
+    if settings.early_verdicts >= sampled:
+        raise UserError(
+            f"{early}: it must be below batch.group_size={sampled}, or 0 to sample all at once"
+        )
+    if settings.rule == "variance":
+        raise UserError(
+            f"{early} and filter.rule 'variance': verdicts do not say whether a group may pass; "
+            "set filter.rule to 'dapo', or filter.early_verdicts to 0"
+        )
+    together = [
+        name for name, reward in config.rewards.items() if is_batched(reward.function)
+    ]
+    if together:
+        raise UserError(
+            f"{early}, and the reward {together[0]!r} must see all completions of a group: set "
+            "filter.early_verdicts to 0, or leave that reward out"
         )
 
 

@@ -65,6 +65,9 @@ class Filter(FixedFields):
     select: of the groups that pass, "launch": the first in the order of launch; "variance": those
         of the greatest variance, when as many prompts were sampled as may be; "finish": the first
         to end, which favours short answers
+    early_verdicts: completions of a group that are sampled and judged first; the others are if the
+        group may still pass (0: all are sampled at once) (arXiv 2506.09016)
+    early_chance: how likely it must be to pass, by these verdicts
     train_rows: completions of a group that are trained on, those of the greatest variance of the
         reward (0: all) (arXiv 2504.13818)
     move_steps: steps in which the ends move evenly to last_low and last_high (0: they stay)
@@ -87,6 +90,8 @@ class Filter(FixedFields):
         why="a step samples at least one prompt for each group of its batch",
     )
     select: str = setting("launch", one_of=("launch", "variance", "finish"))
+    early_verdicts: int = setting(0, at_least=0)
+    early_chance: float = setting(0.2, above=0, at_most=1)
     train_rows: int = setting(0, at_least=0)
     move_steps: int = setting(0, at_least=0)
     last_low: float = 0.2

@@ -20,6 +20,7 @@ from jaxgrpo.rollout.groups import JudgedGroup
 from jaxgrpo.rollout.judge import RewardWeights
 from jaxgrpo.rollout.protocols import SamplingUsage
 from jaxgrpo.rollout.report import summarise
+from jaxgrpo.rollout.screening import EarlyStop, early_stop_metrics
 from jaxgrpo.rollout.stream import RolloutStream
 from jaxgrpo.types import Params
 
@@ -35,6 +36,7 @@ class CollectSpec:
     select: one of SELECTIONS, which of the groups that passed are trained on
     trained_rows: completions that the update may count
     beta: of the optimal policy that filter/divergence speaks of
+    early_stop: says which groups are not sampled further, by their first verdicts; None: all are
     """
 
     groups: int
@@ -44,6 +46,7 @@ class CollectSpec:
     select: str = "launch"
     trained_rows: TrainedRows = ALL_ROWS
     beta: float = 1.0
+    early_stop: EarlyStop | None = None
 
     def needed(self, kept: int, asked: int) -> int:
         """Returns the groups that the step must still ask, at least."""
@@ -55,7 +58,13 @@ class CollectSpec:
 
     def accepts(self, group: JudgedGroup) -> bool:
         """Returns whether a group may train the policy."""
-        return self.filter.accepts(group.solved, group.judged, group.rewards)
+        return self.is_whole(group) and self.filter.accepts(
+            group.solved, group.judged, group.rewards
+        )
+
+    def is_whole(self, group: JudgedGroup) -> bool:
+        """Returns whether all rows of a group were sampled."""
+        return not self.early_stop or len(group.texts) == self.early_stop.group_size
 
 
 SELECTIONS = ("launch", "finish", "variance")
@@ -116,7 +125,9 @@ def collect_groups(
     weights: of the rewards in this step
     """
     # 1. Ask and judge until the batch is full, or the bound on prompts is reached.
-    session = stream.begin(params, step, weights, spec.groups, spec.max_prompts)
+    session = stream.begin(
+        params, step, weights, spec.groups, spec.max_prompts, spec.early_stop
+    )
     asked: list[JudgedGroup] = []
     kept: list[JudgedGroup] = []
     while True:
@@ -136,7 +147,8 @@ def collect_groups(
         chosen = sorted(kept, key=_informativeness, reverse=True)[: spec.groups]
     fallback = []
     if spec.refill:
-        fallback = most_informative(_others(asked, kept), spec.groups - len(kept))
+        others = filter(spec.is_whole, _others(asked, kept))
+        fallback = most_informative(others, spec.groups - len(kept))
     trained = chosen + fallback
 
     # 3. Say how it went.
@@ -155,6 +167,8 @@ def collect_groups(
         "rollout/idle": usage.idle_seconds / usage.seconds,
         "time/rollout": usage.seconds,
     }
+    if spec.early_stop:
+        metrics |= early_stop_metrics(asked, spec.early_stop, stream.judge.solved_by)
     if stream.keep_in_flight:
         for age in range(stream.max_age + 1):
             metrics[f"rollout/age_{age}"] = np.mean(ages == age) if ages.size else 0.0

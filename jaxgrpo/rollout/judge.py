@@ -23,7 +23,8 @@ from jaxgrpo.rollout.groups import (
     JudgedGroup,
     JudgedTexts,
 )
-from jaxgrpo.rollout.protocols import Event
+from jaxgrpo.rollout.protocols import Event, Session
+from jaxgrpo.rollout.screening import EarlyStop
 
 RewardWeights = Mapping[str, float]
 """The weight of each reward, by its name, in the sum that advantages are made of."""
@@ -115,14 +116,20 @@ class Judge:
         # missing verdicts do not make the sum NaN.
         parts = [weight * values[name] for name, weight in weights.items() if weight]
         # 3. Counts for the difficulty filter: of right and wrong alone, whatever else is rewarded.
-        is_solved = values[self.solved_by]
+        solved, judged = self.count(verdicts)
         return {
             "values": values,
             "missing": missing,
             "rewards": np.sum(parts, axis=0) if parts else np.zeros(len(verdicts)),
-            "solved": int(np.sum(is_solved == 1.0)),
-            "judged": int(np.sum(~np.isnan(is_solved))),
+            "solved": solved,
+            "judged": judged,
         }
+
+    def count(self, verdicts: Sequence[JsonVerdicts]) -> tuple[int, int]:
+        """Returns how many texts are right, and of how many it is known."""
+        known = [_to_number(row[self.solved_by]) for row in verdicts]
+        known = [value for value in known if not math.isnan(value)]
+        return known.count(1.0), len(known)
 
 
 def _to_json(verdict: float | Missing) -> float | str:
@@ -148,15 +155,20 @@ def judged_in_order(
 
 
 def judged_groups(
-    session: Iterable[Event | None], queue: "JudgingQueue", weights: RewardWeights
+    session: Any, queue: "JudgingQueue", weights: RewardWeights
 ) -> Iterator[JudgedGroup]:
-    """Yields the groups of a session as `judged_in_order`, in the order of the queue."""
+    """Yields the groups of a session as `judged_in_order`, in the order of the queue.
+
+    session: an iterable of events; with `queue.early_stop` a Session, which is told of decisions
+    """
     try:
         for event in session:
             if event is not None:
                 queue.add_event(event)
             # None: the device has begun its next call, the time at which processes meet. A process
             # that is alone hands out at every complete group, too.
+            if event is None and queue.early_stop:
+                queue.decide(session)
             is_alone = queue.processes == 1
             if event is None or (
                 is_alone and not isinstance(event, FinishedCompletion)
@@ -196,6 +208,12 @@ class JudgingQueue:
     """Tickets of this process's complete groups."""
     verdicts: dict[int, list[JsonVerdicts]] = field(default_factory=dict)
     """JsonVerdicts of groups that are not handed out yet: the same in all processes."""
+    early_stop: EarlyStop | None = None
+    """Says which groups go on, by their first verdicts; None: all rows start at once."""
+    screened: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    """How many first texts have ended of each group that is not decided on, by index."""
+    due: list[int] = field(default_factory=list)
+    """Those of these groups that are decided on next."""
 
     @property
     def num_complete(self) -> int:
@@ -211,6 +229,8 @@ class JudgingQueue:
             self._add_group(index, group)
 
     def _add_completion(self, finished: FinishedCompletion) -> None:
+        if self.early_stop and finished.sample < self.early_stop.verdicts:
+            self.screened[finished.index] += 1
         if not self._is_mine(finished.index):
             return
         ticket = self.judge.submit_early(finished)
@@ -249,6 +269,33 @@ class JudgingQueue:
             self.head += 1
             self.used = max(self.used, index + 1)
             yield self.judge.judge(group, verdicts, weights)
+
+    def decide(self, session: Session) -> None:
+        """Tells the session which groups go on, whose first texts have been judged meanwhile.
+
+        Verdicts are waited for, so that sampling alone, and no clock, says when other rows start:
+        those of texts that had ended before the call that has just begun. They were computed while
+        the call before it ran. Where none runs, those of all texts.
+        """
+        if self.early_stop is None:
+            return
+        own = []
+        for index in list(self.screened) if session.is_idle else self.due:
+            if self.screened[index] == self.early_stop.verdicts and self._is_mine(
+                index
+            ):
+                tickets = list(self.early_tickets[index].values())
+                counts = self.judge.count(self.judge.verdicts(tickets))
+                own.append([index, self.early_stop.goes_on(*counts)])
+        # A collective, as `judged`.
+        for index, goes_on in sorted(itertools.chain(*gather_json(own))):
+            del self.screened[index]
+            session.decide(index, goes_on)
+        self.due = [
+            index
+            for index, ended in self.screened.items()
+            if ended == self.early_stop.verdicts
+        ]
 
     def cancel(self) -> None:
         """Tells the pool that what has not been handed out is not wanted any more."""

@@ -92,7 +92,11 @@ class Posterior:
 
 
 def chance_to_pass(
-    parameters: Sequence[tuple[float, float]], group_size: int, rule: DifficultyFilter
+    parameters: Sequence[tuple[float, float]],
+    size: int,
+    rule: DifficultyFilter,
+    solved_before: int = 0,
+    judged_before: int = 0,
 ) -> Float[np.ndarray, "n"]:
     """Returns how likely a group of each posterior is to pass the filter.
 
@@ -100,13 +104,16 @@ def chance_to_pass(
     that pass. A filter by the variance of rewards is taken to be one by the variance of verdicts.
 
     parameters: of Beta distributions
+    size: completions that are still to be judged
+    solved_before, judged_before: what is known of the others of the group
     """
     # Not at the top: it takes seconds to import, and most runs do not need it.
     from scipy.stats import betabinom
 
-    passing = [n for n in range(group_size + 1) if rule.accepts(n, group_size)]
+    judged = judged_before + size
+    passing = [n for n in range(size + 1) if rule.accepts(solved_before + n, judged)]
     solved, failed = np.array(parameters, float).reshape(-1, 2, 1).transpose(1, 0, 2)
-    return betabinom.pmf(np.array(passing), group_size, solved, failed).sum(axis=1)
+    return betabinom.pmf(np.array(passing), size, solved, failed).sum(axis=1)
 
 
 def _kind(problem: Problem) -> str:

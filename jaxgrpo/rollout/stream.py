@@ -10,6 +10,7 @@ from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.rollout.groups import JudgedGroup, SamplingRequest
 from jaxgrpo.rollout.judge import Judge, JudgingQueue, RewardWeights, judged_groups
 from jaxgrpo.rollout.protocols import Event, SamplingEngine, Session
+from jaxgrpo.rollout.screening import EarlyStop
 from jaxgrpo.types import Params
 
 
@@ -65,18 +66,20 @@ class RolloutStream:
         weights: RewardWeights,
         groups: int,
         max_prompts: int,
+        early_stop: EarlyStop | None = None,
     ) -> Session:
         """Begins a step, whose groups `take` returns. With keep_in_flight the device is then busy.
 
         weights: of the rewards in this step
         groups: groups that the step needs at least, unless there are fewer prompts
         max_prompts: problems that the step may ask
+        early_stop: says which groups go on by their first verdicts, on `request.screened` rows
         """
         self._weights = weights
         if not self.keep_in_flight:
             problems = islice(self.problems, max_prompts)
             session = self.engine.session(params, problems, self.request, step)
-            self._queue = self._new_queue()
+            self._queue = self._new_queue(early_stop)
             self._groups = judged_groups(session, self._queue, weights)
             self._session = session
             return session
@@ -84,20 +87,22 @@ class RolloutStream:
             session = self.engine.session(params, self.problems, self.request, step)
             self._session = session
             self._events = iter(session)
-            self._queue = self._new_queue()
+            self._queue = self._new_queue(early_stop)
         else:
             session = self._session
             session.set_policy(params, step)
+            self._queue.early_stop = early_stop
         self._spare = self.max_age * groups
         self._advance(session, min(groups, max_prompts))
         return session
 
-    def _new_queue(self) -> JudgingQueue:
+    def _new_queue(self, early_stop: EarlyStop | None) -> JudgingQueue:
         return JudgingQueue(
             self.judge,
             jax.process_index(),
             jax.process_count(),
             self.in_launch_order,
+            early_stop=early_stop,
         )
 
     def take(self, needed: int) -> list[JudgedGroup]:
@@ -128,6 +133,7 @@ class RolloutStream:
         session.max_launched = self._queue.head + needed + self._spare
         for event in self._events:
             if event is None:
+                self._queue.decide(session)
                 return True
             self._queue.add_event(event)
         return False
