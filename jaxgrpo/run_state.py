@@ -33,7 +33,7 @@ class RunState:
 
     reward_weights: those of the next step
     objective: that of the next step: its coefficients may move (losses.moving)
-    proposals: what ranks problems; None: they are asked in the seed's order
+    proposals: what estimates pass rates and ranks problems by them; None: nobody asks it
     margin: of the next step's band, as rollout.moving_band has it
     started_at: when the run would have started (time.time) if it had never been interrupted
     """
@@ -158,7 +158,7 @@ def restore_or_start(
 def begin_step(run: Run, run_state: RunState) -> CollectSpec:
     """Returns what the next step collects; its problems are ranked for its filter from now on."""
     step = run_state.step + 1
-    spec = collect_spec(run.config, step, run_state.margin)
+    spec = collect_spec(run.config, step, run_state.margin, run_state.proposals)
     if run_state.proposals is not None:
         run_state.proposals.begin(step, spec.filter)
     return spec

@@ -1,6 +1,7 @@
 """A config's order and filter brought to life: which problems are asked, which groups train."""
 
 from jaxgrpo.config import Config
+from jaxgrpo.config import Order as OrderSettings
 from jaxgrpo.config.sizes import max_prompts
 from jaxgrpo.data.order import Order, ProblemOrder
 from jaxgrpo.data.pass_rates import read_pass_rates
@@ -16,12 +17,12 @@ from jaxgrpo.rollout.screening import EarlyStop
 
 
 def make_proposals(config: Config, history: History) -> Proposals | None:
-    """Returns what ranks problems, and has seen nothing yet; None: they are asked as the seed says.
+    """Returns what estimates and ranks problems, and has seen nothing yet; None: nobody asks it.
 
     history: the run's
     """
     order = config.order
-    if order.by == "seed" and not order.rest:
+    if not (_is_ranked(order) or config.filter.early_verdicts):
         return None
     measured = read_pass_rates(order.pass_rates) if order.pass_rates else {}
     return Proposals(
@@ -41,12 +42,17 @@ def make_order(
 ) -> Order:
     """Returns the order in which a run asks its problems, from the first one."""
     order = ProblemOrder(problems, config.seed)
-    if proposals is None:
-        return order
     settings = config.order
+    if proposals is None or not _is_ranked(settings):
+        return order
     return RankedOrder(
         order, proposals, settings.window, settings.share, settings.review
     )
+
+
+def _is_ranked(order: OrderSettings) -> bool:
+    """Returns whether problems are asked in another order than the seed's."""
+    return order.by != "seed" or order.rest > 0
 
 
 def moving_band(config: Config) -> MovingBand:
@@ -72,7 +78,9 @@ def trained_rows(config: Config) -> TrainedRows:
     )
 
 
-def collect_spec(config: Config, step: int, margin: float) -> CollectSpec:
+def collect_spec(
+    config: Config, step: int, margin: float, proposals: Proposals | None
+) -> CollectSpec:
     """Returns what a step collects.
 
     margin: of the band, as MovingBand has it
@@ -86,19 +94,21 @@ def collect_spec(config: Config, step: int, margin: float) -> CollectSpec:
         select=config.filter.select,
         trained_rows=trained_rows(config),
         beta=config.filter.beta,
-        early_stop=_early_stop(config, rule),
+        early_stop=_early_stop(config, rule, proposals),
     )
 
 
-def _early_stop(config: Config, rule: DifficultyFilter) -> EarlyStop | None:
+def _early_stop(
+    config: Config, rule: DifficultyFilter, proposals: Proposals | None
+) -> EarlyStop | None:
     """Returns what stops the groups of a step; None: nothing does."""
     settings = config.filter
-    if not settings.early_verdicts:
+    if proposals is None or not settings.early_verdicts:
         return None
     return EarlyStop(
         verdicts=settings.early_verdicts,
         group_size=config.batch.group_size,
         rule=rule,
         min_chance=settings.early_chance,
-        prior=(config.order.prior_solved, config.order.prior_failed),
+        prior=proposals.beta,
     )

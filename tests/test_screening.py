@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from jaxgrpo.problems import Problem
 from jaxgrpo.rollout.collect import Collection, CollectSpec, collect_groups
 from jaxgrpo.rollout.difficulty import DifficultyFilter
 from jaxgrpo.rollout.judge import Judge
@@ -30,21 +31,27 @@ HALF = EarlyStop(verdicts=2, group_size=4, rule=BAND, min_chance=0.3)
 """Of four, two must be solved. After one of two that is likely, after none or two it is not."""
 
 
+PROBLEM = Problem("p", "prompt", "1")
+
+
 def test_a_group_goes_on_while_it_may_well_pass():
-    assert [HALF.goes_on(solved, 2) for solved in range(3)] == [False, True, False]
+    def goes_on(rule: EarlyStop, solved: int, judged: int = 2) -> bool:
+        return rule.goes_on(PROBLEM, solved, judged)
+
+    assert [goes_on(HALF, solved) for solved in range(3)] == [False, True, False]
     # From Beta(1, 1), after none of two: two of two more, (1 * 2) / (4 * 5).
-    assert replace(HALF, min_chance=0.0999).goes_on(0, 2)
-    assert not replace(HALF, min_chance=0.1001).goes_on(0, 2)
-    # What cannot be any more is never sampled: more than half of four after three failed.
+    assert goes_on(replace(HALF, min_chance=0.0999), 0)
+    assert not goes_on(replace(HALF, min_chance=0.1001), 0)
+    # What cannot be any more is never sampled: two of four after three failed.
     three = replace(HALF, verdicts=3, min_chance=1e-9)
-    assert not three.goes_on(0, 3)
-    assert three.goes_on(1, 3)
+    assert not goes_on(three, 0, 3)
+    assert goes_on(three, 1, 3)
     # Whatever passes in any case goes on, and so does what has no verdict.
     off = replace(HALF, rule=DifficultyFilter("off", 0.0, 1.0), min_chance=1.0)
-    assert off.goes_on(0, 2)
-    assert HALF.goes_on(0, 0)
-    # A prior that knows better.
-    assert not replace(HALF, prior=(1.0, 30.0)).goes_on(1, 2)
+    assert goes_on(off, 0)
+    assert goes_on(HALF, 0, 0)
+    # What is known of the problem before counts, too.
+    assert not goes_on(replace(HALF, prior=lambda problem: (1.0, 30.0)), 1)
 
 
 def collect(
@@ -92,7 +99,7 @@ def test_groups_that_go_on_are_what_they_would_have_been(stopped):
             assert group.texts == expected.texts[:rows]
             np.testing.assert_array_equal(group.tokens, expected.tokens[:rows])
         first_solved = int(np.sum(group.values["accuracy"][:2]))
-        assert (rows == 4) == HALF.goes_on(first_solved, 2)
+        assert (rows == 4) == HALF.goes_on(group.problem, first_solved, 2)
     assert lengths == {2, 4}
 
 

@@ -67,7 +67,7 @@ class Filter(FixedFields):
         to end, which favours short answers
     early_verdicts: completions of a group that are sampled and judged first; the others are if the
         group may still pass (0: all are sampled at once) (arXiv 2506.09016)
-    early_chance: how likely it must be to pass, by these verdicts
+    early_chance: how likely it must be to pass, by these and the run's earlier verdicts (see order)
     train_rows: completions of a group that are trained on, those of the greatest variance of the
         reward (0: all) (arXiv 2504.13818)
     move_steps: steps in which the ends move evenly to last_low and last_high (0: they stay)
@@ -91,7 +91,7 @@ class Filter(FixedFields):
     )
     select: str = setting("launch", one_of=("launch", "variance", "finish"))
     early_verdicts: int = setting(0, at_least=0)
-    early_chance: float = setting(0.2, above=0, at_most=1)
+    early_chance: float = setting(0.3, above=0, at_most=1)
     train_rows: int = setting(0, at_least=0)
     move_steps: int = setting(0, at_least=0)
     last_low: float = 0.2

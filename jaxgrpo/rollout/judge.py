@@ -210,8 +210,10 @@ class JudgingQueue:
     """JsonVerdicts of groups that are not handed out yet: the same in all processes."""
     early_stop: EarlyStop | None = None
     """Says which groups go on, by their first verdicts; None: all rows start at once."""
-    screened: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    """How many first texts have ended of each group that is not decided on, by index."""
+    screened: dict[int, list[FinishedCompletion]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """The first texts that have ended of each group that is not decided on, by index."""
     due: list[int] = field(default_factory=list)
     """Those of these groups that are decided on next."""
 
@@ -230,7 +232,7 @@ class JudgingQueue:
 
     def _add_completion(self, finished: FinishedCompletion) -> None:
         if self.early_stop and finished.sample < self.early_stop.verdicts:
-            self.screened[finished.index] += 1
+            self.screened[finished.index].append(finished)
         if not self._is_mine(finished.index):
             return
         ticket = self.judge.submit_early(finished)
@@ -280,21 +282,25 @@ class JudgingQueue:
         if self.early_stop is None:
             return
         own = []
-        for index in list(self.screened) if session.is_idle else self.due:
-            if self.screened[index] == self.early_stop.verdicts and self._is_mine(
-                index
-            ):
+        for index in self._screened_whole() if session.is_idle else self.due:
+            if self._is_mine(index):
                 tickets = list(self.early_tickets[index].values())
                 counts = self.judge.count(self.judge.verdicts(tickets))
-                own.append([index, self.early_stop.goes_on(*counts)])
+                problem = self.screened[index][0].problem
+                own.append([index, self.early_stop.goes_on(problem, *counts)])
         # A collective, as `judged`.
         for index, goes_on in sorted(itertools.chain(*gather_json(own))):
             del self.screened[index]
             session.decide(index, goes_on)
-        self.due = [
+        self.due = self._screened_whole()
+
+    def _screened_whole(self) -> list[int]:
+        """Returns the indices of groups whose first texts have all ended."""
+        assert self.early_stop is not None
+        return [
             index
-            for index, ended in self.screened.items()
-            if ended == self.early_stop.verdicts
+            for index, texts in self.screened.items()
+            if len(texts) == self.early_stop.verdicts
         ]
 
     def cancel(self) -> None:

@@ -96,6 +96,10 @@ class Proposals:
         """Returns a score for each problem: the greatest is asked first."""
         return [round(float(score), DIGITS) for score in self._scores(problems)]
 
+    def beta(self, problem: Problem) -> tuple[float, float]:
+        """Returns the parameters of a problem's posterior, before the rollouts of this step."""
+        return self.posterior.beta(problem, self.step)
+
     def wakes_at(self, problem: Problem) -> int:
         """Returns the first pass over the data in which the problem may be asked again."""
         return self.rests.wakes_at(problem.id)
@@ -121,7 +125,7 @@ class Proposals:
             return [0.0] * len(problems)
         if self.by == "difficulty":
             return [self._ease(problem) for problem in problems]
-        parameters = [self.posterior.beta(problem, self.step) for problem in problems]
+        parameters = [self.beta(problem) for problem in problems]
         if self.by == "estimate":
             return [solved / (solved + failed) for solved, failed in parameters]
         return chance_to_pass(parameters, self.group_size, self.filter).tolist()

@@ -11,11 +11,12 @@ Source: arXiv 2506.09016
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from jaxgrpo.problems import Problem
 from jaxgrpo.rollout.difficulty import DifficultyFilter
 from jaxgrpo.rollout.groups import JudgedGroup
 from jaxgrpo.rollout.pending import PendingGroup
@@ -74,6 +75,11 @@ class Screening:
         ]
 
 
+def uniform_prior(problem: Problem) -> tuple[float, float]:
+    """Returns the parameters of a pass rate of which nothing is known."""
+    return 1.0, 1.0
+
+
 @dataclass(frozen=True)
 class EarlyStop:
     """Says by the verdicts on a group's first rows whether it may still pass the filter.
@@ -82,21 +88,23 @@ class EarlyStop:
     group_size: G
     rule: the filter
     min_chance: a group that is less likely to pass is stopped
-    prior: parameters of the Beta distribution that pass rates are drawn from
+    prior: returns the parameters of the Beta distribution of a problem's pass rate, as it is known
+        before
     """
 
     verdicts: int
     group_size: int
     rule: DifficultyFilter
     min_chance: float
-    prior: tuple[float, float] = (1.0, 1.0)
+    prior: Callable[[Problem], tuple[float, float]] = uniform_prior
 
-    def goes_on(self, solved: int, judged: int) -> bool:
+    def goes_on(self, problem: Problem, solved: int, judged: int) -> bool:
         """Returns whether a group's other rows are worth sampling.
 
         solved, judged: of the first rows
         """
-        parameters = (self.prior[0] + solved, self.prior[1] + judged - solved)
+        before_solved, before_failed = self.prior(problem)
+        parameters = (before_solved + solved, before_failed + judged - solved)
         others = self.group_size - self.verdicts
         chance = chance_to_pass([parameters], others, self.rule, solved, judged)
         return bool(chance[0] >= self.min_chance)
