@@ -80,7 +80,7 @@ def binding(seconds: dict[str, float]) -> str:
 
 def rows_per_step(config: Config, assumptions: Assumptions) -> float:
     """Returns the completions that a GRPO step samples."""
-    most = max_prompts(config)
+    most = float(max_prompts(config))
     if config.filter.select == "variance":
         return most * config.batch.group_size
     # The filter drops groups, and others are sampled in their place, up to a limit.
