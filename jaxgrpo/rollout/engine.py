@@ -169,7 +169,7 @@ class SamplingSession:
             if any(self._rows):
                 self._resize()
                 self._launch_decode()
-            elif self._exhausted and not self._may_continue():
+            elif self._exhausted and not self._screening.is_busy:
                 break
             # 3. Meanwhile what the last call has ended is handed out, and the caller does its work.
             yield from self.take_events()
@@ -273,6 +273,7 @@ class SamplingSession:
         self.usage.prompt_tokens += sum(len(prompt) for prompt in prompts)
         for place, group in enumerate(groups):
             rows = group.start(self._request.screened)
+            self._screening.note_start(group)
             self._waiting.extend((place, row) for row in rows)
         return True
 
@@ -328,11 +329,6 @@ class SamplingSession:
             longer = (n for n in self._programs.ring_lengths if n > self._ring_length)
             self._ring_length = min(longer)
             self._state = self._programs.grow(self._state, self._ring_length)
-
-    def _may_continue(self) -> bool:
-        """Returns whether a group is still to be decided on, or to be handed out after that."""
-        has_screened = bool(self._ended and self._request.screened)
-        return has_screened or self._screening.is_busy
 
     def _has_more(self) -> bool:
         """Returns whether rows may start that have not."""

@@ -28,8 +28,10 @@ from jaxgrpo.rollout.report import mean
 class Screening:
     """A session's groups whose first rows have ended, and what became of them."""
 
+    _num_open: int = 0
+    """Groups that are not decided on, though their first rows may still be written."""
     _undecided: dict[int, PendingGroup] = field(default_factory=dict)
-    """By index."""
+    """By index, those of them whose first rows have ended."""
     _continued: deque[PendingGroup] = field(default_factory=deque)
     """Those that go on, and whose other rows have not started."""
     _stopped: list[PendingGroup] = field(default_factory=list)
@@ -38,12 +40,16 @@ class Screening:
     @property
     def may_continue(self) -> bool:
         """Returns whether rows of some group may still start."""
-        return bool(self._undecided or self._continued)
+        return bool(self._num_open or self._continued)
 
     @property
     def is_busy(self) -> bool:
         """Returns whether a group is still to come."""
         return self.may_continue or bool(self._stopped)
+
+    def note_start(self, group: PendingGroup) -> None:
+        """Notes a group of which rows have just started."""
+        self._num_open += group.num_started < len(group.rows)
 
     def take_whole(self, complete: Sequence[PendingGroup]) -> list[PendingGroup]:
         """Returns the groups that are whole, and those that were stopped; it keeps the others.
@@ -62,6 +68,7 @@ class Screening:
     def decide(self, index: int, goes_on: bool) -> None:
         """Has the other rows of a group start, or drops them."""
         group = self._undecided.pop(index)
+        self._num_open -= 1
         if goes_on:
             self._continued.append(group)
         else:
