@@ -35,6 +35,7 @@ class RunState:
     objective: that of the next step: its coefficients may move (losses.moving)
     proposals: what estimates pass rates and ranks problems by them; None: nobody asks it
     margin: of the next step's band, as rollout.moving_band has it
+    kept: share of groups that passed, a mean in which each step counts half as much as the next
     started_at: when the run would have started (time.time) if it had never been interrupted
     """
 
@@ -47,6 +48,7 @@ class RunState:
     objective: Objective
     started_at: float
     margin: float = 0.0
+    kept: float = 0.5
 
     def to_json(self) -> Json:
         """Returns everything but the train state, as JSON values."""
@@ -56,6 +58,7 @@ class RunState:
             "history": self.history.state(),
             "proposals": self.proposals.state() if self.proposals else None,
             "margin": self.margin,
+            "kept": self.kept,
             "weights": self.reward_weights,
             "objective": losses.moving_values(self.objective),
             "seconds": time.time() - self.started_at,
@@ -150,15 +153,18 @@ def restore_or_start(
         reward_weights=saved["weights"],
         objective=objective,
         started_at=started_at - saved["seconds"],
-        # A run that was begun before bands moved has none saved.
+        # A run that was begun before bands moved has neither saved.
         margin=saved.get("margin", 0.0),
+        kept=saved.get("kept", 0.5),
     )
 
 
 def begin_step(run: Run, run_state: RunState) -> CollectSpec:
     """Returns what the next step collects; its problems are ranked for its filter from now on."""
     step = run_state.step + 1
-    spec = collect_spec(run.config, step, run_state.margin, run_state.proposals)
+    spec = collect_spec(
+        run.config, step, run_state.margin, run_state.kept, run_state.proposals
+    )
     if run_state.proposals is not None:
         run_state.proposals.begin(step, spec.filter)
     return spec
@@ -176,6 +182,7 @@ def note_groups(run: Run, run_state: RunState, collected: Collection) -> None:
             )
     kept = collected.metrics["filter/kept"]
     run_state.margin = moving_band(run.config).next_margin(run_state.margin, kept)
+    run_state.kept = (run_state.kept + kept) / 2
 
 
 def move_reward_weights(

@@ -15,6 +15,9 @@ from jaxgrpo.rollout.posterior import Posterior
 from jaxgrpo.rollout.proposals import Proposals, Rests
 from jaxgrpo.rollout.screening import EarlyStop
 
+LEAST_KEPT = 0.1
+"""The share of groups that is expected to pass, at least, however few did."""
+
 
 def make_proposals(config: Config, history: History) -> Proposals | None:
     """Returns what estimates and ranks problems, and has seen nothing yet; None: nobody asks it.
@@ -79,11 +82,12 @@ def trained_rows(config: Config) -> TrainedRows:
 
 
 def collect_spec(
-    config: Config, step: int, margin: float, proposals: Proposals | None
+    config: Config, step: int, margin: float, kept: float, proposals: Proposals | None
 ) -> CollectSpec:
     """Returns what a step collects.
 
     margin: of the band, as MovingBand has it
+    kept: share of groups that may be expected to pass
     """
     rule = moving_band(config).at(step, margin)
     return CollectSpec(
@@ -94,6 +98,7 @@ def collect_spec(
         select=config.filter.select,
         trained_rows=trained_rows(config),
         beta=config.filter.beta,
+        ahead=config.filter.ahead / max(kept, LEAST_KEPT),
         early_stop=_early_stop(config, rule, proposals),
     )
 

@@ -432,6 +432,13 @@ setting(
     4,
     0,
 )
+setting(
+    "set filter.ahead to 0, or filter.select to 'launch'",
+    "filter",
+    Filter(select="finish", ahead=1.5),
+    Filter(select="finish"),
+    Filter(ahead=1.5),
+)
 setting("or 0 to sample all at once", "filter.early_verdicts", 8, 7, 0)
 setting(
     "set filter.rule to 'dapo', or filter.early_verdicts to 0",

@@ -59,6 +59,7 @@ def collect(
     slots: int = 4,
     chunk: int = 8,
     delay: Callable[[str], float] = no_delay,
+    ahead: float = 0.0,
 ) -> Collection:
     """Returns what a step keeps of a random network's texts: those of even length are right."""
     judge = Judge(Verdicts(judge_even_lengths, delay), BY_ACCURACY, "accuracy")
@@ -69,7 +70,7 @@ def collect(
         FixedProblems(iter(tiny_engines.make_problems(40))),
         request,
     )
-    spec = CollectSpec(groups=4, max_prompts=24, filter=BAND, early_stop=early_stop)
+    spec = CollectSpec(4, 24, BAND, ahead=ahead, early_stop=early_stop)
     return collect_groups(
         stream, tiny_engines.make_params(), spec, 2, judge.initial_weights()
     )
@@ -141,6 +142,21 @@ def test_several_processes_stop_the_same(monkeypatch, stopped):
     ):
         assert described(collection) == described(stopped)
         assert ids(collection.groups) == ids(stopped.groups)
+
+
+@pytest.mark.parametrize("early_stop", [None, HALF], ids=["whole", "screened"])
+def test_what_is_launched_ahead_is_bounded_and_changes_nothing_else(early_stop):
+    """Fewer problems are in flight when the batch is full, and no clock says which."""
+    free = collect(early_stop, slots=64)
+    bounded = collect(early_stop, slots=64, ahead=2.0)
+    assert described(bounded) == described(free)
+    # Of the last round one group or more was needed, and twice as many were in flight at most.
+    assert bounded.metrics["rollout/in_flight"] < free.metrics["rollout/in_flight"]
+    assert bounded.usage.tokens < free.usage.tokens
+    slow = collect(early_stop, slots=64, ahead=2.0, delay=lambda name: 0.02)
+    assert slow.usage.tokens == bounded.usage.tokens
+    for group, other in zip(slow.asked, bounded.asked, strict=True):
+        assert group.logprobs.tobytes() == other.logprobs.tobytes()
 
 
 # What selection by early verdicts does to estimates.

@@ -18,6 +18,11 @@ def check_filter(config: Config) -> None:
         )
     if settings.early_verdicts:
         _check_early_stop(config)
+    if settings.select == "finish" and settings.ahead:
+        raise UserError(
+            f"filter.ahead is {settings.ahead:g} and filter.select 'finish': problems are asked in "
+            "rounds, in the order of launch; set filter.ahead to 0, or filter.select to 'launch'"
+        )
     if settings.select == "finish" and config.sampling.keep_in_flight:
         raise UserError(
             "filter.select is 'finish' and sampling.keep_in_flight on: what is in flight goes on "

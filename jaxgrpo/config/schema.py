@@ -62,6 +62,8 @@ class Filter(FixedFields):
     refill: whether further prompts are sampled until the batch is full (else: exactly a batch's
         prompts are, and the groups that are not kept leave it)
     max_prompts: the refill's bound, in prompts sampled a step as a multiple of the batch's groups
+    ahead: problems in flight, at most, as a multiple of those that a step still needs by the share
+        of groups that passed in the steps before (0: as many as there are slots for)
     select: of the groups that pass, "launch": the first in the order of launch; "variance": those
         of the greatest variance, when as many prompts were sampled as may be; "finish": the first
         to end, which favours short answers
@@ -89,6 +91,7 @@ class Filter(FixedFields):
         at_least=1,
         why="a step samples at least one prompt for each group of its batch",
     )
+    ahead: float = setting(0.0, at_least=0)
     select: str = setting("launch", one_of=("launch", "variance", "finish"))
     early_verdicts: int = setting(0, at_least=0)
     early_chance: float = setting(0.3, above=0, at_most=1)

@@ -36,6 +36,8 @@ class CollectSpec:
     select: one of SELECTIONS, which of the groups that passed are trained on
     trained_rows: completions that the update may count
     beta: of the optimal policy that filter/divergence speaks of
+    ahead: problems in flight, at most, as a multiple of the groups that are still needed; 0: as
+        many as there are slots for
     early_stop: says which groups are not sampled further, by their first verdicts; None: all are
     """
 
@@ -46,6 +48,7 @@ class CollectSpec:
     select: str = "launch"
     trained_rows: TrainedRows = ALL_ROWS
     beta: float = 1.0
+    ahead: float = 0.0
     early_stop: EarlyStop | None = None
 
     def needed(self, kept: int, asked: int) -> int:
@@ -126,7 +129,13 @@ def collect_groups(
     """
     # 1. Ask and judge until the batch is full, or the bound on prompts is reached.
     session = stream.begin(
-        params, step, weights, spec.groups, spec.max_prompts, spec.early_stop
+        params,
+        step,
+        weights,
+        spec.groups,
+        spec.max_prompts,
+        spec.early_stop,
+        spec.ahead,
     )
     asked: list[JudgedGroup] = []
     kept: list[JudgedGroup] = []
