@@ -18,7 +18,9 @@ from jaxgrpo.config.sizes import (
     num_slots,
     off_policy_note,
     rows_per_update,
+    trained_group_size,
 )
+from jaxgrpo.data.pass_rates import problems_within
 from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.device.logits import as_ranges
 from jaxgrpo.device.specs import UpdateSpec, dividing_rows
@@ -28,7 +30,7 @@ from jaxgrpo.errors import UserError
 from jaxgrpo.files import fetched
 from jaxgrpo.models import hf_folder, lora
 from jaxgrpo.models.model_config import ModelConfig
-from jaxgrpo.problems import Problem, Task, Weighted, notes_of
+from jaxgrpo.problems import Problem, Problems, Task, Weighted, notes_of
 from jaxgrpo.program_specs import (
     build_optimizer,
     check_shares,
@@ -39,7 +41,6 @@ from jaxgrpo.programs import Programs, SamplingPrograms, compile_programs
 from jaxgrpo.rewards import languages
 from jaxgrpo.rewards.maths.golds import notes_on_golds
 from jaxgrpo.rewards.workers.pool import Pool
-from jaxgrpo.rollout.batch import TrainedRows
 from jaxgrpo.rollout.engine import Engine
 from jaxgrpo.rollout.judge import Judge
 from jaxgrpo.rollout.packing import Packer
@@ -114,7 +115,14 @@ def build_run(config: Config, trains: bool = True) -> Run:
     check_positions(config.sampling, folder)
 
     # 2. Problems, of which the first are checked.
-    problems = config.data.train() if trains else []
+    problems: Problems = []
+    if trains:
+        problems = problems_within(
+            config.data.train(),
+            config.order.pass_rates,
+            config.order.low,
+            config.order.high,
+        )
     task = Task(problems, config.rewards, config.solved_by)
     heldout = config.data.heldout() if config.evaluation.problems else []
     positions = hf_folder.max_positions(folder)
@@ -186,7 +194,7 @@ def build_programs(
     sampling = sampling_spec(config, eos_ids)
     update = UpdateSpec(
         micro_batch=micro_batch_size(config),
-        group_size=config.batch.group_size,
+        group_size=trained_group_size(config),
         prompt_width=config.sampling.prompt_width,
         pack=config.batch.pack,
         old_logprobs=config.batch.old_logprobs,
@@ -208,17 +216,12 @@ def update_rule(config: Config, programs: Programs) -> UpdateRule:
     )
 
 
-def trained_rows(config: Config) -> TrainedRows:
-    """Returns which completions an update may count."""
-    return TrainedRows(config.batch.mask_truncated, config.batch.mask_older)
-
-
 def make_packer(config: Config, programs: Programs) -> Packer | None:
     """Returns what packs the rows of an update into bins; None: they are not packed."""
     if not config.batch.pack:
         return None
     return Packer(
-        group_size=config.batch.group_size,
+        group_size=trained_group_size(config),
         prompt_width=config.sampling.prompt_width,
         columns=config.batch.pack,
         bins_at_once=programs.bins_at_once,
@@ -346,7 +349,8 @@ def check_positions(sampling: Sampling, folder: Path) -> None:
 
 def _check_shards(config: Config, shards: int) -> None:
     """Raises UserError for a first axis that the devices cannot share evenly."""
-    rows = "batch.groups * batch.group_size"
+    size = "filter.train_rows" if config.filter.train_rows else "batch.group_size"
+    rows = f"batch.groups * {size}"
     if config.batch.updates > 1:
         rows += " / batch.updates"
     sizes = {

@@ -92,12 +92,16 @@ def _rewards(run: Run) -> Iterator[str]:
 
 
 def _sampling(run: Run) -> str:
-    """Returns the widths and the slots of sampling, and the filter."""
+    """Returns the widths and the slots of sampling, the filter and the order."""
     config = run.config
     sampling = config.sampling
     rule = config.filter.rule
     if rule == "band":
         rule = f"{config.filter.low:g} to {config.filter.high:g} solved"
+    if not config.filter.refill:
+        rule += ", no refill"
+    if config.order.by != "seed":
+        rule += f"; asked by {config.order.by}"
     return (
         f"prompts of up to {sampling.prompt_width:,} tokens, completions of up to "
         f"{sampling.max_new_tokens:,}, {num_slots(config):,} at once; filter {rule}"

@@ -11,14 +11,17 @@ from jaxgrpo import losses
 from jaxgrpo.build import Run, load_policy
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config
-from jaxgrpo.data.order import ProblemOrder
+from jaxgrpo.data.order import Order
 from jaxgrpo.distributed.mesh import to_device
 from jaxgrpo.losses import Objective
 from jaxgrpo.models import lora
 from jaxgrpo.problems import Weighted
+from jaxgrpo.rollout.collect import Collection, CollectSpec
 from jaxgrpo.rollout.difficulty import History
 from jaxgrpo.rollout.groups import JudgedGroup
+from jaxgrpo.rollout.proposals import Proposals
 from jaxgrpo.rollout.report import Json, verdict_means
+from jaxgrpo.selection import collect_spec, make_order, make_proposals, moving_band
 from jaxgrpo.types import Params, TrainState
 
 INIT_FROM = "--config.init_from"
@@ -30,16 +33,22 @@ class RunState:
 
     reward_weights: those of the next step
     objective: that of the next step: its coefficients may move (losses.moving)
+    proposals: what estimates pass rates and ranks problems by them; None: nobody asks it
+    margin: of the next step's band, as rollout.moving_band has it
+    kept: share of groups that passed, a mean in which each step counts half as much as the next
     started_at: when the run would have started (time.time) if it had never been interrupted
     """
 
     step: int
     state: TrainState
-    order: ProblemOrder
+    order: Order
     history: History
+    proposals: Proposals | None
     reward_weights: dict[str, float]
     objective: Objective
     started_at: float
+    margin: float = 0.0
+    kept: float = 0.5
 
     def to_json(self) -> Json:
         """Returns everything but the train state, as JSON values."""
@@ -47,6 +56,9 @@ class RunState:
             "step": self.step,
             "order": self.order.state(),
             "history": self.history.state(),
+            "proposals": self.proposals.state() if self.proposals else None,
+            "margin": self.margin,
+            "kept": self.kept,
             "weights": self.reward_weights,
             "objective": losses.moving_values(self.objective),
             "seconds": time.time() - self.started_at,
@@ -105,7 +117,9 @@ def restore_or_start(
 
     params: the model folder's
     """
-    order = ProblemOrder(run.task.problems, run.config.seed)
+    history = History()
+    proposals = make_proposals(run.config, history)
+    order = make_order(run.config, run.task.problems, proposals)
     # Moving coefficients are floats from the first step on: a config's 0 would be traced as an
     # integer, and the next step's value compile anew.
     objective = run.config.objective
@@ -117,24 +131,58 @@ def restore_or_start(
             step=0,
             state=state,
             order=order,
-            history=History(),
+            history=history,
+            proposals=proposals,
             reward_weights=weights,
             objective=objective,
             started_at=started_at,
         )
     state, saved = checkpoints.restore(run.programs.state_like)
     order.restore(saved["order"])
+    history.load(saved["history"])
+    if proposals is not None:
+        proposals.load(saved["proposals"])
     # A run that was begun before there were moving coefficients has none saved.
     objective = losses.with_moving_values(objective, saved.get("objective", {}))
     return RunState(
         step=saved["step"],
         state=state,
         order=order,
-        history=History.restore(saved["history"]),
+        history=history,
+        proposals=proposals,
         reward_weights=saved["weights"],
         objective=objective,
         started_at=started_at - saved["seconds"],
+        # A run that was begun before bands moved has neither saved.
+        margin=saved.get("margin", 0.0),
+        kept=saved.get("kept", 0.5),
     )
+
+
+def begin_step(run: Run, run_state: RunState) -> CollectSpec:
+    """Returns what the next step collects; its problems are ranked for its filter from now on."""
+    step = run_state.step + 1
+    spec = collect_spec(
+        run.config, step, run_state.margin, run_state.kept, run_state.proposals
+    )
+    if run_state.proposals is not None:
+        run_state.proposals.begin(step, spec.filter)
+    return spec
+
+
+def note_groups(run: Run, run_state: RunState, collected: Collection) -> None:
+    """Notes what a step's groups say of their problems, and moves the band on to the next step."""
+    epoch = run_state.order.epoch
+    for group in collected.asked:
+        problem = group.problem
+        run_state.history.record(problem.id, group.solved, group.judged)
+        if run_state.proposals is not None:
+            run_state.proposals.record(
+                problem, group.solved, group.judged, run_state.step + 1, epoch
+            )
+    kept = collected.metrics["filter/kept"]
+    run_state.margin = moving_band(run.config).next_margin(run_state.margin, kept)
+    run_state.kept = (run_state.kept + kept) / 2
 
 
 def move_reward_weights(

@@ -15,11 +15,11 @@ import jax
 
 from jaxgrpo import config as configs
 from jaxgrpo import evaluate, losses, metrics, performance, plots, trackers
-from jaxgrpo.build import Run, build_run, model_folder, trained_rows, update_rule
+from jaxgrpo.build import Run, build_run, model_folder, update_rule
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import GAPS, Config, parse_command_line
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.config.sizes import max_prompts, sampler_precision
+from jaxgrpo.config.sizes import sampler_precision
 from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.distributed.processes import gather_json, join_processes, print0
 from jaxgrpo.errors import UserError
@@ -27,8 +27,7 @@ from jaxgrpo.files import remove, run_folder, write_json
 from jaxgrpo.overview import overview
 from jaxgrpo.plan.inputs import learning_inputs
 from jaxgrpo.rollout.batch import make_batch
-from jaxgrpo.rollout.collect import Collection, CollectSpec, collect_groups
-from jaxgrpo.rollout.difficulty import DifficultyFilter
+from jaxgrpo.rollout.collect import Collection, collect_groups
 from jaxgrpo.rollout.groups import SamplingRequest
 from jaxgrpo.rollout.report import (
     MissingVerdictsError,
@@ -38,11 +37,14 @@ from jaxgrpo.rollout.stream import RolloutStream
 from jaxgrpo.rollout_records import step_records
 from jaxgrpo.run_state import (
     RunState,
+    begin_step,
     check_start,
     move_reward_weights,
+    note_groups,
     restore_or_start,
     start_policy,
 )
+from jaxgrpo.selection import trained_rows
 from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import (
     Report,
@@ -168,6 +170,7 @@ def run_steps(
         sampling=SamplingParams(config.sampling.temperature),
         purpose="training",
         stop=config.sampling.stop,
+        screened=config.filter.early_verdicts,
     )
     stream = RolloutStream(
         run.engine,
@@ -176,6 +179,7 @@ def run_steps(
         request,
         config.sampling.keep_in_flight,
         config.sampling.max_age,
+        in_launch_order=config.filter.select != "finish",
     )
     is_first = jax.process_index() == 0
     writer = metrics.Writer(
@@ -238,14 +242,7 @@ def run_step(
     started_at = time.perf_counter()
 
     # 1. Rollouts, rewards and the difficulty filter.
-    spec = CollectSpec(
-        groups=config.batch.groups,
-        max_prompts=max_prompts(config),
-        filter=DifficultyFilter(
-            config.filter.rule, config.filter.low, config.filter.high
-        ),
-        trained_rows=trained_rows(config),
-    )
+    spec = begin_step(run, run_state)
     policy = run.policy(reference, run_state.state.params)
     collected = collect_groups(stream, policy, spec, step, run_state.reward_weights)
     check_missing_verdicts(
@@ -254,11 +251,16 @@ def run_step(
         run_folder(config.out) / "missing.jsonl",
     )
     weight_metrics = move_reward_weights(run, run_state, collected.asked)
-    for group in collected.asked:
-        run_state.history.record(group.problem.id, group.solved, group.judged)
+    note_groups(run, run_state, collected)
     if config.show_rollouts_every and (step - 1) % config.show_rollouts_every == 0:
         writer.write_rollouts(
-            step, step_records(collected, run_state.objective, config.save_rollouts)
+            step,
+            step_records(
+                collected,
+                run_state.objective,
+                config.save_rollouts,
+                spec.trained_rows,
+            ),
         )
 
     # 2. The update.

@@ -48,6 +48,8 @@ from jaxgrpo.config import (
     Batch,
     Config,
     Evaluation,
+    Filter,
+    Order,
     Packing,
     SFTConfig,
     command_line,
@@ -65,6 +67,7 @@ from jaxgrpo.data.gsm8k import GSM8K, split_answer
 from jaxgrpo.data.mixture import Mixture, Part
 from jaxgrpo.data.order import ProblemOrder
 from jaxgrpo.data.overlap import Decontaminated
+from jaxgrpo.data.pass_rates import problems_within, read_pass_rates
 from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.data.table import Table
 from jaxgrpo.data.translated import TranslatedGSM8K
@@ -425,6 +428,72 @@ trial(
             }
         )
     ),
+)
+setting(
+    "with filter.move_steps they must hold",
+    "filter",
+    Filter(move_steps=5, last_low=0.9),
+    Filter(move_steps=5, last_low=0.3),
+)
+setting(
+    "whose ends do not move; set filter.rule to 'band'",
+    "filter",
+    Filter(rule="dapo", target_kept=0.5),
+    Filter(rule="band", target_kept=0.5),
+    Filter(rule="dapo"),
+)
+trial(
+    "set filter.select to 'launch', or sampling.keep_in_flight to false",
+    valid({"filter.select": "finish", "sampling.keep_in_flight": True}),
+    valid({"filter.select": "launch", "sampling.keep_in_flight": True}),
+    valid({"filter.select": "finish", "sampling.keep_in_flight": False}),
+)
+setting(
+    "or 0 for all of a group",
+    "filter.train_rows",
+    1,
+    2,
+    4,
+    0,
+)
+setting(
+    "set filter.ahead to 0, or filter.select to 'launch'",
+    "filter",
+    Filter(select="finish", ahead=1.5),
+    Filter(select="finish"),
+    Filter(ahead=1.5),
+)
+setting("or 0 to sample all at once", "filter.early_verdicts", 8, 7, 0)
+setting(
+    "set filter.rule to 'dapo', or filter.early_verdicts to 0",
+    "filter",
+    Filter(rule="variance", early_verdicts=4),
+    Filter(rule="dapo", early_verdicts=4),
+    Filter(rule="variance"),
+)
+TOGETHER = {
+    "accuracy": Weighted(right, 1.0),
+    "ranks": Weighted(batched(lambda problem, texts: [0.0] * len(texts)), 1.0),
+}
+trial(
+    "or leave that reward out",
+    valid({"filter.early_verdicts": 4, "rewards": TOGETHER}),
+    valid({"rewards": TOGETHER}),
+    valid({"filter.early_verdicts": 4}),
+)
+setting(
+    "set order.pass_rates to a file of them, or order.low to 0",
+    "order",
+    Order(low=0.1),
+    Order(low=0.1, pass_rates="rates.json"),
+    Order(low=0.0, high=1.0),
+)
+setting(
+    "set order.by to 'chance', or order.share to 1",
+    "order",
+    Order(share=0.5),
+    Order(share=0.5, by="chance"),
+    Order(share=1.0),
 )
 setting(
     "it must be {name: Weighted(function, weight)}",
@@ -1041,6 +1110,36 @@ trial(
     arithmetic_as_told,
 )
 PROBLEMS = test_build.problems_of(1, 2, 3)
+RATES = {problem.id: 0.5 for problem in PROBLEMS}
+
+
+def rates_file(folder: Path, text: str) -> str:
+    return named_file(folder, "rates.json", text)
+
+
+def read_rates(text: str) -> Step:
+    return lambda folder, said: read_pass_rates(rates_file(folder, text))
+
+
+LINE = json.dumps({"id": "1", "solved": 1, "judged": 2})
+trial("no pass rates can be read", read_rates("{"), read_rates(LINE))
+trial("it holds no pass rates", read_rates("{}"), read_rates(json.dumps(RATES)))
+
+
+def within(low: float, path: str | None = None) -> Step:
+    def step(folder: Path, said: str) -> None:
+        file = rates_file(folder, json.dumps(RATES)) if path is None else path
+        assert len(problems_within(PROBLEMS, file, low, 1.0)) == 3
+
+    return step
+
+
+trial(
+    "have a measured pass rate, and none lies",
+    within(0.6),
+    within(0.5),
+    within(0.6, ""),
+)
 trial(
     "there are no problems to ask; check",
     give(ProblemOrder, [], 0),

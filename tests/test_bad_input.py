@@ -132,7 +132,7 @@ def test_a_config_file_without_get_config(refused, tmp_path, path):
         ),
         (
             "--config.filter.rule=bend",
-            "filter.rule is 'bend': it must be one of band, dapo, off",
+            "filter.rule is 'bend': it must be one of band, dapo, variance, off",
         ),
         ("--config.data.languages=xx", "arithmetic: "),
         (

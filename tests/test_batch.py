@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
+import pytest
 
 from jaxgrpo.rollout.batch import TrainedRows, ages_of_trained_tokens, make_batch
+from jaxgrpo.rollout.down_sampling import max_variance_rows
 from tests.tiny_rollouts import NEW, WIDTH, make_group
 
 
@@ -76,3 +79,57 @@ def test_completions_with_a_token_that_is_too_old_train_nothing():
         assert batch.trained.tolist() == [bool(row) for row in expected]
         assert batch.completion_mask.any(axis=1).all()
         assert ages_of_trained_tokens([group], 7, rule).max() <= max_age
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_rows_of_the_greatest_variance_are_those_of_all_choices(count):
+    """No other choice of as many rows has more, as arXiv 2504.13818 proves."""
+    random = np.random.default_rng(count)
+    for rewards in [
+        random.normal(size=6),
+        random.integers(0, 2, 6).astype(float),
+        np.array([0.0, 0.0, 0.0, 0.0, 0.1, 1.0]),
+        np.ones(6),
+    ]:
+        rows = max_variance_rows(rewards, count)
+        assert len(set(rows.tolist())) == count
+        greatest = max(
+            np.var(rewards[list(choice)]) for choice in combinations(range(6), count)
+        )
+        assert np.var(rewards[rows]) == pytest.approx(greatest, abs=1e-12)
+        assert rows.tolist() == sorted(rows)
+
+
+def test_missing_rewards_are_taken_last_and_halves_are_even():
+    verdicts = np.array([1.0, math.nan, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0])
+    for count in (4, 6):
+        rows = max_variance_rows(verdicts, count)
+        assert verdicts[rows].mean() == 0.5
+    assert max_variance_rows(verdicts, 8).tolist() == list(range(8))
+    missing = np.full(4, math.nan)
+    assert max_variance_rows(missing, 2).tolist() == [0, 1]
+    one = np.array([math.nan, 0.5, math.nan, math.nan])
+    assert max_variance_rows(one, 2).tolist() == [0, 1]
+
+
+def test_a_batch_of_some_rows_of_a_group():
+    """Rows keep their order; what is missing of one is missing of it still."""
+    group = make_group(
+        "a",
+        [1, 0, math.nan, 0, 1],
+        missing={(2, "accuracy"): "timeout", (4, "shape"): "timeout"},
+        shape=[0, 1, 2, 3, math.nan],
+    )
+    rule = TrainedRows(of_group=3)
+    chosen = rule.select(group)
+    places = rule.places(group).tolist()
+    assert places == [1, 3, 4]
+    np.testing.assert_array_equal(chosen.rewards, [0, 0, 1])
+    np.testing.assert_array_equal(chosen.values["shape"], [1, 3, math.nan])
+    assert chosen.missing == {(2, "shape"): "timeout"}
+    assert chosen.texts == [group.texts[place] for place in places]
+    batch = make_batch([group, group], 3, rule)
+    assert batch.tokens.shape == (9, WIDTH + NEW)
+    np.testing.assert_array_equal(batch.tokens[:3], group.tokens[places])
+    assert not batch.completion_mask[6:].any()
+    assert ages_of_trained_tokens([group], 7, rule).size == 2 + 4 + 1

@@ -4,10 +4,17 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
-from jaxgrpo.rollout.collect import CollectSpec, collect_groups, most_informative
+from jaxgrpo.rollout.collect import (
+    Collection,
+    CollectSpec,
+    collect_groups,
+    most_informative,
+)
 from jaxgrpo.rollout.difficulty import DifficultyFilter
+from jaxgrpo.rollout.filter_metrics import divergence, leading_term
 from jaxgrpo.rollout.judge import Judge
 from jaxgrpo.rollout.stream import RolloutStream
 from tests import tiny_engines
@@ -174,6 +181,136 @@ def test_dapo_and_off():
     off = World(script).collect(rule="off", max_prompts=3)
     assert ids(off.groups) == ["p0", "p1", "p2"]
     assert off.metrics["filter/kept"] == 1
+
+
+def test_without_refill_what_does_not_pass_leaves_the_batch():
+    """Neither are further problems asked, nor does anything that failed fill the batch."""
+    world = World([2, 0, 4, 1, 3, 2])
+    collection = world.collect(refill=False)
+    assert ids(collection.asked) == ["p0", "p1", "p2"]
+    assert ids(collection.groups) == ["p0"]
+    assert collection.metrics["filter/fallback"] == 0
+    assert collection.metrics["filter/kept"] == 1 / 3
+    nothing = World([0, 4, 0]).collect(refill=False)
+    assert nothing.groups == []
+    assert len(nothing.asked) == 3
+
+
+def test_of_all_that_may_be_asked_the_greatest_variance_is_selected():
+    """2 of 4 before 1 and 3 of 4, and of these the first that was launched."""
+    world = World([1, 2, 0, 3, 4, 2, 1, 2, 2, 2])
+    collection = world.collect(select="variance", max_prompts=7)
+    assert len(collection.asked) == 7
+    assert ids(collection.groups) == ["p1", "p5", "p0"]
+    # Where fewer passed, the batch is filled as ever.
+    few = World([1, 2, 0, 3, 4]).collect(
+        select="variance", low=0.5, high=0.5, max_prompts=5
+    )
+    assert ids(few.groups) == ["p1", "p0", "p3"]
+    assert few.metrics["filter/fallback"] == 2
+
+
+def test_the_variance_of_rewards_that_are_no_verdicts():
+    """Nobody solves p1, but some of its completions are better than others."""
+    script = [0] * 12
+    plain = World(script).collect(rule="variance")
+    assert plain.groups == []
+    assert ids(World(script, shaped=0.1).collect(rule="variance").groups) == [
+        "p0",
+        "p1",
+        "p2",
+    ]
+
+
+def test_the_order_of_finishing_favours_short_answers():
+    """The more of a group is right, the sooner it ends: right answers are short ones.
+
+    By launch the batch has what was asked. By finishing it has the easy problems of those that
+    were sampled side by side, and the hard ones are passed over.
+    """
+    script = [1, 3] * 20
+
+    def shortest(pending: list[int]) -> int:
+        return min(pending, key=lambda index: (-script[index], index))
+
+    def collect(select: str) -> tuple[World, Collection]:
+        world = World(script, ahead=8, pick=shortest, num_problems=40)
+        return world, world.collect(groups=6, select=select)
+
+    world, launched = collect("launch")
+    assert [group.solved for group in launched.groups] == script[:6]
+    assert world.used == 6
+    world, finished = collect("finish")
+    assert ids(finished.groups) == ["p1", "p3", "p5", "p7", "p9", "p11"]
+    assert [group.solved for group in finished.groups] == [3] * 6
+    assert (
+        world.used == 12
+    )  # what was launched before p11 is not asked again in this pass
+
+
+@pytest.mark.parametrize("slow", [("p1",), ("p0", "p3"), ("p7",)], ids="".join)
+def test_the_order_of_finishing_is_that_of_sampling_and_not_of_verdicts(slow):
+    def collect(delay: Callable[[str], float]) -> tuple[list[str], list[str], int]:
+        world = World(SCRIPT, ahead=4, pick=max, delay=delay, num_problems=20)
+        collection = world.collect(select="finish")
+        return ids(collection.groups), ids(collection.asked), world.used
+
+    assert collect(lambda name: 0.03 * (name in slow)) == collect(no_delay)
+
+
+@pytest.mark.parametrize("select", ["launch", "variance", "finish"])
+@pytest.mark.parametrize("script", [[0] * 30, [4] * 30], ids=["unsolvable", "solved"])
+def test_data_without_a_variance_ends_at_the_bound(script, select):
+    world = World(script)
+    collection = world.collect(select=select, max_prompts=9)
+    assert collection.groups == []
+    assert len(collection.asked) == world.used == 9
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 1.0, 20.0])
+@pytest.mark.parametrize("solved", range(5))
+def test_the_divergence_is_that_of_the_optimal_policy(solved, beta):
+    """Four texts, alike for the initial policy, of which some are right."""
+    initial = np.full(4, 1 / 4)
+    rewards = (np.arange(4) < solved).astype(float)
+    optimal = initial * np.exp(rewards / beta)
+    optimal /= optimal.sum()
+    expected = (initial * np.log(initial / optimal)).sum()
+    assert divergence(solved / 4, beta) == pytest.approx(expected, abs=1e-12)
+    if beta == 20:
+        near = leading_term(rewards.var(), beta)
+        assert near == pytest.approx(expected, rel=0.02, abs=1e-12)
+
+
+def test_the_divergence_of_a_small_beta_is_finite():
+    assert divergence(0.5, 1e-4) == pytest.approx(5e3 - math.log(2))
+
+
+def test_what_the_filter_did_in_numbers():
+    collection = World([0, 4, 1, 3, 2, 2]).collect(low=0.5, high=0.75)
+    metrics = collection.metrics
+    assert ids(collection.groups) == ["p3", "p4", "p5"]
+    rates = {
+        name.removeprefix("filter/pass_rate/"): round(6 * value)
+        for name, value in metrics.items()
+        if name.startswith("filter/pass_rate/")
+    }
+    assert rates == {
+        "none": 1,
+        "below_0.25": 0,
+        "below_0.5": 1,
+        "below_0.75": 2,
+        "below_1": 1,
+        "all": 1,
+    }
+    assert metrics["filter/oversampling"] == 2
+    assert metrics["filter/variance"] == pytest.approx((2 * 3 / 16 + 2 / 4) / 6)
+    assert metrics["filter/variance_trained"] == pytest.approx((3 / 16 + 2 / 4) / 3)
+    assert metrics["filter/leading_term"] == metrics["filter/variance"] / 2
+    assert metrics["filter/divergence"] > 0
+    # Groups of 1, 2, 3 and 4 tokens, of which three train; the scripted session counts one token.
+    assert metrics["completion/tokens_trained"] == metrics["completion/tokens"] == 2.5
+    assert metrics["rollout/trained"] == 30
 
 
 def test_a_batch_of_no_tokens_has_no_age():

@@ -440,7 +440,7 @@ def test_rewards_in_a_config_file_can_be_imported_by_name(file, tmp_path):
         ({"sampling.temperature": 0.0}, ["above 0", "0.1"]),
         ({"sampling.temperature": float("nan")}, ["temperature is nan"]),
         ({"sampling.max_new_tokens": 0}, ["at least 1"]),
-        ({"filter.rule": "bnad"}, ["'bnad'", "band, dapo, off"]),
+        ({"filter.rule": "bnad"}, ["'bnad'", "band, dapo, variance, off"]),
         ({"filter.low": 0.9}, ["low is 0.9", "high 0.8", "low <= high"]),
         ({"filter.low": 0.55, "filter.high": 0.6}, ["no pass rate of 8 completions"]),
         ({"filter.max_prompts": 0.5}, ["at least 1"]),

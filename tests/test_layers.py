@@ -83,6 +83,7 @@ LAYERS = {
             "language_model",
             "rollout_records",
             "run_state",
+            "selection",
             "signals",
             "updates",
             "performance",

@@ -65,6 +65,26 @@ def test_longer_rings_and_fewer_slots_change_nothing(changing):
     assert {ring_length for _, ring_length in seen} == {16, 32}
 
 
+def test_rows_that_start_later_find_their_slots(changing):
+    """One row of each group starts, all others when it has ended, or those of p2 and p5 never.
+
+    As long as a group may go on there are no fewer slots: at the end of the problems, too.
+    """
+    session = start_session(changing, screened=1)
+    groups = {}
+    for event in session:
+        if isinstance(event, tuple):
+            groups[event[0]] = event[1]
+        if event is None:
+            for index in list(session._screening._undecided):
+                session.decide(index, goes_on=index not in (2, 5))
+    in_order = [groups[index] for index in range(len(PROBLEMS))]
+    assert [len(group.texts) for group in in_order] == [3, 3, 1, 3, 3, 1, 3]
+    kept = [place for place in range(21) if place not in (7, 8, 16, 17)]
+    expected = expected_rows()
+    assert_same_texts(completions(in_order), [expected[place] for place in kept])
+
+
 def test_a_ring_grows_with_the_rows_that_are_there(changing):
     """It has no more columns than the longest prompt and completion of the session need."""
     seen = set()

@@ -14,6 +14,7 @@ from jaxgrpo.rewards.workers.pool import Ticket
 from jaxgrpo.rollout.collect import Collection, CollectSpec, collect_groups
 from jaxgrpo.rollout.difficulty import DifficultyFilter
 from jaxgrpo.rollout.judge import Judge
+from jaxgrpo.rollout.screening import EarlyStop
 from jaxgrpo.rollout.stream import RolloutStream
 from tests import tiny_engines
 from tests.tiny_rollouts import (
@@ -125,6 +126,8 @@ def run_seven_steps(
     delay: seconds that a problem's verdicts take
     """
     stream = make_stream(True, Verdicts(verdicts, delay), max_age)
+    if spec.early_stop:
+        stream = replace(stream, request=replace(REQUEST, screened=2))
     steps = []
     for step in range(1, 8):
         collection = collect(stream, spec, step)
@@ -161,6 +164,18 @@ def test_what_is_kept_in_flight_does_not_depend_on_how_long_verdicts_take(max_ag
     assert (
         run_seven_steps(max_age, lambda _: random.choice([0.0, 0.002, 0.05])) == at_once
     )
+
+
+def test_groups_that_are_stopped_early_do_not_depend_on_it_either():
+    """With completions that go on from step to step, too."""
+    early_stop = EarlyStop(2, 4, DAPO.filter, min_chance=0.8)
+    spec = replace(DAPO, early_stop=early_stop)
+    at_once = run_seven_steps(2, spec=spec)
+    assert run_seven_steps(2, lambda name: 0.05 * (name < "p2"), spec=spec) == at_once
+    sizes = {len(tokens) for _, asked, _ in at_once for _, tokens, _, _ in asked}
+    assert sizes == {2, 4}
+    ages = [metrics["rollout/age_max"] for _, _, metrics in at_once]
+    assert 0 < np.nanmax(ages) <= 2
 
 
 def all_wrong(problem: Problem, texts: list[str]) -> list[dict]:

@@ -92,7 +92,10 @@ def largest_moves(params, before):
 
 
 def assert_same_run(config, other):
-    """Asserts that two runs are equal bit for bit, but for the time that they took."""
+    """Asserts that two runs are equal bit for bit, but for the time that they took.
+
+    Returns what the host saved.
+    """
     for file in ("metrics.jsonl", "rollouts.jsonl"):
         records = comparable(lines(out_of(config) / file))
         assert records == comparable(lines(out_of(other) / file))
@@ -104,6 +107,7 @@ def assert_same_run(config, other):
         assert leaf.tobytes() == other_leaf.tobytes()
     assert {**host, "seconds": 0} == {**other_host, "seconds": 0}
     assert {**summary_of(config), "seconds": 0} == {**summary_of(other), "seconds": 0}
+    return host
 
 
 def test_a_step_is_a_line_with_every_number(uninterrupted):
@@ -634,6 +638,55 @@ def test_a_run_that_keeps_what_is_in_flight_is_a_function_of_its_seed(tmp_path):
         assert_same_run(config, configs[0])
     assert rollouts[1:] == rollouts[:1] * 2
     assert max(age for _, age, *_ in rollouts[0]) > 0
+
+
+STRATEGIES = (
+    "filter.rule=band",
+    "filter.low=0.5",
+    "filter.high=0.75",
+    "filter.move_steps=3",
+    "filter.last_low=0.25",
+    "filter.target_kept=0.6",
+    "filter.early_verdicts=2",
+    "filter.train_rows=2",
+    "order.by=chance",
+    "order.window=6",
+    "order.share=0.5",
+    "order.rest=1",
+    "order.retire=0.75",
+    "evaluation.problems=0",
+    "show_rollouts_every=1",
+    "save_rollouts=all",
+    "steps=4",
+)
+
+
+def test_every_strategy_of_filter_and_order_survives_a_stop(tmp_path):
+    """All of them together: what is asked, sampled further, kept and trained on is the same."""
+    configs = []
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+        config = make_config(tmp_path / name, *STRATEGIES)
+        reward = Weighted(Delayed(0.0, 0.0))
+        configs.append(dataclasses.replace(config, rewards={"accuracy": reward}))
+    whole, parts = configs
+    steps = list(train(whole))
+    for values in train(parts):
+        if values["step"] == 2:
+            break
+    list(train(parts))
+    host = assert_same_run(parts, whole)
+    # Groups were stopped after two completions, two of four were trained on, the band moved.
+    rollouts = lines(out_of(whole) / "rollouts.jsonl")
+    assert {record["samples"] for record in rollouts} == {2, 4}
+    assert max(values["filter/stopped"] for values in steps) > 0
+    kept = [record for record in rollouts if record["kept"]]
+    trained = [record for record in kept if record["advantage"] is not None]
+    assert len(kept) == 2 * len(trained) > 0
+    assert host["margin"] != 0
+    assert host["proposals"]["streaks"]
+    asked = [values["filter/asked"] for values in steps]
+    assert sum(asked) == sum(host["history"]["visits"].values())
 
 
 def driven(folder, steps=4):

@@ -107,7 +107,7 @@ class Verdicts(Pool):
         delay = self._delay(problem.id)
         verdicts = self._verdicts(problem, texts)
         if delay:
-            threading.Timer(delay, ticket.verdicts.set_result, [verdicts]).start()
+            threading.Timer(delay, _answer, [ticket, verdicts]).start()
         else:
             ticket.verdicts.set_result(verdicts)
         return ticket
@@ -116,6 +116,12 @@ class Verdicts(Pool):
         if not ticket.verdicts.done():
             self.waited.append(self._id_of_ticket[id(ticket)])
         return ticket.verdicts.result()
+
+
+def _answer(ticket: Ticket, verdicts: list) -> None:
+    """Gives the verdicts of a ticket, unless it was given up."""
+    if ticket.verdicts.set_running_or_notify_cancel():
+        ticket.verdicts.set_result(verdicts)
 
 
 def judge_all(judge: Judge, groups: Sequence[Group]) -> list[JudgedGroup]:
@@ -159,7 +165,7 @@ class FixedProblems(ProblemStream):
         return next(self._problems)
 
     def mark_used(self, count: int) -> None:
-        pass
+        self.used += count
 
     def rewind(self) -> None:
         pass
@@ -185,6 +191,8 @@ class World:
     num_problems: int | None = None
     taken: list[str] = field(default_factory=list)
     """Ids of the problems that the session has taken."""
+    used: int = 0
+    """How many of them a step has used or passed over."""
     pool: Verdicts = field(init=False)
 
     def __post_init__(self):
@@ -216,13 +224,21 @@ class World:
         rule: str = "band",
         low: float = 0.2,
         high: float = 0.8,
+        refill: bool = True,
+        select: str = "launch",
     ) -> Collection:
         """Returns what step 7 collects."""
         rewards = {"accuracy": Weighted(len, 1.0), "shape": Weighted(len, 1.0)}
         judge = Judge(self.pool, rewards, "accuracy")
-        stream = RolloutStream(self, judge, FixedProblems(self.problems()), REQUEST)
-        spec = CollectSpec(groups, max_prompts, DifficultyFilter(rule, low, high))
-        return collect_groups(stream, "params", spec, 7, judge.initial_weights())
+        problems = FixedProblems(self.problems())
+        stream = RolloutStream(
+            self, judge, problems, REQUEST, in_launch_order=select != "finish"
+        )
+        rule_of_groups = DifficultyFilter(rule, low, high)
+        spec = CollectSpec(groups, max_prompts, rule_of_groups, refill, select)
+        collection = collect_groups(stream, "params", spec, 7, judge.initial_weights())
+        self.used = problems.used
+        return collection
 
 
 class ScriptedSession:
@@ -260,6 +276,11 @@ class ScriptedSession:
 
     def wait_for_call(self) -> None:
         pass
+
+    is_idle = True
+
+    def decide(self, index: int, goes_on: bool) -> None:
+        raise AssertionError("all rows of a group start at once here")
 
 
 def in_lockstep(monkeypatch, num_processes: int, work: Callable[[int], object]) -> list:

@@ -34,6 +34,7 @@ from jaxgrpo.config.schema import (
     Filter,
     Mesh,
     Optimizer,
+    Order,
     Sampling,
     Verifier,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "Filter",
     "Mesh",
     "Optimizer",
+    "Order",
     "Packing",
     "SFTConfig",
     "Sampling",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from jaxgrpo import scores
 from jaxgrpo.config import overrides
 from jaxgrpo.config.bounds import bounds_of
+from jaxgrpo.config.filter_checks import check_filter, check_order
 from jaxgrpo.config.objective_checks import (
     OBJECTIVE_METHODS,
     check_methods,
@@ -22,11 +23,11 @@ from jaxgrpo.config.schema import (
     Config,
     Distributed,
     Evaluation,
-    Filter,
     Mesh,
     Sampling,
 )
 from jaxgrpo.config.sft_schema import AnyConfig, SFTConfig
+from jaxgrpo.config.sizes import trained_group_size
 from jaxgrpo.errors import UserError, check_choice
 from jaxgrpo.models.lora import TARGETS
 from jaxgrpo.problems import Weighted
@@ -35,12 +36,13 @@ from jaxgrpo.problems import Weighted
 def validate(config: Config) -> None:
     """Raises UserError for the first thing that cannot work and can be known without a device."""
     _check_each(config)
-    _check_batch(config.batch)
+    _check_batch(config.batch, trained_group_size(config))
     _check_pack(config.batch.pack, config.sampling)
     check_methods("objective", config.objective, OBJECTIVE_METHODS)
     check_objective(config)
-    _check_filter(config.filter, config.batch.group_size)
     _check_rewards(config.rewards, config.solved_by)
+    check_filter(config)
+    check_order(config.order)
     _check_shared(config)
     if config.lora.rank and config.reference:
         raise UserError(
@@ -185,22 +187,25 @@ def _check_stop(stop: tuple[str, ...]) -> None:
         )
 
 
-def _check_batch(batch: Batch) -> None:
-    """Raises UserError if updates do not divide the groups, or micro-batches an update's rows."""
+def _check_batch(batch: Batch, group_size: int) -> None:
+    """Raises UserError if updates do not divide the groups, or micro-batches an update's rows.
+
+    group_size: completions of a group that are trained on
+    """
     if batch.groups % batch.updates:
         raise UserError(
             f"batch.updates is {batch.updates}: it must divide batch.groups={batch.groups}; "
             f"the nearest that do are {_nearest_divisors(batch.groups, batch.updates)}"
         )
     groups = batch.groups // batch.updates
-    rows = groups * batch.group_size
+    rows = groups * group_size
     size = batch.micro_batch
     # Bins need not divide: as many as a micro-batch lacks are left empty.
     if not size or batch.pack or rows % size == 0:
         return
-    product = f"groups * group_size = {groups} * {batch.group_size}"
+    product = f"groups * group_size = {groups} * {group_size}"
     if batch.updates > 1:
-        product = f"groups / updates * group_size = {groups} * {batch.group_size}"
+        product = f"groups / updates * group_size = {groups} * {group_size}"
     raise UserError(
         f"batch.micro_batch is {size}: it must divide {product} = {rows}; "
         f"the nearest that do are {_nearest_divisors(rows, size)}"
@@ -226,23 +231,6 @@ def _nearest_divisors(number: int, size: int) -> str:
     # A size of more than the number has no divisor above it.
     above = min((divisor for divisor in divisors if divisor > size), default=number)
     return " and ".join(map(str, sorted({below, above})))
-
-
-def _check_filter(band: Filter, group_size: int) -> None:
-    """Raises UserError for a band that is none, or that no pass rate of a group lies in."""
-    ends = f"filter.low is {band.low} and filter.high {band.high}"
-    if not 0 <= band.low <= band.high <= 1:
-        raise UserError(f"{ends}: they must hold 0 <= low <= high <= 1")
-    # Every pass rate that a group can have. Without one in the band, no group would ever train.
-    rates = [count / group_size for count in range(group_size + 1)]
-    if band.rule == "band" and not any(band.low <= rate <= band.high for rate in rates):
-        # 0 and 1 are rates, so that there is one on each side.
-        below = max(rate for rate in rates if rate < band.low)
-        above = min(rate for rate in rates if rate > band.high)
-        raise UserError(
-            f"{ends}: no pass rate of {group_size} completions lies there; set filter.low to "
-            f"{below!r} or filter.high to {above!r}"
-        )
 
 
 HELDOUT = "heldout"

@@ -6,7 +6,11 @@ from typing import NamedTuple
 from jaxgrpo.config import overrides
 from jaxgrpo.config.bounds import ROUNDING
 from jaxgrpo.config.schema import Config
-from jaxgrpo.config.sizes import max_trained_age, sampler_precision
+from jaxgrpo.config.sizes import (
+    max_trained_age,
+    sampler_precision,
+    trained_group_size,
+)
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Corrected
 
@@ -45,7 +49,7 @@ def _first_of(cls: type, methods: tuple[str, ...]) -> str | None:
 def check_objective(config: Config) -> None:
     """Raises UserError for an objective whose ratio would not be what it is taken for."""
     layers = list(_layers(config.objective))
-    _check_group_size(layers, config.batch.group_size)
+    _check_group_size(layers, config)
     _check_several_updates(config, layers)
     is_corrected = any(isinstance(layer, Corrected) for layer in layers)
     if config.batch.old_logprobs == "sampler":
@@ -88,16 +92,18 @@ def _off_policy(config: Config) -> _OffPolicy | None:
     return None
 
 
-def _check_group_size(layers: list[object], group_size: int) -> None:
+def _check_group_size(layers: list[object], config: Config) -> None:
     """Raises UserError for an objective of groups of another size than the run's.
 
     layers: the objective and those inside
     """
+    group_size = trained_group_size(config)
+    setting = "filter.train_rows" if config.filter.train_rows else "batch.group_size"
     for layer in layers:
         own = getattr(layer, "group_size", group_size)
         if own != group_size:
             raise UserError(
-                f"objective has {type(layer).__name__}.group_size={own}, and batch.group_size is "
+                f"objective has {type(layer).__name__}.group_size={own}, and {setting} is "
                 f"{group_size}: change one of the two, they must be the same"
             )
 

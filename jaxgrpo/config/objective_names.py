@@ -14,6 +14,7 @@ from jaxgrpo import losses
 from jaxgrpo.config import overrides
 from jaxgrpo.config.schema import Config
 from jaxgrpo.config.sft_schema import SFTConfig
+from jaxgrpo.config.sizes import trained_group_size
 from jaxgrpo.errors import UserError
 from jaxgrpo.losses import Objective
 
@@ -74,7 +75,7 @@ def make_objective(name: str, config: Config) -> Objective:
     cls = _find(name)
     of_the_run: dict[str, int | float] = {
         "budget": float(config.sampling.max_new_tokens),
-        "group_size": config.batch.group_size,
+        "group_size": trained_group_size(config),
     }
     required = {
         field.name: of_the_run[field.name]

@@ -54,20 +54,91 @@ class Sampling(FixedFields):
 class Filter(FixedFields):
     """Filter of the groups that train the policy, by pass rate p (arXiv 2504.03380).
 
-    rule: "band" keeps low <= p <= high, "dapo" keeps 0 < p < 1 (arXiv 2503.14476), "off" keeps all
+    rule: "band" keeps low <= p <= high, "dapo" keeps 0 < p < 1 (arXiv 2503.14476), "variance" keeps
+        groups whose rewards have a variance above min_variance, "off" keeps all
     low: the band's lower end
     high: the band's upper end
+    min_variance: with rule "variance", the greatest that is not kept; rewards are in float32
+    refill: whether further prompts are sampled until the batch is full (else: exactly a batch's
+        prompts are, and the groups that are not kept leave it)
     max_prompts: the refill's bound, in prompts sampled a step as a multiple of the batch's groups
+    ahead: problems in flight, at most, as a multiple of those that a step still needs by the share
+        of groups that passed in the steps before (0: as many as there are slots for)
+    select: of the groups that pass, "launch": the first in the order of launch; "variance": those
+        of the greatest variance, when as many prompts were sampled as may be; "finish": the first
+        to end, which favours short answers
+    early_verdicts: completions of a group that are sampled and judged first; the others are if the
+        group may still pass (0: all are sampled at once) (arXiv 2506.09016)
+    early_chance: how likely it must be to pass, by these and the run's earlier verdicts (see order)
+    train_rows: completions of a group that are trained on, those of the greatest variance of the
+        reward (0: all) (arXiv 2504.13818)
+    move_steps: steps in which the ends move evenly to last_low and last_high (0: they stay)
+    last_low: the lower end then
+    last_high: the upper end then
+    target_kept: share of groups to be kept, towards which both ends move outwards or inwards (0:
+        they do not)
+    target_rate: how far they move in a step, for each unit by which the share is missed
+    beta: of the optimal policy that the metric filter/divergence speaks of; nothing else reads it
     """
 
-    rule: str = setting("band", one_of=("band", "dapo", "off"))
+    rule: str = setting("band", one_of=("band", "dapo", "variance", "off"))
     low: float = 0.2
     high: float = 0.8
+    min_variance: float = setting(0.0, at_least=0)
+    refill: bool = True
     max_prompts: float = setting(
         4.0,
         at_least=1,
         why="a step samples at least one prompt for each group of its batch",
     )
+    ahead: float = setting(0.0, at_least=0)
+    select: str = setting("launch", one_of=("launch", "variance", "finish"))
+    early_verdicts: int = setting(0, at_least=0)
+    early_chance: float = setting(0.3, above=0, at_most=1)
+    train_rows: int = setting(0, at_least=0)
+    move_steps: int = setting(0, at_least=0)
+    last_low: float = 0.2
+    last_high: float = 0.8
+    target_kept: float = setting(0.0, at_least=0, below=1)
+    target_rate: float = setting(0.1, above=0)
+    beta: float = setting(1.0, above=0, may_change=True)
+
+
+@dataclass
+class Order(FixedFields):
+    """Order in which training problems are asked, and which of them are passed over.
+
+    by: which problems of a window are asked first. "seed": the order is random; "difficulty": the
+        easiest, as is known beforehand; "estimate": the easiest, by the verdicts of the run;
+        "chance": the likeliest to pass the filter, by these (arXiv 2510.26374)
+    window: problems that are compared with each other (0: a whole pass over the data)
+    share: of a window that is asked; the others are passed over until the next pass
+    review: of what is asked, the share that was asked least often, whatever it promises
+    pass_rates: a file of pass rates that were measured, for "difficulty" ("": problems' levels)
+    low: problems of a lower measured pass rate are never asked
+    high: problems of a higher one neither
+    prior_solved: pseudo-verdicts "solved" that the estimate of a problem begins with
+    prior_failed: the same of "not solved"
+    kind_weight: pseudo-verdicts that those on all problems of a language and level count for
+    decay: what earlier verdicts are multiplied by with each step
+    rest: passes over the data in which a problem is passed over once its pass rate was 0 or at
+        least `retire`, and twice as many each further time (0: none is)
+    retire: see rest (arXiv 2510.13786)
+    """
+
+    by: str = setting("seed", one_of=("seed", "difficulty", "estimate", "chance"))
+    window: int = setting(64, at_least=0)
+    share: float = setting(1.0, above=0, at_most=1)
+    review: float = setting(0.02, at_least=0, at_most=1)
+    pass_rates: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    prior_solved: float = setting(1.0, above=0)
+    prior_failed: float = setting(1.0, above=0)
+    kind_weight: float = setting(2.0, at_least=0)
+    decay: float = setting(0.98, above=0, at_most=1)
+    rest: int = setting(0, at_least=0)
+    retire: float = setting(0.9, above=0, at_most=1)
 
 
 @dataclass
@@ -286,6 +357,7 @@ class Config(FixedFields):
     batch: Batch = field(default_factory=Batch)
     sampling: Sampling = field(default_factory=Sampling)
     filter: Filter = field(default_factory=Filter)
+    order: Order = field(default_factory=Order)
     optimizer: Optimizer = field(default_factory=Optimizer)
     lora: Lora = field(default_factory=Lora, metadata=Marks(reads_policy=True))
     verifier: Verifier = field(default_factory=Verifier)

@@ -3,9 +3,14 @@
 from jaxgrpo.config.schema import Batch, Config
 
 
+def trained_group_size(config: Config) -> int:
+    """Returns the completions of a prompt that an update has places for."""
+    return config.filter.train_rows or config.batch.group_size
+
+
 def num_rows(config: Config) -> int:
-    """Returns the completions of a batch."""
-    return config.batch.groups * config.batch.group_size
+    """Returns the completions of a batch that its updates have places for."""
+    return config.batch.groups * trained_group_size(config)
 
 
 def rows_per_update(config: Config) -> int:
@@ -30,13 +35,20 @@ def batch_line(config: Config) -> str:
     batch = config.batch
     rows = rows_per_update(config)
     parts = [
-        f"{batch.groups} prompts x {batch.group_size} = {num_rows(config)} rows a step",
+        f"{batch.groups} prompts x {_group_words(config)} = {num_rows(config)} rows a step",
         f"{batch.updates} update{'s' * (batch.updates > 1)} of {rows} rows",
         _micro_batch_words(batch, rows),
     ]
     if batch.epochs > 1:
         parts[1] = f"{batch.epochs} epochs of {parts[1]}"
     return ", ".join(parts)
+
+
+def _group_words(config: Config) -> str:
+    """Returns "8", or "8 of 32" where so many of a group are trained on."""
+    sampled = config.batch.group_size
+    trained = trained_group_size(config)
+    return str(sampled) if trained == sampled else f"{trained} of {sampled}"
 
 
 def off_policy_note(config: Config) -> str:
@@ -81,11 +93,12 @@ def _micro_batch_words(batch: Batch, rows: int) -> str:
 
 def num_slots(config: Config) -> int:
     """Returns the rows that are sampled side by side."""
-    return config.sampling.slots or 2 * num_rows(config)
+    batch = config.batch
+    return config.sampling.slots or 2 * batch.groups * batch.group_size
 
 
 def max_prompts(config: Config) -> int:
     """Returns the prompts that a step may ask, at most."""
-    if config.filter.rule == "off":
+    if config.filter.rule == "off" or not config.filter.refill:
         return config.batch.groups
     return int(config.filter.max_prompts * config.batch.groups)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +37,10 @@ class ProblemOrder:
         self._index_at = _index_order(problems, seed)
         self._position = 0
 
+    def __len__(self) -> int:
+        """Returns the number of problems, which a pass over the data has."""
+        return len(self._problems)
+
     @property
     def position(self) -> int:
         """Returns the number of problems that have been handed out, over all passes."""
@@ -47,19 +52,19 @@ class ProblemOrder:
 
         Of a mixture: how many times as many problems as there are have been handed out.
         """
-        return self.epoch_at(self._position)
-
-    def epoch_at(self, position: int) -> int:
-        """Returns the pass that the problem at a position belongs to, from 0."""
-        return position // len(self._problems)
+        return self._position // len(self._problems)
 
     def take(self, count: int) -> list[Problem]:
         """Returns the next `count` problems; past the end of a pass it goes on into the next."""
         positions = range(self._position, self._position + count)
-        problems = [self._problems[self._index_at(position)] for position in positions]
+        problems = [self.at(position) for position in positions]
         # Only now: a problem that cannot be read leaves the position as it was.
         self._position += count
         return problems
+
+    def at(self, position: int) -> Problem:
+        """Returns the problem at a position, over all passes."""
+        return self._problems[self._index_at(position)]
 
     def seek(self, position: int) -> None:
         """Goes on as if `position` problems had been handed out."""
@@ -117,6 +122,37 @@ def _part_seed(seed: int, part: int) -> int:
     return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
 
 
+@runtime_checkable
+class Order(Protocol):
+    """An order of problems, with a position that can be kept and sought."""
+
+    @property
+    def position(self) -> Any:
+        """Returns what `seek` goes back to."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Returns the pass over the data that the next problem belongs to, from 0."""
+        ...
+
+    def take(self, count: int) -> list[Problem]:
+        """Returns the next `count` problems."""
+        ...
+
+    def seek(self, position: Any) -> None:
+        """Goes on from a position."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """Returns the JSON values that a checkpoint keeps."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state` was taken; raises UserError if it is another run's."""
+        ...
+
+
 class ProblemStream:
     """Iterates over an order's next problems, leaving out those that are not accepted.
 
@@ -126,30 +162,32 @@ class ProblemStream:
     accepts: returns whether a problem may be asked, such as whether its prompt fits
     """
 
-    def __init__(self, order: ProblemOrder, accepts: Callable[[Problem], bool]):
+    def __init__(self, order: Order, accepts: Callable[[Problem], bool]):
         self.used = 0
         """Number of used problems of those handed out since the last `rewind`."""
+        self.epoch = 0
+        """The pass over the data that the last problem that was handed out belongs to, from 0."""
         self._order = order
         # A shallow copy has a position of its own, and shares the problems and the permutation.
         self._order_ahead = copy.copy(order)
         self._accepts = accepts
         # Of each problem that was handed out and not used: the order's position just after it.
-        self._positions: list[int] = []
+        self._positions: list[Any] = []
 
     def __iter__(self) -> "ProblemStream":
         return self
 
     def __next__(self) -> Problem:
-        (problem,) = self._order_ahead.take(1)
+        problem = self._take()
         while not self._accepts(problem):
-            (problem,) = self._order_ahead.take(1)
+            problem = self._take()
         self._positions.append(self._order_ahead.position)
         return problem
 
-    @property
-    def epoch(self) -> int:
-        """Returns the pass that the last problem that was handed out belongs to, from 0."""
-        return self._order_ahead.epoch_at(self._order_ahead.position - 1)
+    def _take(self) -> Problem:
+        self.epoch = self._order_ahead.epoch
+        (problem,) = self._order_ahead.take(1)
+        return problem
 
     def mark_used(self, count: int) -> None:
         """Marks the next `count` of the problems that were handed out as used."""

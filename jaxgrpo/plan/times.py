@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from jaxgrpo.config import Config
+from jaxgrpo.config.sizes import max_prompts
 from jaxgrpo.errors import UserError
 from jaxgrpo.plan.chips import Chip
 from jaxgrpo.plan.compiled import CompiledProgram
@@ -79,10 +80,12 @@ def binding(seconds: dict[str, float]) -> str:
 
 def rows_per_step(config: Config, assumptions: Assumptions) -> float:
     """Returns the completions that a GRPO step samples."""
-    groups = config.batch.groups
+    most = float(max_prompts(config))
+    if config.filter.select == "variance":
+        return most * config.batch.group_size
     # The filter drops groups, and others are sampled in their place, up to a limit.
-    max_ratio = 1.0 if config.filter.rule == "off" else config.filter.max_prompts
-    return min(groups * max_ratio, groups / assumptions.kept) * config.batch.group_size
+    prompts = min(most, config.batch.groups / assumptions.kept)
+    return prompts * config.batch.group_size
 
 
 def calls_per_step(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
+from jaxgrpo.rollout.down_sampling import max_variance_rows, take_rows
 from jaxgrpo.rollout.groups import JudgedGroup
 from jaxgrpo.types import TrainBatch
 
@@ -16,10 +17,23 @@ class TrainedRows:
 
     mask_truncated: not those that were cut off (arXiv 2503.14476, section 3.4)
     max_age: not those with a token that was chosen more than so many steps before; None: of any age
+    of_group: rows of a group that an update has places for: those of the greatest variance
+        (down_sampling), and the others count in nothing; 0: all
     """
 
     mask_truncated: bool = False
     max_age: int | None = None
+    of_group: int = 0
+
+    def places(self, group: JudgedGroup) -> Int[np.ndarray, "m"]:
+        """Returns the places of those rows in the group."""
+        if self.of_group:
+            return max_variance_rows(group.rewards, self.of_group)
+        return np.arange(len(group.texts))
+
+    def select(self, group: JudgedGroup) -> JudgedGroup:
+        """Returns the group of those rows that the update has places for."""
+        return take_rows(group, self.places(group)) if self.of_group else group
 
     def rows_of(self, group: JudgedGroup, step: int) -> Bool[np.ndarray, "G"]:
         """Returns which rows of a group the update of a step may count."""
@@ -46,6 +60,7 @@ def make_batch(
 
     step: the training step, which ages count from
     """
+    groups = [trained_rows.select(group) for group in groups]
     empty_rows = (count - len(groups)) * len(groups[0].texts)
 
     def to_rows(arrays: Iterable[np.ndarray], filler: float = 0) -> np.ndarray:
@@ -75,7 +90,7 @@ def ages_of_trained_tokens(
 ) -> Int[np.ndarray, "n"]:
     """Returns the ages in steps of the tokens that an update on the groups counts."""
     ages = [np.zeros(0, int)]
-    for group in groups:
+    for group in map(trained_rows.select, groups):
         is_trained = compared_tokens(group) & trained_rows.rows_of(group, step)[:, None]
         ages.append(step - group.policy_steps[is_trained])
     return np.concatenate(ages)

@@ -28,8 +28,10 @@ from jaxgrpo.rollout.protocols import (
     SamplingPrograms,
     SamplingUsage,
 )
+from jaxgrpo.rollout.screening import Screening
+from jaxgrpo.rollout.warm_up import warm_up
 from jaxgrpo.text.tokenizer import Tokenizer, pad_left
-from jaxgrpo.types import DecodeOutput, Params, SamplingParams
+from jaxgrpo.types import DecodeOutput, Params
 
 
 @dataclass(frozen=True)
@@ -53,41 +55,10 @@ class Engine:
 
         Those that every session calls are sealed: from then on a compile of theirs is an error.
         """
-        programs = self.programs
-        # 1. The copy that is decoded from, and a prefill of empty prompts.
-        published = programs.publish(params)
-        no_prompts: list[list[int]] = [[]] * programs.prompts_per_prefill
+        # A prefill of empty prompts.
+        no_prompts: list[list[int]] = [[]] * self.programs.prompts_per_prefill
         prompts = pad_left(no_prompts, self.prompt_width, self.tokenizer.pad_id)
-        prefilled = programs.prefill(published, *prompts)
-        all_slots = programs.slot_counts[0]
-        no_rows = new_rows([], programs.rows_per_insert, no_slot=all_slots)
-        sampling = SamplingParams().as_arrays()
-        # 2. Every ring length with every number of slots, and the ways between them.
-        for ring_length in programs.ring_lengths:
-            state = programs.empty_state(all_slots, ring_length)
-            state = programs.insert(state, prefilled, no_rows)
-            longer_rings = [
-                length for length in programs.ring_lengths if length > ring_length
-            ]
-            for slots in programs.slot_counts:
-                if slots < all_slots:
-                    state = programs.compact(state, np.arange(slots, dtype=np.int32))
-                stopped = np.ones(slots, bool)
-                state, _ = programs.decode(
-                    published, state, stopped, sampling, np.int32(0), np.int32(0)
-                )
-                if longer_rings:
-                    programs.grow(
-                        programs.empty_state(slots, ring_length), longer_rings[0]
-                    )
-        # 3. From now on a compile is a bug: something is not traced that ought to be.
-        for program in (
-            programs.prefill,
-            programs.insert,
-            programs.decode,
-            programs.compact,
-        ):
-            program.seal()
+        warm_up(self.programs, params, prompts)
 
     def session(
         self,
@@ -124,6 +95,9 @@ class SamplingSession:
     group has ended; index counts problems as they were taken. It also yields None, once for each
     call of the device and while the device is busy, so that whoever iterates can do other work.
     The order of all items is a function of what was sampled, and of no clock.
+
+    With `request.screened` so many rows of each group start, and the others once `decide` says so;
+    or it says that they never do, and the group that comes has those rows alone.
 
     To stop early, stop iterating: what is in flight is forgotten. Or call `set_policy` and go on
     with the same iterator. To hold back problems, set `max_launched`: at that bound, rows that end
@@ -164,6 +138,7 @@ class SamplingSession:
         # Rows of the prompts that were prefilled last, with the place of their prompt there.
         self._waiting: deque[tuple[int, PendingRow]] = deque()
         self._prefilled: DeviceState = None
+        self._screening = Screening()
 
     def set_policy(self, params: Params, step: int) -> None:
         """Has another policy sample from now on, and counts usage anew.
@@ -194,7 +169,7 @@ class SamplingSession:
             if any(self._rows):
                 self._resize()
                 self._launch_decode()
-            elif self._exhausted:
+            elif self._exhausted and not self._screening.is_busy:
                 break
             # 3. Meanwhile what the last call has ended is handed out, and the caller does its work.
             yield from self.take_events()
@@ -217,14 +192,28 @@ class SamplingSession:
             yield FinishedCompletion(
                 row.group.index, row.group.problem, row.sample, row.text
             )
-        engine = self._engine
+        complete = []
         for row in ended:
             row.group.num_unfinished -= 1
             if row.group.num_unfinished == 0:
-                group = row.group.to_group(
+                complete.append(row.group)
+        engine = self._engine
+        for group in self._screening.take_whole(complete):
+            yield (
+                group.index,
+                group.to_group(
                     engine.prompt_width, engine.new_tokens, engine.tokenizer.pad_id
-                )
-                yield row.group.index, group
+                ),
+            )
+
+    @property
+    def is_idle(self) -> bool:
+        """Returns whether no call is under way."""
+        return self._running is None
+
+    def decide(self, index: int, goes_on: bool) -> None:
+        """Says whether the other rows of a group start, whose screened rows have all ended."""
+        self._screening.decide(index, goes_on)
 
     def wait_for_call(self) -> None:
         """Waits for the call of `decode` under way, if there is one, and takes its tokens.
@@ -261,37 +250,39 @@ class SamplingSession:
 
     def _prefill_next(self) -> bool:
         """Reads the next prompts; returns whether there were any that may be read."""
-        count = self._programs.prompts_per_prefill
+        # Groups that go on come first: they are older.
+        groups = self._screening.take_continued(self._programs.prompts_per_prefill)
+        count = self._programs.prompts_per_prefill - len(groups)
         if self.max_launched is not None:
             count = min(count, self.max_launched - self.launched)
-        if count <= 0:
-            return False
-        problems = list(islice(self._problems, count))
-        if not problems:
-            self._exhausted = True
+        if count > 0:
+            problems = list(islice(self._problems, count))
+            self._exhausted = not problems
+            groups += map(self._make_group, problems)
+        if not groups:
             return False
         engine = self._engine
-        prompts = [
-            engine.tokenizer.prompt(
-                problem.prompt, engine.system, problem.language, problem.context
-            )
-            for problem in problems
-        ]
+        prompts = [group.prompt for group in groups]
         # Shapes are fixed: at the end of the problems, empty prompts fill the call.
-        missing = self._programs.prompts_per_prefill - len(problems)
+        missing = self._programs.prompts_per_prefill - len(groups)
         filler: list[list[int]] = [[]] * missing
         padded = pad_left(
             prompts + filler, engine.prompt_width, engine.tokenizer.pad_id
         )
         self._prefilled = self._programs.prefill(self._params, *padded)
         self.usage.prompt_tokens += sum(len(prompt) for prompt in prompts)
-        for place, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
-            group = self._start_group(problem, prompt)
-            self._waiting.extend((place, row) for row in group.rows)
+        for place, group in enumerate(groups):
+            rows = group.start(self._request.screened)
+            self._screening.note_start(group)
+            self._waiting.extend((place, row) for row in rows)
         return True
 
-    def _start_group(self, problem: Problem, prompt: list[int]) -> PendingGroup:
-        """Returns a group of rows that have no tokens yet."""
+    def _make_group(self, problem: Problem) -> PendingGroup:
+        """Returns a group of rows that have not started."""
+        engine = self._engine
+        prompt = engine.tokenizer.prompt(
+            problem.prompt, engine.system, problem.language, problem.context
+        )
         group_size = self._request.group_size
         group = PendingGroup(
             index=self.launched,
@@ -299,7 +290,6 @@ class SamplingSession:
             prompt=prompt,
             key_name=self._key_name,
             first_sample=self._times_asked[problem.id] * group_size,
-            num_unfinished=group_size,
         )
         self._times_asked[problem.id] += 1
         self.launched += 1
@@ -319,7 +309,7 @@ class SamplingSession:
     def _resize(self) -> None:
         """Takes fewer slots where nothing more will start, and a ring long enough for a call."""
         num_rows = self._num_rows()
-        while self._exhausted and not self._waiting and self._fewer_slots() >= num_rows:
+        while not self._has_more() and self._fewer_slots() >= num_rows:
             fewer = self._fewer_slots()
             # Slots with a row come first.
             order = sorted(
@@ -340,6 +330,12 @@ class SamplingSession:
             self._ring_length = min(longer)
             self._state = self._programs.grow(self._state, self._ring_length)
 
+    def _has_more(self) -> bool:
+        """Returns whether rows may start that have not."""
+        return bool(
+            self._waiting or not self._exhausted or self._screening.may_continue
+        )
+
     def _num_rows(self) -> int:
         return sum(row is not None for row in self._rows)
 
@@ -358,10 +354,9 @@ class SamplingSession:
         num_rows = self._num_rows()
         # Rows end one after another. To come back for each would cost a launch a row, to wait for
         # many would leave their slots idle: a sixteenth is a compromise.
-        has_more = self._waiting or not self._exhausted
-        leave_at = (
-            num_rows - max(1, num_rows // 16) if has_more else self._fewer_slots()
-        )
+        leave_at = self._fewer_slots()
+        if self._has_more():
+            leave_at = num_rows - max(1, num_rows // 16)
         self._state, self._running = self._programs.decode(
             self._params,
             self._state,

@@ -19,6 +19,7 @@ class SamplingRequest:
     stop: texts that end a completion. A text, its special tokens included, ends after the first
         one that it holds; what follows it in the same token stays.
     max_tokens: tokens of a completion, at most; None: all there is room for
+    screened: rows of a group that start at first, the others once they are asked for; 0: all
     max_tokens_of: (problem, sample) -> the same for each completion, in the place of max_tokens
     """
 
@@ -28,6 +29,7 @@ class SamplingRequest:
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
     max_tokens_of: Callable[[Problem, int], int] | None = None
+    screened: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """JsonVerdicts on groups: texts go to the verifier pool as they end, groups come back judged.
 
-Groups come back in the order in which their problems were launched, not in the order in which they
-finish: taking the first to finish would favour short answers.
+Groups come back in the order in which their problems were launched. The order in which they finish
+can be asked for, too: to take the first to finish favours short answers.
 """
 
 import itertools
@@ -23,7 +23,8 @@ from jaxgrpo.rollout.groups import (
     JudgedGroup,
     JudgedTexts,
 )
-from jaxgrpo.rollout.protocols import Event
+from jaxgrpo.rollout.protocols import Event, Session
+from jaxgrpo.rollout.screening import EarlyStop
 
 RewardWeights = Mapping[str, float]
 """The weight of each reward, by its name, in the sum that advantages are made of."""
@@ -115,14 +116,20 @@ class Judge:
         # missing verdicts do not make the sum NaN.
         parts = [weight * values[name] for name, weight in weights.items() if weight]
         # 3. Counts for the difficulty filter: of right and wrong alone, whatever else is rewarded.
-        is_solved = values[self.solved_by]
+        solved, judged = self.count(verdicts)
         return {
             "values": values,
             "missing": missing,
             "rewards": np.sum(parts, axis=0) if parts else np.zeros(len(verdicts)),
-            "solved": int(np.sum(is_solved == 1.0)),
-            "judged": int(np.sum(~np.isnan(is_solved))),
+            "solved": solved,
+            "judged": judged,
         }
+
+    def count(self, verdicts: Sequence[JsonVerdicts]) -> tuple[int, int]:
+        """Returns how many texts are right, and of how many it is known."""
+        known = [_to_number(row[self.solved_by]) for row in verdicts]
+        known = [value for value in known if not math.isnan(value)]
+        return known.count(1.0), len(known)
 
 
 def _to_json(verdict: float | Missing) -> float | str:
@@ -144,12 +151,24 @@ def judged_in_order(
     device, and hand out what all of them know.
     """
     queue = JudgingQueue(judge, jax.process_index(), jax.process_count())
+    return judged_groups(session, queue, weights)
+
+
+def judged_groups(
+    session: Any, queue: "JudgingQueue", weights: RewardWeights
+) -> Iterator[JudgedGroup]:
+    """Yields the groups of a session as `judged_in_order`, in the order of the queue.
+
+    session: an iterable of events; with `queue.early_stop` a Session, which is told of decisions
+    """
     try:
         for event in session:
             if event is not None:
                 queue.add_event(event)
             # None: the device has begun its next call, the time at which processes meet. A process
             # that is alone hands out at every complete group, too.
+            if event is None and queue.early_stop:
+                queue.decide(session)
             is_alone = queue.processes == 1
             if event is None or (
                 is_alone and not isinstance(event, FinishedCompletion)
@@ -171,8 +190,14 @@ class JudgingQueue:
     judge: Judge
     process: int
     processes: int
+    in_launch_order: bool = True
+    """Whether groups are handed out as they were launched; else as their last completions ended."""
     head: int = 0
-    """The index of the next group in the order of launch."""
+    """Groups that have been handed out: the place of the next one in the order."""
+    used: int = 0
+    """The greatest index of those, and 1: so many problems are used or passed over."""
+    arrived: list[int] = field(default_factory=list)
+    """The index of each complete group, as they ended."""
     groups: dict[int, Group] = field(default_factory=dict)
     """Complete groups, by index."""
     early_tickets: dict[int, dict[int, Ticket]] = field(
@@ -183,6 +208,14 @@ class JudgingQueue:
     """Tickets of this process's complete groups."""
     verdicts: dict[int, list[JsonVerdicts]] = field(default_factory=dict)
     """JsonVerdicts of groups that are not handed out yet: the same in all processes."""
+    early_stop: EarlyStop | None = None
+    """Says which groups go on, by their first verdicts; None: all rows start at once."""
+    screened: dict[int, list[FinishedCompletion]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """The first texts that have ended of each group that is not decided on, by index."""
+    due: list[int] = field(default_factory=list)
+    """Those of these groups that are decided on next."""
 
     @property
     def num_complete(self) -> int:
@@ -198,6 +231,8 @@ class JudgingQueue:
             self._add_group(index, group)
 
     def _add_completion(self, finished: FinishedCompletion) -> None:
+        if self.early_stop and finished.sample < self.early_stop.verdicts:
+            self.screened[finished.index].append(finished)
         if not self._is_mine(finished.index):
             return
         ticket = self.judge.submit_early(finished)
@@ -206,6 +241,7 @@ class JudgingQueue:
 
     def _add_group(self, index: int, group: Group) -> None:
         self.groups[index] = group
+        self.arrived.append(index)
         if not self._is_mine(index):
             return
         # Its texts were submitted one by one, unless a reward must see them together.
@@ -221,20 +257,51 @@ class JudgingQueue:
         # A collective: all processes iterate this at the same point of the program. Each brings the
         # verdicts that it knows, and afterwards all know the same. Pairs, because JSON has no
         # integer keys.
+        waited = {self._index_at(self.head + place) for place in range(wait)}
         ready = [
-            index
-            for index in self.tickets
-            if index < self.head + wait or self._done(index)
+            index for index in self.tickets if index in waited or self._done(index)
         ]
         own = [[index, self.judge.verdicts(self.tickets.pop(index))] for index in ready]
         for part in gather_json(own):
             self.verdicts.update(part)
-        # Only the next groups in the order of launch, without a gap.
-        while self.head in self.verdicts:
-            group = self.groups.pop(self.head)
-            verdicts = self.verdicts.pop(self.head)
+        # Only the next groups in the order, without a gap.
+        while (index := self._index_at(self.head)) in self.verdicts:
+            group = self.groups.pop(index)
+            verdicts = self.verdicts.pop(index)
             self.head += 1
+            self.used = max(self.used, index + 1)
             yield self.judge.judge(group, verdicts, weights)
+
+    def decide(self, session: Session) -> None:
+        """Tells the session which groups go on, whose first texts have been judged meanwhile.
+
+        Verdicts are waited for, so that sampling alone, and no clock, says when other rows start:
+        those of texts that had ended before the call that has just begun. They were computed while
+        the call before it ran. Where none runs, those of all texts.
+        """
+        if self.early_stop is None:
+            return
+        own = []
+        for index in self._screened_whole() if session.is_idle else self.due:
+            if self._is_mine(index):
+                tickets = list(self.early_tickets[index].values())
+                counts = self.judge.count(self.judge.verdicts(tickets))
+                problem = self.screened[index][0].problem
+                own.append([index, self.early_stop.goes_on(problem, *counts)])
+        # A collective, as `judged`.
+        for index, goes_on in sorted(itertools.chain(*gather_json(own))):
+            del self.screened[index]
+            session.decide(index, goes_on)
+        self.due = self._screened_whole()
+
+    def _screened_whole(self) -> list[int]:
+        """Returns the indices of groups whose first texts have all ended."""
+        assert self.early_stop is not None
+        return [
+            index
+            for index, texts in self.screened.items()
+            if len(texts) == self.early_stop.verdicts
+        ]
 
     def cancel(self) -> None:
         """Tells the pool that what has not been handed out is not wanted any more."""
@@ -244,6 +311,12 @@ class JudgingQueue:
         ]
         for ticket in itertools.chain(*by_group):
             self.judge.pool.cancel(ticket)
+
+    def _index_at(self, place: int) -> int:
+        """Returns the index of the group at a place of the order; -1 where none has come yet."""
+        if self.in_launch_order:
+            return place
+        return self.arrived[place] if place < len(self.arrived) else -1
 
     def _done(self, index: int) -> bool:
         return all(ticket.verdicts.done() for ticket in self.tickets[index])

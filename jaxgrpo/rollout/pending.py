@@ -80,9 +80,22 @@ class PendingGroup:
     """Seed, step and purpose, for the rows' random keys. The step is the one of the launch."""
     first_sample: int
     """The number of its first row: a problem that is asked again in a step counts on."""
-    num_unfinished: int
-    """Rows that have not ended yet."""
+    num_unfinished: int = 0
+    """Rows that have started and not ended yet."""
+    num_started: int = 0
+    """Rows that have started: the first ones."""
     rows: list[PendingRow] = field(default_factory=list)
+
+    def start(self, screened: int) -> list[PendingRow]:
+        """Returns the rows that start now: the screened ones first, all others the second time.
+
+        screened: 0: all start at once
+        """
+        count = len(self.rows) if self.num_started else screened or len(self.rows)
+        rows = self.rows[self.num_started :][:count]
+        self.num_started += len(rows)
+        self.num_unfinished += len(rows)
+        return rows
 
     def to_group(self, prompt_width: int, new_tokens: int, pad_id: int) -> Group:
         """Returns the group of rows that have all ended."""

@@ -137,6 +137,15 @@ class Session(Protocol):
         """Waits for the device's call under way."""
         ...
 
+    @property
+    def is_idle(self) -> bool:
+        """Returns whether no call is under way."""
+        ...
+
+    def decide(self, index: int, goes_on: bool) -> None:
+        """Says whether the other rows of a group start, or never do."""
+        ...
+
 
 @runtime_checkable
 class SamplingEngine(Protocol):

@@ -117,7 +117,7 @@ def shown_rollouts(
         for sample in range(len(group.texts) if whole else 1):
             advantage = None
             if place is not None and advantages is not None:
-                advantage = float(advantages[place, sample])
+                advantage = _nullable(advantages[place, sample])
             yield record(group, sample) | {
                 "advantage": advantage,
                 "kept": place is not None,

@@ -1,5 +1,6 @@
 """Judged groups for one step after another, from a session that may go on across steps."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -8,8 +9,9 @@ import jax
 
 from jaxgrpo.data.order import ProblemStream
 from jaxgrpo.rollout.groups import JudgedGroup, SamplingRequest
-from jaxgrpo.rollout.judge import Judge, JudgingQueue, RewardWeights, judged_in_order
+from jaxgrpo.rollout.judge import Judge, JudgingQueue, RewardWeights, judged_groups
 from jaxgrpo.rollout.protocols import Event, SamplingEngine, Session
+from jaxgrpo.rollout.screening import EarlyStop
 from jaxgrpo.types import Params
 
 
@@ -20,6 +22,9 @@ class RolloutStream:
     keep_in_flight: unfinished completions go on in the next step, under its policy. If False they
         are dropped, and their problems are asked again.
     max_age: with keep_in_flight, the greatest age in steps of a token that is trained on, from 1 up
+    in_launch_order: whether groups come in the order of launch; else, without keep_in_flight, in
+        the order in which they finish. Problems launched before the last of them that had not
+        finished are then passed over: the longest ones.
 
     What a step trains on is a function of the seed and of the verdicts, never of the time that a
     verdict takes. Without keep_in_flight the order of launch suffices for that. With it the moment
@@ -43,6 +48,7 @@ class RolloutStream:
     request: SamplingRequest
     keep_in_flight: bool = False
     max_age: int = 2
+    in_launch_order: bool = True
     _session: Session | None = None
     _weights: RewardWeights = field(default_factory=dict)
     """The reward weights of this step."""
@@ -53,6 +59,7 @@ class RolloutStream:
     _queue: JudgingQueue = field(init=False)
     _spare: int = 0
     """With keep_in_flight: problems that may be in flight besides those that the step needs."""
+    _ahead: float = 0.0
 
     def begin(
         self,
@@ -61,41 +68,68 @@ class RolloutStream:
         weights: RewardWeights,
         groups: int,
         max_prompts: int,
+        early_stop: EarlyStop | None = None,
+        ahead: float = 0.0,
     ) -> Session:
         """Begins a step, whose groups `take` returns. With keep_in_flight the device is then busy.
 
         weights: of the rewards in this step
         groups: groups that the step needs at least, unless there are fewer prompts
         max_prompts: problems that the step may ask
+        early_stop: says which groups go on by their first verdicts, on `request.screened` rows
+        ahead: without keep_in_flight, the problems in flight, at most, as a multiple of the groups
+            that the step still needs; 0: as many as there are slots for
         """
         self._weights = weights
-        if not self.keep_in_flight:
+        self._ahead = ahead
+        if not self._in_rounds:
             problems = islice(self.problems, max_prompts)
             session = self.engine.session(params, problems, self.request, step)
-            self._groups = judged_in_order(session, self.judge, weights)
+            self._queue = self._new_queue(early_stop)
+            self._groups = judged_groups(session, self._queue, weights)
             self._session = session
             return session
         if self._session is None:
-            session = self.engine.session(params, self.problems, self.request, step)
+            problems = islice(
+                self.problems, None if self.keep_in_flight else max_prompts
+            )
+            session = self.engine.session(params, problems, self.request, step)
             self._session = session
             self._events = iter(session)
-            self._queue = JudgingQueue(
-                self.judge, jax.process_index(), jax.process_count()
-            )
+            self._queue = self._new_queue(early_stop)
         else:
             session = self._session
             session.set_policy(params, step)
+            self._queue.early_stop = early_stop
         self._spare = self.max_age * groups
         self._advance(session, min(groups, max_prompts))
         return session
 
+    @property
+    def _in_rounds(self) -> bool:
+        """Returns whether groups are asked in rounds, of those that the step needs at least.
+
+        Verdicts are then waited for at the end of a round, so that no clock says how many are
+        launched.
+        """
+        return self.keep_in_flight or self._ahead > 0
+
+    def _new_queue(self, early_stop: EarlyStop | None) -> JudgingQueue:
+        return JudgingQueue(
+            self.judge,
+            jax.process_index(),
+            jax.process_count(),
+            self.in_launch_order,
+            early_stop=early_stop,
+        )
+
     def take(self, needed: int) -> list[JudgedGroup]:
         """Returns the next judged groups, at least one unless no problem is left.
 
-        needed: the step cannot end with fewer; at most so many are returned, or 1 without
-            keep_in_flight
+        needed: the step cannot end with fewer; at most so many are returned, or 1 where they are
+            not asked in rounds
         """
-        if not self.keep_in_flight:
+        if not self._in_rounds:
             return list(islice(self._groups, 1))
         assert self._session is not None
         while self._queue.num_complete < needed and self._advance(
@@ -111,12 +145,16 @@ class RolloutStream:
     def _advance(self, session: Session, needed: int) -> bool:
         """Goes on until the device is busy with its next call; returns whether there is one.
 
-        The step will use at least `needed` groups more. So when it ends, at most `_spare` of those
-        launched are in flight.
+        The step will use at least `needed` groups more. So when it ends with keep_in_flight, at
+        most `_spare` of those launched are in flight.
         """
-        session.max_launched = self._queue.head + needed + self._spare
+        in_flight = max(needed, math.ceil(self._ahead * needed))
+        if self.keep_in_flight:
+            in_flight = needed + self._spare
+        session.max_launched = self._queue.head + in_flight
         for event in self._events:
             if event is None:
+                self._queue.decide(session)
                 return True
             self._queue.add_event(event)
         return False
@@ -126,8 +164,10 @@ class RolloutStream:
 
         With keep_in_flight, what has ended in its last call is judged during the update.
         """
-        self.problems.mark_used(used)
+        self.problems.mark_used(used if self.in_launch_order else self._queue.used)
         if not self.keep_in_flight:
+            if self._in_rounds:
+                self._queue.cancel()
             # The session's slots, and its copy of the policy, make room for the update.
             self._session = None
             self._groups = iter(())
