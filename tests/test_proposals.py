@@ -1,6 +1,7 @@
 """Laws of the order in which problems are asked: by the seed, by difficulty, by what was seen."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -340,7 +341,10 @@ def test_a_config_says_what_a_step_asks_and_in_which_order():
     proposals = proposals_of(early, History())
     assert isinstance(order_of(early, PROBLEMS, proposals), ProblemOrder)
     spec = collect_spec(early, 1, 0.0, 0.25, proposals)
-    assert spec.ahead == 6  # a quarter is expected to pass
+    # A quarter is expected to pass, which counts as eight groups.
+    assert spec.in_flight(kept=0, asked=0) == 32
+    assert spec.in_flight(kept=6, asked=8) == math.ceil(1.5 * 2 / 0.5)
+    assert spec.in_flight(kept=7, asked=31) == 1
     proposals.begin(2, spec.filter)
     proposals.record(PROBLEMS[0], 0, 8, step=1, epoch=0)
     solved, failed = spec.early_stop.prior(PROBLEMS[0])
