@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from jaxgrpo.errors import check_choice
 from jaxgrpo.rollout import difficulty
 from jaxgrpo.rollout.batch import ALL_ROWS, TrainedRows, ages_of_trained_tokens
 from jaxgrpo.rollout.difficulty import DifficultyFilter
@@ -23,6 +24,17 @@ from jaxgrpo.rollout.report import summarise
 from jaxgrpo.rollout.screening import EarlyStop, early_stop_metrics
 from jaxgrpo.rollout.stream import RolloutStream
 from jaxgrpo.types import Params
+
+
+SELECTIONS = ("launch", "finish", "variance")
+"""Which of the groups that passed are trained on.
+
+    "launch": the first in the order of launch.
+    "finish": the first whose completions have all ended: a bias to short answers. The stream's
+        order decides (RolloutStream.in_launch_order).
+    "variance": of all problems that may be asked, those with the greatest variance of the verdict,
+        then of the reward.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,9 @@ class CollectSpec:
     expected: float = 0.5
     early_stop: EarlyStop | None = None
 
+    def __post_init__(self) -> None:
+        check_choice("filter.select", self.select, SELECTIONS)
+
     def needed(self, kept: int, asked: int) -> int:
         """Returns the groups that the step must still ask, at least."""
         to_ask = self.max_prompts - asked
@@ -82,17 +97,6 @@ class CollectSpec:
     def is_whole(self, group: JudgedGroup) -> bool:
         """Returns whether all rows of a group were sampled."""
         return not self.early_stop or len(group.texts) == self.early_stop.group_size
-
-
-SELECTIONS = ("launch", "finish", "variance")
-"""Which of the groups that passed are trained on.
-
-    "launch": the first in the order of launch.
-    "finish": the first whose completions have all ended: a bias to short answers. The stream's
-        order decides (RolloutStream.in_launch_order).
-    "variance": of all problems that may be asked, those with the greatest variance of the verdict,
-        then of the reward.
-"""
 
 
 @dataclass(frozen=True)
