@@ -25,7 +25,6 @@ from jaxgrpo.rollout.screening import EarlyStop, early_stop_metrics
 from jaxgrpo.rollout.stream import RolloutStream
 from jaxgrpo.types import Params
 
-
 SELECTIONS = ("launch", "finish", "variance")
 """Which of the groups that passed are trained on.
 
