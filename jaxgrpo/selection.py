@@ -15,9 +15,6 @@ from jaxgrpo.rollout.posterior import Posterior
 from jaxgrpo.rollout.proposals import Proposals, Rests
 from jaxgrpo.rollout.screening import EarlyStop
 
-LEAST_KEPT = 0.1
-"""The share of groups that is expected to pass, at least, however few did."""
-
 
 def make_proposals(config: Config, history: History) -> Proposals | None:
     """Returns what estimates and ranks problems, and has seen nothing yet; None: nobody asks it.
@@ -98,7 +95,8 @@ def collect_spec(
         select=config.filter.select,
         trained_rows=trained_rows(config),
         beta=config.filter.beta,
-        ahead=config.filter.ahead / max(kept, LEAST_KEPT),
+        ahead=config.filter.ahead,
+        expected=kept,
         early_stop=_early_stop(config, rule, proposals),
     )
 

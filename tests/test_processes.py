@@ -223,15 +223,28 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert texts(run_folder, steps) == texts(uninterrupted, steps)
 
 
+PROPOSALS = (
+    "filter.rule=dapo",
+    "filter.early_verdicts=2",
+    "filter.early_chance=0.8",
+    "order.by=chance",
+    "order.window=6",
+    "order.share=0.5",
+)
+
+
 def test_two_processes_that_keep_what_is_in_flight_make_the_run_that_one_makes(folder):
-    """The reward's random delays differ between the processes."""
+    """The reward's random delays differ between the processes.
+
+    So do their shares of the verdicts that say which groups go on, and which problems are asked.
+    """
     runs = []
     for count, devices in ((1, 8), (2, 4)):
         run_folder = folder / f"keeping_{count}"
         run_folder.mkdir()
         text = TEXT.replace("Weighted(maths.accuracy)", "Weighted(Delayed(0.0, 0.05))")
         text = text.replace("from jaxgrpo.rewards import languages, maths", DELAYED)
-        overrides = ("steps=5", "sampling.keep_in_flight=True")
+        overrides = ("steps=5", "sampling.keep_in_flight=True", *PROPOSALS)
         finish(launch(count, devices, run_folder, *overrides, text=text))
         steps = read(run_folder / "out")
         names = ("rollout/age", "rollout/age_max", "rollout/in_flight")
@@ -240,6 +253,7 @@ def test_two_processes_that_keep_what_is_in_flight_make_the_run_that_one_makes(f
     assert_same_steps(runs[0][0], runs[1][0])
     assert runs[0][1:] == runs[1][1:]
     assert max(age for _, age, _ in runs[0][1]) > 0
+    assert max(step["filter/stopped"] for step in runs[0][0]) > 0
 
 
 SHORT_SFT = ("packing.rows=8", "steps=2", "evaluation.problems=0")

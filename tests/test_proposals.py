@@ -1,6 +1,7 @@
 """Laws of the order in which problems are asked: by the seed, by difficulty, by what was seen."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,8 @@ from math import comb
 import numpy as np
 import pytest
 
+from jaxgrpo.config import Config, Filter, Order
+from jaxgrpo.config.schema import NO_PROBLEMS
 from jaxgrpo.data.mixture import MixedProblems
 from jaxgrpo.data.order import ProblemOrder, ProblemStream
 from jaxgrpo.data.pass_rates import problems_within, read_pass_rates
@@ -19,6 +22,9 @@ from jaxgrpo.problems import Problem
 from jaxgrpo.rollout.difficulty import DifficultyFilter, History
 from jaxgrpo.rollout.posterior import Posterior, chance_to_pass
 from jaxgrpo.rollout.proposals import Proposals, Rests
+from jaxgrpo.selection import collect_spec
+from jaxgrpo.selection import make_order as order_of
+from jaxgrpo.selection import make_proposals as proposals_of
 from tests.tiny_rollouts import in_lockstep
 
 BAND = DifficultyFilter("band", 0.25, 0.75)
@@ -315,3 +321,35 @@ def test_the_offline_filter_keeps_what_was_measured_within_both_ends(tmp_path):
     path.write_text(json.dumps({"a/p1": 0.5, "b/p5": 0.5}))
     assert isinstance(problems_within(mixed, str(path), 0.2, 0.8), MixedProblems)
     assert len(problems_within(mixed, str(path), 0.2, 0.8)) == 2
+
+
+# 5. A config brought to life.
+
+
+def test_a_config_says_what_a_step_asks_and_in_which_order():
+    plain = Config(data=NO_PROBLEMS, rewards={})
+    assert proposals_of(plain, History()) is None
+    assert isinstance(order_of(plain, PROBLEMS, None), ProblemOrder)
+    spec = collect_spec(plain, 1, 0.0, 0.5, None)
+    assert (spec.groups, spec.max_prompts) == (8, 32)
+    assert (spec.early_stop, spec.ahead, spec.refill) == (None, 0, True)
+    # A mask asks one prompt for each group, whatever the bound of a refill.
+    mask = replace(plain, filter=Filter(refill=False))
+    assert collect_spec(mask, 1, 0.0, 0.5, None).max_prompts == 8
+    # By early stops alone nothing is asked in another order, but verdicts are remembered.
+    early = replace(plain, filter=Filter(early_verdicts=2, ahead=1.5))
+    proposals = proposals_of(early, History())
+    assert isinstance(order_of(early, PROBLEMS, proposals), ProblemOrder)
+    spec = collect_spec(early, 1, 0.0, 0.25, proposals)
+    # A quarter is expected to pass, which counts as eight groups.
+    assert spec.in_flight(kept=0, asked=0) == 32
+    assert spec.in_flight(kept=6, asked=8) == math.ceil(1.5 * 2 / 0.5)
+    assert spec.in_flight(kept=7, asked=31) == 1
+    proposals.begin(2, spec.filter)
+    proposals.record(PROBLEMS[0], 0, 8, step=1, epoch=0)
+    solved, failed = spec.early_stop.prior(PROBLEMS[0])
+    assert (solved, failed) == (1, pytest.approx(1 + 8 * 0.98 + 2))
+    for changed in (Order(by="chance"), Order(rest=1)):
+        ranked = replace(plain, order=changed)
+        order = order_of(ranked, PROBLEMS, proposals_of(ranked, History()))
+        assert isinstance(order, RankedOrder)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from jaxgrpo import config as run_config
 from jaxgrpo.config.command_line import run_main
-from jaxgrpo.config.sizes import num_rows
+from jaxgrpo.config.sizes import num_rows, trained_group_size
 from jaxgrpo.plan import chips, times
 from jaxgrpo.plan.command import log_progress
 from jaxgrpo.plan.compiled import Compiler
@@ -235,7 +235,7 @@ def describe_work(plan: Plan, groups: int, rows: int) -> str:
     lengths = (
         f"{config.sampling.prompt_width} + {config.sampling.max_new_tokens} tokens"
     )
-    rows_per_chip = groups * config.batch.group_size
+    rows_per_chip = groups * trained_group_size(config)
     return (
         f"{Path(config.model).name}, {rows_per_chip} rows a chip of {lengths}, "
         f"micro-batches of {rows} a chip"

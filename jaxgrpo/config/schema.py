@@ -62,8 +62,8 @@ class Filter(FixedFields):
     refill: whether further prompts are sampled until the batch is full (else: exactly a batch's
         prompts are, and the groups that are not kept leave it)
     max_prompts: the refill's bound, in prompts sampled a step as a multiple of the batch's groups
-    ahead: problems in flight, at most, as a multiple of those that a step still needs by the share
-        of groups that passed in the steps before (0: as many as there are slots for)
+    ahead: problems in flight, at most, as a multiple of those that a step is likely to need yet, by
+        the share of groups that passed before (0: as many as there are slots for)
     select: of the groups that pass, "launch": the first in the order of launch; "variance": those
         of the greatest variance, when as many prompts were sampled as may be; "finish": the first
         to end, which favours short answers

@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from jaxgrpo.errors import check_choice
 from jaxgrpo.rollout import difficulty
 from jaxgrpo.rollout.batch import ALL_ROWS, TrainedRows, ages_of_trained_tokens
 from jaxgrpo.rollout.difficulty import DifficultyFilter
@@ -23,6 +24,16 @@ from jaxgrpo.rollout.report import summarise
 from jaxgrpo.rollout.screening import EarlyStop, early_stop_metrics
 from jaxgrpo.rollout.stream import RolloutStream
 from jaxgrpo.types import Params
+
+SELECTIONS = ("launch", "finish", "variance")
+"""Which of the groups that passed are trained on.
+
+    "launch": the first in the order of launch.
+    "finish": the first whose completions have all ended: a bias to short answers. The stream's
+        order decides (RolloutStream.in_launch_order).
+    "variance": of all problems that may be asked, those with the greatest variance of the verdict,
+        then of the reward.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,8 +47,10 @@ class CollectSpec:
     select: one of SELECTIONS, which of the groups that passed are trained on
     trained_rows: completions that the update may count
     beta: of the optimal policy that filter/divergence speaks of
-    ahead: problems in flight, at most, as a multiple of the groups that are still needed; 0: as
-        many as there are slots for
+    ahead: problems in flight, at most, as a multiple of those that are likely to be needed still;
+        0: as many as there are slots for
+    expected: share of the groups that was likely to pass before the step, which counts as much as a
+        batch of groups that are judged in it
     early_stop: says which groups are not sampled further, by their first verdicts; None: all are
     """
 
@@ -49,7 +62,11 @@ class CollectSpec:
     trained_rows: TrainedRows = ALL_ROWS
     beta: float = 1.0
     ahead: float = 0.0
+    expected: float = 0.5
     early_stop: EarlyStop | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("filter.select", self.select, SELECTIONS)
 
     def needed(self, kept: int, asked: int) -> int:
         """Returns the groups that the step must still ask, at least."""
@@ -58,6 +75,17 @@ class CollectSpec:
             return min(self.groups - asked, to_ask)
         # The groups of most variance are known once all are.
         return to_ask if self.select == "variance" else min(self.groups - kept, to_ask)
+
+    def in_flight(self, kept: int, asked: int) -> int:
+        """Returns how many problems may be in flight; 0: as many as there are slots for."""
+        if not self.ahead:
+            return 0
+        needed = self.needed(kept, asked)
+        share = (self.expected * self.groups + kept) / (self.groups + asked)
+        likely = needed / share if self.refill and share else needed
+        return min(
+            max(needed, math.ceil(self.ahead * likely)), self.max_prompts - asked
+        )
 
     def accepts(self, group: JudgedGroup) -> bool:
         """Returns whether a group may train the policy."""
@@ -68,17 +96,6 @@ class CollectSpec:
     def is_whole(self, group: JudgedGroup) -> bool:
         """Returns whether all rows of a group were sampled."""
         return not self.early_stop or len(group.texts) == self.early_stop.group_size
-
-
-SELECTIONS = ("launch", "finish", "variance")
-"""Which of the groups that passed are trained on.
-
-    "launch": the first in the order of launch.
-    "finish": the first whose completions have all ended: a bias to short answers. The stream's
-        order decides (RolloutStream.in_launch_order).
-    "variance": of all problems that may be asked, those with the greatest variance of the verdict,
-        then of the reward.
-"""
 
 
 @dataclass(frozen=True)
@@ -135,19 +152,20 @@ def collect_groups(
         spec.groups,
         spec.max_prompts,
         spec.early_stop,
-        spec.ahead,
+        spec.in_flight(0, 0),
     )
     asked: list[JudgedGroup] = []
     kept: list[JudgedGroup] = []
     while True:
         needed = spec.needed(len(kept), len(asked))
-        groups = stream.take(needed) if needed else []
+        in_flight = spec.in_flight(len(kept), len(asked))
+        groups = stream.take(needed, in_flight) if needed else []
         if not groups:  # the batch is full, the bound is reached, or no problem is left
             break
         asked += groups
         kept += filter(spec.accepts, groups)
     # Both count from the session's beginning.
-    in_flight = session.launched - stream.problems.used - len(asked)
+    left_in_flight = session.launched - stream.problems.used - len(asked)
     stream.end(len(asked))
 
     # 2. Take the batch of those that passed, and fill what is left with the others.
@@ -170,7 +188,7 @@ def collect_groups(
         "rollout/trained": ages.size / usage.tokens,
         "rollout/age": ages.mean() if ages.size else math.nan,
         "rollout/age_max": ages.max() if ages.size else math.nan,
-        "rollout/in_flight": in_flight,
+        "rollout/in_flight": left_in_flight,
         "rollout/tokens_per_s": usage.tokens / usage.seconds,
         "rollout/utilisation": usage.tokens / usage.slot_steps,
         "rollout/idle": usage.idle_seconds / usage.seconds,

@@ -1,6 +1,5 @@
 """Judged groups for one step after another, from a session that may go on across steps."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -59,7 +58,7 @@ class RolloutStream:
     _queue: JudgingQueue = field(init=False)
     _spare: int = 0
     """With keep_in_flight: problems that may be in flight besides those that the step needs."""
-    _ahead: float = 0.0
+    _max_in_flight: int = 0
 
     def begin(
         self,
@@ -69,7 +68,7 @@ class RolloutStream:
         groups: int,
         max_prompts: int,
         early_stop: EarlyStop | None = None,
-        ahead: float = 0.0,
+        in_flight: int = 0,
     ) -> Session:
         """Begins a step, whose groups `take` returns. With keep_in_flight the device is then busy.
 
@@ -77,11 +76,11 @@ class RolloutStream:
         groups: groups that the step needs at least, unless there are fewer prompts
         max_prompts: problems that the step may ask
         early_stop: says which groups go on by their first verdicts, on `request.screened` rows
-        ahead: without keep_in_flight, the problems in flight, at most, as a multiple of the groups
-            that the step still needs; 0: as many as there are slots for
+        in_flight: without keep_in_flight, the problems in flight at first, at most; 0: at any time
+            as many as there are slots for
         """
         self._weights = weights
-        self._ahead = ahead
+        self._max_in_flight = in_flight
         if not self._in_rounds:
             problems = islice(self.problems, max_prompts)
             session = self.engine.session(params, problems, self.request, step)
@@ -112,7 +111,7 @@ class RolloutStream:
         Verdicts are then waited for at the end of a round, so that no clock says how many are
         launched.
         """
-        return self.keep_in_flight or self._ahead > 0
+        return self.keep_in_flight or self._max_in_flight > 0
 
     def _new_queue(self, early_stop: EarlyStop | None) -> JudgingQueue:
         return JudgingQueue(
@@ -123,12 +122,14 @@ class RolloutStream:
             early_stop=early_stop,
         )
 
-    def take(self, needed: int) -> list[JudgedGroup]:
+    def take(self, needed: int, in_flight: int = 0) -> list[JudgedGroup]:
         """Returns the next judged groups, at least one unless no problem is left.
 
         needed: the step cannot end with fewer; at most so many are returned, or 1 where they are
             not asked in rounds
+        in_flight: as of `begin`, from now on; at least `needed`
         """
+        self._max_in_flight = in_flight
         if not self._in_rounds:
             return list(islice(self._groups, 1))
         assert self._session is not None
@@ -148,7 +149,7 @@ class RolloutStream:
         The step will use at least `needed` groups more. So when it ends with keep_in_flight, at
         most `_spare` of those launched are in flight.
         """
-        in_flight = max(needed, math.ceil(self._ahead * needed))
+        in_flight = self._max_in_flight
         if self.keep_in_flight:
             in_flight = needed + self._spare
         session.max_launched = self._queue.head + in_flight
