@@ -41,6 +41,9 @@ SLOWEST_FILES = (
     "test_packing",
     "test_engine",
     "test_programs",
+    "test_sft_runs",
+    "test_evaluations",
+    "test_readme",
     "test_bad_input",
     "test_logprobs",
 )
@@ -50,15 +53,18 @@ They start before all others: one that started last would keep a single worker b
 """
 
 UNMEASURED_FILES = (
+    "test_int8",
     "test_lora",
     "test_optimizer",
     "test_packing",
     "test_precision",
+    "test_programs",
+    "test_train",
     "test_training",
     "test_updates",
 )
-"""Test files in which coverage is not measured: they trace the same update for many settings, which
-takes nearly twice as long where it is. Other files run the same lines."""
+"""Test files in which coverage is not measured: they trace the same programs for many settings,
+which takes nearly twice as long where it is. Other files run the same lines."""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
