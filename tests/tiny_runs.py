@@ -25,6 +25,7 @@ from jaxgrpo.distributed.mesh import make_mesh
 from jaxgrpo.models import hf_folder, lora, transformer
 from jaxgrpo.models.lora import Lora
 from jaxgrpo.programs import compile_programs
+from jaxgrpo.rewards.maths import golds
 from tests.tiny_models import make_folder
 
 ROOT = Path(__file__).parent.parent
@@ -118,11 +119,12 @@ def make_sft_config(folder: Path, *overrides: str) -> SFTConfig:
 
 
 def share_programs(monkeypatch, draws_plot: bool = False) -> None:
-    """Shortens runs: they look at the length of 32 prompts, not of 2,000.
+    """Shortens runs: they look at 32 prompts and gold answers, not at 2,000 and 10,000.
 
     draws_plot: whether they draw metrics.png, which takes a second
     """
     monkeypatch.setattr(prompt_filter, "MAX_CHECKED", 32)
+    monkeypatch.setattr(golds, "MAX_CHECKED", 32)
     if not draws_plot:
         monkeypatch.setattr(plots, "plot", lambda *_: None)
 
