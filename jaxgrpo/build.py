@@ -4,7 +4,7 @@ Training and evaluation both stand on it. Things are made in the order in which 
 wrong most cheaply: nothing touches a device before all input is checked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -125,14 +125,7 @@ def build_run(config: Config, trains: bool = True) -> Run:
         )
     task = Task(problems, config.rewards, config.solved_by)
     heldout = config.data.heldout() if config.evaluation.problems else []
-    positions = hf_folder.max_positions(folder)
-    prompt_filter = PromptFilter(
-        tokenizer=tokens,
-        system=config.system,
-        width=config.sampling.prompt_width,
-        vocab_size=network.vocab_size,
-        max_width=positions - config.sampling.max_new_tokens if positions else None,
-    )
+    prompt_filter = make_prompt_filter(config, folder, network, tokens)
     notes: list[str | None] = []
     if trains:
         notes += [off_policy_note(config), prompt_filter.check(problems, "training")]
@@ -144,12 +137,50 @@ def build_run(config: Config, trains: bool = True) -> Run:
     compilation_cache.enable()
     reference = reference_network(config, tokens)
     programs = build_programs(config, network, tokens.eos_ids, reference=reference)
+    return make_run(
+        config, network, folder, task, heldout, prompt_filter, programs, notes
+    )
+
+
+def make_prompt_filter(
+    config: Config, folder: Path, network: ModelConfig, tokens: Tokenizer
+) -> PromptFilter:
+    """Returns what accepts the problems that a run can ask.
+
+    folder: the model's
+    """
+    positions = hf_folder.max_positions(folder)
+    return PromptFilter(
+        tokenizer=tokens,
+        system=config.system,
+        width=config.sampling.prompt_width,
+        vocab_size=network.vocab_size,
+        max_width=positions - config.sampling.max_new_tokens if positions else None,
+    )
+
+
+def make_run(
+    config: Config,
+    network: ModelConfig,
+    folder: Path,
+    task: Task,
+    heldout: Problems,
+    prompt_filter: PromptFilter,
+    programs: Programs,
+    notes: Iterable[str | None],
+) -> Run:
+    """Returns the run of parts that have been checked, with its workers and its engine.
+
+    folder: the model's
+    heldout: all held-out problems; those that are evaluated are taken of them here
+    notes: lines for its start; None: none
+    """
     pool = Pool(
         config.rewards | MEASURED, config.verifier.workers, config.verifier.deadline
     )
     engine = Engine(
         programs,
-        tokens,
+        prompt_filter.tokenizer,
         config.sampling.prompt_width,
         config.sampling.max_new_tokens,
         config.seed,

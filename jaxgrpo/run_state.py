@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from jaxgrpo import config as configs
@@ -11,8 +12,10 @@ from jaxgrpo import losses
 from jaxgrpo.build import Run, load_policy
 from jaxgrpo.checkpoint import Checkpoints
 from jaxgrpo.config import Config
+from jaxgrpo.config.sft_schema import AnyConfig
 from jaxgrpo.data.order import Order
 from jaxgrpo.distributed.mesh import to_device
+from jaxgrpo.files import remove, run_folder
 from jaxgrpo.losses import Objective
 from jaxgrpo.models import lora
 from jaxgrpo.problems import Weighted
@@ -22,6 +25,7 @@ from jaxgrpo.rollout.groups import JudgedGroup
 from jaxgrpo.rollout.proposals import Proposals
 from jaxgrpo.rollout.report import Json, verdict_means
 from jaxgrpo.selection import collect_spec, make_order, make_proposals, moving_band
+from jaxgrpo.summary import check_shared
 from jaxgrpo.types import Params, TrainState
 
 INIT_FROM = "--config.init_from"
@@ -63,6 +67,18 @@ class RunState:
             "objective": losses.moving_values(self.objective),
             "seconds": time.time() - self.started_at,
         }
+
+
+def write_config(config: AnyConfig) -> None:
+    """Writes OUT/config.json, and removes an evaluation of the start by other questions.
+
+    Raises UserError if not all processes see it.
+    """
+    if jax.process_index() == 0:
+        if configs.changes_evaluation(config, config.out):
+            remove(run_folder(config.out) / "before.json")
+        configs.save(config, config.out)
+    check_shared(config.out)
 
 
 def check_start(config: Config) -> None:

@@ -21,9 +21,14 @@ from jaxgrpo.config import GAPS, Config, parse_command_line
 from jaxgrpo.config.command_line import run_main
 from jaxgrpo.config.sizes import sampler_precision
 from jaxgrpo.data.order import ProblemStream
-from jaxgrpo.distributed.processes import gather_json, join_processes, print0
+from jaxgrpo.distributed.processes import (
+    gather_json,
+    join_processes,
+    print0,
+    print_nothing,
+)
 from jaxgrpo.errors import UserError
-from jaxgrpo.files import remove, run_folder, write_json
+from jaxgrpo.files import run_folder, write_json
 from jaxgrpo.overview import overview
 from jaxgrpo.plan.inputs import learning_inputs
 from jaxgrpo.rollout.batch import make_batch
@@ -43,12 +48,12 @@ from jaxgrpo.run_state import (
     note_groups,
     restore_or_start,
     start_policy,
+    write_config,
 )
 from jaxgrpo.selection import trained_rows
 from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import (
     Report,
-    check_shared,
     headline,
     is_finished,
     make_once,
@@ -77,7 +82,7 @@ def train(
     Raises UserError for bad input, before any device time is spent.
     """
     join_processes(**vars(config.distributed))
-    say = _silence if config.quiet else print0
+    say = print_nothing if config.quiet else print0
     resume_notes = configs.check_same(config, config.out)
     evaluate.check(config)
     check_start(config)
@@ -93,11 +98,7 @@ def train(
         ) as checkpoints,
     ):
         # 1. Prepare: parameters, the newest checkpoint, compiled programs.
-        if jax.process_index() == 0:
-            if configs.changes_evaluation(config, config.out):
-                remove(out / "before.json")
-            configs.save(config, config.out)
-        check_shared(config.out)
+        write_config(config)
         say(overview(run))
         for note in [*resume_notes, *run.notes]:
             say(note)
@@ -354,10 +355,6 @@ def check_agreement(config: Config, update_metrics: Mapping[str, float]) -> None
             f"token of a hundred, and in {precision} they should by at most {max_gap:g}: the "
             "run is stopped; if you know why, raise sampling.max_logprob_gap"
         )
-
-
-def _silence(*values: object, flush: bool = False) -> None:
-    """Prints nothing, in the place of `print0`."""
 
 
 def _evaluate(run: Run, params: Params) -> Report:

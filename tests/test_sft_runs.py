@@ -99,6 +99,8 @@ def test_it_leaves_what_a_run_leaves(unbroken):
     # The last evaluation was made once, after the last step.
     assert yielded[-1]["evaluation/loss"] == summary["loss_after"]
     assert {"evaluation/accuracy", "evaluation/en/loss"} <= yielded[-1].keys()
+    before = json.loads((out / "before.json").read_text())
+    assert before["problems"] == config.evaluation.problems
     assert list(sft(config)) == []
 
 

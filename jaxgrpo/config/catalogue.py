@@ -55,6 +55,7 @@ def sources() -> list[Entry]:
         _entry(thing, path)
         for path, thing in _public_things(data)
         if isinstance(thing, type)
+        and not inspect.isabstract(thing)
         and hasattr(thing, "train")
         and hasattr(thing, "heldout")
     ]

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,48 @@ from jaxgrpo.rewards.maths.extraction import find_boxes, parse_gold
 
 
 @dataclass
-class MATH(FixedFields):
+class CompetitionSet(FixedFields, ABC):
+    """A Source of problems to train on, from a file, and to hold out; the base of those below.
+
+    path: the training file.
+    heldout_path: the held-out file; without one the last `heldout_size` rows of `path` are held
+      out.
+    heldout_size: number of rows to hold out where there is no `heldout_path`.
+    """
+
+    path: str = ""
+    heldout_path: str = ""
+    heldout_size: int = 256
+
+    def train(self) -> Problems:
+        """Returns the training problems; raises UserError if they cannot be read."""
+        return self._split("train")
+
+    def heldout(self) -> Problems:
+        """Returns the held-out problems, none of which is in train(); raises what that does."""
+        return self._split("heldout")
+
+    def _split(self, split: str) -> Problems:
+        return read_split(
+            self.path,
+            self.heldout_path,
+            self.heldout_size,
+            self._problem,
+            split,
+            self._accepts,
+        )
+
+    @abstractmethod
+    def _accepts(self, row: Row) -> bool:
+        """Returns whether a row has a problem that can be asked and verified."""
+
+    @abstractmethod
+    def _problem(self, row: Row, split: str) -> Problem:
+        """Returns a row's problem."""
+
+
+@dataclass
+class MATH(CompetitionSet):
     r"""A Source: MATH (arXiv 2103.03874), 7,500 problems to train on and 5,000 to evaluate on.
 
     {"problem": "Let \\[f(x) = ...", "level": "Level 5", "type": "Algebra",
@@ -38,18 +80,6 @@ class MATH(FixedFields):
     https://huggingface.co/datasets/EleutherAI/hendrycks_math
     """
 
-    path: str = ""
-    heldout_path: str = ""
-    heldout_size: int = 256
-
-    def train(self) -> Problems:
-        """Returns the training problems; raises UserError if they cannot be read."""
-        return self._split("train")
-
-    def heldout(self) -> Problems:
-        """Returns the held-out problems, none of which is in train(); raises what that does."""
-        return self._split("heldout")
-
     def _split(self, split: str) -> Problems:
         is_other_file = split == "heldout" and bool(self.heldout_path)
         if self.path and not is_other_file:
@@ -58,14 +88,13 @@ class MATH(FixedFields):
                 name = "train" if split == "train" else "test"
                 rows = list(filter(_math_gold, _rows_in_turns(folder, name)))
                 return to_problems(rows, lambda row: _math_problem(row, name, folder))
-        return read_split(
-            self.path,
-            self.heldout_path,
-            self.heldout_size,
-            lambda row, split: _math_problem(row, split, None),
-            split,
-            lambda row: bool(_math_gold(row)),
-        )
+        return super()._split(split)
+
+    def _accepts(self, row: Row) -> bool:
+        return bool(_math_gold(row))
+
+    def _problem(self, row: Row, split: str) -> Problem:
+        return _math_problem(row, split, None)
 
 
 def _rows_in_turns(folder: Path, split: str) -> Iterator[Row]:
@@ -128,7 +157,7 @@ def _level_of(row: Row) -> int:
 
 
 @dataclass
-class SimpleRLZoo(FixedFields):
+class SimpleRLZoo(CompetitionSet):
     r"""A Source: the training data of SimpleRL-Zoo (arXiv 2503.18892), some 8,000 problems a set.
 
     {"question": "Let \\[f(x) = ...", "gt_answer": "0", "level": 5, "subject": "Algebra",
@@ -150,27 +179,8 @@ class SimpleRLZoo(FixedFields):
     https://huggingface.co/datasets/hkust-nlp/SimpleRL-Zoo-Data
     """
 
-    path: str = ""
-    heldout_path: str = ""
-    heldout_size: int = 256
-
-    def train(self) -> Problems:
-        """Returns the training problems; raises UserError if the file cannot be read."""
-        return self._split("train")
-
-    def heldout(self) -> Problems:
-        """Returns the held-out problems, none of which is in train(); raises what that does."""
-        return self._split("heldout")
-
-    def _split(self, split: str) -> Problems:
-        return read_split(
-            self.path,
-            self.heldout_path,
-            self.heldout_size,
-            self._problem,
-            split,
-            lambda row: bool(_with_extra_info(row).value("gt_answer", "path")),
-        )
+    def _accepts(self, row: Row) -> bool:
+        return bool(_with_extra_info(row).value("gt_answer", "path"))
 
     def _problem(self, row: Row, split: str) -> Problem:
         row = _with_extra_info(row)
@@ -199,7 +209,7 @@ NO_ANSWERS = ("", "proof", "notfound")
 
 
 @dataclass
-class NuminaMath(FixedFields):
+class NuminaMath(CompetitionSet):
     """A Source: problems of NuminaMath 1.5 whose answers can be verified.
 
     {"problem": "...", "solution": "...", "answer": "12", "problem_type": "Algebra",
@@ -219,28 +229,7 @@ class NuminaMath(FixedFields):
     Source, under Apache-2.0: https://huggingface.co/datasets/AI-MO/NuminaMath-1.5
     """
 
-    path: str = ""
-    heldout_path: str = ""
     sources: tuple[str, ...] = ()
-    heldout_size: int = 256
-
-    def train(self) -> Problems:
-        """Returns the training problems; raises UserError if the file cannot be read."""
-        return self._split("train")
-
-    def heldout(self) -> Problems:
-        """Returns the held-out problems, none of which is in train(); raises what that does."""
-        return self._split("heldout")
-
-    def _split(self, split: str) -> Problems:
-        return read_split(
-            self.path,
-            self.heldout_path,
-            self.heldout_size,
-            self._problem,
-            split,
-            self._accepts,
-        )
 
     def _accepts(self, row: Row) -> bool:
         """Returns whether a row is a valid word problem with an answer, of one of the sources."""

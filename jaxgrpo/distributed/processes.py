@@ -228,6 +228,10 @@ def print0(*values: object, end: str = "\n", flush: bool = False) -> None:
         print(*values, end=end, flush=flush)
 
 
+def print_nothing(*values: object, end: str = "\n", flush: bool = False) -> None:
+    """Prints nothing, in the place of `print0`."""
+
+
 def gather_json(value: object) -> list[Any]:
     """Returns the JSON values of all processes, in the order of the processes.
 

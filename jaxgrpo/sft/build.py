@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from jaxgrpo.build import (
-    MEASURED,
     Run,
     check_positions,
+    make_prompt_filter,
+    make_run,
     match_tokenizer,
     model_folder,
 )
 from jaxgrpo.config import Config, SFTConfig, validate_sft
 from jaxgrpo.data.examples import ExampleMaker
 from jaxgrpo.data.order import ProblemOrder, ProblemStream
-from jaxgrpo.data.prompt_filter import PromptFilter
 from jaxgrpo.device.specs import UpdateSpec, dividing_rows
 from jaxgrpo.distributed import compilation_cache
 from jaxgrpo.distributed.mesh import make_mesh, row_devices
@@ -36,9 +36,6 @@ from jaxgrpo.program_specs import (
 )
 from jaxgrpo.programs import Programs, compile_programs
 from jaxgrpo.rewards.maths.golds import notes_on_golds
-from jaxgrpo.rewards.workers.pool import Pool
-from jaxgrpo.rollout.engine import Engine
-from jaxgrpo.rollout.judge import Judge
 from jaxgrpo.sft.packing import count_batches, pack
 from jaxgrpo.text import tokenizer
 from jaxgrpo.types import TrainBatch
@@ -91,14 +88,13 @@ def build(config: SFTConfig) -> SFTRun:
     network, tokens = match_tokenizer(
         folder, hf_folder.check_folder(folder), tokenizer.load(folder)
     )
-    positions = hf_folder.max_positions(folder) or None
     make_example = ExampleMaker(
         tokenizer=tokens,
         system=config.system,
         solution=config.solution,
         width=config.packing.width,
         vocab_size=network.vocab_size,
-        positions=positions,
+        positions=hf_folder.max_positions(folder) or None,
     )
 
     # 2. Examples, of which the first are checked, and with them the number of steps.
@@ -111,13 +107,7 @@ def build(config: SFTConfig) -> SFTRun:
     steps = config.steps or _count_steps(config, make_example, problems)
     rl_config = config.to_config(steps)
     task = Task(problems, config.rewards, config.solved_by)
-    prompt_filter = PromptFilter(
-        tokenizer=tokens,
-        system=config.system,
-        width=config.sampling.prompt_width,
-        vocab_size=network.vocab_size,
-        max_width=positions - config.sampling.max_new_tokens if positions else None,
-    )
+    prompt_filter = make_prompt_filter(rl_config, folder, network, tokens)
     if config.rewards:
         check_positions(rl_config.sampling, folder)
         notes += notes_on_golds(task, heldout)
@@ -127,28 +117,8 @@ def build(config: SFTConfig) -> SFTRun:
     # 3. Programs, which need the devices, and worker processes.
     compilation_cache.enable()
     programs = _build_programs(config, rl_config, network, tokens.eos_ids)
-    pool = Pool(
-        config.rewards | MEASURED, config.verifier.workers, config.verifier.deadline
-    )
-    engine = Engine(
-        programs,
-        tokens,
-        config.sampling.prompt_width,
-        config.sampling.max_new_tokens,
-        config.seed,
-        config.system,
-    )
-    run = Run(
-        config=rl_config,
-        network=network,
-        task=task,
-        heldout=heldout,
-        prompt_filter=prompt_filter,
-        judge=Judge(pool, config.rewards, config.solved_by),
-        engine=engine,
-        programs=programs,
-        model_folder=folder,
-        notes=[note for note in notes if note],
+    run = make_run(
+        rl_config, network, folder, task, heldout, prompt_filter, programs, notes
     )
     heldout_batches = _heldout_batches(config, make_example, heldout)
     return SFTRun(config, run, make_example, heldout_batches)

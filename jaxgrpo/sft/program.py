@@ -21,20 +21,24 @@ from jaxgrpo.config import SFTConfig, parse_sft_command_line
 from jaxgrpo.console import SFT_COLUMNS
 from jaxgrpo.data.order import ProblemOrder, ProblemStream
 from jaxgrpo.distributed.mesh import to_device
-from jaxgrpo.distributed.processes import gather_json, join_processes, print0
+from jaxgrpo.distributed.processes import (
+    gather_json,
+    join_processes,
+    print0,
+    print_nothing,
+)
 from jaxgrpo.errors import UserError
-from jaxgrpo.files import remove, run_folder, write_json
+from jaxgrpo.files import run_folder, write_json
 from jaxgrpo.losses import Supervised
 from jaxgrpo.program_specs import learning_rates
 from jaxgrpo.rollout.report import Json
-from jaxgrpo.run_state import check_start, first_state
+from jaxgrpo.run_state import check_start, first_state, write_config
 from jaxgrpo.sft import evaluation
 from jaxgrpo.sft.build import SFTRun, build
 from jaxgrpo.sft.overview import overview
 from jaxgrpo.sft.packing import count_examples
 from jaxgrpo.signals import noted_signals
 from jaxgrpo.summary import (
-    check_shared,
     headline,
     is_finished,
     make_once,
@@ -85,7 +89,7 @@ def sft(
     Raises UserError for bad input, before any device time is spent.
     """
     join_processes(**vars(config.distributed))
-    say = partial(_silence if config.quiet else print0, flush=True)
+    say = partial(print_nothing if config.quiet else print0, flush=True)
     configs.validate_sft(config)
     resume_notes = configs.check_same(config, config.out)
     if config.rewards:
@@ -106,11 +110,7 @@ def sft(
             return
 
         # 1. Prepare: parameters, the newest checkpoint.
-        if jax.process_index() == 0:
-            if configs.changes_evaluation(config, config.out):
-                remove(out / "before.json")
-            configs.save(config, config.out)
-        check_shared(config.out)
+        write_config(config)
         say(overview(sft_run))
         for note in [*resume_notes, *run.notes]:
             say(note)
@@ -305,10 +305,6 @@ def _evaluate_last(sft_run: SFTRun, state: SFTState, reference: Params | None) -
     if not sampled.is_due(config, state.step):
         return make()
     return make_once(sampled.step_path(config.out, state.step), make)
-
-
-def _silence(*values: object, flush: bool = False) -> None:
-    """Prints nothing, in the place of `print0`."""
 
 
 def main(argv: list[str]) -> None:

@@ -49,7 +49,10 @@ def note_on_golds(problems: Problems, kind: str) -> str | None:
         problem = problems[i]
         if not any(is_mathematical(answer) for answer in gold_answers(problem)):
             wordy.append(problem)
-    if 2 * len(wordy) < checked or not wordy:
+        # The others are more than half, whatever is still to come.
+        if 2 * (i + 1 - len(wordy)) > checked:
+            return None
+    if not wordy:
         return None
     first = "the first " if checked < len(problems) else ""
     shown = wordy[0].answer[:_MAX_SHOWN]
